@@ -1,0 +1,240 @@
+"""The training loop: train an epoch, validate, upgrade, save. This order is the method."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.loaders import TrainLoader
+from engine.checkpoint import RunFolder
+from engine.guard import LossGuard
+from engine.report import EvalReport
+from engine.supervision import Supervision
+from engine.train_step import TrainStep
+from modeling.outputs import LossDict
+from solver.build import Optimizers, set_learning_rate
+from utils.metrics import MetricWriter
+from utils.progress import progress
+
+_LOGGER = logging.getLogger("reid_baseline")
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How long to train and how often to look.
+
+    Attributes:
+        max_epochs: SOLVER.MAX_EPOCHS.
+        val_period: SOLVER.VAL_PERIOD, epochs; the last epoch is always validated.
+        checkpoint_period: SOLVER.CHECKPOINT_PERIOD, epochs; the last epoch is always saved.
+        log_period: SOLVER.LOG_PERIOD, iterations.
+        learning_rate: Learning rate of an epoch, counted from 1.
+    """
+
+    max_epochs: int
+    val_period: int
+    checkpoint_period: int
+    log_period: int
+    learning_rate: Callable[[int], float]
+
+    def due(self, epoch: int, period: int) -> bool:
+        """Tell whether something with this period happens after ``epoch``."""
+        return epoch % period == 0 or epoch == self.max_epochs
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        epoch: Its epoch; 0 before the first.
+        rank1: Rank-1 of raw queries in the protected gallery.
+        qualified: Whether it qualified for upgradation; one that did beats every one that did not.
+    """
+
+    epoch: int = 0
+    rank1: float = -1.0
+    qualified: bool = False
+
+    def beaten_by(self, rank1: float, *, qualified: bool) -> bool:
+        """Tell whether a validation takes its place."""
+        return (qualified, rank1) > (self.qualified, self.rank1)
+
+
+@dataclass
+class TrainState:
+    """What changes while training and is neither weights nor optimiser.
+
+    Attributes:
+        epoch: Last finished epoch.
+        step: Iterations so far, the x axis of every curve.
+        best: Best validation so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: Best = field(default_factory=Best)
+
+
+@dataclass
+class Trainer:
+    """Everything one training needs; :meth:`fit` is the loop.
+
+    Attributes:
+        step: One optimisation step, of the joint model or of the baseline.
+        networks: All networks that learn; put into training mode at the start of an epoch.
+        centers: Identity centres of the centre loss.
+        loader: Training batches.
+        optimizers: Of every network and of the centres.
+        supervision: Gives the anonymization target, and upgrades it.
+        plan: How long, how often.
+        folder: Where checkpoints go.
+        writer: TensorBoard and ``metrics.jsonl``.
+        validate: Scores the validation split after an epoch; None where there is none.
+    """
+
+    step: TrainStep
+    networks: nn.Module
+    centers: nn.Module
+    loader: TrainLoader
+    optimizers: Optimizers
+    supervision: Supervision
+    plan: TrainPlan
+    folder: RunFolder
+    writer: MetricWriter
+    validate: Callable[[int], EvalReport] | None
+    state: TrainState = field(default_factory=TrainState)
+
+    def fit(self) -> EvalReport | None:
+        """Train to the last epoch; returns the report of the last validation, if any."""
+        report = None
+        for epoch in range(self.state.epoch + 1, self.plan.max_epochs + 1):
+            self._train_epoch(epoch)
+            if self.validate is not None and self.plan.due(epoch, self.plan.val_period):
+                report = self._validate(epoch, self.validate)
+            self.state.epoch = epoch
+            if self.plan.due(epoch, self.plan.checkpoint_period):
+                self.folder.save_latest(epoch, self.training_state())
+        return report
+
+    def _train_epoch(self, epoch: int) -> None:
+        rate = self.plan.learning_rate(epoch)
+        set_learning_rate(self.optimizers, rate)
+        self.networks.train()
+        self.loader.set_epoch(epoch)
+        guard = LossGuard(self.folder.path)
+        meter = _Meter()
+        start = time.perf_counter()
+        bar = progress(self.loader, total=len(self.loader), desc=f"epoch {epoch}", unit="batch")
+        for iteration, batch in enumerate(bar, start=1):
+            output = self.step(batch)
+            self.state.step += 1
+            guard.observe(output.losses, batch, self.state.step)
+            meter.add(output.losses, output.total, output.accuracy, len(batch))
+            if iteration % self.plan.log_period == 0 or iteration == len(self.loader):
+                self._log(epoch, iteration, rate, meter.average())
+                bar.set_postfix_str(f"{meter.images_per_s:.1f} images/s", refresh=False)
+                meter = _Meter()
+        guard.check()
+        elapsed = time.perf_counter() - start
+        images_per_s = self.loader.images_per_epoch / elapsed
+        self.writer.scalars({"speed/images_per_s": images_per_s}, self.state.step, epoch)
+        _LOGGER.info(
+            "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]",
+            epoch, elapsed / len(self.loader), images_per_s,
+        )  # fmt: skip
+
+    def _log(self, epoch: int, iteration: int, rate: float, average: dict[str, float]) -> None:
+        _LOGGER.info(
+            "Epoch[%d] Iteration[%d/%d] Loss: %.3f, Acc: %.3f, Base Lr: %.2e",
+            epoch, iteration, len(self.loader), average["total"], average["accuracy"], rate,
+        )  # fmt: skip
+        numbers = {f"loss/{name}": value for name, value in average.items() if name != "accuracy"}
+        numbers |= {"train/accuracy": average["accuracy"], "train/learning_rate": rate}
+        self.writer.scalars(numbers, self.state.step, epoch)
+
+    def _validate(self, epoch: int, validate: Callable[[int], EvalReport]) -> EvalReport:
+        report = validate(epoch)
+        for line in report.log_lines():
+            _LOGGER.info(line)
+        _LOGGER.info("\n%s", report.table())
+        qualified = self._upgrade(report, epoch)
+        upgrade = {f"upgrade/{k}": float(v) for k, v in asdict(self.supervision.state).items()}
+        self.writer.scalars(report.scalars() | upgrade, self.state.step, epoch)
+        if self.state.best.beaten_by(report.rank1, qualified=qualified):
+            self.state.best = Best(epoch, report.rank1, qualified)
+            self.folder.save_best(epoch, asdict(self.state.best))
+            _LOGGER.info(
+                "Best so far: epoch %d, raw->protected rank-1 %.1f%%%s",
+                epoch, 100 * report.rank1,
+                " (not qualified for upgradation)" * (self._can_upgrade and not qualified),
+            )  # fmt: skip
+        return report
+
+    @property
+    def _can_upgrade(self) -> bool:
+        return self.supervision.policy.enabled and self.step.anonymizer is not None
+
+    def _upgrade(self, report: EvalReport, epoch: int) -> bool:
+        """Upgrade supervision where that is possible; tells whether the validation qualified."""
+        if not self._can_upgrade or self.step.anonymizer is None:
+            return False
+        seen = report.validation
+        self.supervision.update(seen, epoch, self.step.anonymizer)
+        return self.supervision.policy.qualifies(seen)
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what a resume needs besides the networks."""
+        return {
+            "optimizers": self.optimizers.state_dict(),
+            "centers": self.centers.state_dict(),
+            "supervision": self.supervision.state_dict(),
+            "step": self.state.step,
+            "best": asdict(self.state.best),
+        }
+
+    def resume(self) -> None:
+        """Continue from the latest checkpoint of the folder.
+
+        Raises:
+            CheckpointError: If it is missing, damaged, or of another architecture.
+        """
+        epoch, saved = self.folder.load_latest()
+        self.optimizers.load_state_dict(saved["optimizers"])
+        self.centers.load_state_dict(saved["centers"])
+        self.supervision.load_state_dict(saved["supervision"], self.step.anonymizer)
+        self.state = TrainState(epoch, saved["step"], Best(**saved["best"]))
+        self.writer.truncate(after_epoch=epoch)
+        _LOGGER.info("Resumed after epoch %d of %d", epoch, self.plan.max_epochs)
+
+
+class _Meter:
+    """Averages over the steps since it was made; its tensors are read only in :meth:`average`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._images = 0
+        self._start = time.perf_counter()
+        self.images_per_s = 0.0
+
+    def add(self, losses: LossDict, total: Tensor, accuracy: Tensor, images: int) -> None:
+        """Add one step."""
+        for name, value in (losses | {"total": total, "accuracy": accuracy}).items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        self._images += images
+
+    def average(self) -> dict[str, float]:
+        """Return the averages. This is where the host waits for the device."""
+        values = torch.stack([value.float() for value in self._sums.values()]) / self._steps
+        average = dict(zip(self._sums, values.tolist(), strict=True))
+        self.images_per_s = self._images / (time.perf_counter() - self._start)
+        return average
