@@ -1,0 +1,130 @@
+"""The published scheme: a pad drawn from the identity number, added in normalised space.
+
+It is not secure and kept because the published tables are made with it. One pair of image and ciphertext opens every
+other image of that person, and without any key the repeated pad is a fingerprint: docs/ISED.md.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from modeling.encryption.cipher import EvaluationKeys, KeySource, Sealed, SubjectKey, check_batch
+
+_KEY_BYTES = 8
+_CACHED_PADS = 128  # 50 MB at 256 x 128; an evaluation meets a person's images close together
+
+
+class NotSecureWarning(UserWarning):
+    """Said once per process: the scheme in use keeps nothing secret."""
+
+
+class PublishedKeys:
+    """The published key of a person: its identity number, which anybody can guess."""
+
+    def sealing_key(self, subject: str) -> SubjectKey:
+        """Return the identity number, the last field of the label, as the key."""
+        return SubjectKey(key_id=subject.encode(), key=_to_key(_pid(subject)))
+
+    def opening_key(self, header: bytes) -> bytes:
+        """Return the key of the label in the header."""
+        return _to_key(_pid(header.decode()))
+
+    def another_key(self, header: bytes) -> bytes:
+        """Return the key of the next identity number."""
+        return _to_key(_pid(header.decode()) + 1)
+
+
+class AdditiveCipher:
+    """C = P + pad, pad = 2 torch.rand(3, H, W, generator=manual_seed(pid)) - 1 on the CPU."""
+
+    name: ClassVar[str] = "additive"
+    secure: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    _warned: ClassVar[bool] = False
+
+    def __init__(self, keys: EvaluationKeys | None = None) -> None:
+        """Warn, once per process, that the scheme is not secure.
+
+        Args:
+            keys: Keys to seal with; the published ones if left out.
+        """
+        self._keys: EvaluationKeys = PublishedKeys() if keys is None else keys
+        self._pads: OrderedDict[tuple[bytes, int, int], Tensor] = OrderedDict()
+        if not AdditiveCipher._warned:
+            AdditiveCipher._warned = True
+            warnings.warn(
+                "ISED.SCHEME 'additive' is the published pad and is not secure: it reproduces the "
+                "published tables and protects nobody; use 'aead' for anything else",
+                NotSecureWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def keys(self) -> EvaluationKeys:
+        """The keys that images are sealed under."""
+        return self._keys
+
+    def quantize(self, images: Tensor) -> Tensor:
+        """Return the images as float32: nothing is rounded beyond that."""
+        return images.float()
+
+    def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
+        """Add each subject's pad to images (B, 3, H, W)."""
+        check_batch(images, subjects)
+        keys = [self._keys.sealing_key(subject) for subject in subjects]
+        payload = self._combine(images, [key.key for key in keys], sign=1.0)
+        headers = tuple(key.key_id for key in keys)
+        return Sealed(self.name, payload, headers, images.device)
+
+    def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
+        """Subtract the pads that the keys give; a wrong key gives garbage, not an error."""
+        found = [keys.opening_key(header) for header in sealed.headers]
+        return self._combine(sealed.payload, found, sign=-1.0)
+
+    def observe(self, sealed: Sealed) -> Tensor:
+        """Return the padded images as they are."""
+        return sealed.payload
+
+    def _combine(self, images: Tensor, keys: Sequence[bytes], *, sign: float) -> Tensor:
+        """Return images + sign * pads in float32, whatever autocast does outside."""
+        height, width = int(images.shape[-2]), int(images.shape[-1])
+        with torch.autocast(images.device.type, enabled=False):
+            if not keys:
+                return images.float()
+            pads = torch.stack([self._pad(key, height, width) for key in keys])
+            return torch.add(images.float(), pads.to(images.device), alpha=sign)
+
+    def _pad(self, key: bytes, height: int, width: int) -> Tensor:
+        """Return a pad (3, H, W), float32 on the CPU, from the cache or a generator of its own."""
+        place = (key, height, width)
+        pad = self._pads.pop(place, None)
+        if pad is None:
+            generator = torch.Generator().manual_seed(int.from_bytes(key, "big", signed=True))
+            pad = 2 * torch.rand(3, height, width, generator=generator, dtype=torch.float32) - 1
+        self._pads[place] = pad  # most recently used last
+        if len(self._pads) > _CACHED_PADS:
+            self._pads.popitem(last=False)
+        return pad
+
+
+def _pid(subject: str) -> int:
+    """Return the identity number of a label."""
+    field = subject.rsplit("/", 1)[-1]
+    try:
+        return int(field)
+    except ValueError:
+        raise ValueError(
+            f"subject {subject!r} does not end in an identity number; expected dataset/split/pid "
+            "for ISED.SCHEME additive, or use aead"
+        ) from None
+
+
+def _to_key(pid: int) -> bytes:
+    """Return an identity number as bytes."""
+    return pid.to_bytes(_KEY_BYTES, "big", signed=True)

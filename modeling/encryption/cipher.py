@@ -1,0 +1,193 @@
+"""One interface for every encryption scheme, and how an evaluation reads sealed images.
+
+Images are float tensors (B, 3, H, W) in the anonymizer's output space: [-1, 1], normalised pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from modeling.encryption.errors import AuthenticationError
+
+KeyState = Literal["right", "wrong", "ciphertext"]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """B sealed images: all that somebody without a key gets to see.
+
+    Attributes:
+        scheme: Name of the cipher.
+        payload: additive: float32 (B, 3, H, W); aead: ciphertext bytes, uint8 (B, H, W, 3).
+        headers: Public bytes of each image by which its key is found.
+        device: Where opened images go.
+    """
+
+    scheme: str
+    payload: Tensor
+    headers: tuple[bytes, ...]
+    device: torch.device
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.headers)
+
+    def at(self, index: int) -> Sealed:
+        """Return one image as a batch of one."""
+        part = slice(index, index + 1)
+        return Sealed(self.scheme, self.payload[part], self.headers[part], self.device)
+
+
+@dataclass(frozen=True)
+class SubjectKey:
+    """A key to seal with; ``repr`` shows no secret.
+
+    Attributes:
+        key_id: Name of the key, kept secret from outsiders by the locator.
+        key: The secret.
+        locator_key: Secret that masks key_id in headers; empty where a scheme masks nothing.
+    """
+
+    key_id: bytes
+    key: bytes
+    locator_key: bytes = b""
+
+    def __repr__(self) -> str:
+        """Keep secrets out of logs and tracebacks."""
+        return "SubjectKey(...)"
+
+
+@runtime_checkable
+class KeySource(Protocol):
+    """Where keys come from: a keyring on disk, or keys made for one evaluation."""
+
+    def sealing_key(self, subject: str) -> SubjectKey:
+        """Return the active key of a subject label, making one if there is none."""
+        ...
+
+    def opening_key(self, header: bytes) -> bytes:
+        """Return the key that belongs to a public header.
+
+        Raises:
+            MissingKey, RevokedKey, DestroyedKey: There is none to be used.
+        """
+        ...
+
+
+class EvaluationKeys(KeySource, Protocol):
+    """Keys of an evaluation, which also plays the holder of a wrong one."""
+
+    def another_key(self, header: bytes) -> bytes:
+        """Return the key of an identity other than the header's."""
+        ...
+
+
+@dataclass(frozen=True)
+class WrongKeys:
+    """A key source that always hands out another identity's key."""
+
+    right: EvaluationKeys
+
+    def sealing_key(self, subject: str) -> SubjectKey:
+        """Return the right key: only opening goes wrong."""
+        return self.right.sealing_key(subject)
+
+    def opening_key(self, header: bytes) -> bytes:
+        """Return the key of another identity."""
+        return self.right.another_key(header)
+
+
+class Cipher(Protocol):
+    """An encryption scheme. Law: ``open(seal(x, subjects), keys) == quantize(x)``.
+
+    Attributes:
+        name: Name in CIPHERS and in ISED.SCHEME.
+        secure: Whether it withstands the attacks of docs/ISED.md.
+        exact: Whether the law holds bit for bit (otherwise within 1e-6).
+        keys: The right keys, to seal with and to open with.
+    """
+
+    name: ClassVar[str]
+    secure: ClassVar[bool]
+    exact: ClassVar[bool]
+
+    @property
+    def keys(self) -> EvaluationKeys:
+        """The keys that images are sealed under."""
+        ...
+
+    def quantize(self, images: Tensor) -> Tensor:
+        """Return what opening gives back, float32 (B, 3, H, W) on the device of the images."""
+        ...
+
+    def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
+        """Encrypt images (B, 3, H, W), each under the key of its subject label."""
+        ...
+
+    def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
+        """Return float32 images (B, 3, H, W); a secure scheme raises rather than return garbage."""
+        ...
+
+    def observe(self, sealed: Sealed) -> Tensor:
+        """Return what an observer without a key would feed to a network, float32 (B, 3, H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Sealed images as somebody gets to see them.
+
+    Attributes:
+        images: float32 (B, 3, H, W) in the anonymizer's output space.
+        num_refused: How many the cipher refused to open; those are shown as an observer sees them.
+    """
+
+    images: Tensor
+    num_refused: int = 0
+
+
+def read_sealed(cipher: Cipher, sealed: Sealed, key: KeyState) -> Reading:
+    """Read sealed images with the right key, another identity's key, or none.
+
+    Args:
+        cipher: The scheme they were sealed by, holding the right keys.
+        sealed: B images.
+        key: ``right``, ``wrong`` or ``ciphertext``.
+
+    Raises:
+        AuthenticationError: The right key was refused, which means a defect.
+    """
+    if key == "right":
+        return Reading(cipher.open(sealed, cipher.keys))
+    if key == "ciphertext":
+        return Reading(cipher.observe(sealed))
+    if key != "wrong":
+        raise ValueError(f"key state is {key!r}; expected one of right, wrong, ciphertext")
+    wrong = WrongKeys(cipher.keys)
+    images, num_refused = [], 0
+    for one in (sealed.at(index) for index in range(len(sealed))):  # each is refused for itself
+        try:
+            images.append(cipher.open(one, wrong))
+        except AuthenticationError:
+            images.append(cipher.observe(one))
+            num_refused += 1
+    return Reading(torch.cat(images) if images else cipher.observe(sealed), num_refused)
+
+
+def check_batch(images: Tensor, subjects: Sequence[str]) -> None:
+    """Refuse what cannot be sealed.
+
+    Raises:
+        ValueError: Wrong shape, wrong number of subjects, or values that are not finite.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
+    if len(subjects) != len(images):
+        raise ValueError(f"{len(subjects)} subjects for {len(images)} images; expected one each")
+    if not bool(torch.isfinite(images).all()):  # CPU-GPU sync point; sealing one would hide it
+        raise ValueError("images hold NaN or infinity; the network's output is broken, not sealed")

@@ -1,0 +1,193 @@
+"""Every cipher keeps the law; the additive one is the published one; the real one refuses."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from modeling.encryption import CIPHERS, read_sealed
+from modeling.encryption.additive import AdditiveCipher, NotSecureWarning
+from modeling.encryption.aead import AeadCipher, MemoryKeys
+from modeling.encryption.cipher import Cipher, KeySource
+from modeling.encryption.errors import MissingKey, Tampered, WrongKey
+from modeling.encryption.levels import PixelLevels
+
+SUBJECTS = ["set/test/7", "set/test/12", "set/test/7"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::modeling.encryption.additive.NotSecureWarning")
+
+
+def _images(count: int = 3, height: int = 20, width: int = 10) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return 2 * torch.rand(count, 3, height, width, generator=generator) - 1
+
+
+@pytest.fixture(params=sorted(CIPHERS))
+def cipher(request: pytest.FixtureRequest) -> Cipher:
+    return CIPHERS[request.param]()
+
+
+def test_every_cipher_opens_to_what_quantize_says(cipher: Cipher) -> None:
+    images = _images()
+    opened = cipher.open(cipher.seal(images, SUBJECTS), cipher.keys)
+    expected = cipher.quantize(images)
+    assert opened.dtype == expected.dtype == torch.float32
+    assert opened.shape == images.shape
+    if cipher.exact:
+        assert torch.equal(opened, expected)
+    else:
+        torch.testing.assert_close(opened, expected, rtol=0, atol=1e-6)
+
+
+def test_every_cipher_hides_the_image_from_an_observer(cipher: Cipher) -> None:
+    images = _images()
+    seen = read_sealed(cipher, cipher.seal(images, SUBJECTS), "ciphertext")
+    assert seen.images.shape == images.shape
+    assert seen.images.dtype == torch.float32
+    assert (seen.images - images).abs().mean() > 0.3
+    assert seen.num_refused == 0
+
+
+def test_every_cipher_takes_an_empty_batch(cipher: Cipher) -> None:
+    sealed = cipher.seal(_images()[:0], [])
+    assert cipher.open(sealed, cipher.keys).shape == (0, 3, 20, 10)
+    assert read_sealed(cipher, sealed, "wrong").images.shape == (0, 3, 20, 10)
+
+
+def test_every_cipher_refuses_what_is_no_batch_of_images(cipher: Cipher) -> None:
+    with pytest.raises(ValueError, match="expected \\(B, 3, H, W\\)"):
+        cipher.seal(_images()[0], SUBJECTS)
+    with pytest.raises(ValueError, match="2 subjects for 3 images"):
+        cipher.seal(_images(), SUBJECTS[:2])
+    broken = _images()
+    broken[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        cipher.seal(broken, SUBJECTS)
+
+
+def test_wrong_key_is_refused_by_aead_and_garbage_from_additive() -> None:
+    images = _images()
+    aead = AeadCipher()
+    sealed = aead.seal(images, SUBJECTS)
+    reading = read_sealed(aead, sealed, "wrong")
+    assert reading.num_refused == 3
+    assert torch.equal(reading.images, aead.observe(sealed))
+
+    additive = AdditiveCipher()
+    reading = read_sealed(additive, additive.seal(images, SUBJECTS), "wrong")
+    assert reading.num_refused == 0
+    assert (reading.images - images).abs().mean() > 0.3
+
+
+def test_wrong_key_is_refused_when_there_is_only_one_subject() -> None:
+    aead = AeadCipher()
+    assert read_sealed(aead, aead.seal(_images(1), ["a/b/1"]), "wrong").num_refused == 1
+
+
+def test_unknown_key_state_is_an_error(cipher: Cipher) -> None:
+    with pytest.raises(ValueError, match="right, wrong, ciphertext"):
+        read_sealed(cipher, cipher.seal(_images(), SUBJECTS), "left")  # type: ignore[arg-type]
+
+
+def test_additive_is_the_published_pad_and_leaves_the_global_generator_alone() -> None:
+    images = torch.zeros(2, 3, 8, 4)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    sealed = AdditiveCipher().seal(images, ["x/test/1501", "x/test/-1"])
+    assert torch.equal(torch.get_rng_state(), before)
+    for index, pid in enumerate((1501, -1)):
+        torch.manual_seed(pid)
+        assert torch.equal(sealed.payload[index], 2 * torch.rand(3, 8, 4) - 1)
+
+
+def test_additive_stays_in_float32_under_autocast() -> None:
+    images = _images()
+    cipher = AdditiveCipher()
+    expected = cipher.seal(images, SUBJECTS).payload
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sealed = cipher.seal(images, SUBJECTS)
+        assert torch.equal(sealed.payload, expected)
+        assert cipher.open(sealed, cipher.keys).dtype == torch.float32
+
+
+def test_additive_warns_once_that_it_is_not_secure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AdditiveCipher, "_warned", False)
+    with pytest.warns(NotSecureWarning, match="not secure"):
+        AdditiveCipher()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdditiveCipher()
+
+
+def test_additive_keeps_few_pads() -> None:
+    cipher = AdditiveCipher()
+    for pid in range(200):
+        cipher.seal(torch.zeros(1, 3, 2, 2), [f"s/test/{pid}"])
+    assert len(cipher._pads) == 128
+
+
+def test_additive_asks_for_an_identity_number() -> None:
+    with pytest.raises(ValueError, match="does not end in an identity number"):
+        AdditiveCipher().seal(_images(1), ["s/test/anna"])
+
+
+def test_aead_never_repeats_a_stream() -> None:
+    cipher = AeadCipher()
+    sealed = cipher.seal(torch.zeros(2, 3, 16, 8), ["s/test/1", "s/test/1"])
+    assert sealed.headers[0][8:88] != sealed.headers[1][8:88]  # salt, locator and commitment
+    assert not torch.equal(sealed.payload[0], sealed.payload[1])
+
+
+def test_aead_detects_changed_pixels_and_foreign_keys() -> None:
+    cipher = AeadCipher()
+    sealed = cipher.seal(_images(1), ["s/test/1"])
+    with pytest.raises(MissingKey):
+        cipher.open(sealed, MemoryKeys())
+    sealed.payload[0, 3, 4, 1] ^= 1
+    with pytest.raises(Tampered):
+        cipher.open(sealed, cipher.keys)
+    damaged = bytearray(sealed.headers[0])
+    damaged[60] ^= 4
+    with pytest.raises(WrongKey):
+        cipher.open(
+            type(sealed)(sealed.scheme, sealed.payload, (bytes(damaged),), sealed.device),
+            cipher.keys,
+        )
+
+
+def test_kind_1_rounds_half_to_even_and_loses_nothing_to_clipping() -> None:
+    levels = PixelLevels(1)
+    halves = torch.tensor([0.5, 1.5, 2.5, 254.5]) / 127.5 - 1
+    row = halves.view(1, 1, 1, 4).expand(1, 3, 1, 4)
+    exact = (halves + 1) * 127.5
+    assert levels.to_bytes(row)[0, 0, 0].tolist() == exact.round().tolist()
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    images = levels.to_images(every)
+    assert torch.equal(images[0, 0].flatten(), (torch.arange(256).double() / 127.5 - 1).float())
+    assert torch.equal(levels.to_bytes(images), every)
+    assert (
+        levels.to_bytes(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2))
+        .flatten()
+        .tolist()
+        == [0, 255] * 3
+    )
+
+
+def test_kind_0_is_the_ordinary_8_bit_picture() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
+    levels = PixelLevels(0, mean, std)
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    images = levels.to_images(every)
+    expected = (every.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / 0.5
+    torch.testing.assert_close(images, expected)
+    assert torch.equal(levels.to_bytes(images), every)
+    assert levels.to_bytes(torch.full((1, 3, 1, 1), -1.0)).flatten().tolist() == [0, 0, 0]
+
+
+def test_key_sources_are_key_sources_and_show_no_secret() -> None:
+    for cipher_class in CIPHERS.values():
+        keys = cipher_class().keys
+        assert isinstance(keys, KeySource)
+        assert repr(keys.sealing_key("s/test/1")) == "SubjectKey(...)"
