@@ -1,0 +1,175 @@
+"""Configuration from a file and the command line: read, converted, checked together, frozen."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, get_value, set_value
+from configs.validation import ConfigError, cross_field_problems
+from utils.files import atomic_write
+
+
+def load(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+    """Return the effective configuration: defaults, then the file, then the overrides; frozen.
+
+    Args:
+        config_file: YAML file with the sections and keys of ``defaults.py``; None or '' for none.
+        overrides: ``KEY VALUE KEY VALUE ...`` as on the command line; a later pair wins.
+
+    Raises:
+        ConfigError: Names every problem found, in the file, the overrides and between keys.
+    """
+    problems: list[str] = []
+    given: list[tuple[str, object]] = []
+    if config_file:
+        given += _flatten(_read_yaml(Path(config_file)), problems, f" in {config_file}")
+    given += _pairs(overrides, problems)
+
+    cfg = default_config()
+    failed: set[str] = set()  # checks between keys would only repeat that these are wrong
+    for name, value in dict(given).items():
+        problem = _unknown(name)
+        if problem is None:
+            try:
+                set_value(cfg, name, KEY_BY_NAME[name].convert(value))
+            except ValueError as error:
+                problem = str(error)
+                failed.add(name)
+        if problem is not None:
+            problems.append(problem)
+    problems += cross_field_problems(cfg, failed)
+    if problems:
+        raise ConfigError(problems)
+    cfg.freeze()
+    return cfg
+
+
+def dump(cfg: CfgNode, path: str | Path) -> None:
+    """Write the effective configuration as YAML that ``load`` reads back to an equal one."""
+    lines: list[str] = []
+    section = ""
+    for key in KEYS:
+        *sections, leaf = key.name.split(".")
+        if sections and section != sections[0]:
+            section = sections[0]
+            lines.append(f"{section}:")
+        value = get_value(cfg, key.name)
+        plain = list(value) if isinstance(value, tuple) else value
+        # As a list of one, so that a scalar's text ends without YAML's "..." document mark.
+        text = yaml.safe_dump([plain], default_flow_style=True, width=math.inf, allow_unicode=True)
+        lines.append(f"{'  ' * len(sections)}{leaf}: {text.strip()[1:-1]}")
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error: the first would be lost unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping, all its keys distinct."""
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value} stands twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_yaml(path: Path) -> Mapping[object, object]:
+    """Return the file's mapping.
+
+    Raises:
+        ConfigError: There is no such file, or it is not YAML with sections.
+    """
+    if not path.is_file():
+        raise ConfigError([f"config file {path} does not exist{_similar_files(path)}"])
+    try:
+        # The loader derives from SafeLoader: it makes no objects.
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        what = getattr(error, "problem", None) or "not UTF-8 text"
+        raise ConfigError([f"config file {path} is not valid YAML: {where}{what}"]) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping):
+        raise ConfigError(
+            [f"config file {path} holds a {type(tree).__name__}; expected sections such as MODEL:"]
+        )
+    return tree
+
+
+def _similar_files(path: Path) -> str:
+    folder = path.parent
+    files = sorted(str(p) for p in folder.glob("*.yml")) if folder.is_dir() else []
+    return f"; {folder} has {', '.join(files)}" if files else ""
+
+
+def _flatten(
+    tree: Mapping[object, object], problems: list[str], where: str, prefix: str = ""
+) -> Iterator[tuple[str, object]]:
+    """Yield (dotted name, value) of a tree; sections must be sections."""
+    for part, value in tree.items():
+        name = f"{prefix}{part}"
+        if name in SECTIONS:
+            if isinstance(value, Mapping):
+                yield from _flatten(value, problems, where, f"{name}.")
+            elif value is not None:
+                problems.append(f"{name}{where} is {value!r}; expected a section with keys")
+        elif name not in KEY_BY_NAME and isinstance(value, Mapping):
+            problems.append(_unknown(name, f"section{where}") or "")
+        else:
+            yield name, value
+
+
+def _pairs(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[str, object]]:
+    """Yield (dotted name, value) of command-line overrides."""
+    items = list(overrides)
+    while items:
+        name = str(items.pop(0))
+        if "=" in name and name.split("=", 1)[0] in KEY_BY_NAME:
+            key, value = name.split("=", 1)
+            problems.append(
+                f"override {name!r} has an equals sign; expected KEY VALUE: {key} {value!r}"
+            )
+        elif not items:
+            problems.append(
+                f"override {name!r} has no value; expected KEY VALUE pairs (a value with spaces "
+                "needs quotes)"
+            )
+        else:
+            yield name, items.pop(0)
+
+
+def _unknown(name: str, what: str = "key") -> str | None:
+    """Return the sentence about a name that is no key, with the nearest that is."""
+    if name in KEY_BY_NAME:
+        return None
+    if name in SECTIONS:
+        keys = sorted(key for key in KEY_BY_NAME if key.startswith(f"{name}."))
+        return f"{name} is a section, not a key; expected one of {', '.join(keys)}"
+    near = _nearest(name, SECTIONS if what.startswith("section") else KEY_BY_NAME)
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else (f"expected a key of {', '.join(sorted({key.split('.')[0] for key in KEY_BY_NAME}))}")
+    )
+    return f"{name} is not a {what} of the configuration; {hint}"
+
+
+def _nearest(name: str, known: Mapping[str, object] | frozenset[str]) -> list[str]:
+    """Return the known names that were probably meant: the leaf elsewhere, or a similar one."""
+    wanted = name.upper()
+    leaf = wanted.rsplit(".", 1)[-1]
+    same_leaf = sorted(key for key in known if key.rsplit(".", 1)[-1] == leaf)
+    return same_leaf[:3] or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)

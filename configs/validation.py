@@ -1,0 +1,178 @@
+"""Checks between keys; what one key allows by itself stands in ``defaults.py``.
+
+Each check returns sentences, none when all is well. They run on a tree whose single values are
+right, so that one run tells a user everything there is to mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from yacs.config import CfgNode
+
+from configs.defaults import KEYS, get_value
+from utils.errors import UserError
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used; ``problems`` has one sentence for each reason."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        many = f"{len(self.problems)} problems in the configuration:"
+        text = self.problems[0] if len(self.problems) == 1 else "\n  ".join((many, *self.problems))
+        super().__init__(text)
+
+
+def validate(cfg: CfgNode) -> None:
+    """Check a whole tree, also one that was changed in code.
+
+    Raises:
+        ConfigError: Names every problem.
+    """
+    problems: list[str] = []
+    failed: set[str] = set()
+    for key in KEYS:
+        try:
+            key.convert(get_value(cfg, key.name))
+        except KeyError:
+            problems.append(f"{key.name} is missing; expected {key.kind.describe()}")
+            failed.add(key.name)
+        except ValueError as error:
+            problems.append(str(error))
+            failed.add(key.name)
+    problems += cross_field_problems(cfg, failed)
+    if problems:
+        raise ConfigError(problems)
+
+
+def cross_field_problems(cfg: CfgNode, failed: Collection[str] = ()) -> list[str]:
+    """Return one sentence for every pair of keys that does not go together.
+
+    Args:
+        cfg: Tree in which every key but the failed ones has an allowed value.
+        failed: Keys known to be wrong; checks that need one of them are left out.
+    """
+    return [
+        problem
+        for needs, check in _CHECKS
+        if not set(needs) & set(failed)
+        for problem in check(cfg)
+    ]
+
+
+def _image_size(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.MODE != "GCR":
+        return  # the re-ID network alone takes any size
+    # The innermost layer must keep a pixel, and skip connections must meet at equal sizes; five
+    # halvings also leave the 70 x 70 PatchGAN, which needs 32 px, its last convolutions.
+    step = 2**cfg.UNET.NUM_DOWNS
+    for side, pixels in zip(("height", "width"), cfg.INPUT.IMG_SIZE, strict=True):
+        if pixels % step:
+            near = sorted({max(step, pixels // step * step), -(-pixels // step) * step})
+            yield (
+                f"INPUT.IMG_SIZE has {side} {pixels}; expected a multiple of {step} "
+                f"(2 ** UNET.NUM_DOWNS {cfg.UNET.NUM_DOWNS}), such as "
+                f"{' or '.join(map(str, near))}, or a smaller UNET.NUM_DOWNS"
+            )
+
+
+def _padding(cfg: CfgNode) -> Iterator[str]:
+    if min(cfg.INPUT.IMG_SIZE) <= cfg.INPUT.PADDING:
+        yield (
+            f"INPUT.PADDING is {cfg.INPUT.PADDING}; expected less than the image's shorter side "
+            f"({min(cfg.INPUT.IMG_SIZE)} px), else a crop could miss the image"
+        )
+
+
+def _radius(cfg: CfgNode) -> Iterator[str]:
+    radius = cfg.INPUT.RADIUS
+    if cfg.INPUT.TYPE == "mosaic" and (radius < 2 or radius != int(radius)):
+        yield (
+            f"INPUT.RADIUS is {radius:g} with INPUT.TYPE mosaic; expected a whole tile size of at "
+            "least 2 px, such as 24 (blur and noise take fractions)"
+        )
+    elif cfg.INPUT.TYPE == "noise" and radius > 10:
+        yield (
+            f"INPUT.RADIUS is {radius:g} with INPUT.TYPE noise; expected a standard deviation on "
+            "values in [0, 1], at most 10, such as 0.5"
+        )
+
+
+def _batch(cfg: CfgNode) -> Iterator[str]:
+    batch, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    if batch % instances or batch < 2 * instances:
+        near = max(2, round(batch / instances)) * instances
+        yield (
+            f"SOLVER.IMS_PER_BATCH is {batch}; expected a multiple of DATALOADER.NUM_INSTANCE "
+            f"{instances} with at least 2 identities, such as {near}"
+        )
+
+
+def _steps(cfg: CfgNode) -> Iterator[str]:
+    steps = cfg.SOLVER.STEPS
+    if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        yield f"SOLVER.STEPS is {list(steps)}; expected epochs in increasing order, each once"
+
+
+def _pretraining(cfg: CfgNode) -> Iterator[str]:
+    own = cfg.MODEL.PRETRAIN_CHOICE == "self"
+    if own and not cfg.MODEL.PRETRAIN_DIR:
+        yield (
+            "MODEL.PRETRAIN_CHOICE is self and MODEL.PRETRAIN_DIR is ''; expected the folder that "
+            "holds the checkpoint"
+        )
+    if cfg.MODEL.PRETRAIN_DIR and not own:
+        yield (
+            f"MODEL.PRETRAIN_DIR is {cfg.MODEL.PRETRAIN_DIR!r} and would not be read; expected "
+            f"MODEL.PRETRAIN_CHOICE self with it, not {cfg.MODEL.PRETRAIN_CHOICE}"
+        )
+
+
+def _evaluation(cfg: CfgNode) -> Iterator[str]:
+    if cfg.TEST.EVALUATE_ONLY == "on" and not (
+        cfg.MODEL.PRETRAIN_CHOICE == "self" or cfg.SOLVER.RESUME
+    ):
+        yield (
+            "TEST.EVALUATE_ONLY is on without a checkpoint; expected MODEL.PRETRAIN_CHOICE self "
+            "with MODEL.PRETRAIN_DIR, or SOLVER.RESUME True for the one in OUTPUT_DIR"
+        )
+
+
+def _upgradation(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.MODE == "C" and cfg.MODEL.VAL_R1 <= 1 and cfg.TEST.EVALUATE_ONLY == "off":
+        yield (
+            f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1:g} with MODEL.MODE C, which has no anonymizer to "
+            "upgrade the supervision with; expected MODEL.MODE GCR, or no MODEL.VAL_R1"
+        )
+
+
+def _device(cfg: CfgNode) -> Iterator[str]:
+    device, number = cfg.MODEL.DEVICE, int(cfg.MODEL.DEVICE_ID)
+    if ":" in device and number not in (0, int(device.split(":")[1])):
+        yield (
+            f"MODEL.DEVICE is {device} and MODEL.DEVICE_ID is {number}; expected one of the two "
+            "to name the GPU"
+        )
+
+
+def _normalisation(cfg: CfgNode) -> Iterator[str]:
+    if cfg.LOSS.TRIPLET_NORMALIZED and cfg.MODEL.WEIGHT_REGULARIZED_TRIPLET == "off":
+        yield (
+            "LOSS.TRIPLET_NORMALIZED is True with MODEL.WEIGHT_REGULARIZED_TRIPLET off; expected "
+            "on: the batch-hard loss has no normalised form"
+        )
+
+
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[str]]], ...] = (
+    (("MODEL.MODE", "UNET.NUM_DOWNS", "INPUT.IMG_SIZE"), _image_size),
+    (("INPUT.PADDING", "INPUT.IMG_SIZE"), _padding),
+    (("INPUT.TYPE", "INPUT.RADIUS"), _radius),
+    (("SOLVER.IMS_PER_BATCH", "DATALOADER.NUM_INSTANCE"), _batch),
+    (("SOLVER.STEPS",), _steps),
+    (("MODEL.PRETRAIN_CHOICE", "MODEL.PRETRAIN_DIR"), _pretraining),
+    (("TEST.EVALUATE_ONLY", "MODEL.PRETRAIN_CHOICE", "SOLVER.RESUME"), _evaluation),
+    (("MODEL.MODE", "MODEL.VAL_R1", "TEST.EVALUATE_ONLY"), _upgradation),
+    (("MODEL.DEVICE", "MODEL.DEVICE_ID"), _device),
+    (("LOSS.TRIPLET_NORMALIZED", "MODEL.WEIGHT_REGULARIZED_TRIPLET"), _normalisation),
+)

@@ -1,0 +1,144 @@
+"""Files a user keeps: written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+class WriteError(UserError, OSError):
+    """A file or folder could not be written; what stood there before is unharmed."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it takes that name, durably, in one step.
+
+    Whoever opens ``path`` at any moment, also after a kill or a power cut, finds the whole old file
+    or the whole new one. On an error of any kind the temporary is removed and the old file stays.
+
+    Args:
+        path: Where the file is to be; its folder is made if need be.
+
+    Yields:
+        Path to write to: in the same folder, not there yet, with the same last suffix, as some
+        writers choose a format by it.
+
+    Raises:
+        WriteError: The folder cannot be written to, or the device is full.
+    """
+    path = Path(path)
+    ensure_folder(path.parent)
+    # The name is found again by `remove_leftovers`, which a process killed here cannot do itself.
+    temporary = path.with_name(
+        f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}"
+    )
+    try:
+        yield temporary
+        _sync(temporary, os.O_RDWR)
+        _keep_mode(path, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, UserError) or error.errno not in _REASONS:
+            raise
+        raise WriteError(_sentence(path, error)) from error
+    except RuntimeError as error:
+        # torch's writer reports a full disk as a RuntimeError without an error number.
+        if "writ" in str(error) and free_bytes(path.parent) < _NEARLY_FULL:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise WriteError(_sentence(path, full)) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        _sync(path.parent, os.O_RDONLY)
+
+
+def ensure_folder(path: str | Path) -> Path:
+    """Make a folder and its parents, and check that files can be written in it.
+
+    Raises:
+        WriteError: It is a file, or it cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(_sentence(path, error)) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise WriteError(_sentence(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
+    return path
+
+
+def remove_leftovers(folder: str | Path) -> int:
+    """Remove temporaries that killed processes left in a folder; return how many.
+
+    Those of processes that still run are left alone.
+    """
+    removed = 0
+    for path in Path(folder).glob(".*.*-*.tmp*"):
+        process = path.name.rsplit(".tmp", 1)[0].rsplit(".", 1)[-1].split("-")[0]
+        if process.isdigit() and not _runs(int(process)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Return how many bytes a user may still write where ``folder`` lies."""
+    return shutil.disk_usage(folder).free
+
+
+_NEARLY_FULL = 1 << 20
+_REASONS = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EFBIG: "raise the limit on file sizes or choose another folder",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder you may write to",
+    errno.EISDIR: "choose another name",
+    errno.EEXIST: "choose another name",
+    errno.ENOTDIR: "choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the device",
+}
+
+
+def _sentence(path: Path, error: OSError) -> str:
+    remedy = _REASONS.get(error.errno or 0, "choose another folder")
+    return f"cannot write {path}: {error.strerror or error}; {remedy} (nothing was overwritten)"
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Wait until a file's or folder's contents are on the device."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _keep_mode(path: Path, temporary: Path) -> None:
+    """Give the new file the old one's permissions."""
+    with contextlib.suppress(OSError):
+        temporary.chmod(path.stat().st_mode)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,147 @@
+"""Numbers over time: TensorBoard for looking, ``metrics.jsonl`` for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.files import WriteError, atomic_write, ensure_folder
+
+
+class MetricWriter:
+    """Writes scalars and pictures under slash names such as ``loss/triplet`` or ``eval/mAP``.
+
+    Each line of ``metrics.jsonl`` is one call: ``{"epoch": 3, "step": 555, "loss/triplet": 0.41}``.
+    A resumed run appends: what an interrupted one wrote beyond the epoch resumed from is dropped
+    first, so that no epoch stands there twice.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        resume_epoch: int | None = None,
+        resume_step: int | None = None,
+    ) -> None:
+        """Open ``metrics.jsonl`` and ``runs/`` in a folder.
+
+        Args:
+            output_dir: Folder, made if need be.
+            resume_epoch: Last finished epoch of the run that is gone on with; later lines are
+                dropped. None for a run of its own, which appends to what an earlier one left.
+            resume_step: Steps done by then; TensorBoard hides older points beyond them.
+
+        Raises:
+            WriteError: The folder or a file in it cannot be written.
+        """
+        folder = ensure_folder(output_dir)
+        self._path = folder / "metrics.jsonl"
+        if resume_epoch is not None:
+            drop_later_lines(self._path, resume_epoch)
+        purge_step = None if resume_step is None else resume_step + 1
+        try:
+            _end_with_newline(self._path)
+            self._lines = self._path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
+        except OSError as error:
+            raise WriteError(
+                f"cannot write in {folder}: {error.strerror or error}; choose another OUTPUT_DIR"
+            ) from error
+
+    def scalars(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
+        """Write numbers of one moment.
+
+        Args:
+            values: Slash name to number; a non-finite one becomes null in the file.
+            epoch: Epoch it belongs to, from 1.
+            step: Training steps done so far, over all epochs.
+
+        Raises:
+            WriteError: The device is full.
+        """
+        record: dict[str, Any] = {"epoch": epoch, "step": step}
+        record |= {n: float(v) if math.isfinite(v) else None for n, v in values.items()}
+        try:
+            self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise WriteError(
+                f"cannot write {self._path}: {error.strerror}; free some space or "
+                "choose another OUTPUT_DIR"
+            ) from error
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def text(self, name: str, text: str, *, step: int) -> None:
+        """Write a text to TensorBoard."""
+        self._board.add_text(name, text, step)
+
+    def picture(self, name: str, image: Tensor, *, step: int) -> None:
+        """Write a picture to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
+        self._board.add_image(name, image, step)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._lines.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Write what is left, and close the files."""
+        self._lines.close()
+        self._board.close()
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Return the records of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    return [record for line in path.read_text("utf-8").splitlines() if (record := _parse(line))]
+
+
+def drop_later_lines(path: str | Path, epoch: int) -> int:
+    """Drop the lines after ``epoch``, and cut or damaged ones; return how many."""
+    path = Path(path)
+    if not path.is_file():
+        return 0
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if (record := _parse(line)) and record.get("epoch", 0) <= epoch]
+    if len(kept) != len(lines):
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return len(lines) - len(kept)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _end_with_newline(path: Path) -> None:
+    """Finish a line that a kill cut short, lest the next one be glued to it."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
