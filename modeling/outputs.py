@@ -26,17 +26,26 @@ class ReIDOutput:
 
 
 @dataclass(frozen=True)
-class PrivacyOutput:
-    """One joint pass over B raw images of H x W pixels.
+class ReIDPair:
+    """The re-ID network's passes over a batch of raw images and over their protected versions.
+
+    Attributes:
+        reid_raw: Output for the raw images; None where OUTPUT_MODE leaves it out.
+        reid_protected: Output for the protected images; None likewise.
+    """
+
+    reid_raw: ReIDOutput | None
+    reid_protected: ReIDOutput | None
+
+
+@dataclass(frozen=True)
+class PrivacyOutput(ReIDPair):
+    """One joint pass over B raw images of H x W pixels; protected images are anonymized ones.
 
     Attributes:
         anonymized: Anonymizer's output (B, 3, H, W) in [-1, 1].
         recovered: Recovery network's output for it (B, 3, H, W) in [-1, 1].
-        reid_raw: Re-ID output for the raw images; None where OUTPUT_MODE leaves it out.
-        reid_protected: Re-ID output for the anonymized images; None likewise.
     """
 
     anonymized: Tensor
     recovered: Tensor
-    reid_raw: ReIDOutput | None
-    reid_protected: ReIDOutput | None

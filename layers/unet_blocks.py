@@ -1,0 +1,93 @@
+"""The nested block of the U-Net: down, whatever lies below, up, joined with its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LEAK = 0.2  # negative slope of the encoder's leaky ReLUs
+
+
+def _down(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=False)
+
+
+def _up(inputs: int, outputs: int, *, bias: bool = False) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=bias)
+
+
+# Activations work in place. That changes the input that a block joins to its output, but the next
+# thing to touch the joined tensor is a ReLU, and relu(leaky_relu(x)) = relu(x).
+
+
+class OutermostBlock(nn.Module):
+    """First and last layer of a U-Net: image -> features -> ... -> image before the tanh.
+
+    Args:
+        image_channels: Channels of the image at both ends.
+        channels: Channels of the features after the down-convolution.
+        inner: Block below; it returns twice ``channels``.
+    """
+
+    def __init__(self, image_channels: int, channels: int, inner: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            _down(image_channels, channels),
+            inner,
+            nn.ReLU(inplace=True),
+            _up(2 * channels, image_channels, bias=True),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, image_channels, H, W) to the same shape, unbounded."""
+        out: Tensor = self.model(image)
+        return out
+
+
+class MiddleBlock(nn.Module):
+    """A level between: batch norm on both ways.
+
+    Args:
+        outer: Channels that come in (and, beside them, go out).
+        channels: Channels after the down-convolution.
+        inner: Block below; it returns twice ``channels``.
+    """
+
+    def __init__(self, outer: int, channels: int, inner: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.LeakyReLU(LEAK, inplace=True),
+            _down(outer, channels),
+            nn.BatchNorm2d(channels),
+            inner,
+            nn.ReLU(inplace=True),
+            _up(2 * channels, outer),
+            nn.BatchNorm2d(outer),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, outer, H, W) to (B, 2 outer, H, W): the skip first, then what came up."""
+        return torch.cat((features, self.model(features)), dim=1)
+
+
+class InnermostBlock(nn.Module):
+    """The bottom: no batch norm after its down-convolution.
+
+    Args:
+        outer: Channels that come in (and, beside them, go out).
+        channels: Channels at the bottom.
+    """
+
+    def __init__(self, outer: int, channels: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.LeakyReLU(LEAK, inplace=True),
+            _down(outer, channels),
+            nn.ReLU(inplace=True),
+            _up(channels, outer),
+            nn.BatchNorm2d(outer),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, outer, H, W) to (B, 2 outer, H, W): the skip first, then what came up."""
+        return torch.cat((features, self.model(features)), dim=1)

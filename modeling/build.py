@@ -1,0 +1,128 @@
+"""From the configuration to networks and objectives."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+from yacs.config import CfgNode
+
+from layers.center import CenterLoss
+from layers.gan import GAN_LOSSES, GANLoss
+from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
+from modeling.discriminator import PatchDiscriminator
+from modeling.objectives import Objectives, TripletLoss, loss_weights
+from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly
+from modeling.reid_network import ReIDNetwork
+from modeling.unet import UNet, check_divisible
+from modeling.weights import load_imagenet_weights
+from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PRETRAIN_CHOICES = ("imagenet", "self", "none")
+
+
+def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
+    """Build the networks of MODEL.MODE on the CPU, with start values from the global generator.
+
+    Reads MODEL.{MODE, NAME, LAST_STRIDE, STEM_RELU, PRETRAIN_CHOICE, PRETRAIN_PATH, OUTPUT_MODE,
+    NGF, NDF}, UNET.NUM_DOWNS, INPUT.IMG_SIZE and RUNTIME.CHANNELS_LAST.
+
+    Args:
+        cfg: The configuration.
+        num_classes: Training identities; for a checkpoint, the number it was trained with.
+
+    Raises:
+        UserError: If a value is unknown, sizes do not fit, or ImageNet weights cannot be had.
+    """
+    modes = {"GCR": _privacy_networks, "C": _reid_only}
+    if cfg.MODEL.MODE not in modes:
+        raise UserError(f"MODEL.MODE is {cfg.MODEL.MODE!r}; expected one of {', '.join(modes)}")
+    networks = modes[cfg.MODEL.MODE](cfg, num_classes)
+    if cfg.RUNTIME.CHANNELS_LAST:
+        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return networks
+
+
+def build_objectives(cfg: CfgNode, num_classes: int, feature_size: int) -> Objectives:
+    """Build the losses and their weights; ``Objectives.centers`` has parameters of its own.
+
+    Reads MODEL.{CENTER_LOSS, WEIGHT_REGULARIZED_TRIPLET, GAN_MODE}, LOSS.* and
+    SOLVER.{MARGIN, CENTER_LOSS_WEIGHT}.
+
+    Args:
+        cfg: The configuration.
+        num_classes: Training identities N.
+        feature_size: Length D of the re-ID feature (``nets.reid.feature_size``).
+
+    Raises:
+        UserError: If MODEL.GAN_MODE is unknown.
+    """
+    return Objectives(
+        triplet=_triplet_loss(cfg),
+        label_smoothing=cfg.LOSS.LABEL_SMOOTHING,
+        centers=CenterLoss(num_classes, feature_size) if cfg.MODEL.CENTER_LOSS == "on" else None,
+        gan=_gan_loss(cfg.MODEL.GAN_MODE),
+        weights=loss_weights(
+            reid=cfg.LOSS.REID,
+            center=cfg.SOLVER.CENTER_LOSS_WEIGHT,
+            anonymization=cfg.LOSS.ANONYMIZATION,
+            recovery=cfg.LOSS.RECOVERY,
+            gan=cfg.LOSS.GAN,
+        ),
+    )
+
+
+def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
+    """Build the re-ID network with the start weights that MODEL.PRETRAIN_CHOICE asks for.
+
+    ``self`` leaves the start values: the caller loads a checkpoint over them.
+    """
+    choice = cfg.MODEL.PRETRAIN_CHOICE
+    if choice not in PRETRAIN_CHOICES:
+        raise UserError(
+            f"MODEL.PRETRAIN_CHOICE is {choice!r}; expected one of {', '.join(PRETRAIN_CHOICES)}"
+        )
+    reid = ReIDNetwork(
+        num_classes,
+        cfg.MODEL.NAME,
+        last_stride=cfg.MODEL.LAST_STRIDE,
+        stem_relu=cfg.MODEL.STEM_RELU,
+    )
+    if choice == "imagenet":
+        load_imagenet_weights(reid.base, cfg.MODEL.PRETRAIN_PATH)
+    elif choice == "none":
+        logger.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
+    return reid
+
+
+def _reid_only(cfg: CfgNode, num_classes: int) -> ReIDOnly:
+    return ReIDOnly(build_reid(cfg, num_classes), output_mode=cfg.MODEL.OUTPUT_MODE)
+
+
+def _privacy_networks(cfg: CfgNode, num_classes: int) -> PrivacyNetworks:
+    num_downs, width = cfg.UNET.NUM_DOWNS, cfg.MODEL.NGF
+    check_divisible(tuple(cfg.INPUT.IMG_SIZE), num_downs)
+    return PrivacyNetworks(
+        anonymizer=UNet(num_downs, width),
+        recovery=UNet(num_downs, width),
+        reid=build_reid(cfg, num_classes),
+        discriminator_anonymized=PatchDiscriminator(cfg.MODEL.NDF),
+        discriminator_recovered=PatchDiscriminator(cfg.MODEL.NDF),
+        output_mode=cfg.MODEL.OUTPUT_MODE,
+    )
+
+
+def _triplet_loss(cfg: CfgNode) -> TripletLoss:
+    normalized = cfg.LOSS.TRIPLET_NORMALIZED
+    if cfg.MODEL.WEIGHT_REGULARIZED_TRIPLET == "on":
+        return partial(weighted_regularized_triplet_loss, normalized=normalized)
+    return partial(batch_hard_triplet_loss, margin=cfg.SOLVER.MARGIN, normalized=normalized)
+
+
+def _gan_loss(mode: str) -> GANLoss:
+    if mode not in GAN_LOSSES:
+        raise UserError(f"MODEL.GAN_MODE is {mode!r}; expected one of {', '.join(GAN_LOSSES)}")
+    return GAN_LOSSES[mode]

@@ -1,0 +1,72 @@
+"""The re-ID network: backbone, pooling, BNNeck, classifier."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from layers.precision import full_precision
+from modeling.backbones.registry import reid_design
+from modeling.backbones.resnet import ResNetBackbone
+from modeling.outputs import ReIDOutput
+
+CLASSIFIER_DEVIATION = 0.001
+
+
+class ReIDNetwork(nn.Module):
+    """AGW (``resnet50_nl``) and its smaller and plainer relatives.
+
+    The batch norm between the feature of the metric losses and that of the classifier (BNNeck)
+    keeps its bias at the start value 0 when trained here, but applies whatever a checkpoint holds.
+
+    Source: M. Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI
+    2021; BNNeck: H. Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person
+    Re-identification", CVPR workshops 2019.
+
+    Args:
+        num_classes: Training identities N.
+        name: Key of ``REID_DESIGNS``.
+        last_stride: Stride of layer4, 1 or 2.
+        stem_relu: Whether a ReLU follows the stem's batch norm.
+
+    Raises:
+        UserError: If the name or the stride is unknown.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        name: str = "resnet50_nl",
+        *,
+        last_stride: int = 1,
+        stem_relu: bool = False,
+    ) -> None:
+        super().__init__()
+        design = reid_design(name)
+        self.name = name
+        self.num_classes = num_classes
+        self.base = ResNetBackbone(design.backbone, last_stride=last_stride, stem_relu=stem_relu)
+        self.feature_size = self.base.out_channels
+        self.global_pool = design.pooling()
+        self.bottleneck = nn.BatchNorm1d(self.feature_size)
+        self.bottleneck.bias.requires_grad_(False)
+        self.classifier = nn.Linear(self.feature_size, num_classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=CLASSIFIER_DEVIATION)
+
+    def forward(self, image: Tensor) -> ReIDOutput:
+        """Return logits (B, N), feature and embedding (B, D) of normalised images (B, 3, H, W).
+
+        The head runs in float32 under autocast too: it is small, and metric losses and rankings
+        depend on small differences.
+        """
+        feature = self.global_pool(self.base(image))
+        with full_precision(feature):
+            embedding = self.bottleneck(feature)
+            logits = self.classifier(embedding)
+        return ReIDOutput(logits=logits, feature=feature, embedding=embedding)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Return only the embeddings (B, D), float32, for retrieval."""
+        feature = self.global_pool(self.base(image))
+        with full_precision(feature):
+            embedding: Tensor = self.bottleneck(feature)
+        return embedding

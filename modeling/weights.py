@@ -1,0 +1,211 @@
+"""ImageNet weights for the backbones: found, verified, or fetched; never replaced by chance."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import get_weight
+
+from modeling.backbones.resnet import ResNetBackbone
+from modeling.state import load_matching
+from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A published file of ImageNet weights.
+
+    Attributes:
+        name: File name; the hexadecimal digits in it start the file's SHA-256.
+        what: Which weights these are.
+        sought: Whether it is looked for by itself, or used only where a path leads to it.
+        torchvision: torchvision's name for it, to download by; empty if it has none.
+    """
+
+    name: str
+    what: str
+    sought: bool = True
+    torchvision: str = ""
+
+    @property
+    def digest_start(self) -> str:
+        """Hexadecimal digits that the file's SHA-256 starts with."""
+        return Path(self.name).stem.rpartition("-")[2]
+
+
+# By architecture, in the order they are looked for.
+KNOWN_FILES: dict[str, tuple[KnownFile, ...]] = {
+    "resnet18": (
+        KnownFile("resnet18-f37072fd.pth", "V1", torchvision="ResNet18_Weights.IMAGENET1K_V1"),
+        KnownFile("resnet18-5c106cde.pth", "the old V1 file"),
+    ),
+    "resnet50": (
+        KnownFile("resnet50-0676ba61.pth", "V1", torchvision="ResNet50_Weights.IMAGENET1K_V1"),
+        KnownFile("resnet50-19c8e357.pth", "the old V1 file"),
+        KnownFile("resnet50-11ad3fa6.pth", "V2", sought=False),
+    ),
+    "resnet101": (
+        KnownFile("resnet101-63fe2227.pth", "V1", torchvision="ResNet101_Weights.IMAGENET1K_V1"),
+        KnownFile("resnet101-5d3b4d8f.pth", "the old V1 file"),
+        KnownFile("resnet101-cd907fc2.pth", "V2", sought=False),
+    ),
+}
+
+KnownFiles = Mapping[str, tuple[KnownFile, ...]]
+Fetch = Callable[[KnownFile, Path], None]
+
+
+def load_imagenet_weights(
+    backbone: ResNetBackbone,
+    path: str = "",
+    *,
+    known_files: KnownFiles = KNOWN_FILES,
+    fetch: Fetch | None = None,
+) -> Path:
+    """Load ImageNet weights into a backbone; non-local blocks keep their start.
+
+    Args:
+        backbone: Where to.
+        path: File or folder to look in before the usual places (MODEL.PRETRAIN_PATH), or ''.
+        known_files: Files by architecture.
+        fetch: Downloads a file to a path; torchvision's address with a progress bar if None.
+
+    Returns:
+        The file that was loaded.
+
+    Raises:
+        UserError: If no file can be had, with every path tried, or one does not fit.
+    """
+    architecture = backbone.architecture
+    file, known = find_weights(architecture, path, known_files=known_files, fetch=fetch or _fetch)
+    logger.info("ImageNet weights of %s: %s (%s)", architecture, file, known.what)
+    load_matching(
+        backbone, _read(file), file, may_miss=("NL_2.", "NL_3."), may_ignore=("fc.",)
+    )
+    return file
+
+
+def find_weights(
+    architecture: str, path: str, *, known_files: KnownFiles, fetch: Fetch
+) -> tuple[Path, KnownFile]:
+    """Return the verified weight file of an architecture, downloading it as the last resort.
+
+    Looked in, in this order: ``path``, $TORCH_HOME/hub/checkpoints, ~/.cache/torch/hub/checkpoints,
+    ./pretrained.
+
+    Raises:
+        UserError: If there is none, with every path tried and what to do; if ``path`` does not
+            exist; or if it is a file that is none of the known ones.
+    """
+    known = known_files[architecture]
+    if path and not Path(path).expanduser().exists():
+        raise UserError(
+            f"MODEL.PRETRAIN_PATH is {path!r}, which does not exist; expected a file or folder "
+            "with ImageNet weights: correct it, or leave it empty to search the usual places"
+        )
+    if path and Path(path).expanduser().is_file():
+        return _identified(Path(path).expanduser(), known)
+    tried: list[str] = []
+    for folder in _folders(path):
+        for candidate in known:
+            # A folder given by hand may hold an ablation's weights, if nothing else.
+            if not candidate.sought and folder != Path(path).expanduser():
+                continue
+            file = folder / candidate.name
+            problem = _problem(file, candidate)
+            if problem is None:
+                return file, candidate
+            tried.append(f"{file} ({problem})")
+    return _downloaded(architecture, known, tried, fetch)
+
+
+def _folders(path: str) -> list[Path]:
+    """Return the folders to search, each once."""
+    torch_home = os.environ.get("TORCH_HOME", "")
+    folders = [Path(path).expanduser()] if path else []
+    folders += [Path(torch_home).expanduser() / "hub" / "checkpoints"] if torch_home else []
+    folders += [Path.home() / ".cache" / "torch" / "hub" / "checkpoints", Path("pretrained")]
+    return list(dict.fromkeys(folders))
+
+
+def _identified(file: Path, known: tuple[KnownFile, ...]) -> tuple[Path, KnownFile]:
+    """Tell which known weights a file holds, whatever it is called."""
+    digest = _sha256(file)
+    for candidate in known:
+        if digest.startswith(candidate.digest_start):
+            return file, candidate
+    raise UserError(
+        f"MODEL.PRETRAIN_PATH is {str(file)!r}, whose SHA-256 starts with {digest[:8]}; expected "
+        f"one of {', '.join(candidate.name for candidate in known)}: the file is damaged, or "
+        "belongs to another MODEL.NAME"
+    )
+
+
+def _problem(file: Path, known: KnownFile) -> str | None:
+    """Return why a file cannot be used, or None."""
+    if not file.is_file():
+        return "not there"
+    try:
+        digest = _sha256(file)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if digest.startswith(known.digest_start):
+        return None
+    return f"damaged: its SHA-256 starts with {digest[:8]}; delete it"
+
+
+def _downloaded(
+    architecture: str, known: tuple[KnownFile, ...], tried: list[str], fetch: Fetch
+) -> tuple[Path, KnownFile]:
+    source = next(candidate for candidate in known if candidate.torchvision)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / source.name
+    if not file.exists():  # a damaged file is reported above and left to its owner
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fetch(source, file)
+        except (OSError, RuntimeError) as error:  # no network; torch.hub's wrong checksum
+            tried.append(f"download to {file} ({error})")
+        else:
+            problem = _problem(file, source)
+            if problem is None:
+                return file, source
+            tried.append(f"download to {file} ({problem})")
+    raise UserError(
+        f"no ImageNet weights for {architecture}; tried {'; '.join(tried)}: put {source.name} into "
+        "one of these folders, point MODEL.PRETRAIN_PATH to it, or ask for random weights with "
+        "MODEL.PRETRAIN_CHOICE none"
+    )
+
+
+def _fetch(known: KnownFile, file: Path) -> None:
+    """Download from torchvision's address; the file appears only when whole and verified."""
+    torch.hub.download_url_to_file(
+        get_weight(known.torchvision).url, str(file), hash_prefix=known.digest_start, progress=True
+    )
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling makes of a foreign file
+        raise UserError(f"{file} cannot be read as PyTorch weights: {error}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{file} holds a {type(state).__name__}; expected a state dict")
+    return state
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""The optimisers of one training run, stepped in groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from solver.schedule import LearningRateSchedule
+from utils.errors import UserError
+
+
+class Optimizers:
+    """Optimisers by what they train.
+
+    Args:
+        main: Of anonymizer, recovery and re-ID network by letter (the baseline has only C).
+        discriminators: Of D1 and D2; empty for the baseline.
+        centers: Of the identity centres, or None without a centre loss.
+        center_loss_weight: Weight the centre loss has in the sum: the centres' gradient is divided
+            by it, so that their speed does not depend on it.
+        schedule: Learning rate of each epoch, for all but the centres.
+    """
+
+    def __init__(
+        self,
+        main: dict[str, Optimizer],
+        discriminators: dict[str, Optimizer],
+        centers: Optimizer | None,
+        center_loss_weight: float,
+        schedule: LearningRateSchedule,
+    ) -> None:
+        self._main = main
+        self._discriminators = discriminators
+        self._centers = centers
+        self._center_loss_weight = center_loss_weight
+        self.schedule = schedule
+
+    @property
+    def main(self) -> list[Optimizer]:
+        """Optimisers of anonymizer, recovery and re-ID network."""
+        return list(self._main.values())
+
+    @property
+    def discriminators(self) -> list[Optimizer]:
+        """Optimisers of D1 and D2."""
+        return list(self._discriminators.values())
+
+    @property
+    def centers(self) -> Optimizer | None:
+        """Optimiser of the identity centres."""
+        return self._centers
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self._named().values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def step_main(self) -> None:
+        """Update anonymizer, re-ID network, recovery network and centres, then drop gradients."""
+        for optimizer in self.main:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self._centers is not None:
+            self._step_centers(self._centers)
+
+    def step_discriminators(self) -> None:
+        """Update both discriminators, then drop their gradients."""
+        for optimizer in self.discriminators:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every optimiser's state by name."""
+        return {name: optimizer.state_dict() for name, optimizer in self._named().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            UserError: If the state is of other optimisers.
+        """
+        own = self._named()
+        if set(state) != set(own):
+            raise UserError(
+                f"the checkpoint has optimisers of {', '.join(sorted(state)) or 'nothing'}; this "
+                f"run has {', '.join(sorted(own))}: resume with the MODEL.MODE and "
+                "MODEL.CENTER_LOSS it was trained with"
+            )
+        for name, optimizer in own.items():
+            try:
+                optimizer.load_state_dict(state[name])
+            except (ValueError, KeyError) as error:
+                raise UserError(
+                    f"the checkpoint's optimiser of {name} does not fit this run ({error}): resume "
+                    "with the configuration it was trained with"
+                ) from error
+
+    def _named(self) -> dict[str, Optimizer]:
+        named = {**self._main, **self._discriminators}
+        if self._centers is not None:
+            named["centers"] = self._centers
+        return named
+
+    def _step_centers(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                # with weight 0 the gradient is 0 and has to stay it
+                if parameter.grad is not None and self._center_loss_weight > 0:
+                    parameter.grad.div_(self._center_loss_weight)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def set_learning_rate(optimizers: Optimizers, epoch: int) -> float:
+    """Set the rate of an epoch, counted from 1, for all but the centres' optimiser; return it."""
+    rate = optimizers.schedule(epoch)
+    for optimizer in optimizers.main + optimizers.discriminators:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    return rate
