@@ -1,7 +1,8 @@
 """The published scheme: a pad drawn from the identity number, added in normalised space.
 
-It is not secure and kept because the published tables are made with it. One pair of image and ciphertext opens every
-other image of that person, and without any key the repeated pad is a fingerprint: docs/ISED.md.
+It is not secure and is kept because the published tables are made with it. One pair of image
+and ciphertext opens every other image of that person, and without any key the repeated pad is a
+fingerprint: docs/ISED.md.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ def _seal_under(
     public = b"".join(
         (MAGIC, bytes((VERSION, kind, 0, 0)), message_key.salt, locator, message_key.commit)
     )
-    plaintext = pixels.tobytes() + metadata.to_bytes()
+    plaintext = b"".join((np.ascontiguousarray(pixels).data, metadata.to_bytes()))
     ciphertext = message_key.encrypt(_aad(public, width, height), plaintext)
     count = pixels.size
     return SealedPicture(width, height, public + ciphertext[count:], ciphertext[:count])

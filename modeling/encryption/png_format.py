@@ -1,0 +1,215 @@
+"""The file: an ordinary RGB8 PNG whose pixels are the ciphertext.
+
+::
+
+    signature | IHDR | isEd (360 bytes) | IDAT | IEND
+    IDAT = 78 01 | stored deflate blocks of 65,535 bytes, the last one shorter | Adler-32
+
+There is exactly one way to write a picture, so a reader knows every length from the size alone and
+parses by position. Nothing is inflated, so nothing can explode, and whatever `decode` accepts
+`encode` would have written.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from modeling.encryption.errors import FormatError, NotProtected
+from modeling.encryption.picture import (
+    CHUNK_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE_PX,
+    SealedPicture,
+    check_chunk,
+    check_size,
+    image_header,
+)
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHUNK_NAME = b"isEd"
+_LENGTH = struct.Struct(">I")
+_BLOCK = struct.Struct("<BHH")
+_ZLIB_HEADER = b"\x78\x01"
+_BLOCK_BYTES = 65_535
+_FRAME_BYTES = 12  # of a PNG chunk: length, name, CRC
+_IHDR_AT = len(SIGNATURE)
+_IHDR_BYTES = 13
+_ISED_AT = _IHDR_AT + _FRAME_BYTES + _IHDR_BYTES
+_IDAT_AT = _ISED_AT + _FRAME_BYTES + CHUNK_BYTES
+_IEND = _LENGTH.pack(0) + b"IEND" + _LENGTH.pack(zlib.crc32(b"IEND"))
+_HINT = "was it re-saved by an image editor?"
+
+
+def encode(picture: SealedPicture) -> bytes:
+    """Return the one file that holds a sealed picture."""
+    rows = np.zeros((picture.height, 1 + 3 * picture.width), np.uint8)  # column 0: filter byte 0
+    rows[:, 1:] = np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, -1)
+    raw = rows.data.cast("B")
+    deflated: list[bytes | memoryview] = [_ZLIB_HEADER]
+    for start, header in _block_headers(len(raw)):
+        deflated += (header, raw[start : start + _BLOCK_BYTES])
+    deflated.append(_LENGTH.pack(zlib.adler32(raw)))
+    return b"".join(
+        (
+            SIGNATURE,
+            *_chunk(b"IHDR", image_header(picture.width, picture.height)),
+            *_chunk(CHUNK_NAME, picture.chunk),
+            *_chunk(b"IDAT", *deflated),
+            _IEND,
+        )
+    )
+
+
+def decode(data: bytes) -> SealedPicture:
+    """Read a file; what is returned is well formed and not yet authenticated.
+
+    Raises:
+        NotProtected: There is no isEd chunk.
+        TooLarge, UnsupportedVersion, FormatError: It is not exactly one ISED v1 file; with offset.
+    """
+    width, height = _read_size(data)
+    _expect_frame(data, _ISED_AT, CHUNK_NAME, CHUNK_BYTES)
+    idat_bytes = _idat_bytes(width, height)
+    _expect_frame(data, _IDAT_AT, b"IDAT", idat_bytes)
+    expected = file_bytes(width, height)
+    if len(data) < expected:
+        raise FormatError(f"truncated: {len(data)} of {expected} bytes", len(data))
+    if len(data) > expected:
+        raise FormatError(f"{len(data) - expected} bytes after the end", expected)
+    view = memoryview(data)
+    _check_crc(view, _ISED_AT, CHUNK_BYTES)
+    chunk = data[_ISED_AT + 8 : _ISED_AT + 8 + CHUNK_BYTES]
+    check_chunk(chunk, _ISED_AT + 8)
+    _check_crc(view, _IDAT_AT, idat_bytes)
+    if view[-len(_IEND) :] != _IEND:
+        raise FormatError(f"the last chunk is not IEND; {_HINT}", expected - len(_IEND))
+    idat = view[_IDAT_AT + 8 : _IDAT_AT + 8 + idat_bytes]
+    return SealedPicture(width, height, chunk, _read_pixels(idat, width, height))
+
+
+def read_file(path: str | os.PathLike[str]) -> SealedPicture:
+    """Read a file from disk; one whose size does not fit its header is never read whole.
+
+    Raises:
+        OSError: It cannot be read.
+        NotProtected, TooLarge, UnsupportedVersion, FormatError: As for `decode`.
+    """
+    with Path(path).open("rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        if length > file_bytes_at_most():
+            head = file.read(_IDAT_AT)
+            _read_size(head)
+            raise FormatError(f"{length} bytes, more than any sealed picture has", 0)
+        return decode(file.read())
+
+
+def file_bytes(width: int, height: int) -> int:
+    """Return the length of the file of a picture; 701 more than its pixels at 256 x 128."""
+    return _IDAT_AT + _FRAME_BYTES + _idat_bytes(width, height) + len(_IEND)
+
+
+def file_bytes_at_most() -> int:
+    """Return the length of the longest file there is."""
+    return file_bytes(MAX_PIXELS // MAX_SIDE_PX, MAX_SIDE_PX)  # the most rows, so filter bytes
+
+
+def _block_headers(raw_bytes: int) -> list[tuple[int, bytes]]:
+    """Return (start in the raw data, 5-byte header) of each stored block."""
+    headers = []
+    for start in range(0, raw_bytes, _BLOCK_BYTES):
+        length = min(_BLOCK_BYTES, raw_bytes - start)
+        last = start + length == raw_bytes
+        headers.append((start, _BLOCK.pack(last, length, length ^ 0xFFFF)))
+    return headers
+
+
+def _idat_bytes(width: int, height: int) -> int:
+    """Return the length of the IDAT chunk's data."""
+    raw_bytes = height * (1 + 3 * width)
+    blocks = -(-raw_bytes // _BLOCK_BYTES)
+    return len(_ZLIB_HEADER) + blocks * _BLOCK.size + raw_bytes + 4
+
+
+def _chunk(name: bytes, *parts: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    """Return the pieces of a PNG chunk with length and CRC, without copying its data."""
+    crc = zlib.crc32(name)
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return (_LENGTH.pack(sum(map(len, parts))), name, *parts, _LENGTH.pack(crc))
+
+
+def _read_size(data: bytes) -> tuple[int, int]:
+    """Check signature and IHDR; return (width, height)."""
+    if not data.startswith(SIGNATURE):
+        if SIGNATURE.startswith(data):
+            raise FormatError("truncated: the file is empty or cut in the signature", len(data))
+        kind = FormatError if CHUNK_NAME in data else NotProtected
+        raise kind(f"not a PNG file, so not a sealed picture; {_HINT}", 0)
+    _expect_frame(data, _IHDR_AT, b"IHDR", _IHDR_BYTES)
+    if len(data) < _ISED_AT:
+        raise FormatError(f"truncated: {len(data)} bytes end inside the header", len(data))
+    _check_crc(memoryview(data), _IHDR_AT, _IHDR_BYTES)
+    width, height = struct.unpack_from(">II", data, _IHDR_AT + 8)
+    if data[_IHDR_AT + 8 : _ISED_AT - 4] != image_header(width, height):
+        raise _foreign(data, "the picture is not 8-bit RGB without interlace", _IHDR_AT + 16)
+    check_size(width, height, _IHDR_AT + 8)
+    return width, height
+
+
+def _expect_frame(data: bytes, at: int, name: bytes, length: int) -> None:
+    """Check length and name of the chunk at a place."""
+    frame = data[at : at + 8]
+    if len(frame) < 8:
+        raise FormatError(f"truncated: {len(data)} bytes end before {name.decode()}", len(data))
+    if frame[4:] != name:
+        raise _foreign(data, f"expected the chunk {name.decode()}", at + 4)
+    if frame[:4] != _LENGTH.pack(length):
+        found = _LENGTH.unpack(frame[:4])[0]
+        raise FormatError(f"chunk {name.decode()} of {found} bytes; expected {length}; {_HINT}", at)
+
+
+def _foreign(data: bytes, what: str, offset: int) -> FormatError:
+    """Return the error for a PNG of another layout: without any isEd chunk it was never sealed."""
+    place = len(SIGNATURE)
+    while place + 8 <= len(data):
+        if data[place + 4 : place + 8] == CHUNK_NAME:
+            return FormatError(f"{what}; {_HINT}", offset)
+        place += _FRAME_BYTES + _LENGTH.unpack_from(data, place)[0]
+    return NotProtected(f"{what}, and no isEd chunk follows: not a sealed picture; {_HINT}", offset)
+
+
+def _check_crc(view: memoryview, at: int, length: int) -> None:
+    """Check the CRC of the chunk at a place."""
+    end = at + 8 + length
+    if _LENGTH.pack(zlib.crc32(view[at + 4 : end])) != view[end : end + 4]:
+        name = bytes(view[at + 4 : at + 8]).decode()
+        raise FormatError(f"checksum of chunk {name} is wrong: the file is damaged", end)
+
+
+def _read_pixels(idat: memoryview, width: int, height: int) -> bytes:
+    """Check the stored deflate stream and return its pixels without filter bytes."""
+    at = _IDAT_AT + 8
+    if idat[:2] != _ZLIB_HEADER:
+        raise FormatError(f"the pixels are compressed; {_HINT}", at)
+    raw_bytes = height * (1 + 3 * width)
+    place, parts = 2, []
+    for start, header in _block_headers(raw_bytes):
+        if idat[place : place + len(header)] != header:
+            raise FormatError(f"not the stored block expected; {_HINT}", at + place)
+        place += len(header)
+        length = min(_BLOCK_BYTES, raw_bytes - start)
+        parts.append(idat[place : place + length])
+        place += length
+    raw = b"".join(parts)
+    if _LENGTH.pack(zlib.adler32(raw)) != idat[place:]:
+        raise FormatError("Adler-32 of the pixels is wrong: the file is damaged", at + place)
+    rows = np.frombuffer(raw, np.uint8).reshape(height, 1 + 3 * width)
+    if rows[:, 0].any():
+        row = int(np.flatnonzero(rows[:, 0])[0])
+        raise FormatError(f"row {row} is filtered; {_HINT}", at)
+    return rows[:, 1:].tobytes()
