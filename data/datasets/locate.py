@@ -1,0 +1,114 @@
+"""Finding a data set below the root folder, and saying what is wrong when it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data.datasets.naming import list_folders
+from data.problems import DatasetError, examples
+
+Test = Callable[[Path], bool]
+
+
+def has_folders(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a folder has all of these sub-folders."""
+    return all((folder / name).is_dir() for name in names)
+
+
+def named_children(root: Path, names: Sequence[str]) -> list[Path]:
+    """Sub-folders with one of these names in any case, in the order of the names."""
+    children = list_folders(root)
+    return [child for name in names for child in children if child.name.lower() == name.lower()]
+
+
+def search_below(start: Path, test: Test, depth: int) -> Path | None:
+    """First folder that passes, breadth first: ``start`` itself, then up to ``depth`` levels below."""
+    level = [start]
+    for _ in range(depth + 1):
+        for folder in level:
+            if test(folder):
+                return folder
+        level = [child for folder in level for child in list_folders(folder)]
+    return None
+
+
+def find_below(root: Path, names: Sequence[str], test: Test, depth: int = 2) -> Path | None:
+    """First folder that passes ``test`` in or below a child of ``root`` with one of the names.
+
+    Args:
+        root: Folder that holds the data sets.
+        names: Names the data set's folder goes by, preferred first.
+        test: Whether a folder is the data set.
+        depth: How many folders may be nested between (archives unpacked into archives).
+    """
+    for child in named_children(root, names):
+        found = search_below(child, test, depth)
+        if found is not None:
+            return found
+    return None
+
+
+def not_found(root: Path, title: str, names: Sequence[str], test: Test, needs: str) -> DatasetError:
+    """Explain why ``find_below`` found nothing: no root, wrong level, or not there.
+
+    Args:
+        root: Folder that was searched.
+        title: Name of the data set for people.
+        names: Names its folder goes by.
+        test: Whether a folder is (at least a part of) the data set.
+        needs: What its folder has to hold, in words.
+    """
+    if not root.is_dir():
+        return DatasetError(
+            "no-root",
+            f"DATASETS.ROOT_DIR {root} is not a folder; give the folder that holds {names[0]}/",
+        )
+    return (
+        _too_deep(root, title, names, test)
+        or _too_high(root, title, names, test)
+        or _absent(root, title, names, needs)
+    )
+
+
+def _too_deep(root: Path, title: str, names: Sequence[str], test: Test) -> DatasetError | None:
+    root = root.resolve()
+    for folder in (root, root.parent):
+        if not test(folder):
+            continue
+        if any(
+            parent.name.lower() in {n.lower() for n in names} for parent in (folder, folder.parent)
+        ):
+            known = folder if folder.name.lower() in {n.lower() for n in names} else folder.parent
+            remedy = f"give the folder above: DATASETS.ROOT_DIR {known.parent}"
+        else:
+            remedy = (
+                f"rename it to {names[0]} and give the folder above (DATASETS.ROOT_DIR {folder.parent}), "
+                f"or use it as one's own data: DATASETS.NAMES folder:{folder}"
+            )
+        return DatasetError(
+            "wrong-root", f"DATASETS.ROOT_DIR {root} is one level too deep for {title}; {remedy}"
+        )
+    return None
+
+
+def _too_high(root: Path, title: str, names: Sequence[str], test: Test) -> DatasetError | None:
+    for child in list_folders(root):
+        candidates = [child, *list_folders(child)]
+        for folder in candidates:
+            if find_below(folder, names, test) is not None:
+                return DatasetError(
+                    "wrong-root",
+                    f"DATASETS.ROOT_DIR {root} is one level too high for {title}; "
+                    f"give DATASETS.ROOT_DIR {folder}",
+                )
+    return None
+
+
+def _absent(root: Path, title: str, names: Sequence[str], needs: str) -> DatasetError:
+    found = [child.name + "/" for child in list_folders(root)]
+    return DatasetError(
+        "not-found",
+        f"{title} is not in {root}: expected {' or '.join(f'{n}/' for n in names)} with {needs}; "
+        f"found {examples(found, 6) if found else 'no folder'}; unpack the archive there",
+    )

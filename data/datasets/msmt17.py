@@ -1,0 +1,260 @@
+"""MSMT17: 15 cameras, 4,101 identities; V1, V2 (faces blurred), flattened, or Market-style copies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from data import problems as wrong
+from data.datasets.base import Counts, LoadedData, LoadRequest, subject_of
+from data.datasets.locate import find_below, has_folders, not_found
+from data.datasets.market_style import (
+    FOLDERS,
+    load_validation_tree,
+    read_market_tree,
+    split_of,
+)
+from data.datasets.naming import is_image_name, list_folders
+from data.problems import DatasetError, Problem
+from data.records import DatasetSplits, Sample
+
+TITLE = "MSMT17"
+ROOTS = ("MSMT17_V1", "MSMT17_V2", "MSMT17")
+PROTOCOLS = ("train", "trainval")
+NAME_PATTERN = "PPPP_III_CC_..., such as 0114_019_10_0303noon_0284_2_ex.jpg"
+_TEST = {"query": Counts(3_060, 11_659, 15), "gallery": Counts(3_060, 82_161, 15)}
+EXPECTED = {
+    "train": {"train": Counts(1_041, 30_248, 15), **_TEST},
+    "trainval": {"train": Counts(1_041, 32_621, 15), **_TEST},
+}
+_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
+_FIRST_TWO_DIGIT_CAMERA = 10
+
+
+class _Folders(NamedTuple):
+    layout: str
+    train: str
+    test: str
+
+
+_LAYOUTS = (
+    _Folders("MSMT17 V2", "mask_train_v2", "mask_test_v2"),
+    _Folders("MSMT17 V1", "train", "test"),
+)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a list: a path below train or test, and the identity."""
+
+    path: str
+    pid: int
+    camera: int
+
+
+def load(request: LoadRequest) -> LoadedData:
+    """Load ``msmt17``: the whole training set, no validation.
+
+    Raises:
+        DatasetError: It is not there, or not what it should be.
+    """
+    if request.msmt17_protocol not in PROTOCOLS:
+        raise DatasetError(
+            "unknown-protocol",
+            f"MSMT17.PROTOCOL is {request.msmt17_protocol!r}; expected one of {', '.join(PROTOCOLS)}",
+        )
+    folder = find_below(request.root, ROOTS, _is_original)
+    if folder is not None:
+        return _load_original(folder, request)
+    folder = find_below(request.root, ROOTS, lambda f: has_folders(f, FOLDERS))
+    if folder is not None:
+        return _load_market_style(folder, request)
+    _explain_what_is_there(request.root)
+    needs = f"{', '.join(_LISTS)} and train/ and test/, or {', '.join(FOLDERS)}"
+    raise not_found(request.root, TITLE, ROOTS, _is_any, needs)
+
+
+def load_validation(request: LoadRequest) -> LoadedData:
+    """Load ``msmt17_val``, made by ``data/train_split.py``."""
+    return load_validation_tree(request, TITLE)
+
+
+def camera_of(name: str) -> int | None:
+    """Camera (from 1) of an original base name: its third field.
+
+    >>> camera_of("0114_019_10_0303noon_0284_2_ex.jpg")
+    10
+    """
+    fields = name.split("_")
+    if len(fields) < 4 or not all(field.isdigit() for field in fields[:3]):
+        return None
+    return int(fields[2])
+
+
+def _layout_of(folder: Path) -> _Folders | None:
+    return next((kind for kind in _LAYOUTS if has_folders(folder, (kind.train, kind.test))), None)
+
+
+def _has_lists(folder: Path) -> bool:
+    return (folder / "list_train.txt").is_file()
+
+
+def _is_original(folder: Path) -> bool:
+    return _has_lists(folder) and _layout_of(folder) is not None
+
+
+def _is_any(folder: Path) -> bool:
+    return _has_lists(folder) or _layout_of(folder) is not None or has_folders(folder, FOLDERS)
+
+
+def _load_original(folder: Path, request: LoadRequest) -> LoadedData:
+    kind = _layout_of(folder)
+    assert kind is not None  # noqa: S101 - _is_original has seen them
+    lists = {name: _read_list(folder / name) for name in _wanted_lists(request.msmt17_protocol)}
+    images = {"query": kind.test, "gallery": kind.test}
+    sources = {
+        "train": [
+            line for name in ("list_train.txt", "list_val.txt") for line in lists.get(name, [])
+        ],
+        "query": lists["list_query.txt"],
+        "gallery": lists["list_gallery.txt"],
+    }
+    problems: list[Problem] = []
+    parts = {
+        subset: _samples(folder, images.get(subset, kind.train), subset, lines, problems)
+        for subset, lines in sources.items()
+    }
+    protocol = request.msmt17_protocol
+    splits = DatasetSplits(
+        request.name,
+        train=parts["train"],
+        query=parts["query"],
+        gallery=parts["gallery"],
+        notes={"protocol": f"MSMT17, trained on {protocol}"},
+    )
+    return LoadedData(splits, TITLE, kind.layout, folder, EXPECTED[protocol], tuple(problems))
+
+
+def _wanted_lists(protocol: str) -> list[str]:
+    return [name for name in _LISTS if name != "list_val.txt" or protocol == "trainval"]
+
+
+def _read_list(path: Path) -> list[_Line]:
+    """Read ``0000/0000_000_01_0303morning_0008_0.jpg 0`` lines; the identity follows the last space."""
+    if not path.is_file():
+        raise DatasetError(
+            "missing-list",
+            f"{path} is missing; unpack the archive again, it holds {', '.join(_LISTS)}",
+        )
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not text.strip():
+            continue
+        name, _, pid = text.strip().rpartition(" ")
+        camera = camera_of(Path(name).name)
+        if camera is None or not pid.isdigit() or not is_image_name(Path(name).name):
+            raise DatasetError(
+                "no-name-matches",
+                f"{path} line {number} is {text!r}; expected 'PPPP/NAME.jpg PID' with NAME "
+                f"{NAME_PATTERN}; copy the original list again",
+            )
+        lines.append(_Line(name.strip(), int(pid), camera))
+    if not lines:
+        raise DatasetError("empty-list", f"{path} is empty; copy the original list again")
+    return lines
+
+
+def _samples(
+    folder: Path, images: str, subset: str, lines: list[_Line], problems: list[Problem]
+) -> tuple[Sample, ...]:
+    present = _files_below(folder / images)
+    missing = [line.path for line in lines if line.path.lower() not in present]
+    if missing:
+        raise _missing_images(folder, images, subset, missing, len(lines))
+    split = split_of(subset)
+    names = [present[line.path.lower()] for line in lines]
+    shouting = [n for n in names if Path(n).suffix != Path(n).suffix.lower()]
+    if shouting:
+        problems.append(wrong.upper_case_suffix(folder / images, shouting))
+    samples = (
+        Sample(
+            str(folder / images / name),
+            line.pid,
+            line.camera - 1,
+            subject_of("msmt17", split, line.pid),
+        )
+        for line, name in zip(lines, names, strict=True)
+    )
+    return tuple(sorted(samples, key=lambda s: s.path))
+
+
+def _files_below(folder: Path) -> dict[str, str]:
+    """Path as stored by path in lower case: one listing per folder instead of a look-up per picture."""
+    return {
+        f"{person.name}/{path.name}".lower(): f"{person.name}/{path.name}"
+        for person in list_folders(folder)
+        for path in person.iterdir()
+        if is_image_name(path.name)
+    }
+
+
+def _missing_images(
+    folder: Path, images: str, subset: str, missing: list[str], total: int
+) -> DatasetError:
+    found = (
+        f"{len(missing)} of the {total} {subset} pictures listed in {folder} are not in {images}/"
+    )
+    if images.startswith("mask_"):
+        return DatasetError(
+            "v2-images-v1-lists",
+            f"{found} ({wrong.examples(missing)}): V2 images with V1 lists; copy the four list_*.txt of "
+            "the MSMT17_V2 archive beside mask_train_v2",
+        )
+    return DatasetError(
+        "images-missing", f"{found} ({wrong.examples(missing)}); unpack the archive again"
+    )
+
+
+def _load_market_style(folder: Path, request: LoadRequest) -> LoadedData:
+    splits, problems = read_market_tree(folder, request.base_name)
+    highest = max(s.camid + 1 for s in (*splits.train, *splits.query, *splits.gallery))
+    if highest < _FIRST_TWO_DIGIT_CAMERA:
+        text = (
+            f"{folder} names no camera above {highest}, while MSMT17 has 15: whoever made this copy "
+            "read one digit of the camera, so camera 14 became 1 and true matches are thrown away; make it "
+            "anew from MSMT17_V1 with data/train_split.py"
+        )
+        problems = (*problems, Problem("one-digit-camera", text))
+    # A copy does not say which pictures were list_val's, but their number does.
+    whole = len(splits.train) == EXPECTED["trainval"]["train"].images
+    protocol = "trainval" if whole else "train"
+    if protocol != request.msmt17_protocol:
+        text = (
+            f"{folder} is a Market-style copy whose training set is that of protocol {protocol}; "
+            f"MSMT17.PROTOCOL {request.msmt17_protocol} needs the original MSMT17_V1 or V2 folders"
+        )
+        problems = (*problems, Problem("protocol-fixed", text))
+    splits = replace(
+        splits, notes={"protocol": f"MSMT17, trained on {protocol} (Market-style copy)"}
+    )
+    return LoadedData(splits, TITLE, "Market-style copy", folder, EXPECTED[protocol], problems)
+
+
+def _explain_what_is_there(root: Path) -> None:
+    """Raise the sentence for images in one place and lists in another, or for half a set."""
+    images = find_below(root, ROOTS, lambda f: _layout_of(f) is not None)
+    lists = find_below(root, ROOTS, _has_lists)
+    if images is None:
+        return
+    kind = _layout_of(images)
+    if kind is not None and kind.layout == "MSMT17 V2" and lists is not None:
+        raise DatasetError(
+            "v2-images-v1-lists",
+            f"V2 images in {images} but lists only in {lists}: V2 images with V1 lists; copy the four "
+            f"list_*.txt of the MSMT17_V2 archive into {images}",
+        )
+    raise DatasetError(
+        "missing-list",
+        f"{images} lacks {', '.join(_LISTS)}; unpack the archive again, it holds them",
+    )

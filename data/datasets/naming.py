@@ -1,0 +1,89 @@
+"""File names: which files are pictures, and who and which camera a name says.
+
+Only the base name counts: a parent folder such as ``exp01_c9`` must not decide about a camera.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MARKET_PATTERN = "PPPP_cC[sS]_..., such as 0002_c1s1_000451_03.jpg"
+
+# The separator after the digits is what keeps camera 14 from being read as camera 1.
+_MARKET = re.compile(r"(?P<pid>-?\d+)_c(?P<camera>\d+)(?:s\d+)?_")
+_IGNORED_FOLDERS = {"__macosx"}
+
+
+class PersonAndCamera(NamedTuple):
+    """What a file name says; ``camera`` as written, which is from 1 in the public sets."""
+
+    pid: int
+    camera: int
+
+
+def parse_market_name(name: str) -> PersonAndCamera | None:
+    """Read identity and camera of a Market-style base name, ``None`` if it is not one.
+
+    >>> parse_market_name("-1_c3s1_000551_04.jpg")
+    PersonAndCamera(pid=-1, camera=3)
+    >>> parse_market_name("0000_c14_0030.jpg").camera
+    14
+    """
+    match = _MARKET.match(Path(name).name)
+    return PersonAndCamera(int(match["pid"]), int(match["camera"])) if match else None
+
+
+def is_image_name(name: str) -> bool:
+    """Tell pictures from ``Thumbs.db``, ``._*`` and other things that lie about."""
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List the pictures directly in a folder, sorted by name whatever the file system's order."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_image_name(entry.name) and entry.is_file()]
+    return [folder / name for name in sorted(names)]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """List the sub-folders of a folder, sorted, without hidden ones and ``__MACOSX``."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".")
+                and entry.name.lower() not in _IGNORED_FOLDERS
+                and entry.is_dir()
+            ]
+    except OSError:  # unreadable, or gone meanwhile: nothing to find there
+        return []
+    return [folder / name for name in sorted(names)]
+
+
+def upper_case_names(paths: list[Path]) -> list[str]:
+    """Base names whose suffix is not in lower case."""
+    return [path.name for path in paths if path.suffix != path.suffix.lower()]
+
+
+def pid_of_text(text: str) -> int:
+    """Turn an identity written in any way into a number that never changes.
+
+    Digits are taken as they are; a name becomes a number above 2**32 from its SHA-256, so adding a
+    person later moves nobody else's number, and with it nobody's key.
+
+    >>> pid_of_text("0042")
+    42
+    >>> pid_of_text("alice") == pid_of_text("alice") > 2**32
+    True
+    """
+    text = text.strip()
+    if re.fullmatch(r"-?[0-9]+", text):
+        return int(text)
+    digest = hashlib.sha256(text.encode()).digest()
+    return 2**32 + int.from_bytes(digest[:7], "big") // 2  # stays below 2**62: an int64 holds it
