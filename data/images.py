@@ -40,7 +40,7 @@ class BadImage(UserError):
         self.reason = reason
         super().__init__(
             f"{self.path}: {reason}; copy the file again, or leave it out with "
-            "DATALOADER.SKIP_BAD True (--skip-bad)"
+            "CACHE.SKIP_BAD True (--skip-bad)"
         )
 
     def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:

@@ -1,0 +1,162 @@
+"""Loaders: from 8-bit images to normalised batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from data.desensitize import Desensitizer
+from data.keyed_noise import draw_keys
+from data.records import Batch, Sample
+from data.samplers import IdentitySampler
+from data.store import Pixels, PixelSource
+from data.transforms import Augmentation, normalize_batch
+from layers.pixels import PixelSpace
+from utils.errors import UserError
+from utils.seeding import torch_generator
+
+
+class _Identities:
+    """Label, pid, camera and place of each sample, ready to be picked by place."""
+
+    def __init__(self, samples: Sequence[Sample], label_of: Mapping[int, int]) -> None:
+        rows = [(label_of.get(s.pid, -1), s.pid, s.camid) for s in samples]
+        self._columns = torch.tensor(rows, dtype=torch.int64).view(-1, 3).T.contiguous()
+
+    def batch(self, raw: Tensor, desensitized: Tensor, places: Tensor) -> Batch:
+        columns = self._columns[:, places].to(raw.device, non_blocking=True)
+        label, pid, camid = columns.unbind(0)
+        return Batch(raw, desensitized, label, pid, camid, places)
+
+
+class TrainLoader:
+    """P x K batches, augmented and normalised on the device.
+
+    Everything drawn (identities, flips, crops, rectangles, noise) is a function of (seed, epoch), so
+    an epoch is the same after a resume, and on every device. Ranks of a distributed run draw for
+    the whole batch and take their share.
+
+    Args:
+        source: 8-bit images.
+        samples: The training samples, in the order of the source.
+        label_of: Class index of each pid.
+        sampler: Plans batches over the usable samples of the source.
+        desensitizer: Applied before augmentation, unless the source has done it.
+        augmentation: Applied with the same draw to raw and desensitized images.
+        seed: What draws are derived from.
+        device: Where batches are made.
+
+    Attributes:
+        samples: As given; ``Batch.index`` counts in it.
+    """
+
+    def __init__(
+        self,
+        source: PixelSource,
+        samples: Sequence[Sample],
+        label_of: Mapping[int, int],
+        *,
+        sampler: IdentitySampler,
+        desensitizer: Desensitizer,
+        augmentation: Augmentation,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.samples, self.source, self.sampler = tuple(samples), source, sampler
+        self._identities = _Identities(samples, label_of)
+        self._desensitizer, self._augmentation = desensitizer, augmentation
+        self._seed, self._device, self._epoch = seed, device, 1
+
+    def __len__(self) -> int:
+        """Return the number of batches, the same in every epoch."""
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields, counted from 1."""
+        self._epoch = int(epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the epoch that was set."""
+        plan = self.source.usable[self.sampler.plan(self._epoch)]
+        generator = torch_generator(self._seed, "augmentation", self._epoch)
+        for places, pixels in zip(plan, self.source.batches(plan), strict=True):
+            raw, desensitized = self._augmented(pixels, generator)
+            yield self._identities.batch(raw, desensitized, places)
+
+    def _augmented(self, pixels: Pixels, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        size = (pixels[0].shape[2], pixels[0].shape[3])
+        count, part = self.sampler.batch_size, self.sampler.part
+        draw = self._augmentation.draw(count, size, generator)[part]
+        keys = draw_keys(count, generator)[part] if self._desensitizer.keyed else None
+        raw, desensitized = _on_device(pixels, self._device, self._desensitizer, keys)
+        return self._augmentation(raw, draw), self._augmentation(desensitized, draw)
+
+
+class EvalLoader:
+    """All usable samples in order, not augmented; the last batch may be short.
+
+    Test-time noise is a function of (seed, image), whatever batch the image comes in.
+
+    Args:
+        source: 8-bit images.
+        samples: The samples, in the order of the source.
+        desensitizer: Applied unless the source has done it.
+        pixel_space: Normalisation.
+        batch_size: Images in a batch.
+        device: Where batches are made.
+
+    Attributes:
+        samples: As given; ``Batch.index`` counts in it, also where bad pictures are left out.
+        num_images: Images that an iteration yields.
+
+    Raises:
+        UserError: If batch_size is below 1.
+    """
+
+    def __init__(
+        self,
+        source: PixelSource,
+        samples: Sequence[Sample],
+        *,
+        desensitizer: Desensitizer,
+        pixel_space: PixelSpace,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"TEST.IMS_PER_BATCH is {batch_size}; expected 1 or more")
+        self.samples, self.source = tuple(samples), source
+        self.num_images = len(source.usable)
+        self._identities = _Identities(samples, {})
+        self._desensitizer, self._pixel_space = desensitizer, pixel_space
+        self._batch_size, self._device = batch_size, device
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-self.num_images // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield all batches; labels are -1."""
+        if not self.num_images:  # split would make one empty batch
+            return
+        plan = self.source.usable.split(self._batch_size)
+        for places, pixels in zip(plan, self.source.batches(plan), strict=True):
+            raw, desensitized = _on_device(pixels, self._device, self._desensitizer, None)
+            yield self._identities.batch(
+                normalize_batch(raw, self._pixel_space),
+                normalize_batch(desensitized, self._pixel_space),
+                places,
+            )
+
+
+def _on_device(
+    pixels: Pixels, device: torch.device, desensitizer: Desensitizer, keys: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Move 8-bit images to the device, a quarter of what floats would be, and desensitize there."""
+    raw, desensitized = pixels
+    raw = raw.to(device, non_blocking=True)
+    if desensitized is None:
+        return raw, desensitizer(raw, keys)
+    return raw, desensitized.to(device, non_blocking=True)
