@@ -1,0 +1,152 @@
+"""Which gallery images count for which query: the Market-1501 rules, without any distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.features import Features
+from utils.errors import UserError
+
+JUNK_PID = -1
+
+# Why a query is left out, as results and errors say it.
+SKIP_REASONS = {
+    "junk": "are junk (pid -1)",
+    "not_in_gallery": "have no image of their person in the gallery",
+    "only_same_camera": "have images of their person only under their own camera",
+}
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """One list of gallery positions for each of Q queries, one after the other."""
+
+    values: Indices
+    offsets: Indices
+
+    def __getitem__(self, index: int) -> Indices:
+        """Return the list of one query, ascending."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def __len__(self) -> int:
+        """Return the number of lists."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Indices:
+        """Length of every list (Q,)."""
+        return np.diff(self.offsets)
+
+    def take(self, index: Indices) -> Ragged:
+        """Return some of the lists, in the given order."""
+        lengths = self.lengths[index]
+        offsets = _offsets(lengths)
+        return Ragged(self.values[_spans(self.offsets[index], lengths)], offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """What each of the Q scored queries has to find.
+
+    Attributes:
+        queries: Positions of the scored queries in the query set, ascending (Q,).
+        matches: Gallery images of the query's person that count.
+        ignored: Gallery images of the query's person and camera, which do not (besides junk).
+        junk: Gallery positions that no query sees.
+        num_gallery: Gallery images without junk.
+        skipped: How many queries each of ``SKIP_REASONS`` left out.
+    """
+
+    queries: Indices
+    matches: Ragged
+    ignored: Ragged
+    junk: Indices
+    num_gallery: int
+    skipped: dict[str, int]
+
+    @classmethod
+    def of(cls, query: Features, gallery: Features, *, cross_camera: bool = True) -> Matching:
+        """Apply the junk and same-camera rules.
+
+        Args:
+            query: Query set; only pids and cameras are read.
+            gallery: Gallery, likewise.
+            cross_camera: Whether gallery images of the query's person and camera are ignored.
+
+        Raises:
+            UserError: No query is left; it says which rule removed how many.
+        """
+        query_pid, query_cam = _numpy(query.pids), _numpy(query.camids)
+        gallery_pid, gallery_cam = _numpy(gallery.pids), _numpy(gallery.camids)
+        order = np.argsort(gallery_pid, kind="stable")
+        first = np.searchsorted(gallery_pid, query_pid, side="left", sorter=order)
+        counts = np.searchsorted(gallery_pid, query_pid, side="right", sorter=order) - first
+        counts[query_pid == JUNK_PID] = 0
+        same_person = order[_spans(first, counts)]
+        owner = np.repeat(np.arange(len(query_pid)), counts)
+        hidden = gallery_cam[same_person] == query_cam[owner]
+        hidden &= cross_camera
+        matches = _ragged(same_person[~hidden], owner[~hidden], len(query_pid))
+        ignored = _ragged(same_person[hidden], owner[hidden], len(query_pid))
+
+        lacking = matches.lengths == 0
+        junk_query = query_pid == JUNK_PID
+        skipped = {
+            "junk": int(junk_query.sum()),
+            "not_in_gallery": int((lacking & ~junk_query & (counts == 0)).sum()),
+            "only_same_camera": int((lacking & (counts > 0)).sum()),
+        }
+        queries = np.flatnonzero(~lacking)
+        if not len(queries):
+            raise UserError(_no_query(len(query_pid), len(gallery_pid), skipped))
+        junk = np.flatnonzero(gallery_pid == JUNK_PID)
+        return cls(
+            queries,
+            matches.take(queries),
+            ignored.take(queries),
+            junk,
+            len(gallery_pid) - len(junk),
+            skipped,
+        )
+
+    @property
+    def num_candidates(self) -> Indices:
+        """Gallery images that each query is ranked against (Q,)."""
+        return self.num_gallery - self.ignored.lengths
+
+
+def _no_query(num_queries: int, num_gallery: int, skipped: dict[str, int]) -> str:
+    if not num_queries or not num_gallery:
+        return (
+            f"there are {num_queries} queries and {num_gallery} gallery images; expected at least "
+            "one of each: see `python3 tools/data.py check`"
+        )
+    found = [f"{count} {SKIP_REASONS[why]}" for why, count in skipped.items() if count]
+    remedy = "check that query and gallery belong to one split of one data set"
+    if skipped["only_same_camera"]:
+        remedy = "set TEST.CROSS_CAMERA False if the set has one camera, or add gallery images"
+    return f"none of the {num_queries} queries can be scored: {', '.join(found)}; {remedy}"
+
+
+def _numpy(values: Tensor) -> Indices:
+    return values.cpu().numpy().astype(np.int64)
+
+
+def _offsets(lengths: Indices) -> Indices:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _spans(starts: Indices, lengths: Indices) -> Indices:
+    """Return starts[0], starts[0] + 1, ... for every span, one after the other."""
+    offsets = _offsets(lengths)
+    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+
+
+def _ragged(values: Indices, owner: Indices, count: int) -> Ragged:
+    return Ragged(values, _offsets(np.bincount(owner, minlength=count)))

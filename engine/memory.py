@@ -1,0 +1,67 @@
+"""How much memory there is, and refusing in time what would not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+
+MIB = 2**20
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_mib(device: torch.device) -> float:
+    """Return the free memory (MiB) of a device; infinity where the system does not say.
+
+    On the CPU it is the smaller of what the machine and what the container has left.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (free + held) / MIB
+    return min(_machine_mib(), _container_mib())
+
+
+def _machine_mib() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float("inf")
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 1024
+    return float("inf")
+
+
+def _container_mib() -> float:
+    try:
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return float("inf")
+    if limit == "max":
+        return float("inf")
+    # Cached files count as used, but give way.
+    cached = sum(int(line.split()[1]) for line in statistics if line.startswith("inactive_file "))
+    return (int(limit) - used + cached) / MIB
+
+
+def memory_budget_mib(device: torch.device, limit_mib: float | None) -> float:
+    """Return what may be used (MiB): the caller's limit, else nine tenths of what is free."""
+    return available_mib(device) * 0.9 if limit_mib is None else limit_mib
+
+
+def require_memory(what: str, needed_mib: float, budget_mib: float, remedy: str) -> None:
+    """Refuse work that would not fit, before any of it is done.
+
+    Raises:
+        UserError: ``needed_mib`` is above ``budget_mib``; it names both and the remedy.
+    """
+    if needed_mib > budget_mib:
+        raise UserError(
+            f"{what} needs about {needed_mib:,.0f} MiB of memory but {budget_mib:,.0f} MiB may be "
+            f"used; {remedy}"
+        )
