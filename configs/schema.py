@@ -7,15 +7,15 @@ converts whatever form it meets, without loss, or says in words what it would ha
 
 from __future__ import annotations
 
-import ast
+import importlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-_SWITCH = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
+from configs.text import literal, only, switch_of, text_of
 
 
 class Kind(Protocol):
@@ -30,58 +30,6 @@ class Kind(Protocol):
 
     def describe(self) -> str:
         """Return what is allowed, to follow the words "expected"."""
-
-
-def literal(given: object) -> object:
-    """Return the Python literal a text spells, and everything else as it is."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return ast.literal_eval(given.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return given
-
-
-def _only(given: object) -> object:
-    """Unwrap the one element of a one-tuple or one-list: ``('on',)`` means ``'on'``."""
-    while isinstance(given, (list, tuple)) and len(given) == 1:
-        given = given[0]
-    return given
-
-
-def text_of(given: object) -> str:
-    """Return the string that was meant by a bare, quoted or bracketed string, or by a number.
-
-    Only quotes that Python would read are taken off, so that a path such as ``./set (old)/x`` or
-    ``(1)`` stays what it is.
-
-    Raises:
-        ValueError: The value is a list of several strings, a mapping, or nothing.
-    """
-    read = _only(literal(given))
-    if isinstance(read, str):
-        return read
-    if isinstance(given, str):
-        if isinstance(read, (list, tuple)) and any(isinstance(part, str) for part in read):
-            raise ValueError("several strings where one is expected")
-        return given
-    if isinstance(read, (int, float)) and not isinstance(read, bool):
-        return str(read)
-    raise ValueError("not a string")
-
-
-def switch_of(given: object) -> bool:
-    """Return the truth of on/off, yes/no, true/false and 1/0 in any spelling.
-
-    Raises:
-        ValueError: It is none of them.
-    """
-    read = _only(literal(given))
-    if isinstance(read, (bool, int)) and read in (0, 1):
-        return bool(read)
-    if isinstance(read, str) and read.strip().lower() in _SWITCH:
-        return _SWITCH[read.strip().lower()]
-    raise ValueError("neither on nor off")
 
 
 @dataclass(frozen=True)
@@ -103,6 +51,37 @@ class OneOf:
     def describe(self) -> str:
         """Return the names."""
         return f"one of {', '.join(self.choices)}"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A name of an extension point: whatever its dict holds, so that adding one is one line there.
+
+    The registry is imported when a value is checked, not before: this folder depends on no other.
+
+    Attributes:
+        place: ``package.module:DICT``.
+    """
+
+    place: str
+
+    @property
+    def registry(self) -> Mapping[str, Any]:
+        """The dict."""
+        module, _, name = self.place.partition(":")
+        registry: Mapping[str, Any] = getattr(importlib.import_module(module), name)
+        return registry
+
+    def convert(self, given: object) -> str:
+        """Return the name, whose case must be right."""
+        return self._names().convert(given)
+
+    def describe(self) -> str:
+        """Return the names."""
+        return self._names().describe()
+
+    def _names(self) -> OneOf:
+        return OneOf(tuple(sorted(self.registry)))
 
 
 @dataclass(frozen=True)
@@ -182,7 +161,7 @@ class Number:
 
     def convert(self, given: object) -> int | float:
         """Return the number as int or float."""
-        read = _only(literal(given))
+        read = only(literal(given))
         if isinstance(read, bool):
             raise ValueError("a truth value")
         if isinstance(read, str):

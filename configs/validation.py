@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from yacs.config import CfgNode
 
-from configs.defaults import KEYS, get_value
+from configs.defaults import DESENSITIZERS, KEYS, get_value
 from utils.errors import UserError
+
+_WHITE = 10.0  # noise of ten times the range: a tile size or blur radius was left standing
 
 
 class ConfigError(UserError):
@@ -86,16 +88,14 @@ def _padding(cfg: CfgNode) -> Iterator[str]:
 
 
 def _radius(cfg: CfgNode) -> Iterator[str]:
-    radius = cfg.INPUT.RADIUS
-    if cfg.INPUT.TYPE == "mosaic" and (radius < 2 or radius != int(radius)):
+    try:
+        DESENSITIZERS.registry[cfg.INPUT.TYPE](cfg.INPUT.RADIUS)  # each method knows its range
+    except UserError as error:
+        yield str(error)
+    if cfg.INPUT.TYPE == "noise" and cfg.INPUT.RADIUS > _WHITE:
         yield (
-            f"INPUT.RADIUS is {radius:g} with INPUT.TYPE mosaic; expected a whole tile size of at "
-            "least 2 px, such as 24 (blur and noise take fractions)"
-        )
-    elif cfg.INPUT.TYPE == "noise" and radius > 10:
-        yield (
-            f"INPUT.RADIUS is {radius:g} with INPUT.TYPE noise; expected a standard deviation on "
-            "values in [0, 1], at most 10, such as 0.5"
+            f"INPUT.RADIUS is {cfg.INPUT.RADIUS:g} with INPUT.TYPE noise; expected a standard "
+            f"deviation on values in [0, 1], at most {_WHITE:g}, such as 0.5"
         )
 
 

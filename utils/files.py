@@ -50,8 +50,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             raise
         raise WriteError(_sentence(path, error)) from error
     except RuntimeError as error:
-        # torch's writer reports a full disk as a RuntimeError without an error number.
-        if "writ" in str(error) and free_bytes(path.parent) < _NEARLY_FULL:
+        # torch's zip writer meets a full disk with a RuntimeError of its own wording.
+        torn = any(word in str(error) for word in ("inline_container", "iostream", "writ"))
+        if torn and free_bytes(path.parent) < _NEARLY_FULL:
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise WriteError(_sentence(path, full)) from error
         raise

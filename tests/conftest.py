@@ -1,0 +1,82 @@
+"""Fixtures and rules for all tests: one thread, no network, skips that say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+import torch
+
+from configs.loading import load
+from tests.fixtures.paths import ROOT, SHARED_DATA
+from utils.logger import close_logger
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+# Test processes run side by side; more threads than cores only slow them down.
+torch.set_num_threads(1)
+
+# The same examples on every run, and no deadlines: a busy machine must not fail a test.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+# The smallest model and data set through which every code path still runs.
+SMALL = (
+    "MODEL.DEVICE", "cpu",
+    "MODEL.NAME", "resnet18_nl",
+    "MODEL.NGF", "4",
+    "MODEL.NDF", "4",
+    "UNET.NUM_DOWNS", "5",
+    "INPUT.IMG_SIZE", "(64, 32)",
+    "INPUT.RADIUS", "8",
+    "INPUT.PADDING", "2",
+    "RUNTIME.PRECISION", "float32",
+    "SYNTHETIC.IDENTITIES", "16",
+    "SYNTHETIC.CAMERAS", "3",
+    "SYNTHETIC.IMAGES", "2",
+    "SOLVER.IMS_PER_BATCH", "8",
+    "SOLVER.MAX_EPOCHS", "2",
+    "SOLVER.VAL_PERIOD", "1",
+    "SOLVER.LOG_PERIOD", "1",
+    "TEST.IMS_PER_BATCH", "16",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine lacks."""
+    no_gpu = pytest.mark.skip(reason="no CUDA device")
+    no_data = pytest.mark.skip(reason=f"{SHARED_DATA} is missing")
+    for item in items:
+        # Not item.keywords: the folder tests/unit/data is a keyword too.
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if item.get_closest_marker("data") and not SHARED_DATA.is_dir():
+            item.add_marker(no_data)
+
+
+@pytest.fixture
+def make_cfg(tmp_path: Path) -> Callable[..., CfgNode]:
+    """Return ``make_cfg(*overrides)``: a small CPU configuration with folders of this test."""
+
+    def make(*overrides: str) -> CfgNode:
+        folders = ("OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.ROOT_DIR", str(tmp_path / "sets"))
+        return load(ROOT / "configs/demo.yml", [*SMALL, *folders, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def small_cfg(make_cfg: Callable[..., CfgNode]) -> CfgNode:
+    """Return the small CPU configuration."""
+    return make_cfg()
+
+
+@pytest.fixture(autouse=True)
+def _closed_logger() -> Iterator[None]:
+    """Leave no open log file behind."""
+    yield
+    close_logger()

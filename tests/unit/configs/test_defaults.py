@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, get_value
+from configs.loading import dump, load
+from configs.validation import validate
+from tests.fixtures.paths import ROOT
+
+CODE = ("data", "engine", "layers", "modeling", "solver", "tools", "utils")
+
+
+def chain(node: ast.AST) -> list[str]:
+    """Return the names of ``a.b.c``; [] for anything else."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(names)] if isinstance(node, ast.Name) else []
+
+
+def keys_read(path: Path) -> Iterator[str]:
+    """Yield the configuration keys a file reads, directly or after ``solver = cfg.SOLVER``."""
+    tree = ast.parse(path.read_text("utf-8"))
+    alias: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names = chain(node.value)
+            if names and names[-1] in SECTIONS:
+                alias[node.targets[0].id] = names[-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            names = chain(node)
+            for start in range(1, len(names)):
+                yield ".".join(names[start:])
+            if names and names[0] in alias:
+                yield ".".join([alias[names[0]], *names[1:]])
+
+
+def test_every_key_is_read_somewhere() -> None:
+    read = {key for folder in CODE for p in (ROOT / folder).rglob("*.py") for key in keys_read(p)}
+    unread = sorted(set(KEY_BY_NAME) - read)
+    assert not unread, f"keys that nothing reads: {', '.join(unread)}"
+
+
+def test_every_key_that_is_read_exists() -> None:
+    """A misspelt key in a rarely used branch is found here, not by a user."""
+    unknown = []
+    for folder in CODE:
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = chain(node) if isinstance(node, ast.Attribute) else []
+                if len(names) > 2 and names[0] == "cfg" and names[1] in SECTIONS:
+                    key = ".".join(names[1:3])
+                    if key not in KEY_BY_NAME and names[2].isupper():
+                        unknown.append(f"{path.relative_to(ROOT)}:{node.lineno} {key}")
+    assert not unknown, "\n".join(unknown)
+
+
+def test_defaults_are_valid_and_of_their_own_kind() -> None:
+    cfg = default_config()
+    validate(cfg)
+    for key in KEYS:
+        value = key.convert(get_value(cfg, key.name))
+        assert value == key.default
+        assert type(value) is type(key.default)
+
+
+def test_every_key_tells_its_meaning_and_stands_once() -> None:
+    assert len(KEY_BY_NAME) == len(KEYS)
+    for key in KEYS:
+        assert len(key.meaning) > 8, key.name
+        assert key.kind.describe(), key.name
+        assert key.name == key.name.upper()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda p: p.name)
+def test_every_config_file_loads_and_survives_a_dump(path: Path, tmp_path: Path) -> None:
+    cfg = load(path)
+    dump(cfg, tmp_path / "effective.yml")
+    assert load(tmp_path / "effective.yml") == cfg
+
+
+def test_baseline_file_spells_out_the_published_numbers() -> None:
+    cfg = load(ROOT / "configs/AGW_baseline.yml")
+    default = load()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = default.OUTPUT_DIR
+    assert cfg == default

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+
+from configs.defaults import default_config
+from configs.loading import load
+from configs.validation import ConfigError, validate
+from utils.errors import UserError
+
+BAD = [
+    (["MODEL.NAM", "x"], "MODEL.NAM is not a key of the configuration; did you mean MODEL.NAME?"),
+    (["model.name", "x"], "did you mean MODEL.NAME?"),
+    (["MAX_EPOCHS", "3"], "did you mean SOLVER.MAX_EPOCHS?"),
+    (["INPUT.SEED", "3"], "did you mean SOLVER.SEED or SYNTHETIC.SEED?"),
+    (["QQQ.QQQ", "3"], "QQQ.QQQ is not a key of the configuration; expected a key of"),
+    (["MODEL", "3"], "MODEL is a section, not a key; expected one of MODEL.CENTER_LOSS"),
+    (["INPUT.TYPE", "mosiac"], "INPUT.TYPE is 'mosiac'; expected one of blur, mosaic, noise"),
+    (["MODEL.MODE"], "override 'MODEL.MODE' has no value; expected KEY VALUE pairs"),
+    (["MODEL.MODE=C"], "expected KEY VALUE: MODEL.MODE 'C'"),
+    (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu'; expected auto, cpu, cuda or cuda:N"),
+    (["MODEL.DEVICE", "cuda:"], "MODEL.DEVICE is 'cuda:'"),
+    (["MODEL.DEVICE_ID", "0,1"], "MODEL.DEVICE_ID is '0,1'; expected the number of one GPU"),
+    (["MODEL.DEVICE", "cuda:1", "MODEL.DEVICE_ID", "2"], "expected one of the two to name the GPU"),
+    (["MODEL.VAL_R1", "75"], "MODEL.VAL_R1 is '75'; expected a number from 0 to 1, or inf"),
+    (["INPUT.IMG_SIZE", "(250, 128)"], "has height 250; expected a multiple of 128"),
+    (["INPUT.IMG_SIZE", "(256, 64)"], "has width 64; expected a multiple of 128"),
+    (["UNET.NUM_DOWNS", "4"], "UNET.NUM_DOWNS is '4'; expected a whole number from 5 to 10"),
+    (["INPUT.RADIUS", "0"], "INPUT.RADIUS is '0'; expected a number above 0"),
+    (["INPUT.RADIUS", "0.5"], "expected a whole number of pixels, 2 or more"),
+    (["INPUT.RADIUS", "1"], "INPUT.RADIUS is 1"),
+    (["INPUT.TYPE", "noise"], "expected a standard deviation"),
+    (["INPUT.PADDING", "128"], "INPUT.PADDING is 128; expected less than the image's shorter side"),
+    (["SOLVER.IMS_PER_BATCH", "81"], "SOLVER.IMS_PER_BATCH is 81; expected a multiple"),
+    (["SOLVER.IMS_PER_BATCH", "4"], "at least 2 identities, such as 8"),
+    (["SOLVER.STEPS", "[80, 40]"], "SOLVER.STEPS is [80, 40]; expected epochs in increasing order"),
+    (["SOLVER.STEPS", "[40, 40]"], "each once"),
+    (["MODEL.PRETRAIN_CHOICE", "self"], "expected the folder that holds the checkpoint"),
+    (["MODEL.PRETRAIN_DIR", "./x"], "would not be read; expected MODEL.PRETRAIN_CHOICE self"),
+    (["TEST.EVALUATE_ONLY", "on"], "TEST.EVALUATE_ONLY is on without a checkpoint"),
+    (["MODEL.MODE", "C", "MODEL.VAL_R1", "0.5"], "which has no anonymizer"),
+    (["LOSS.TRIPLET_NORMALIZED", "True", "MODEL.WEIGHT_REGULARIZED_TRIPLET", "off"],
+     "the batch-hard loss has no normalised form"),
+    (["OUTPUT_DIR", " "], "OUTPUT_DIR is ' '; expected a path"),
+    (["DATASETS.NAMES", "('a', 'b')"], "expected the name of one data set"),
+    (["INPUT.PIXEL_STD", "(0.5, 0, 0.5)"], "each a number above 0 and at most 10"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(b[0]) for b in BAD])
+def test_a_mistake_gives_one_sentence_with_the_remedy(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    assert len(caught.value.problems) == 1
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, UserError)
+
+
+GOOD = [
+    ["MODEL.MODE", "C", "INPUT.IMG_SIZE", "(250, 100)"],
+    ["INPUT.TYPE", "noise", "INPUT.RADIUS", "0.5"],
+    ["INPUT.TYPE", "blur", "INPUT.RADIUS", "1.5"],
+    ["TEST.EVALUATE_ONLY", "on", "SOLVER.RESUME", "True"],
+    ["TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", "x"],
+    ["TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", "x",
+     "MODEL.MODE", "C", "MODEL.VAL_R1", "0.5"],
+    ["MODEL.DEVICE", "cuda:1"],
+    ["MODEL.DEVICE", "cuda:1", "MODEL.DEVICE_ID", "1"],
+    ["UNET.NUM_DOWNS", "5", "INPUT.IMG_SIZE", "(64, 32)"],
+    ["SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", GOOD, ids=" ".join)
+def test_what_goes_together_is_let_through(overrides: list[str]) -> None:
+    load(None, overrides)
+
+
+def test_all_problems_come_at_once() -> None:
+    overrides = [item for bad, _ in BAD[:1] + BAD[6:7] + BAD[22:23] for item in bad]
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    assert len(caught.value.problems) == 3
+    assert str(caught.value).startswith("3 problems in the configuration:\n")
+
+
+def test_a_wrong_value_is_not_reported_again_by_checks_between_keys() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, ["UNET.NUM_DOWNS", "x", "SOLVER.IMS_PER_BATCH", "no", "SOLVER.STEPS", "z"])
+    assert len(caught.value.problems) == 3
+
+
+def test_validate_finds_what_code_changed_or_removed() -> None:
+    cfg = default_config()
+    validate(cfg)
+    cfg.INPUT.TYPE = "none"
+    cfg.SOLVER.STEPS = (80, 40)
+    del cfg.LOSS["GAN"]
+    with pytest.raises(ConfigError) as caught:
+        validate(cfg)
+    assert len(caught.value.problems) == 3
+    assert "LOSS.GAN is missing" in str(caught.value)

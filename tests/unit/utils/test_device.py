@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+import torch
+
+from utils import device as device_module
+from utils.device import (
+    device_name,
+    has_bfloat16,
+    resolve_device,
+    resolve_precision,
+    set_threads,
+)
+from utils.environment import environment_report, git_revision
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "device_id", "expected"),
+    [
+        (0, "auto", "0", "cpu"),
+        (0, "cpu", "5", "cpu"),
+        (2, "auto", "0", "cuda:0"),
+        (2, "auto", "1", "cuda:1"),
+        (2, "cuda", "1", "cuda:1"),
+        (2, "cuda:1", "0", "cuda:1"),
+        (2, "cpu", "0", "cpu"),
+    ],
+    indirect=["gpus"],
+)
+def test_device_is_the_one_asked_for(gpus: int, name: str, device_id: str, expected: str) -> None:
+    assert resolve_device(name, device_id) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "device_id", "words"),
+    [
+        (0, "cuda", "0", r"MODEL\.DEVICE is 'cuda' but .*CUDA.*MODEL\.DEVICE cpu or auto"),
+        (0, "cuda:1", "0", r"MODEL\.DEVICE is 'cuda:1' but"),
+        (1, "cuda:1", "0", "torch sees 1 CUDA device; expected a number from 0 to 0"),
+        (2, "cuda", "7", r"MODEL\.DEVICE_ID is '7' but torch sees 2 CUDA devices"),
+        (2, "tpu", "0", "expected auto, cpu, cuda or cuda:N"),
+        (2, "cuda:x", "0", "expected auto, cpu, cuda or cuda:N"),
+        (2, "auto:1", "0", "expected auto, cpu, cuda or cuda:N"),
+    ],
+    indirect=["gpus"],
+)
+def test_a_device_that_is_not_there_is_named(
+    gpus: int, name: str, device_id: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve_device(name, device_id)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx512f"}, torch.float32),
+        ({"avx512f", "avx512_bf16"}, torch.bfloat16),
+        ({"amx_bf16"}, torch.bfloat16),
+    ],
+)
+def test_auto_takes_bfloat16_only_where_the_cpu_has_it(
+    flags: set[str], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "_cpu_flags", lambda: frozenset(flags))
+    assert resolve_precision("auto", CPU) is expected
+    assert resolve_precision("float32", CPU) is torch.float32
+
+
+def test_bfloat16_that_is_not_there_falls_back_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device_module, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(logging.getLogger("reid_baseline"), "propagate", True)
+    assert resolve_precision("bfloat16", CPU) is torch.float32
+    assert len(caplog.records) == 1
+    assert "computing in float32" in caplog.text
+    assert resolve_precision("auto", CPU) is torch.float32
+    assert len(caplog.records) == 1
+
+
+def test_unknown_precision_lists_the_choices() -> None:
+    with pytest.raises(UserError, match="expected one of auto, float32, bfloat16"):
+        resolve_precision("float16", CPU)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True)])
+def test_gpus_before_ampere_have_no_bfloat16(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bfloat16(torch.device("cuda:0")) is expected
+
+
+def test_torch_is_asked_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "_cpu_flags", frozenset)
+    assert has_bfloat16(CPU) in (True, False)
+
+
+def test_threads() -> None:
+    before = torch.get_num_threads()
+    set_threads(0)
+    assert torch.get_num_threads() == before
+    set_threads(2)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    with pytest.raises(UserError, match=r"RUNTIME\.THREADS is -1"):
+        set_threads(-1)
+
+
+def test_report_names_versions_and_machine_and_nobody() -> None:
+    report = environment_report(CPU)
+    assert report["torch"] == torch.__version__
+    assert report["device"].startswith("cpu: ")
+    assert all(isinstance(value, str) and value for value in report.values())
+    assert device_name(CPU)
+
+
+def test_commit_is_this_checkouts_own(tmp_path) -> None:
+    revision = git_revision()
+    assert revision is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", revision)
+    assert git_revision(tmp_path) is None

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from utils.files import WriteError
+from utils.logger import close_logger, get_logger, setup_logger
+from utils.progress import Progress
+
+LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} reid_baseline INFO: "
+
+
+def test_lines_have_the_form_scripts_rely_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    setup_logger(tmp_path).info("mAP: %.1f%%", 87.8)
+    text = (tmp_path / "log.txt").read_text()
+    assert re.fullmatch(LINE + r"mAP: 87\.8%\n", text)
+    assert capsys.readouterr().out == text
+
+
+def test_log_is_appended_and_lines_never_come_twice(tmp_path: Path) -> None:
+    for turn in range(3):
+        setup_logger(tmp_path).info("turn %d", turn)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[-6:] for line in lines] == ["turn 0", "turn 1", "turn 2"]
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
+    setup_logger(tmp_path)
+    setup_logger()
+    get_logger().info("hello")
+    close_logger()
+    assert (tmp_path / "log.txt").read_text() == ""
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").mkdir()
+    with pytest.raises(WriteError, match=r"log\.txt.*choose another OUTPUT_DIR"):
+        setup_logger(tmp_path)
+
+
+def test_progress_is_silent_off_a_terminal_unless_it_takes_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    setup_logger(tmp_path)
+    with Progress(10, "short") as bar:
+        for _ in range(10):
+            bar.update()
+    assert capsys.readouterr() == ("", "")
+    with Progress(10, "long", quiet_s=0) as bar:
+        bar.update(4, loss=1.25)
+        assert bar.rate > 0
+    assert re.search(r"long: +40%.* 4/10 \[.*img/s, loss=1\.25\]", capsys.readouterr().out)
