@@ -47,12 +47,9 @@ class NonLocalBlock(nn.Module):
         with full_precision(features):
             scale, shift = self._affine(response)
         dtype = features.dtype
-        # addcmul broadcasts (C,1,1) against (B,1,H,W): one pass over the feature map.
-        return torch.addcmul(
-            features + shift.to(dtype).view(1, -1, 1, 1),
-            scale.to(dtype).view(1, -1, 1, 1),
-            response.to(dtype),
-        )
+        # (C, 1, 1) against (B, 1, H, W); the shift goes in place, addcmul keeps no output.
+        out = torch.addcmul(features, scale.to(dtype).view(-1, 1, 1), response.to(dtype))
+        return out.add_(shift.to(dtype).view(-1, 1, 1))
 
     def _response(self, features: Tensor) -> Tensor:
         """Return y (B, 1, H, W), float32."""

@@ -52,16 +52,21 @@ class PixelSpace:
         """Leave the device caches behind when sent to another process."""
         return {"mean": self.mean, "std": self.std, "_constants": {}}
 
-    def normalize(self, image: Tensor) -> Tensor:
+    def normalize(self, image: Tensor, out: Tensor | None = None) -> Tensor:
         """Normalise images.
 
         Args:
             image: (..., 3, H, W), uint8 in [0, 255] or floating point in [0, 1].
+            out: Where to write, float32 of the same shape; saves a CPU half of the memory traffic.
 
         Returns:
             Same shape and memory format, float32.
         """
         mean, std = self._on(image.device)
+        if out is not None:
+            out.copy_(image)
+            unit = out.div_(255.0) if image.dtype == torch.uint8 else out
+            return unit.sub_(mean).div_(std)
         unit = image.float().div_(255.0) if image.dtype == torch.uint8 else image.float()
         return (unit - mean).div_(std)
 

@@ -1,0 +1,119 @@
+"""Pooling, the non-local block and the adversarial losses against their definitions."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from layers.gan import GAN_LOSSES
+from layers.non_local import NonLocalBlock
+from layers.pooling import AveragePooling, GeneralizedMeanPooling
+
+
+def plain_non_local(block: NonLocalBlock, features: Tensor) -> Tensor:
+    """The definition, with the whole HW x HW affinity, through the block's own modules."""
+    theta = block.theta(features).flatten(2)
+    phi = block.phi(features).flatten(2)
+    g = block.g(features).flatten(2)
+    affinity = theta.transpose(1, 2) @ phi / phi.shape[-1]  # (B, HW, HW)
+    response = (affinity @ g.transpose(1, 2)).transpose(1, 2)
+    return features + block.W(response.unflatten(2, features.shape[2:]))
+
+
+def random_block(channels: int) -> NonLocalBlock:
+    torch.manual_seed(0)
+    block = NonLocalBlock(channels)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return block
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_non_local_block_equals_its_plain_form(channels_last: bool, training: bool) -> None:
+    block = random_block(6).train(training)
+    twin = copy.deepcopy(block)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randn(3, 6, 4, 5).contiguous(memory_format=layout)
+    first, second = images.clone().requires_grad_(), images.clone().requires_grad_()
+    slope = torch.randn_like(images)
+
+    for _ in range(2):  # twice: running statistics move
+        out, expected = block(first), plain_non_local(twin, second)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert out.is_contiguous(memory_format=layout)
+
+    (out * slope).sum().backward()
+    (expected * slope).sum().backward()
+    torch.testing.assert_close(first.grad, second.grad, rtol=1e-4, atol=1e-4)
+    for (name, ours), theirs in zip(
+        block.named_parameters(), twin.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for (name, ours), theirs in zip(block.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_non_local_block_starts_as_the_identity() -> None:
+    features = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(NonLocalBlock(4)(features), features, rtol=0, atol=0)
+
+
+def test_non_local_block_with_another_norm_takes_the_plain_way() -> None:
+    class OtherNorm(nn.BatchNorm2d):
+        pass
+
+    block = random_block(4)
+    twin = copy.deepcopy(block)
+    other = OtherNorm(4)
+    other.load_state_dict(block.W[1].state_dict())
+    block.W[1] = other
+    features = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(block(features), plain_non_local(twin, features))
+
+
+def test_generalized_mean() -> None:
+    pool = GeneralizedMeanPooling()
+    features = torch.rand(2, 3, 4, 5) + 0.1
+    expected = features.double().pow(3).mean((2, 3)).pow(1 / 3).float()
+    torch.testing.assert_close(pool(features), expected)
+
+    torch.nn.init.ones_(pool.p)
+    torch.testing.assert_close(pool(features), AveragePooling()(features))
+
+
+def test_generalized_mean_of_negative_values_is_the_floor_and_its_gradient_finite() -> None:
+    pool = GeneralizedMeanPooling()
+    features = -torch.rand(1, 2, 3, 3).requires_grad_()
+    pooled = pool(features)
+    torch.testing.assert_close(pooled, torch.full((1, 2), 1e-6), rtol=1e-4, atol=0)
+    pooled.sum().backward()
+    assert pool.p.grad is not None
+    assert pool.p.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("pool", [GeneralizedMeanPooling(), AveragePooling()])
+def test_pooling_is_float32_under_autocast(pool: nn.Module) -> None:
+    features = torch.rand(2, 3, 4, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pool(features)
+    torch.testing.assert_close(pooled, pool(features.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_real", [True, False])
+def test_adversarial_losses(is_real: bool) -> None:
+    prediction = 30 * torch.randn(2, 1, 3, 4)
+    target = torch.full_like(prediction, float(is_real))
+    torch.testing.assert_close(
+        GAN_LOSSES["vanilla"](prediction, is_real),
+        functional.binary_cross_entropy_with_logits(prediction, target),
+    )
+    torch.testing.assert_close(
+        GAN_LOSSES["lsgan"](prediction, is_real), functional.mse_loss(prediction, target)
+    )
