@@ -1,0 +1,232 @@
+"""The embedded data set: drawn people in the layout of Market-1501.
+
+Nobody in it exists. It is made where it is first asked for, takes seconds, and is the same, byte
+for byte, for the same parameters and library versions.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.people.appearance import Person, draw_people
+from data.people.cameras import MAX_CAMERAS, build_camera
+from data.people.photograph import draw_track, photograph
+from utils.errors import UserError
+
+DRAWING_VERSION = 1  # raise it with every change that moves a pixel
+_QUALITY = 92
+_MAX_IDENTITIES = 4000  # with validation and test identities within PPPP
+_MAX_IMAGES = 50
+_MIN_PARALLEL = 400  # pictures below which starting processes costs more than it saves
+TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY = (
+    "bounding_box_train", "bounding_box_val_query", "bounding_box_val_gallery",
+    "query", "bounding_box_test",
+)  # fmt: skip
+FOLDERS = (TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY)
+
+_README = """\
+The people in these pictures are drawn by code. None of them exists, and no photograph was used.
+
+Layout and names are those of Market-1501 (PPPP_cCsS_FFFFFF_BB.jpg: identity, camera, sequence,
+frame, box); 128 x 64 JPEG. Identities of training, validation and test are disjoint; pid 0 are
+distractors. Validation and test have one query per identity and camera, and their other pictures as
+gallery. Parameters and counts: synthetic.json. Delete this folder at will; it is made again.
+"""
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """Size and seed of a synthetic set.
+
+    Attributes:
+        identities: Training identities; a quarter as many for validation, half as many for test.
+        cameras: Cameras, each seeing everybody.
+        images: Pictures per identity and camera.
+        seed: Seed of everything drawn.
+    """
+
+    identities: int = 64
+    cameras: int = 6
+    images: int = 4
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the ranges; raises UserError with all that is wrong."""
+        ranges = {
+            "identities": (2, _MAX_IDENTITIES),
+            "cameras": (2, MAX_CAMERAS),
+            "images": (2, _MAX_IMAGES),
+            "seed": (0, 2**31 - 1),
+        }
+        problems = [
+            f"synthetic {name} is {value!r}; expected an integer from {low} to {high}"
+            for name, (low, high) in ranges.items()
+            if isinstance(value := getattr(self, name), bool)
+            or not isinstance(value, int)
+            or not low <= value <= high
+        ]
+        if problems:
+            raise UserError("; ".join(problems))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Identities of train, val and test, and pictures of distractors."""
+        return {
+            "train": self.identities,
+            "val": max(2, self.identities // 4),
+            "test": max(4, self.identities // 2),
+            "distractors": max(self.cameras, self.identities // 2 * self.cameras // 4),
+        }
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder: another size, seed or drawing is another one."""
+        return (
+            f"synthetic-v{DRAWING_VERSION}-{self.identities}x{self.cameras}x{self.images}"
+            f"-seed{self.seed}"
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One walk of one person past one camera."""
+
+    person: Person
+    pid: int
+    number: int  # of the person in the whole set, seeds the drawing
+    camera: int
+    first: str  # folder of the first picture
+    rest: str
+    images: int
+
+
+def ensure_synthetic(
+    root: Path, *, identities: int = 64, cameras: int = 6, images: int = 4, seed: int = 1
+) -> Path:
+    """Make the synthetic set below ``root`` unless it is there already.
+
+    Safe against being killed (nothing half-made ever has the final name) and against several
+    processes making the same set at once (the first to finish wins, the others use its files).
+
+    Args:
+        root: Folder of the data sets; made where it is missing.
+        identities, cameras, images, seed: See ``SyntheticOptions``.
+
+    Returns:
+        The set's folder.
+
+    Raises:
+        UserError: For a parameter out of range.
+        OSError: Where ``root`` cannot be written.
+    """
+    options = SyntheticOptions(identities, cameras, images, seed)
+    final = Path(root) / options.folder
+    if (final / "synthetic.json").is_file():
+        return final
+    Path(root).mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{options.folder}-", dir=root))
+    try:
+        _write_set(temporary, options)
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not (final / "synthetic.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _write_set(folder: Path, options: SyntheticOptions) -> None:
+    for name in FOLDERS:
+        (folder / name).mkdir()
+    jobs = list(_plan(options))
+    total = sum(job.images for job in jobs)
+    with tqdm(total=total, desc="drawing people", unit="image", leave=False) as progress:
+        for done in _run(folder, jobs, options.seed):
+            progress.update(done)
+    (folder / "README.txt").write_text(_README, encoding="utf-8")
+    found = {name: sum(1 for _ in (folder / name).iterdir()) for name in FOLDERS}
+    record = {
+        "drawing_version": DRAWING_VERSION,
+        "parameters": asdict(options),
+        "identities": options.counts,
+        "images": found,
+    }
+    (folder / "synthetic.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _plan(options: SyntheticOptions) -> Iterator[_Job]:
+    """Yield every walk, camera by camera, so that a process draws few scenes."""
+    counts = options.counts
+    kept = counts["train"] + counts["val"] + counts["test"]
+    people = draw_people(options.seed, kept + counts["distractors"])
+    places = (
+        [(TRAIN, TRAIN)] * counts["train"]
+        + [(VAL_QUERY, VAL_GALLERY)] * counts["val"]
+        + [(QUERY, GALLERY)] * counts["test"]
+    )
+    for camera in range(options.cameras):
+        for number, (first, rest) in enumerate(places):
+            person = people[number]
+            yield _Job(person, number + 1, number, camera, first, rest, options.images)
+        for number in range(kept + camera, len(people), options.cameras):
+            yield _Job(people[number], 0, number, camera, GALLERY, GALLERY, 1)
+
+
+def _run(folder: Path, jobs: list[_Job], seed: int) -> Iterator[int]:
+    """Draw jobs, in processes where that pays; yields the number of pictures just drawn."""
+    size = 24
+    chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    workers = min(os.cpu_count() or 1, 8, len(chunks))
+    few = sum(job.images for job in jobs) < _MIN_PARALLEL
+    if workers < 2 or few or multiprocessing.current_process().daemon:
+        for job in jobs:
+            yield _draw([job], folder, seed)
+        return
+    waiting = set(range(len(chunks)))
+    try:
+        # "spawn": a fork of a process that has started torch's threads may hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            futures = {pool.submit(_draw, chunks[i], folder, seed): i for i in waiting}
+            for future in as_completed(futures):
+                done = future.result()
+                waiting.discard(futures[future])
+                yield done
+    except BrokenProcessPool:  # e.g. an interactive session, which processes cannot start from
+        for index in sorted(waiting):
+            yield _draw(chunks[index], folder, seed)
+
+
+def _draw(jobs: list[_Job], folder: Path, seed: int) -> int:
+    """Draw walks into their folders; returns the number of pictures."""
+    drawn = 0
+    for job in jobs:
+        rng = np.random.default_rng([seed, 37, job.number, job.camera])
+        track = draw_track(build_camera(seed, job.camera)[0], rng)
+        frame = int(rng.integers(1, 90000))
+        for index in range(job.images):
+            picture = photograph(job.person, seed, job.camera, track, rng, careless=job.pid == 0)
+            # A distractor's sequence number is its own, so that no two pictures share a name.
+            name = f"{job.pid:04d}_c{job.camera + 1}s1_{frame:06d}_{index + 1:02d}.jpg"
+            if job.pid == 0:
+                name = f"0000_c{job.camera + 1}s1_{job.number + 100000:06d}_01.jpg"
+            target = folder / (job.first if index == 0 else job.rest) / name
+            picture.save(target, quality=_QUALITY, subsampling=0)
+            frame += int(rng.integers(8, 30))
+            drawn += 1
+    return drawn

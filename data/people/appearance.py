@@ -1,0 +1,187 @@
+"""What makes a drawn person one person: body, hair, garments, shoes and bag."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+RGB = tuple[float, float, float]
+
+# sRGB in [0, 255]; far enough apart that a colour cast does not turn one into the next.
+GARMENT_COLOURS: dict[str, RGB] = {
+    "black": (34, 34, 38),
+    "grey": (128, 130, 134),
+    "white": (228, 228, 224),
+    "red": (186, 36, 40),
+    "wine": (98, 26, 44),
+    "orange": (222, 118, 36),
+    "yellow": (228, 192, 56),
+    "olive": (96, 98, 48),
+    "green": (40, 124, 66),
+    "teal": (34, 128, 136),
+    "sky": (124, 174, 218),
+    "blue": (40, 72, 166),
+    "navy": (30, 38, 78),
+    "purple": (108, 58, 138),
+    "pink": (220, 128, 158),
+    "beige": (202, 178, 140),
+    "brown": (104, 68, 44),
+}
+_LOWER = ("black", "grey", "navy", "blue", "beige", "brown", "olive", "white", "wine", "sky")
+_SHOES = ("black", "white", "brown", "red", "blue", "grey", "yellow")
+_BAGS = ("black", "red", "brown", "blue", "yellow", "green", "grey", "pink", "white")
+_SKIN: tuple[RGB, ...] = (
+    (241, 204, 178), (226, 180, 148), (204, 152, 116), (168, 116, 82), (124, 82, 58), (88, 58, 44),
+)  # fmt: skip
+_HAIR: tuple[RGB, ...] = (
+    (28, 24, 24), (58, 40, 30), (104, 68, 40), (176, 132, 72), (150, 74, 40), (168, 168, 170),
+)  # fmt: skip
+_UPPERS = ("tee", "tee", "shirt", "shirt", "hoodie", "jacket", "jacket", "coat", "vest")
+_LOWERS = ("slim", "straight", "straight", "wide", "shorts", "skirt", "gown")
+_PATTERNS = ("plain", "plain", "plain", "stripes", "columns", "checks", "block", "band", "print",
+             "sleeves", "diagonal")  # fmt: skip
+_LOWER_PATTERNS = ("plain", "plain", "plain", "plain", "side", "checks", "faded")
+_HAIRCUTS = ("short", "short", "long", "bob", "bun", "tail", "curly", "bald", "cap", "beanie")
+_BAG_KINDS = ("none", "none", "backpack", "backpack", "shoulder", "messenger", "hand")
+
+
+@dataclass(frozen=True)
+class Garment:
+    """A piece of clothing: its cut, two colours and how they alternate."""
+
+    cut: str
+    colour: str
+    second: str
+    pattern: str
+    period: float  # metres
+
+
+@dataclass(frozen=True)
+class Person:
+    """Everything about a person that does not change from camera to camera.
+
+    Attributes:
+        height: Metres.
+        girth: Factor on the widths of trunk and limbs.
+        shoulders: Factor on the width of the shoulders.
+        skin, hair: sRGB in [0, 255].
+        haircut: Haircut or headgear; ``headgear`` is its colour.
+        upper, lower: Garments; ``inner`` is the shirt's colour under an open one.
+        shoes, boots: Colour of the shoes, and whether they reach up the shin.
+        bag, bag_colour, side: Kind, colour, and +1 where it hangs on the person's left.
+        stride: Amplitude of the legs' swing, radians.
+        lean: Forward lean of the trunk, radians.
+    """
+
+    height: float
+    girth: float
+    shoulders: float
+    skin: RGB
+    hair: RGB
+    haircut: str
+    headgear: str
+    upper: Garment
+    inner: str
+    lower: Garment
+    shoes: str
+    boots: bool
+    bag: str
+    bag_colour: str
+    side: int
+    stride: float
+    lean: float
+
+
+def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _other(rng: np.random.Generator, choices: tuple[str, ...], *taken: str) -> str:
+    """A colour that stands out from those taken."""
+    def contrast(name: str) -> float:
+        values = np.asarray(GARMENT_COLOURS[name])
+        return min(float(np.abs(values - GARMENT_COLOURS[t]).sum()) for t in taken)
+
+    return _pick(rng, tuple(name for name in choices if contrast(name) > 150))
+
+
+def _draw_person(rng: np.random.Generator) -> Person:
+    names = tuple(GARMENT_COLOURS)
+    upper_colour = _pick(rng, names)
+    lower_colour = _pick(rng, _LOWER)
+    boots = bool(rng.random() < 0.2)
+    return Person(
+        height=float(rng.uniform(1.52, 1.92)),
+        girth=float(rng.uniform(0.86, 1.28)),
+        shoulders=float(rng.uniform(0.9, 1.12)),
+        skin=_SKIN[int(rng.integers(len(_SKIN)))],
+        hair=_HAIR[int(rng.integers(len(_HAIR)))],
+        haircut=_pick(rng, _HAIRCUTS),
+        headgear=_pick(rng, names),
+        upper=Garment(_pick(rng, _UPPERS), upper_colour, _other(rng, names, upper_colour),
+                      _pick(rng, _PATTERNS), float(rng.uniform(0.11, 0.2))),
+        inner=_other(rng, names, upper_colour),
+        lower=Garment(_pick(rng, _LOWERS), lower_colour, _other(rng, names, lower_colour),
+                      _pick(rng, _LOWER_PATTERNS), float(rng.uniform(0.11, 0.18))),
+        shoes=_pick(rng, ("black", "brown") if boots else _SHOES),
+        boots=boots,
+        bag=_pick(rng, _BAG_KINDS),
+        bag_colour=_other(rng, _BAGS, upper_colour),
+        side=int(rng.choice([-1, 1])),
+        stride=float(rng.uniform(0.28, 0.43)),
+        lean=float(rng.uniform(0.0, 0.09)),
+    )  # fmt: skip
+
+
+def _difference(a: Person, b: Person) -> float:
+    """How easily two people are told apart from a distance: large, visible things count most."""
+    colours = sum(
+        weight * min(1.0, float(np.abs(np.subtract(GARMENT_COLOURS[x], GARMENT_COLOURS[y])).sum())
+                     / 180.0)
+        for weight, x, y in (
+            (2.0, a.upper.colour, b.upper.colour),
+            (1.5, a.lower.colour, b.lower.colour),
+            (0.3, a.shoes, b.shoes),
+        )
+    )  # fmt: skip
+    kinds = (
+        1.0 * (a.upper.pattern != b.upper.pattern)
+        + 0.7 * (a.upper.cut != b.upper.cut)
+        + 0.8 * (a.lower.cut != b.lower.cut)
+        + 0.9 * ((a.bag, a.bag_colour) != (b.bag, b.bag_colour))
+        + 0.4 * (a.haircut != b.haircut)
+    )
+    return colours + kinds
+
+
+def draw_people(seed: int, count: int, *, apart: float = 2.8, attempts: int = 60) -> list[Person]:
+    """Draw people of whom no two look alike.
+
+    Args:
+        seed: Seed; more people with the same seed begin with the same people.
+        count: How many.
+        apart: Wanted least difference of any two (see ``_difference``); relaxed step by step once
+            a new face needs more than ``attempts`` draws, so that any count ends.
+        attempts: Draws before the wanted difference is lowered.
+
+    Returns:
+        ``count`` people.
+    """
+    people: list[Person] = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, 11, index])
+        wanted, tries = apart, 0
+        while True:
+            person = _draw_person(rng)
+            if all(_difference(person, known) >= wanted for known in people):
+                break
+            tries += 1
+            wanted = apart - 0.4 * (tries // attempts)
+        people.append(person)
+    return people
+
+
+def describe(person: Person) -> str:
+    """Return the person's attributes as one line."""
+    return ", ".join(str(value) for value in astuple(person))

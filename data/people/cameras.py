@@ -1,0 +1,123 @@
+"""Cameras: place, viewpoint, light, colours and optics, one fixed set per camera."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from data.people.raster import Array, Light
+from data.people.scenery import SCENES, draw_scene
+
+MAX_CAMERAS = 9  # one digit in a Market-1501 name
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a set.
+
+    Attributes:
+        scene: Key of ``SCENES``.
+        yaw, pitch: How it sees people that walk the usual way, radians.
+        light: Light on people.
+        shadow: Slant (sideways, downwards per metre of height) and darkness of cast shadows; a
+            darkness of 0 leaves only the contact shadow.
+        gains: Colour cast, a factor for red, green and blue.
+        gamma, saturation, contrast, veil: Tone; ``veil`` is stray light in [0, 1].
+        blur: Radius of the optical blur, pixels of the final picture.
+        noise: Standard deviation of the sensor noise, of 255.
+    """
+
+    scene: str
+    yaw: float
+    pitch: float
+    light: Light
+    shadow: tuple[float, float, float]
+    gains: tuple[float, float, float]
+    gamma: float
+    saturation: float
+    contrast: float
+    veil: float
+    blur: float
+    noise: float
+
+
+def _light(right: float, up: float, near: float, ambient: float, direct: float) -> Light:
+    norm = math.sqrt(right * right + up * up + near * near)
+    return Light((right / norm, up / norm, near / norm), ambient, direct)
+
+
+# Daylight from the left; evening sun; overcast; fluorescent tubes; shade under dark walls; haze.
+_DESIGNS = (
+    Camera("plaza", 0.35, 0.10, _light(-0.6, 0.6, 0.5, 0.66, 0.48), (0.42, 0.10, 0.34),
+           (1.02, 1.0, 0.98), 1.0, 1.0, 1.05, 0.0, 0.35, 3.0),
+    Camera("park", 1.35, 0.07, _light(0.9, 0.35, 0.3, 0.58, 0.62), (-0.75, 0.07, 0.4),
+           (1.16, 0.98, 0.76), 0.95, 1.05, 1.05, 0.02, 0.45, 4.0),
+    Camera("shop", 2.75, 0.20, _light(0.1, 0.9, 0.3, 0.78, 0.24), (0.0, 0.0, 0.0),
+           (0.84, 0.97, 1.16), 1.12, 0.82, 0.92, 0.05, 0.55, 4.0),
+    Camera("corridor", -0.30, 0.24, _light(0.0, 0.8, 0.6, 0.74, 0.34), (0.0, 0.06, 0.16),
+           (0.95, 1.07, 0.84), 0.84, 0.86, 0.90, 0.08, 0.5, 5.0),
+    Camera("crossing", -1.45, 0.13, _light(-0.4, 0.8, -0.2, 0.66, 0.36), (0.3, -0.12, 0.3),
+           (1.05, 0.93, 1.08), 0.92, 0.74, 0.84, 0.17, 0.6, 3.0),
+    Camera("station", 0.95, 0.16, _light(-0.2, 0.9, 0.4, 0.60, 0.30), (0.1, 0.05, 0.2),
+           (1.10, 0.98, 0.84), 1.32, 0.95, 1.0, 0.0, 0.6, 7.0),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=MAX_CAMERAS)
+def build_camera(seed: int, index: int) -> tuple[Camera, Image.Image]:
+    """Return camera ``index`` (from 0) of the set of a seed, and its scene.
+
+    Designs repeat after six cameras, with another place, direction and cast; the seed varies all.
+    """
+    rng = np.random.default_rng([seed, 23, index])
+    design = _DESIGNS[index % len(_DESIGNS)]
+    second = index // len(_DESIGNS)
+    names = tuple(SCENES)
+    scene = names[(names.index(design.scene) + 2 * second) % len(names)]
+    gains = np.asarray(design.gains) * np.exp(rng.normal(0, 0.02 + 0.05 * second, 3))
+    camera = Camera(
+        scene=scene,
+        yaw=design.yaw + rng.normal(0, 0.1) + 1.1 * second,
+        pitch=design.pitch * float(rng.uniform(0.85, 1.15)),
+        light=design.light,
+        shadow=design.shadow,
+        gains=(float(gains[0]), float(gains[1]), float(gains[2])),
+        gamma=design.gamma * float(np.exp(rng.normal(0, 0.03))),
+        saturation=design.saturation,
+        contrast=design.contrast,
+        veil=design.veil,
+        blur=design.blur,
+        noise=design.noise,
+    )
+    return camera, draw_scene(scene, rng)
+
+
+def expose(camera: Camera, pixels: Array, gain: float) -> Array:
+    """Return what the camera makes of a scene.
+
+    Args:
+        camera: The camera.
+        pixels: sRGB, float32 (H, W, 3) in [0, 255].
+        gain: Exposure of this picture, about 1.
+
+    Returns:
+        float32 (H, W, 3), in [0, 255] but for rounding.
+    """
+    values = np.clip(pixels / 255.0 * np.asarray(camera.gains, np.float32) * gain, 0, 1.2)
+    values = values**camera.gamma
+    grey = values @ np.asarray((0.299, 0.587, 0.114), np.float32)
+    values = grey[..., None] + camera.saturation * (values - grey[..., None])
+    values = 0.5 + camera.contrast * (values - 0.5)
+    values = values * (1 - camera.veil) + camera.veil
+    # A soft shoulder instead of clipping: bright shirts keep their pattern.
+    values = np.where(values > 0.85, 0.85 + 0.15 * np.tanh((values - 0.85) / 0.15), values)
+    return (255 * np.clip(values, 0, 1)).astype(np.float32)
+
+
+def defocus(camera: Camera, image: Image.Image, sharpness: float) -> Image.Image:
+    """Blur by the camera's optics times ``sharpness``."""
+    return image.filter(ImageFilter.GaussianBlur(camera.blur * sharpness))
