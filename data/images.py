@@ -26,7 +26,7 @@ _DECODER_ERRORS = (
 )
 
 
-class BadImage(UserError):
+class BadImage(UserError):  # noqa: N818 - the name that says it
     """A picture that cannot be decoded whole.
 
     Attributes:

@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Make a validation split out of a training set: ``D/market1501`` becomes ``D/market1501_val``.
+
+The new folder has the layout of Market-1501 with two more folders, whatever the layout of the old:
+bounding_box_train, bounding_box_val_query, bounding_box_val_gallery, query, bounding_box_test.
+Pictures are linked, not copied, where the file system allows.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (
+    None,
+    "",
+):  # run as a file: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import shutil
+
+from data.datasets.base import LoadRequest
+from data.positives import count_positives
+from data.registry import banner, load_data
+from data.splits import STRATEGIES
+from data.tree_writer import fill, market_names, refuse_existing, staged_folder, write_record
+from utils.errors import UserError
+
+NAMES = ("market1501", "msmt17", "cuhk03")
+
+_EXAMPLES = """\
+examples:
+  python3 data/train_split.py --dataset_root_dir 'D' --dataset_name 'market1501'
+  python3 data/train_split.py --dataset_root_dir 'D' --dataset_name 'msmt17' --strategy published
+  python3 data/train_split.py --dataset_root_dir '/read/only' --dataset_name 'cuhk03' \\
+      --output_dir '/scratch'
+
+strategies:
+  identity   20 % of the training identities, drawn with the seed, become validation; of their
+             images up to 20 % become queries, one per identity and camera at most, each of which
+             keeps a match in another camera. No identity is on both sides.
+  published  the first 20 % of the sorted files become validation, a drawn 20 % of them queries;
+             an identity may be on both sides and a query without a match. To repeat old numbers.
+"""
+
+
+def make_split(
+    root: Path,
+    name: str,
+    *,
+    output_dir: Path | None = None,
+    strategy: str = "identity",
+    seed: int = 1,
+    overwrite: bool = False,
+    msmt17_protocol: str = "train",
+    cuhk03_kind: str = "labeled",
+) -> Path:
+    """Write ``<name>_val`` below ``output_dir``, or below ``root`` without one.
+
+    Args:
+        root: Folder that holds the data set; left alone where ``output_dir`` is given.
+        name: ``market1501``, ``msmt17`` or ``cuhk03``.
+        output_dir: Where to write instead.
+        strategy: A key of ``data.splits.STRATEGIES``.
+        seed: The same seed gives the same split on every machine.
+        overwrite: Replace an existing split.
+        msmt17_protocol: Divide list_train (``train``) or also list_val (``trainval``).
+        cuhk03_kind: ``labeled`` or ``detected``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The data cannot be read or divided, or the folder exists.
+        OSError: The folder cannot be written.
+    """
+    target = (output_dir or root) / f"{name}_val"
+    refuse_existing(target, overwrite=overwrite)
+    with staged_folder(target, overwrite=overwrite) as staging:
+        scratch = staging / ".extracted"
+        request = LoadRequest(
+            name,
+            root,
+            msmt17_protocol,
+            cuhk03_kind,
+            extract_to=scratch / f"images_{cuhk03_kind}" if output_dir else None,
+        )
+        loaded = load_data(request)
+        print("\n".join(banner(loaded)))
+        for problem in loaded.problems:
+            print(f"{problem.level}: {problem.text}", file=sys.stderr)
+        split = STRATEGIES[strategy](loaded.splits.train, seed)
+        parts = {
+            "train": split.train,
+            "val_query": split.val_query,
+            "val_gallery": split.val_gallery,
+            "query": loaded.splits.query,
+            "gallery": loaded.splits.gallery,
+        }
+        folders = market_names(parts, loaded.market_names)
+        way = fill(staging, folders)
+        shutil.rmtree(scratch, ignore_errors=True)
+        matches = count_positives(split.val_query, split.val_gallery, cross_camera=True)
+        facts = {
+            "dataset": name,
+            "strategy": strategy,
+            "seed": seed,
+            "images": way,
+            "queries_without_match": len(matches.without),
+        }
+        write_record(staging, loaded, parts, folders, facts)
+    return target
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    root = Path(options.dataset_root_dir).expanduser()
+    try:
+        target = make_split(
+            root,
+            options.dataset_name,
+            output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
+            strategy=options.strategy,
+            seed=options.seed,
+            overwrite=options.overwrite,
+            msmt17_protocol=options.msmt17_protocol,
+            cuhk03_kind=options.cuhk03_kind,
+        )
+        loaded = load_data(LoadRequest(target.name, target.parent))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error}; give --output_dir a folder that can be written", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    print("\n".join(banner(loaded)))
+    print(
+        f"wrote {target}; train with DATASETS.ROOT_DIR '{target.parent}' "
+        f"DATASETS.NAMES \"('{target.name}')\""
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Make a validation split out of a training set.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset_root_dir", required=True, metavar="D", help="folder that holds the data set")
+    add("--dataset_name", required=True, choices=NAMES, help="which data set")
+    add("--output_dir", metavar="O", help="write O/<name>_val and leave D alone (default: D)")
+    add("--strategy", choices=tuple(STRATEGIES), default="identity", help="default: identity")
+    add("--seed", type=int, default=1, help="of everything drawn (default: 1)")
+    add("--overwrite", action="store_true", help="replace an existing split")
+    add(
+        "--msmt17_protocol",
+        choices=("train", "trainval"),
+        default="train",
+        help="divide list_train alone, or list_val too (default: train)",
+    )
+    add(
+        "--cuhk03_kind",
+        choices=("labeled", "detected"),
+        default="labeled",
+        help="boxes drawn by hand, or found by a detector (default: labeled)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

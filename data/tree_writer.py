@@ -1,0 +1,218 @@
+"""Writing the tree of a validation split: linked pictures, a record, and a final name at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from data.datasets.base import Counts, LoadedData
+from data.datasets.market_style import VALIDATION_FOLDERS, tree_hash
+from data.datasets.naming import parse_market_name
+from data.problems import DatasetError
+from data.records import Sample
+from utils.errors import UserError
+from utils.progress import Progress
+
+RECORD = "split.json"
+Parts = Mapping[str, Sequence[Sample]]
+
+
+def market_names(parts: Parts, known: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    """Choose a Market-style name for every picture.
+
+    A name that already says identity and camera is kept. Others (MSMT17's) become
+    ``PPPP_cC_IIII.jpg`` with the camera not padded and IIII counting the person's pictures.
+
+    Args:
+        parts: Samples by subset.
+        known: Names by path that are to be taken, where the loader knows better.
+
+    Returns:
+        For each of the five folders, the picture's path by its new name.
+    """
+    folders: dict[str, dict[str, Path]] = {name: {} for name in VALIDATION_FOLDERS.values()}
+    # Training, its validation and test number their persons independently of each other.
+    counters: dict[tuple[bool, int], int] = {}
+    rows = [(subset, s) for subset in VALIDATION_FOLDERS for s in parts[subset]]
+    for subset, sample in sorted(rows, key=lambda row: row[1].path):
+        name = known.get(sample.path) or Path(sample.path).name
+        if not _says(name, sample):
+            person = (subset in ("query", "gallery"), sample.pid)
+            number = counters[person] = counters.get(person, -1) + 1
+            suffix = Path(sample.path).suffix.lower()
+            name = f"{sample.pid:04d}_c{sample.camid + 1}_{number:04d}{suffix}"
+        folder = folders[VALIDATION_FOLDERS[subset]]
+        if name in folder:
+            raise DatasetError(
+                "same-name-twice",
+                f"{folder[name]} and {sample.path} would both be named {name}; rename one",
+            )
+        folder[name] = Path(sample.path)
+    return folders
+
+
+def _says(name: str, sample: Sample) -> bool:
+    who = parse_market_name(name)
+    return who is not None and (who.pid, who.camera - 1) == (sample.pid, sample.camid)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a folder to fill; it takes the name ``target`` only when all has gone well.
+
+    What an interrupted run left is cleared at the next start. A replaced tree is put aside first,
+    and put back if its successor cannot take the name.
+
+    Args:
+        target: The final name.
+        overwrite: Whether a tree of that name may be replaced.
+
+    Raises:
+        UserError: ``target`` exists and may not be replaced.
+    """
+    refuse_existing(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recover(target)
+    tag = f"{socket.gethostname()}-{os.getpid()}"
+    staging = target.with_name(f".{target.name}.partial-{tag}")
+    aside = target.with_name(f".{target.name}.replaced-{tag}")
+    staging.mkdir()
+    try:
+        yield staging
+        if overwrite and target.exists():
+            target.rename(aside)
+        try:
+            staging.rename(target)
+        except OSError as error:
+            if aside.exists():
+                aside.rename(target)
+            raise UserError(f"{target} cannot be made ({error.strerror}); try again") from error
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if target.exists():  # never delete the only copy
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Refuse to touch what stands under the final name, unless asked to, and if it is a split.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not overwrite:
+        raise UserError(
+            f"{target} exists; use it as it is, give --overwrite to make it anew, or --output_dir to "
+            "write elsewhere"
+        )
+    ours = (target / RECORD).is_file() or (target / VALIDATION_FOLDERS["val_query"]).is_dir()
+    if target.is_symlink() or not ours:
+        raise UserError(
+            f"{target} is not a validation split, so --overwrite will not delete it; move it away"
+        )
+
+
+def recover(target: Path) -> None:
+    """Clear what runs that were killed have left beside ``target``, or put it back."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(.+)-(\d+)")
+    for folder in sorted(target.parent.glob(f".{target.name}.*")):
+        match = pattern.fullmatch(folder.name)
+        if match is None or match[2] != socket.gethostname() or _is_alive(int(match[3])):
+            continue
+        if match[1] == "replaced" and not target.exists():
+            folder.rename(target)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process: alive
+        return True
+    return pid != os.getpid()
+
+
+def fill(staging: Path, folders: Mapping[str, Mapping[str, Path]]) -> str:
+    """Put every picture under its new name; returns how most of them got there.
+
+    A hard link costs nothing and outlives the original's name; where the file system has none, or
+    the data lies on another one, a symbolic link; failing that a copy. Pictures that were made
+    inside ``staging`` are moved.
+    """
+    ways: dict[str, int] = {}
+    with Progress(sum(map(len, folders.values())), "linking") as bar:
+        for folder, names in folders.items():
+            (staging / folder).mkdir()
+            for name, source in names.items():
+                way = _place(source, staging / folder / name, staging)
+                ways[way] = ways.get(way, 0) + 1
+                bar.update(1)
+    return max(ways, key=lambda way: ways[way])
+
+
+def _place(source: Path, target: Path, staging: Path) -> str:
+    if source.is_relative_to(staging):
+        source.rename(target)
+        return "extracted"
+    source = source.resolve()
+    attempts: dict[str, Callable[[], object]] = {
+        "hard link": lambda: os.link(source, target),
+        "symbolic link": lambda: target.symlink_to(source),
+    }
+    for way, attempt in attempts.items():
+        with contextlib.suppress(OSError):
+            attempt()
+            return way
+    shutil.copy2(source, target)
+    return "copy"
+
+
+def write_record(
+    staging: Path,
+    loaded: LoadedData,
+    parts: Parts,
+    folders: Mapping[str, Mapping[str, Path]],
+    facts: Mapping[str, object],
+) -> None:
+    """Write ``split.json``: what was divided, how, into how many, and the hash that tells it apart."""
+    record = {
+        "schema": 1,
+        **facts,
+        "layout": loaded.layout,
+        "notes": dict(loaded.splits.notes),
+        "counts": {
+            VALIDATION_FOLDERS[subset]: asdict(Counts.of(tuple(parts[subset])))
+            for subset in VALIDATION_FOLDERS
+        },
+        "hash": tree_hash(
+            f"{folder}/{name}" for folder, names in folders.items() for name in names
+        ),
+    }
+    path = staging / RECORD
+    with path.open("w", encoding="utf-8") as stream:
+        json.dump(record, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
