@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def setup_logger(output_dir: str | Path | None = None, level: int = logging.INFO
         path = ensure_folder(output_dir) / "log.txt"
         try:
             # Appended: a resumed run must not lose the lines of the one it goes on from.
-            handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
+            handlers.append(_LogFile(path, mode="a", encoding="utf-8"))
         except OSError as error:
             raise WriteError(
                 f"cannot write {path}: {error.strerror}; choose another OUTPUT_DIR"
@@ -55,6 +56,26 @@ def close_logger() -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Stops the run when a line cannot be written, where others print a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Raise what happened as one sentence."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        # Left open, its buffer would fail again on closing.
+        with contextlib.suppress(OSError):
+            if self.stream is not None:
+                self.stream.close()
+        get_logger().removeHandler(self)
+        raise WriteError(
+            f"cannot write {self.baseFilename}: {error.strerror}; free some space or choose "
+            "another OUTPUT_DIR"
+        ) from error
 
 
 class _TerminalHandler(logging.StreamHandler):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,18 +44,18 @@ class MetricWriter:
             WriteError: The folder or a file in it cannot be written.
         """
         folder = ensure_folder(output_dir)
-        self._path = folder / "metrics.jsonl"
+        self._folder = folder
+        path = folder / "metrics.jsonl"
         if resume_epoch is not None:
-            drop_later_lines(self._path, resume_epoch)
+            drop_later_lines(path, resume_epoch)
         purge_step = None if resume_step is None else resume_step + 1
-        try:
-            _end_with_newline(self._path)
-            self._lines = self._path.open("a", encoding="utf-8")
+        with self._named_errors():
+            _end_with_newline(path)
+            # Unbuffered: a line that failed for want of space must not come up again on closing.
+            self._lines = path.open("ab", buffering=0)
             self._board = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
-        except OSError as error:
-            raise WriteError(
-                f"cannot write in {folder}: {error.strerror or error}; choose another OUTPUT_DIR"
-            ) from error
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._leave_out_tensorboard
 
     def scalars(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
         """Write numbers of one moment.
@@ -68,34 +70,56 @@ class MetricWriter:
         """
         record: dict[str, Any] = {"epoch": epoch, "step": step}
         record |= {n: float(v) if math.isfinite(v) else None for n, v in values.items()}
-        try:
-            self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-            self._lines.flush()
-        except OSError as error:
-            raise WriteError(
-                f"cannot write {self._path}: {error.strerror}; free some space or "
-                "choose another OUTPUT_DIR"
-            ) from error
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        line = memoryview((json.dumps(record, allow_nan=False) + "\n").encode("utf-8"))
+        with self._named_errors():
+            while line:
+                line = line[self._lines.write(line) :]
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def text(self, name: str, text: str, *, step: int) -> None:
         """Write a text to TensorBoard."""
-        self._board.add_text(name, text, step)
+        with self._named_errors():
+            self._board.add_text(name, text, step)
 
     def picture(self, name: str, image: Tensor, *, step: int) -> None:
         """Write a picture to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
-        self._board.add_image(name, image, step)
+        with self._named_errors():
+            self._board.add_image(name, image, step)
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        self._lines.flush()
-        self._board.flush()
+        with self._named_errors():
+            self._board.flush()
 
     def close(self) -> None:
         """Write what is left, and close the files."""
         self._lines.close()
-        self._board.close()
+        try:
+            with self._named_errors():
+                self._board.close()
+        finally:
+            threading.excepthook = self._thread_hook
+
+    def _leave_out_tensorboard(self, failure: threading.ExceptHookArgs) -> None:
+        """Keep the traceback of TensorBoard's thread off the terminal.
+
+        Its error reaches the next call here, which tells it as one sentence.
+        """
+        of_tensorboard = type(failure.thread).__module__.startswith("tensorboard")
+        if not (of_tensorboard and isinstance(failure.exc_value, OSError)):
+            self._thread_hook(failure)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turn a failed write into one sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(
+                f"cannot write in {self._folder}: {error.strerror or error}; free some space or "
+                "choose another OUTPUT_DIR"
+            ) from error
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -106,7 +130,11 @@ class MetricWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except WriteError:
+            if error is None:  # else what went wrong first is what to tell
+                raise
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

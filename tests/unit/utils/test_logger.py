@@ -52,3 +52,14 @@ def test_progress_is_silent_off_a_terminal_unless_it_takes_long(
         bar.update(4, loss=1.25)
         assert bar.rate > 0
     assert re.search(r"long: +40%.* 4/10 \[.*img/s, loss=1\.25\]", capsys.readouterr().out)
+
+
+def test_a_full_disk_stops_the_run_with_one_sentence(
+    small_disk: Path, capsys: pytest.CaptureFixture
+) -> None:
+    logger = setup_logger(small_disk)
+    with pytest.raises(WriteError, match=r"log\.txt: No space left on device; free some space"):
+        for _ in range(1000):
+            logger.info("x" * 1000)
+    close_logger()
+    assert capsys.readouterr().err == ""

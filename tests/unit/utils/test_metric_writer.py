@@ -78,3 +78,20 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(WriteError, match="choose another OUTPUT_DIR"):
         MetricWriter(tmp_path)
+
+
+def test_a_full_disk_is_named_and_whole_lines_stay_readable(small_disk: Path) -> None:
+    with pytest.raises(WriteError, match="free some space"), MetricWriter(small_disk) as writer:
+        for step in range(10_000):
+            writer.scalars({"loss/triplet": 1.0, "loss/center": 2.0}, epoch=1, step=step)
+    assert len(read_metrics(small_disk / "metrics.jsonl")) > 100
+
+
+def test_a_full_disk_met_by_tensorboards_thread_is_told_once(
+    small_disk: Path, capfd: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(WriteError, match="free some space"), MetricWriter(small_disk) as writer:
+        for step in range(100):
+            writer.picture("noise", torch.rand(3, 64, 64), step=step)
+            writer.flush()
+    assert capfd.readouterr() == ("", "")
