@@ -7,8 +7,7 @@ gallery, and each match's similarity is compared with its row while the row is i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from engine.features import UnitFeatures
 from engine.matching import Indices, Matching, Ragged
 from engine.memory import MIB, memory_budget_mib, require_memory
+from engine.precision import full_precision
 
 _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
 _CONVERT_ROWS = 4096
@@ -61,7 +61,7 @@ def rank_matches(
     count = _count_on_cpu if device.type == "cpu" else count_on_device
     product = torch.empty(min(rows, len(order)) * len(queries), len(gallery.embeddings))
     product = product.to(device) if device.type != "cpu" else product
-    with _full_precision(device):
+    with full_precision(device), torch.inference_mode():
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             similarity = product[: len(chosen) * len(queries)]
@@ -232,15 +232,3 @@ def _worst_ranks(
         last = matching.num_candidates[index]
         count = layout.lengths[index]
         ranks[layout.offsets[index] : layout.offsets[index + 1]] = last - np.arange(count)[::-1]
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Compute products in float32, whatever precision and autocast the caller trains with."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False), torch.inference_mode():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

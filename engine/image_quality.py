@@ -1,0 +1,184 @@
+"""How close an image is to the raw one: PSNR and SSIM as METHOD.md section 7 defines them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from engine.precision import full_precision
+from utils.errors import UserError
+
+_WINDOW = 11
+_SIGMA = 1.5
+_C1 = 0.01**2
+_C2 = 0.03**2
+# Values worked on at a time: on a CPU what four maps of them leave in the cache.
+_BLOCK_VALUES = {"cpu": 2**17, "cuda": 2**25}
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """Closeness of a set of images to the raw ones.
+
+    Attributes:
+        psnr_db: From the squared error pooled over all images before the logarithm (dB); infinite
+            where nothing differs.
+        ssim: Mean over images, channels and pixels.
+    """
+
+    psnr_db: float
+    ssim: float
+
+
+@dataclass(frozen=True, eq=False)
+class ImageQualities:
+    """The same for each of N images by itself, in the order they came.
+
+    Attributes:
+        psnr_db: float64 (N,), dB.
+        ssim: float64 (N,).
+    """
+
+    psnr_db: Tensor
+    ssim: Tensor
+
+
+class QualityAccumulator:
+    """Collects batches; the result does not depend on how the images were batched.
+
+    Values stay on their device until a result is asked for, so that ``update`` never waits for
+    the GPU.
+    """
+
+    def __init__(self) -> None:
+        self._error: list[Tensor] = []
+        self._ssim: list[Tensor] = []
+        self._values: list[int] = []
+
+    @torch.no_grad()
+    def update(self, raw: Tensor, image: Tensor) -> None:
+        """Add B images.
+
+        Args:
+            raw: Raw images, values in [0, 1], floating point (B, C, H, W).
+            image: What became of them; values may leave [0, 1] and count as they are.
+
+        Raises:
+            UserError: The two are not floating-point batches of one shape.
+        """
+        self._error.append(mean_squared_error(raw, image))
+        self._ssim.append(structural_similarity(raw, image))
+        self._values += [raw[0].numel()] * len(raw) if len(raw) else []
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._values)
+
+    def result(self) -> ImageQuality:
+        """Return the scores of everything so far.
+
+        Raises:
+            UserError: No image was added.
+        """
+        error, ssim, values = self._collected()
+        weights = values / values.sum()  # larger images count for more; mostly all are alike
+        return ImageQuality(float(_psnr_db((error * weights).sum())), float((ssim * weights).sum()))
+
+    def per_image(self) -> ImageQualities:
+        """Return the scores of each image.
+
+        Raises:
+            UserError: No image was added.
+        """
+        error, ssim, _ = self._collected()
+        return ImageQualities(_psnr_db(error), ssim)
+
+    def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
+        if not self._values:
+            raise UserError("image quality was asked for before any image was added")
+        error = torch.cat([one.cpu() for one in self._error]).double()
+        ssim = torch.cat([one.cpu() for one in self._ssim]).double()
+        return error, ssim, torch.tensor(self._values, dtype=torch.float64)
+
+
+def mean_squared_error(raw: Tensor, image: Tensor) -> Tensor:
+    """Return the mean squared difference of each image, float32 (B,); arguments as ``update``."""
+    _check(raw, image)
+    return (image.float() - raw.float()).square().flatten(1).mean(1)
+
+
+def structural_similarity(raw: Tensor, image: Tensor) -> Tensor:
+    """Return the SSIM of each image, float32 (B,).
+
+    11 x 11 Gaussian window (sigma 1.5), zero padding, K1 .01, K2 .03, population covariance, mean
+    over channels and pixels; in float32 whatever autocast is in force.
+
+    Args:
+        raw: Images with values in [0, 1], floating point (B, C, H, W).
+        image: Images of the same shape.
+
+    Source: Wang et al., "Image quality assessment: from error visibility to structural
+    similarity", IEEE TIP 2004.
+    """
+    _check(raw, image)
+    if not len(raw):
+        return raw.new_zeros(0, dtype=torch.float32)
+    values = _BLOCK_VALUES.get(raw.device.type, _BLOCK_VALUES["cpu"])
+    images = max(1, values // max(raw[0].numel(), 1))
+    with full_precision(raw.device):
+        blocks = zip(raw.split(images), image.split(images), strict=True)
+        return torch.cat([_ssim(x.float(), y.float()) for x, y in blocks])
+
+
+def _ssim(x: Tensor, y: Tensor) -> Tensor:
+    # The two variances only ever occur as a sum, so four maps are blurred instead of five.
+    blurred = _blur(torch.cat([x, y, x * x + y * y, x * y]))
+    mean_x, mean_y, square, product = blurred.chunk(4)
+    mean_xy = mean_x * mean_y
+    mean_square = mean_x.square() + mean_y.square()
+    numerator = (2 * mean_xy + _C1) * (2 * (product - mean_xy) + _C2)
+    denominator = (mean_square + _C1) * (square - mean_square + _C2)
+    return (numerator / denominator).flatten(1).mean(1)
+
+
+def _blur(maps: Tensor) -> Tensor:
+    """Apply the zero-padded Gaussian window to maps (N, C, H, W).
+
+    Along either axis that is a product with a banded matrix. On CPUs it is seven to ten times
+    faster than a depthwise convolution, which torch does not vectorise for one channel.
+    """
+    height, width = maps.shape[-2:]
+    rows = torch.mm(maps.reshape(-1, width), _band(width, maps.device)).view(maps.shape)
+    return torch.matmul(_band(height, maps.device), rows)
+
+
+@lru_cache(maxsize=16)
+def _band(size: int, device: torch.device) -> Tensor:
+    """Return the symmetric matrix (size, size) that blurs an axis of that length."""
+    place = torch.arange(size, dtype=torch.float64)
+    distance = (place[:, None] - place[None, :]).abs()
+    reach = _WINDOW // 2
+    taps = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / 2 / _SIGMA**2)
+    weight = torch.exp(-distance.square() / 2 / _SIGMA**2) / taps.sum()
+    return weight.where(distance <= reach, torch.zeros_like(weight)).float().to(device)
+
+
+def _psnr_db(error: Tensor) -> Tensor:
+    """Return the PSNR (dB) of mean squared errors of values whose peak is 1."""
+    return -10.0 * torch.log10(error)
+
+
+def _check(raw: Tensor, image: Tensor) -> None:
+    if raw.shape != image.shape or raw.ndim != 4:
+        raise UserError(
+            f"images to compare have shapes {tuple(raw.shape)} and {tuple(image.shape)}; expected "
+            "two batches (images, channels, height, width) of one shape"
+        )
+    if not (raw.is_floating_point() and image.is_floating_point()):
+        raise UserError(
+            f"images to compare are {raw.dtype} and {image.dtype}; expected floating-point values "
+            "in [0, 1]: see layers.pixels.PixelSpace.denormalize"
+        )
