@@ -73,6 +73,11 @@ class TrainLoader:
         """Return the number of batches, the same in every epoch."""
         return len(self.sampler)
 
+    @property
+    def num_images(self) -> int:
+        """Images that an epoch yields on this rank, repeated ones counted."""
+        return len(self) * self.sampler.batch_size // self.sampler.world_size
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields, counted from 1."""
         self._epoch = int(epoch)

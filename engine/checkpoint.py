@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modeling.weights import load_matching
+from modeling.state import load_matching
 from utils.errors import UserError
 from utils.files import atomic_write
 

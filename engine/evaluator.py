@@ -19,7 +19,7 @@ from engine.retrieval import Features, RetrievalScores, score_retrieval
 from layers.pixels import PixelSpace
 from modeling.encryption.cipher import Cipher, read_sealed
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
-from utils.progress import progress
+from utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -158,26 +158,35 @@ class Evaluator:
         """Run the networks over one side once; adds to ``quality``."""
         embeddings: dict[str, list[Tensor]] = {}
         pids, camids, refused = [], [], dict[str, int]()
-        for batch in progress(loader, total=len(loader), desc=f"evaluate {name}", unit="batch"):
-            subjects = [samples[i].subject for i in batch.index.tolist()]
-            with self.autocast():
-                views = self.views(batch, subjects)
-                for state, images in {"raw": batch.raw, **views.protected}.items():
-                    embedding = self.views.reid(images).embedding
-                    embeddings.setdefault(state, []).append(embedding.float())
-            raw = self.pixels.denormalize(batch.raw)
-            for kind, images in views.kinds.items():
-                accumulator = quality.setdefault(kind, QualityAccumulator())
-                accumulator.update(raw, self.pixels.denormalize(images))
-            for state, count in views.num_refused.items():
-                refused[state] = refused.get(state, 0) + count
-            pids.append(batch.pid)
-            camids.append(batch.camid)
+        with Progress(loader.num_images, f"Evaluate {name}") as bar:
+            for batch in loader:
+                views = self._views(batch, samples, embeddings)
+                raw = self.pixels.denormalize(batch.raw)
+                for kind, images in views.kinds.items():
+                    accumulator = quality.setdefault(kind, QualityAccumulator())
+                    accumulator.update(raw, self.pixels.denormalize(images))
+                for state, count in views.num_refused.items():
+                    refused[state] = refused.get(state, 0) + count
+                pids.append(batch.pid)
+                camids.append(batch.camid)
+                bar.update(len(batch))
         pid, camid = torch.cat(pids), torch.cat(camids)
         features = {
             state: Features(torch.cat(parts), pid, camid) for state, parts in embeddings.items()
         }
         return _Side(features, refused)
+
+    def _views(
+        self, batch: Batch, samples: Sequence[Sample], embeddings: dict[str, list[Tensor]]
+    ) -> Views:
+        """Run the networks on one batch; adds its embeddings, by ``raw`` or key state."""
+        subjects = [samples[index].subject for index in batch.index.tolist()]
+        with self.autocast():
+            views = self.views(batch, subjects)
+            for state, images in {"raw": batch.raw, **views.protected}.items():
+                embedding = self.views.reid(images).embedding
+                embeddings.setdefault(state, []).append(embedding.float())
+        return views
 
     def _rows(
         self, query: _Side, gallery: _Side, score: Callable[..., RetrievalScores]

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 
 from data.loaders import TrainLoader
 from engine.checkpoint import RunFolder
 from engine.guard import LossGuard
+from engine.pictures import as_tensor, save_picture
 from engine.report import EvalReport
 from engine.supervision import Supervision
-from engine.train_step import TrainStep
+from engine.train_step import StepOutput, TrainStep
 from modeling.outputs import LossDict
-from solver.build import Optimizers, set_learning_rate
-from utils.metrics import MetricWriter
-from utils.progress import progress
+from solver.optimizers import Optimizers, set_learning_rate
+from utils.metric_writer import MetricWriter
+from utils.progress import Progress
 
 _LOGGER = logging.getLogger("reid_baseline")
 
@@ -34,18 +35,29 @@ class TrainPlan:
         val_period: SOLVER.VAL_PERIOD, epochs; the last epoch is always validated.
         checkpoint_period: SOLVER.CHECKPOINT_PERIOD, epochs; the last epoch is always saved.
         log_period: SOLVER.LOG_PERIOD, iterations.
-        learning_rate: Learning rate of an epoch, counted from 1.
     """
 
     max_epochs: int
     val_period: int
     checkpoint_period: int
     log_period: int
-    learning_rate: Callable[[int], float]
 
     def due(self, epoch: int, period: int) -> bool:
         """Tell whether something with this period happens after ``epoch``."""
         return epoch % period == 0 or epoch == self.max_epochs
+
+
+@dataclass(frozen=True)
+class ValidationRun:
+    """What a validation does.
+
+    Attributes:
+        evaluate: Scores the validation split; takes the epoch of the weights.
+        draw: Draws a sheet of a few of its people in every kind of image.
+    """
+
+    evaluate: Callable[[int], EvalReport]
+    draw: Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Trainer:
         plan: How long, how often.
         folder: Where checkpoints go.
         writer: TensorBoard and ``metrics.jsonl``.
-        validate: Scores the validation split after an epoch; None where there is none.
+        validation: Scores and draws the validation split; None where there is none.
     """
 
     step: TrainStep
@@ -108,7 +120,7 @@ class Trainer:
     plan: TrainPlan
     folder: RunFolder
     writer: MetricWriter
-    validate: Callable[[int], EvalReport] | None
+    validation: ValidationRun | None
     state: TrainState = field(default_factory=TrainState)
 
     def fit(self) -> EvalReport | None:
@@ -116,38 +128,36 @@ class Trainer:
         report = None
         for epoch in range(self.state.epoch + 1, self.plan.max_epochs + 1):
             self._train_epoch(epoch)
-            if self.validate is not None and self.plan.due(epoch, self.plan.val_period):
-                report = self._validate(epoch, self.validate)
+            if self.validation is not None and self.plan.due(epoch, self.plan.val_period):
+                report = self._validate(epoch, self.validation)
             self.state.epoch = epoch
             if self.plan.due(epoch, self.plan.checkpoint_period):
                 self.folder.save_latest(epoch, self.training_state())
         return report
 
     def _train_epoch(self, epoch: int) -> None:
-        rate = self.plan.learning_rate(epoch)
-        set_learning_rate(self.optimizers, rate)
+        rate = set_learning_rate(self.optimizers, epoch)
         self.networks.train()
         self.loader.set_epoch(epoch)
-        guard = LossGuard(self.folder.path)
-        meter = _Meter()
-        start = time.perf_counter()
-        bar = progress(self.loader, total=len(self.loader), desc=f"epoch {epoch}", unit="batch")
-        for iteration, batch in enumerate(bar, start=1):
-            output = self.step(batch)
-            self.state.step += 1
-            guard.observe(output.losses, batch, self.state.step)
-            meter.add(output.losses, output.total, output.accuracy, len(batch))
-            if iteration % self.plan.log_period == 0 or iteration == len(self.loader):
-                self._log(epoch, iteration, rate, meter.average())
-                bar.set_postfix_str(f"{meter.images_per_s:.1f} images/s", refresh=False)
-                meter = _Meter()
-        guard.check()
-        elapsed = time.perf_counter() - start
-        images_per_s = self.loader.images_per_epoch / elapsed
-        self.writer.scalars({"speed/images_per_s": images_per_s}, self.state.step, epoch)
+        guard, meter, num_images = LossGuard(self.folder.path), _Meter(), 0
+        with Progress(self.loader.num_images, f"Epoch {epoch}") as bar:
+            for iteration, batch in enumerate(self.loader, start=1):
+                output = self.step(batch)
+                self.state.step += 1
+                num_images += len(batch)
+                guard.observe(output.losses, batch, self.state.step)
+                meter.add(output)
+                bar.update(len(batch))
+                if iteration % self.plan.log_period == 0 or iteration == len(self.loader):
+                    self._log(epoch, iteration, rate, meter.average())
+                    meter = _Meter()
+            guard.check()
+            seconds = bar.elapsed_s
+        speed = num_images / seconds
+        self.writer.scalars({"speed/images_per_s": speed}, epoch=epoch, step=self.state.step)
         _LOGGER.info(
             "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]",
-            epoch, elapsed / len(self.loader), images_per_s,
+            epoch, seconds / len(self.loader), speed,
         )  # fmt: skip
 
     def _log(self, epoch: int, iteration: int, rate: float, average: dict[str, float]) -> None:
@@ -157,16 +167,19 @@ class Trainer:
         )  # fmt: skip
         numbers = {f"loss/{name}": value for name, value in average.items() if name != "accuracy"}
         numbers |= {"train/accuracy": average["accuracy"], "train/learning_rate": rate}
-        self.writer.scalars(numbers, self.state.step, epoch)
+        self.writer.scalars(numbers, epoch=epoch, step=self.state.step)
 
-    def _validate(self, epoch: int, validate: Callable[[int], EvalReport]) -> EvalReport:
-        report = validate(epoch)
+    def _validate(self, epoch: int, validation: ValidationRun) -> EvalReport:
+        report = validation.evaluate(epoch)
+        sheet = validation.draw()
+        save_picture(sheet, self.folder.path / "pictures" / f"epoch_{epoch:03d}.png")
+        self.writer.picture("pictures", as_tensor(sheet), step=self.state.step)
         for line in report.log_lines():
             _LOGGER.info(line)
         _LOGGER.info("\n%s", report.table())
         qualified = self._upgrade(report, epoch)
         upgrade = {f"upgrade/{k}": float(v) for k, v in asdict(self.supervision.state).items()}
-        self.writer.scalars(report.scalars() | upgrade, self.state.step, epoch)
+        self.writer.scalars(report.scalars() | upgrade, epoch=epoch, step=self.state.step)
         if self.state.best.beaten_by(report.rank1, qualified=qualified):
             self.state.best = Best(epoch, report.rank1, qualified)
             self.folder.save_best(epoch, asdict(self.state.best))
@@ -199,18 +212,17 @@ class Trainer:
             "best": asdict(self.state.best),
         }
 
-    def resume(self) -> None:
-        """Continue from the latest checkpoint of the folder.
+    def restore(self, epoch: int, saved: dict[str, Any]) -> None:
+        """Go on after ``epoch`` from what ``training_state`` gave; the networks are loaded already.
 
-        Raises:
-            CheckpointError: If it is missing, damaged, or of another architecture.
+        Args:
+            epoch: Last finished epoch.
+            saved: The ``training`` part of the native checkpoint.
         """
-        epoch, saved = self.folder.load_latest()
         self.optimizers.load_state_dict(saved["optimizers"])
         self.centers.load_state_dict(saved["centers"])
         self.supervision.load_state_dict(saved["supervision"], self.step.anonymizer)
         self.state = TrainState(epoch, saved["step"], Best(**saved["best"]))
-        self.writer.truncate(after_epoch=epoch)
         _LOGGER.info("Resumed after epoch %d of %d", epoch, self.plan.max_epochs)
 
 
@@ -218,23 +230,16 @@ class _Meter:
     """Averages over the steps since it was made; its tensors are read only in :meth:`average`."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: LossDict = {}
         self._steps = 0
-        self._images = 0
-        self._start = time.perf_counter()
-        self.images_per_s = 0.0
 
-    def add(self, losses: LossDict, total: Tensor, accuracy: Tensor, images: int) -> None:
-        """Add one step."""
-        for name, value in (losses | {"total": total, "accuracy": accuracy}).items():
-            value = value.detach()
+    def add(self, output: StepOutput) -> None:
+        """Add the numbers of one step."""
+        for name, value in output.numbers().items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
-        self._images += images
 
     def average(self) -> dict[str, float]:
         """Return the averages. This is where the host waits for the device."""
         values = torch.stack([value.float() for value in self._sums.values()]) / self._steps
-        average = dict(zip(self._sums, values.tolist(), strict=True))
-        self.images_per_s = self._images / (time.perf_counter() - self._start)
-        return average
+        return dict(zip(self._sums, values.tolist(), strict=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from layers.precision import full_precision
+
 LEAK = 0.2  # negative slope of the encoder's leaky ReLUs
 
 
@@ -90,4 +92,10 @@ class InnermostBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, outer, H, W) to (B, 2 outer, H, W): the skip first, then what came up."""
-        return torch.cat((features, self.model(features)), dim=1)
+        if features.device.type != "cpu":
+            return torch.cat((features, self.model(features)), dim=1)
+        # oneDNN's bfloat16 convolutions read memory they never wrote where a side of the output is
+        # one pixel (torch 2.15: NaN, sometimes). These are the smallest of all: float32 is free.
+        with full_precision(features):
+            below = self.model(features.float())
+        return torch.cat((features, below.to(features.dtype)), dim=1)

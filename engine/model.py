@@ -1,0 +1,131 @@
+"""A model as a whole: networks on their device, in their arithmetic, and what describes them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
+from engine.train_step import Autocast
+from layers.pixels import PixelSpace
+from modeling.build import build_networks
+from modeling.privacy_networks import Networks
+from modeling.state import num_classes_of
+from utils.device import resolve_device, resolve_precision
+from utils.seeding import seed_everything
+
+_LOGGER = logging.getLogger("reid_baseline")
+
+# Network letters that evaluation needs, by MODEL.MODE.
+NEEDED = {"GCR": ("G", "G_R", "C"), "C": ("C",)}
+
+# Keys that have to be those of the training for weights to mean the same.
+_ARCHITECTURE = (
+    "MODEL.MODE", "MODEL.NAME", "MODEL.LAST_STRIDE", "MODEL.STEM_RELU", "MODEL.NGF", "MODEL.NDF",
+    "UNET.NUM_DOWNS", "INPUT.IMG_SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """Networks ready to run.
+
+    Attributes:
+        nets: On their device.
+        device: Where they are.
+        precision: Type of the networks' arithmetic, float32 or bfloat16.
+        pixels: Pixel space of their images.
+    """
+
+    nets: Networks
+    device: torch.device
+    precision: torch.dtype
+    pixels: PixelSpace
+
+    @property
+    def autocast(self) -> Autocast:
+        """Makes the context that the networks run in."""
+        return lambda: _autocast(self.device, self.precision)
+
+
+def build_model(cfg: CfgNode, num_classes: int) -> Model:
+    """Build networks with start values drawn from SOLVER.SEED, and move them to their device."""
+    device = resolve_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    seed_everything(cfg.SOLVER.SEED)
+    nets = build_networks(cfg, num_classes).to(device)
+    precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
+    _LOGGER.info("Computing on %s in %s", device, str(precision).removeprefix("torch."))
+    return Model(nets, device, precision, PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+
+
+def load_pretrained(cfg: CfgNode) -> LoadedWeights:
+    """Read the weights of MODEL.PRETRAIN_DIR: the best ones, or else the latest.
+
+    Raises:
+        CheckpointError: If they are missing, damaged, or of another architecture than the
+            configuration asks for.
+    """
+    folder = Path(cfg.MODEL.PRETRAIN_DIR)
+    weights = find_weights(folder, NEEDED[cfg.MODEL.MODE])
+    differing = [
+        f"{name} {was!r} (now {now!r})"
+        for name, was in weights.info.get("architecture", {}).items()
+        if (now := architecture(cfg).get(name)) != was and name != "MODEL.MODE"
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{weights.source} was trained with {', '.join(differing)}; give the same values to "
+            "use it"
+        )
+    return weights
+
+
+def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
+    """Build a model with the number of classes of a checkpoint, and load it."""
+    model = build_model(cfg, num_classes_of(weights.networks["C"], weights.source))
+    needed = NEEDED[cfg.MODEL.MODE]
+    load_networks({x: model.nets.official_networks[x] for x in needed}, weights)
+    return model
+
+
+def architecture(cfg: CfgNode) -> dict[str, Any]:
+    """Return the keys that a checkpoint's weights depend on, as plain values."""
+    values = {name: _lookup(cfg, name) for name in _ARCHITECTURE}
+    return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+
+
+def model_info(cfg: CfgNode, label_of: dict[int, int]) -> dict[str, Any]:
+    """Return what a native checkpoint says of its model besides weights.
+
+    Everything a stranger needs to feed it images: architecture, size, pixel space, channel order,
+    metric, data set and the pid of each class.
+    """
+    return {
+        "architecture": architecture(cfg),
+        "channel_order": "RGB",
+        "resize": "Pillow bilinear on 8-bit images",
+        "metric": "cosine distance on the feature after the BNNeck",
+        "dataset": cfg.DATASETS.NAMES,
+        "desensitizer": {"type": cfg.INPUT.TYPE, "radius": cfg.INPUT.RADIUS},
+        "pid_of_label": [pid for pid, _ in sorted(label_of.items(), key=lambda item: item[1])],
+    }
+
+
+def _lookup(cfg: CfgNode, name: str) -> Any:
+    value: Any = cfg
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=precision)

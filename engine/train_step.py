@@ -1,0 +1,146 @@
+"""One optimisation step: of the joint model, or of the baseline.
+
+Both take a batch and return its losses; the loop does not know which it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data.records import Batch
+from engine.supervision import Supervision
+from modeling.freezing import frozen
+from modeling.objectives import (
+    Objectives,
+    discriminator_losses,
+    generator_losses,
+    reid_losses,
+    weighted,
+)
+from modeling.outputs import LossDict, ReIDPair
+from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
+from solver.optimizers import Optimizers
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step was like; 0-d tensors without gradients, still on the device.
+
+    Attributes:
+        losses: Unweighted losses under stable names.
+        total: Weighted sum that the anonymizer, re-ID and recovery networks were trained on.
+        accuracy: Share of training images, raw and protected, whose class scored highest.
+    """
+
+    losses: LossDict
+    total: Tensor
+    accuracy: Tensor
+
+    def numbers(self) -> LossDict:
+        """Return all of them under their names."""
+        return self.losses | {"total": self.total, "accuracy": self.accuracy}
+
+
+class TrainStep(Protocol):
+    """What the loop needs of a step."""
+
+    @property
+    def anonymizer(self) -> nn.Module | None:
+        """The anonymizer that learns, or None where there is none."""
+        ...
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Update the networks on one batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class JointStep:
+    """Mode GCR: discriminators first, then anonymizer, re-ID and recovery together.
+
+    Attributes:
+        nets: All five networks, in training mode.
+        objectives: Losses and their weights.
+        optimizers: Optimisers of everything that learns.
+        supervision: Gives the anonymization target.
+        autocast: Context that the networks run in; losses are float32 all the same.
+    """
+
+    nets: PrivacyNetworks
+    objectives: Objectives
+    optimizers: Optimizers
+    supervision: Supervision
+    autocast: Autocast
+
+    @property
+    def anonymizer(self) -> nn.Module:
+        """The anonymizer that learns."""
+        return self.nets.anonymizer
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Update all five networks and the centres on one batch."""
+        raw, nets, objectives = batch.raw, self.nets, self.objectives
+        with self.autocast():
+            target = self.supervision.target(raw, batch.desensitized)
+            out = nets(raw)
+            judged = discriminator_losses(nets, raw, target, out, objectives)
+        weighted(judged).backward()
+        self.optimizers.step_discriminators()
+
+        with self.autocast(), frozen(*nets.discriminators):  # gradients flow through, not into
+            losses = generator_losses(nets, raw, target, out, objectives)
+            losses |= reid_losses(out, batch.label, objectives)
+        total = weighted(losses, objectives.weights)
+        total.backward()
+        self.optimizers.step_main()
+        return StepOutput(_detached(judged | losses), total.detach(), _accuracy(out, batch.label))
+
+
+@dataclass(frozen=True)
+class BaselineStep:
+    """Mode C: the re-ID network on raw and desensitized images.
+
+    Attributes:
+        nets: The re-ID network, in training mode.
+        objectives: Losses and their weights.
+        optimizers: Optimisers of the network and the centres.
+        autocast: Context that the network runs in; losses are float32 all the same.
+    """
+
+    nets: ReIDOnly
+    objectives: Objectives
+    optimizers: Optimizers
+    autocast: Autocast
+
+    @property
+    def anonymizer(self) -> None:
+        """There is none to upgrade supervision with."""
+        return None
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Update the re-ID network and the centres on one batch."""
+        with self.autocast():
+            out = self.nets(batch.raw, batch.desensitized)
+            losses = reid_losses(out, batch.label, self.objectives)
+        total = weighted(losses, self.objectives.weights)
+        total.backward()
+        self.optimizers.step_main()
+        return StepOutput(_detached(losses), total.detach(), _accuracy(out, batch.label))
+
+
+def _detached(losses: LossDict) -> LossDict:
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+@torch.no_grad()
+def _accuracy(out: ReIDPair, label: Tensor) -> Tensor:
+    seen = [one for one in (out.reid_raw, out.reid_protected) if one is not None]
+    return torch.stack([(one.logits.argmax(1) == label).float().mean() for one in seen]).mean()
