@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -37,12 +38,15 @@ def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
     Raises:
         UserError: If a value is unknown, sizes do not fit, or ImageNet weights cannot be had.
     """
-    modes = {"GCR": _privacy_networks, "C": _reid_only}
+    modes: dict[str, Callable[[CfgNode, int], Networks]] = {
+        "GCR": _privacy_networks,
+        "C": _reid_only,
+    }
     if cfg.MODEL.MODE not in modes:
         raise UserError(f"MODEL.MODE is {cfg.MODEL.MODE!r}; expected one of {', '.join(modes)}")
-    networks = modes[cfg.MODEL.MODE](cfg, num_classes)
+    networks: Networks = modes[cfg.MODEL.MODE](cfg, num_classes)
     if cfg.RUNTIME.CHANNELS_LAST:
-        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        networks.to(memory_format=torch.channels_last)
     return networks
 
 

@@ -56,7 +56,7 @@ class UNet(nn.Module):
 
 
 def check_divisible(size: tuple[int, ...], num_downs: int) -> None:
-    """Raise UserError if an image of (height, width) pixels cannot be halved ``num_downs`` times."""
+    """Raise UserError unless (height, width) can be halved ``num_downs`` times."""
     step = 2**num_downs
     if any(length < step or length % step for length in size):
         raise UserError(

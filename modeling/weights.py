@@ -88,9 +88,7 @@ def load_imagenet_weights(
     architecture = backbone.architecture
     file, known = find_weights(architecture, path, known_files=known_files, fetch=fetch or _fetch)
     logger.info("ImageNet weights of %s: %s (%s)", architecture, file, known.what)
-    load_matching(
-        backbone, _read(file), file, may_miss=("NL_2.", "NL_3."), may_ignore=("fc.",)
-    )
+    load_matching(backbone, _read(file), file, may_miss=("NL_2.", "NL_3."), may_ignore=("fc.",))
     return file
 
 

@@ -18,7 +18,7 @@ class Optimizers:
         discriminators: Of D1 and D2; empty for the baseline.
         centers: Of the identity centres, or None without a centre loss.
         center_loss_weight: Weight the centre loss has in the sum: the centres' gradient is divided
-            by it, so that their speed does not depend on it.
+            by it, so that their speed does not depend on it; above 0.
         schedule: Learning rate of each epoch, for all but the centres.
     """
 
@@ -105,8 +105,7 @@ class Optimizers:
     def _step_centers(self, optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                # with weight 0 the gradient is 0 and has to stay it
-                if parameter.grad is not None and self._center_loss_weight > 0:
+                if parameter.grad is not None:
                     parameter.grad.div_(self._center_loss_weight)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

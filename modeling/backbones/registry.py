@@ -47,5 +47,7 @@ def reid_design(name: str) -> ReIDDesign:
         UserError: If there is none of that name.
     """
     if name not in REID_DESIGNS:
-        raise UserError(f"MODEL.NAME is {name!r}; expected one of {', '.join(sorted(REID_DESIGNS))}")
+        raise UserError(
+            f"MODEL.NAME is {name!r}; expected one of {', '.join(sorted(REID_DESIGNS))}"
+        )
     return REID_DESIGNS[name]

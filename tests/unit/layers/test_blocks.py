@@ -50,9 +50,7 @@ def test_non_local_block_equals_its_plain_form(channels_last: bool, training: bo
     (out * slope).sum().backward()
     (expected * slope).sum().backward()
     torch.testing.assert_close(first.grad, second.grad, rtol=1e-4, atol=1e-4)
-    for (name, ours), theirs in zip(
-        block.named_parameters(), twin.parameters(), strict=True
-    ):
+    for (name, ours), theirs in zip(block.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(
             ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
         )

@@ -1,0 +1,239 @@
+"""Loss terms, whose gradients they are, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modeling.build import build_networks, build_objectives
+from modeling.freezing import frozen
+from modeling.objectives import (
+    Objectives,
+    discriminator_losses,
+    generator_losses,
+    reid_losses,
+    weighted,
+)
+from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+    MakeCfg = Callable[..., CfgNode]
+
+BATCH, CLASSES = 4, 3
+LABEL = torch.tensor([0, 0, 2, 2])
+
+
+def build(make_cfg: MakeCfg, *overrides: str) -> tuple[Any, Objectives]:
+    torch.manual_seed(0)
+    cfg = make_cfg("MODEL.PRETRAIN_CHOICE", "none", "MODEL.VAL_R1", "inf", *overrides)
+    nets = build_networks(cfg, CLASSES)
+    return nets, build_objectives(cfg, CLASSES, nets.reid.feature_size)
+
+
+def images() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    raw, target = torch.rand(2, BATCH, 3, 64, 32) * 2 - 1
+    return raw, target
+
+
+def has_gradients(module: nn.Module) -> list[bool]:
+    return [parameter.grad is not None for parameter in module.parameters()]
+
+
+def test_terms_and_their_weights(make_cfg: MakeCfg) -> None:
+    nets, objectives = build(make_cfg)
+    raw, target = images()
+    out = nets(raw)
+    judged = discriminator_losses(nets, raw, target, out, objectives)
+    losses = generator_losses(nets, raw, target, out, objectives)
+    losses |= reid_losses(out, LABEL, objectives)
+
+    assert set(losses) == set(objectives.weights)
+    assert all(loss.ndim == 0 and loss.dtype == torch.float32 for loss in losses.values())
+    assert objectives.weights == {
+        "anonymization": 100.0,
+        "recovery": 100.0,
+        "gan_anonymized": 1.0,
+        "gan_recovered": 1.0,
+        "reid_raw_cross_entropy": 1.0,
+        "reid_raw_triplet": 1.0,
+        "reid_raw_center": 5e-4,
+        "reid_protected_cross_entropy": 1.0,
+        "reid_protected_triplet": 1.0,
+        "reid_protected_center": 5e-4,
+    }
+    expected = sum(objectives.weights[name] * loss.item() for name, loss in losses.items())
+    assert weighted(losses, objectives.weights).item() == pytest.approx(expected, rel=1e-5)
+    # a discriminator's loss is the sum of its terms, not their mean
+    expected = sum(loss.item() for loss in judged.values())
+    assert weighted(judged).item() == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(losses["anonymization"], (out.anonymized - target).abs().mean())
+    torch.testing.assert_close(losses["recovery"], (out.recovered - raw).abs().mean())
+
+
+def test_discriminators_see_the_pairs_of_the_method(make_cfg: MakeCfg) -> None:
+    nets, objectives = build(make_cfg)
+    raw, target = images()
+    nets.eval()  # so that one judgement does not depend on the others
+    out = nets(raw)
+    first, second = nets.discriminators
+    bce = functional.binary_cross_entropy_with_logits
+
+    def expect(value: Tensor, logits: Tensor, is_real: float) -> None:
+        torch.testing.assert_close(value, bce(logits, torch.full_like(logits, is_real)))
+
+    judged = discriminator_losses(nets, raw, target, out, objectives)
+    expect(judged["discriminator_anonymized_fake"], first(raw, out.anonymized), 0)
+    expect(judged["discriminator_anonymized_real"], first(raw, target), 1)
+    expect(judged["discriminator_recovered_fake"], second(out.anonymized, out.recovered), 0)
+    expect(judged["discriminator_recovered_real"], second(out.anonymized, raw), 1)
+    losses = generator_losses(nets, raw, target, out, objectives)
+    expect(losses["gan_anonymized"], first(raw, out.anonymized), 1)
+    expect(losses["gan_recovered"], second(out.anonymized, out.recovered), 1)
+
+
+def test_a_discriminator_step_leaves_the_generators_alone(make_cfg: MakeCfg) -> None:
+    nets, objectives = build(make_cfg)
+    raw, target = images()
+    out = nets(raw)
+    weighted(discriminator_losses(nets, raw, target, out, objectives)).backward()
+    for judge in nets.discriminators:
+        assert all(has_gradients(judge))
+    for network in (nets.anonymizer, nets.recovery, nets.reid):
+        assert not any(has_gradients(network))
+
+
+def test_a_generator_step_leaves_the_discriminators_alone(make_cfg: MakeCfg) -> None:
+    nets, objectives = build(make_cfg)
+    raw, target = images()
+    out = nets(raw)
+    with frozen(*nets.discriminators):
+        losses = generator_losses(nets, raw, target, out, objectives)
+        losses |= reid_losses(out, LABEL, objectives)
+    weighted(losses, objectives.weights).backward()  # after the context, as in the loop
+    for judge in nets.discriminators:
+        assert not any(has_gradients(judge))
+        assert all(parameter.requires_grad for parameter in judge.parameters())
+    for network in (nets.anonymizer, nets.recovery):
+        assert all(has_gradients(network))
+    assert objectives.centers is not None
+    assert all(has_gradients(objectives.centers))
+
+
+@pytest.mark.parametrize(
+    "term", ["recovery", "gan_recovered", "gan_anonymized", "reid_protected_triplet"]
+)
+def test_recovery_identity_and_adversarial_terms_reach_the_anonymizer(
+    make_cfg: MakeCfg, term: str
+) -> None:
+    nets, objectives = build(make_cfg)
+    raw, target = images()
+    out = nets(raw)
+    with frozen(*nets.discriminators):
+        losses = generator_losses(nets, raw, target, out, objectives)
+        losses |= reid_losses(out, LABEL, objectives)
+    losses[term].backward()
+    gradients = [parameter.grad for parameter in nets.anonymizer.parameters()]
+    assert sum(gradient.abs().sum().item() for gradient in gradients if gradient is not None) > 0
+
+
+def test_frozen_restores_after_an_error_and_leaves_frozen_parameters_frozen() -> None:
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError), frozen(module):
+        assert not module.weight.requires_grad
+        raise RuntimeError
+    assert module.weight.requires_grad
+    assert not module.bias.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["GCR", "C"])
+@pytest.mark.parametrize(
+    ("output_mode", "kinds"),
+    [("both", {"raw", "protected"}), ("origin", {"raw"}), ("protected", {"protected"})],
+)
+def test_output_mode_says_where_the_identity_loss_is_taken(
+    make_cfg: MakeCfg, mode: str, output_mode: str, kinds: set[str]
+) -> None:
+    nets, objectives = build(make_cfg, "MODEL.MODE", mode, "MODEL.OUTPUT_MODE", output_mode)
+    raw, desensitized = images()
+    losses = reid_losses(nets(raw, desensitized), LABEL, objectives)
+    terms = ("cross_entropy", "triplet", "center")
+    assert set(losses) == {f"reid_{kind}_{term}" for kind in kinds for term in terms}
+    if "protected" in kinds:
+        protected = nets.protect(raw, desensitized)
+        kept = protected is desensitized
+        assert kept is (mode == "C")
+
+
+def test_modes(make_cfg: MakeCfg) -> None:
+    joint, _ = build(make_cfg)
+    assert isinstance(joint, PrivacyNetworks)
+    assert set(joint.official_networks) == {"G", "G_R", "C", "D1", "D2"}
+    assert joint.recover(images()[0]).shape == (BATCH, 3, 64, 32)
+
+    alone, _ = build(make_cfg, "MODEL.MODE", "C")
+    assert isinstance(alone, ReIDOnly)
+    assert set(alone.official_networks) == {"C"}
+    assert alone.discriminators == ()
+    assert alone.recover(images()[0]) is None
+
+
+def test_options_reach_the_losses(make_cfg: MakeCfg) -> None:
+    nets, objectives = build(
+        make_cfg,
+        "MODEL.CENTER_LOSS", "off",
+        "MODEL.WEIGHT_REGULARIZED_TRIPLET", "off",
+        "MODEL.GAN_MODE", "lsgan",
+        "SOLVER.MARGIN", "1.5",
+    )  # fmt: skip
+    raw, target = images()
+    out = nets(raw)
+    assert objectives.centers is None
+    assert not any("center" in name for name in reid_losses(out, LABEL, objectives))
+    torch.testing.assert_close(objectives.triplet(torch.zeros(4, 2), LABEL), torch.tensor(1.5))
+    nets.eval()
+    judged = discriminator_losses(nets, raw, target, out, objectives)
+    logits = nets.discriminator_anonymized(raw, target)
+    torch.testing.assert_close(
+        judged["discriminator_anonymized_real"], (logits - 1).square().mean()
+    )
+    weighted(judged).backward()
+
+
+def test_losses_are_float32_under_autocast(make_cfg: MakeCfg) -> None:
+    nets, objectives = build(make_cfg)
+    raw, target = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = nets(raw)
+        losses = discriminator_losses(nets, raw, target, out, objectives)
+        losses |= generator_losses(nets, raw, target, out, objectives)
+        losses |= reid_losses(out, LABEL, objectives)
+        total = weighted(losses)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    total.backward()
+    for parameter in nets.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+def test_a_loss_without_a_weight_is_a_mistake() -> None:
+    with pytest.raises(KeyError, match="unheard_of"):
+        weighted({"unheard_of": torch.zeros(())}, {})
+
+
+def test_a_size_that_cannot_be_halved_is_refused_before_anything_is_built(
+    make_cfg: MakeCfg,
+) -> None:
+    cfg = make_cfg("MODEL.PRETRAIN_CHOICE", "none")
+    cfg.defrost()
+    cfg.UNET.NUM_DOWNS = 7
+    with pytest.raises(UserError, match="lower UNET.NUM_DOWNS"):
+        build_networks(cfg, CLASSES)

@@ -1,0 +1,183 @@
+"""ImageNet weights: where they are looked for, what is believed, what is said without them.
+
+Small files stand in for the published ones: the table of known files is an argument.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from modeling.backbones.registry import REID_DESIGNS
+from modeling.backbones.resnet import ResNetBackbone
+from modeling.weights import KNOWN_FILES, KnownFile, find_weights, load_imagenet_weights
+from tests.unit.modeling.helpers import FakeWeights
+from utils.errors import UserError
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWeights:
+    """Known files V1, old and V2 of 'resnet18', with every usual place inside tmp_path."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(tmp_path)
+    return FakeWeights(tmp_path)
+
+
+def no_network(known: KnownFile, file: Path) -> None:
+    raise OSError("no route to host")
+
+
+def find(fake: FakeWeights, path: str = "") -> tuple[Path, str]:
+    file, known = find_weights("resnet18", path, known_files=fake.table, fetch=no_network)
+    return file, known.what
+
+
+@pytest.mark.parametrize(
+    "folder", ["torch/hub/checkpoints", "home/.cache/torch/hub/checkpoints", "pretrained"]
+)
+def test_usual_places(fake: FakeWeights, folder: str) -> None:
+    file = fake.put("V1", folder)
+    found, what = find(fake)
+    assert found.resolve() == file
+    assert what == "V1"
+
+
+def test_without_torch_home(fake: FakeWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_HOME")
+    file = fake.put("V1", "home/.cache/torch/hub/checkpoints")
+    assert find(fake)[0] == file
+
+
+def test_a_given_folder_and_a_given_file_come_first(fake: FakeWeights) -> None:
+    fake.put("V1", "pretrained")
+    file = fake.put("old", "mine")
+    assert find(fake, "mine")[1] == "old"
+    assert find(fake, str(file)) == (file, "old")
+
+
+def test_a_renamed_file_is_known_by_its_content(fake: FakeWeights) -> None:
+    file = fake.put("V2", "mine").rename(fake.root / "mine" / "weights.pth")
+    assert find(fake, str(file)) == (file, "V2")
+
+
+def test_the_ablation_is_never_taken_by_itself(fake: FakeWeights) -> None:
+    fake.put("V2", "pretrained")
+    with pytest.raises(UserError, match="no ImageNet weights for resnet18"):
+        find(fake)
+    assert find(fake, "pretrained")[1] == "V2"
+
+
+def test_a_damaged_file_is_passed_over_and_named(fake: FakeWeights) -> None:
+    damaged = fake.put("V1", "torch/hub/checkpoints")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    good = fake.put("V1", "pretrained")
+    assert find(fake)[0].resolve() == good
+
+    good.unlink()
+    with pytest.raises(UserError, match=f"{damaged} \\(damaged: its SHA-256 starts with .*delete"):
+        find(fake)
+    assert damaged.exists()
+
+
+def test_failure_lists_every_path_and_what_to_do(fake: FakeWeights) -> None:
+    with pytest.raises(UserError) as caught:
+        find(fake)
+    text = str(caught.value)
+    folders = ["torch/hub/checkpoints", "home/.cache/torch/hub/checkpoints"]
+    for folder in [fake.root / folder for folder in folders] + [Path("pretrained")]:
+        for what in ("V1", "old"):
+            assert str(folder / fake.known[what].name) in text
+    assert "no route to host" in text
+    assert "MODEL.PRETRAIN_PATH" in text
+    assert "MODEL.PRETRAIN_CHOICE none" in text
+    assert "\n" not in text
+
+
+def test_a_path_that_is_wrong_is_not_passed_over(fake: FakeWeights) -> None:
+    fake.put("V1", "pretrained")
+    with pytest.raises(UserError, match="MODEL.PRETRAIN_PATH is 'mine', which does not exist"):
+        find(fake, "mine")
+    foreign = fake.root / "foreign.pth"
+    foreign.write_bytes(b"<html>")
+    digest = hashlib.sha256(b"<html>").hexdigest()[:8]
+    with pytest.raises(UserError, match=f"foreign.pth', whose SHA-256 starts with {digest}"):
+        find(fake, str(foreign))
+
+
+def test_download_is_the_last_resort_and_verified(fake: FakeWeights) -> None:
+    asked: list[str] = []
+
+    def download(known: KnownFile, file: Path) -> None:
+        asked.append(known.torchvision)
+        file.write_bytes(fake.content["V1"])
+
+    file, known = find_weights("resnet18", "", known_files=fake.table, fetch=download)
+    assert asked == ["the V1 address"]
+    assert file.parent == fake.root / "torch/hub/checkpoints"
+    assert known.what == "V1"
+    find_weights("resnet18", "", known_files=fake.table, fetch=download)
+    assert len(asked) == 1
+
+    def proxy_page(known: KnownFile, file: Path) -> None:
+        file.write_bytes(b"<html>")
+
+    file.unlink()
+    with pytest.raises(UserError, match="download to .*damaged"):
+        find_weights("resnet18", "", known_files=fake.table, fetch=proxy_page)
+
+
+def backbone(name: str = "resnet18_nl") -> ResNetBackbone:
+    return ResNetBackbone(REID_DESIGNS[name].backbone, last_stride=1, stem_relu=False)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_nl"])
+def test_weights_are_loaded_by_name(fake: FakeWeights, name: str) -> None:
+    fake.put("V1", "pretrained")
+    network = backbone(name)
+    load_imagenet_weights(network, known_files=fake.table, fetch=no_network)
+    loaded = network.state_dict()
+    for key, value in fake.state.items():
+        if not key.startswith("fc."):
+            assert torch.equal(loaded[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fc.weight": None, "fc.bias": None, "bn1.num_batches_tracked": None}, None),
+        ({"layer1.0.conv1.weight": None}, "it lacks layer1.0.conv1.weight"),
+        ({"layer9.weight": torch.ones(1)}, "the network has no layer9.weight"),
+        ({"conv1.weight": torch.ones(64, 1, 7, 7)}, r"conv1.weight has shape \(64, 1, 7, 7\)"),
+    ],
+)
+def test_only_the_head_and_counters_may_differ(
+    fake: FakeWeights, change: dict[str, Tensor | None], message: str | None
+) -> None:
+    fake.remake("V1", change)
+    fake.put("V1", "pretrained")
+    if message is None:
+        load_imagenet_weights(backbone(), known_files=fake.table, fetch=no_network)
+    else:
+        with pytest.raises(UserError, match=message):
+            load_imagenet_weights(backbone(), known_files=fake.table, fetch=no_network)
+
+
+def test_a_file_that_is_no_state_dict_is_named(fake: FakeWeights) -> None:
+    fake.content["V1"] = b"not a pickle"
+    fake.put("V1", "pretrained")
+    with pytest.raises(UserError, match="cannot be read as PyTorch weights"):
+        load_imagenet_weights(backbone(), known_files=fake.table, fetch=no_network)
+
+
+def test_the_table_agrees_with_torchvision() -> None:
+    assert set(KNOWN_FILES) == {design.backbone.architecture for design in REID_DESIGNS.values()}
+    for known in (known for files in KNOWN_FILES.values() for known in files):
+        assert len(known.digest_start) == 8
+        if known.torchvision:
+            assert torchvision.models.get_weight(known.torchvision).url.endswith(known.name)
