@@ -24,7 +24,7 @@ setup: $(STAMP) ## make .venv (at once when it is there)
 
 $(STAMP): requirements.txt requirements-dev.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 || true); expected Python 3.10 or newer:" \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 | grep ^Python || echo missing); expected Python 3.10 or newer:" \
 	       "install one and run make PYTHON=python3.12 $(or $(MAKECMDGOALS),setup)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu:" \

@@ -54,9 +54,10 @@ KEYS: tuple[Key, ...] = (
         "raw->protected rank-1 on validation [0, 1] that supervision upgradation asks for; "
         "inf: never upgrade"),
     Key("MODEL.VAL_R1_SLACK", 0.05, _PROBABILITY, "how far below VAL_R1 a rank-1 still qualifies"),
-    Key("MODEL.PSNR", 1.0, _WEIGHT,
-        "PSNR (dB) by which anonymized images may be closer to raw than desensitized ones"),
-    Key("MODEL.SSIM", 0.05, Number(low=0, high=2), "the same for SSIM"),
+    Key("MODEL.PSNR", 1.0, Number(low=-100, high=100),
+        "dB of PSNR by which anonymized images may be closer to raw than desensitized ones; "
+        "negative: must be further away"),
+    Key("MODEL.SSIM", 0.05, Number(low=-2, high=2), "the same for SSIM"),
     Key("UNET.NUM_DOWNS", 7, Number(whole=True, low=5, high=10),
         "down-samplings of the U-Nets; both image sides must be multiples of 2 ** NUM_DOWNS"),
     # ---- losses

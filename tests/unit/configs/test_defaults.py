@@ -8,6 +8,7 @@ import pytest
 
 from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, get_value
 from configs.loading import dump, load
+from configs.reference import markdown
 from configs.validation import validate
 from tests.fixtures.paths import ROOT
 
@@ -91,3 +92,8 @@ def test_baseline_file_spells_out_the_published_numbers() -> None:
     cfg.defrost()
     cfg.OUTPUT_DIR = default.OUTPUT_DIR
     assert cfg == default
+
+
+def test_page_of_all_keys_is_up_to_date() -> None:
+    """If not: python3 -m configs.reference > docs/configuration.md."""
+    assert (ROOT / "docs/configuration.md").read_text("utf-8") == markdown()
