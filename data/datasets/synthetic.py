@@ -25,7 +25,7 @@ from data.people.cameras import MAX_CAMERAS, build_camera
 from data.people.photograph import draw_track, photograph
 from utils.errors import UserError
 
-DRAWING_VERSION = 1  # raise it with every change that moves a pixel
+DRAWING_VERSION = 2  # raise it with every change that moves a pixel
 _QUALITY = 92
 _MAX_IDENTITIES = 4000  # with validation and test identities within PPPP
 _MAX_IMAGES = 50

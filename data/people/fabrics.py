@@ -150,12 +150,13 @@ def face(skin: RGB) -> Paint:
     return paint
 
 
-def strands(colour: RGB) -> Paint:
-    """Hair: darker at the roots, with strands."""
+def strands(colour: RGB, *, curly: bool = False) -> Paint:
+    """Hair with a sheen, in strands or in curls."""
     base = np.asarray(colour, np.float32)
 
     def paint(along: Array, around: Array, _metres: Array) -> Array:
-        shine = 1 + 0.08 * np.sin(23 * around) + 0.22 * np.exp(-(((along - 0.72) / 0.14) ** 2))
+        lines = 0.22 * np.sin(9 * around) * np.sin(19 * along) if curly else 0.07 * np.sin(23 * around)
+        shine = 1 + lines + 0.22 * np.exp(-(((along - 0.72) / 0.14) ** 2))
         return base * shine[:, None]
 
     return paint

@@ -155,11 +155,12 @@ def _arms(person: Person, joints: dict[str, Vector]) -> list[Tube]:
         if short:
             cuff = root + _SHORT_SLEEVE * (elbow - root)
             tubes.append(_limb(root, elbow, (0.046 * thick, 0.04 * thick), skin))
-            tubes.append(_limb(root, cuff, (upper, upper * 1.02), cloth_paint, flat_end=True))
+            tubes.append(_limb(root, cuff, (0.86 * upper, 0.98 * upper, 1.02 * upper), cloth_paint,
+                               flat_end=True))  # fmt: skip
             tubes.append(_limb(elbow, hand, (0.04 * thick, 0.028), skin))
         else:
             rest = fabrics.sleeve(cloth, 0.29, contrast=contrast)
-            tubes.append(_limb(root, elbow, (upper, lower), cloth_paint))
+            tubes.append(_limb(root, elbow, (0.9 * upper, 0.95 * upper, lower), cloth_paint))
             tubes.append(_limb(elbow, hand, (lower, wrist), rest, flat_end=True))
         reach = hand + 0.085 * (hand - elbow) / np.linalg.norm(hand - elbow)
         tubes.append(_limb(hand, reach, (0.034, 0.036, 0.026), skin))
@@ -179,7 +180,8 @@ def _head(person: Person, joints: dict[str, Vector]) -> list[Tube]:
 
 
 def _hair(person: Person, centre: Vector, joints: dict[str, Vector]) -> list[Tube]:
-    style, paint = person.haircut, fabrics.strands(person.hair)
+    style = person.haircut
+    paint = fabrics.strands(person.hair, curly=style == "curly")
     if style in {"cap", "beanie"}:
         return _headgear(person, centre)
     if style == "bald":
@@ -189,7 +191,7 @@ def _hair(person: Person, centre: Vector, joints: dict[str, Vector]) -> list[Tub
         opening = 0.85 if style in {"long", "bob", "curly"} else 1.15
         return (np.abs(from_front(around)) > opening) | (along > 0.8)
 
-    volume = {"curly": 1.45, "bob": 1.2, "long": 1.15}.get(style, 1.08)
+    volume = {"curly": 1.32, "bob": 1.2, "long": 1.15}.get(style, 1.08)
     low = -0.1 if style in {"bob", "long"} else -0.045
     wide = tuple(volume * w for w in (0.06, 0.078, 0.082, 0.08, 0.066))
     deep = tuple(volume * d for d in (0.07, 0.094, 0.1, 0.099, 0.082))

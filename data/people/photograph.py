@@ -73,12 +73,13 @@ def photograph(
     colours, mask = render(tubes, view, camera.light, frame)
     ground = _background(scene, track, rng, feet)
     ground = ground * _shadow(mask, camera, frame)[..., None]
-    picture = expose(camera, np.where(mask[..., None], colours, ground),
-                     track.gain * float(np.exp(rng.normal(0, 0.04))))  # fmt: skip
-    small = Image.fromarray(picture.astype(np.uint8)).resize(SIZE, Image.Resampling.LANCZOS)
+    large = np.clip(np.where(mask[..., None], colours, ground), 0, 255).astype(np.uint8)
+    small = Image.fromarray(large).resize(SIZE, Image.Resampling.LANCZOS)
     small = defocus(camera, small, float(rng.uniform(0.5, 1.5)))
-    noisy = np.asarray(small, np.float32) + rng.normal(0, camera.noise, (SIZE[1], SIZE[0], 1))
-    noisy = noisy + rng.normal(0, 0.5 * camera.noise, (SIZE[1], SIZE[0], 3))
+    gain = track.gain * float(np.exp(rng.normal(0, 0.04)))
+    noisy = expose(camera, np.asarray(small, np.float32), gain)
+    noisy = noisy + rng.normal(0, camera.noise, (SIZE[1], SIZE[0], 1))
+    noisy = noisy + rng.normal(0, 0.4 * camera.noise, (SIZE[1], SIZE[0], 3))
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 

@@ -68,11 +68,13 @@ class Frame:
 
 
 class _Buffers:
+    """Per pixel, flattened: depth, part, and (along, around, metres, shade) of what is nearest."""
+
     def __init__(self, size: tuple[int, int]) -> None:
-        shape = size[::-1]
-        self.near = np.full(shape, -np.inf, np.float32)
-        self.part = np.full(shape, -1, np.int16)
-        self.values = np.zeros((4, *shape), np.float32)  # along, around, metres, shade
+        pixels = size[0] * size[1]
+        self.near = np.full(pixels, -np.inf, np.float32)
+        self.part = np.full(pixels, -1, np.int16)
+        self.values = np.zeros((4, pixels), np.float32)
 
 
 def render(
@@ -86,14 +88,16 @@ def render(
     buffers = _Buffers(frame.size)
     for index, tube in enumerate(tubes):
         _rasterize(buffers, index, tube, view, light, frame)
-    colours = np.zeros((*buffers.part.shape, 3), np.float32)
-    for index, tube in enumerate(tubes):
-        rows, columns = np.nonzero(buffers.part == index)
-        if len(rows):
-            along, around, metres, shade = buffers.values[:, rows, columns]
-            lit = tube.paint(along, around, metres) * shade[:, None]
-            colours[rows, columns] = lit
-    return colours, buffers.part >= 0
+    width, height = frame.size
+    colours = np.zeros((height * width, 3), np.float32)
+    covered = np.flatnonzero(buffers.part >= 0)
+    covered = covered[np.argsort(buffers.part[covered], kind="stable")]
+    parts, starts = np.unique(buffers.part[covered], return_index=True)
+    for part, pixels in zip(parts, np.split(covered, starts[1:]), strict=True):
+        along, around, metres, shade = buffers.values[:, pixels]
+        colours[pixels] = tubes[part].paint(along, around, metres) * shade[:, None]
+    mask = (buffers.part >= 0).reshape(height, width)
+    return colours.reshape(height, width, 3), mask
 
 
 def _rasterize(
@@ -101,54 +105,65 @@ def _rasterize(
 ) -> None:
     start, end = view.project(tube.start), view.project(tube.end)
     axis = (end - start)[:2]
-    length = max(float(np.hypot(*axis)), 1e-4)
+    length = max(math.hypot(*axis), 1e-4)
     direction = axis / length if length > 1e-3 else np.array([0.0, 1.0])
     across = np.array([direction[1], -direction[0]]) * (1.0 if direction[1] >= 0 else -1.0)
-    reach = max(*tube.wide, *tube.deep, *tube.caps) * frame.scale + 2
-    ends = np.array([frame.origin + p[:2] * (frame.scale, -frame.scale) for p in (start, end)])
-    low = np.maximum(np.floor(ends.min(0) - reach), 0).astype(int)
-    high = np.minimum(np.ceil(ends.max(0) + reach), frame.size).astype(int)
-    if (high <= low).any():
+    pixels, metres, offset = _candidates(tube, (start, end), direction, across, frame)
+    if not len(pixels):
         return
-    right = (np.arange(low[0], high[0], dtype=np.float32) + 0.5 - ends[0, 0]) / frame.scale
-    up = -(np.arange(low[1], high[1], dtype=np.float32) + 0.5 - ends[0, 1]) / frame.scale
-    metres = right * np.float32(direction[0]) + up[:, None] * np.float32(direction[1])
-    offset = right * np.float32(across[0]) + up[:, None] * np.float32(across[1])
     beyond = np.where(metres < 0, metres, np.maximum(metres - length, 0))
-    cap = np.where(metres < 0, max(tube.caps[0], 1e-6), max(tube.caps[1], 1e-6))
-    round_end = 1 - (beyond / cap) ** 2
-    along = np.clip(metres / length, 0, 1).astype(np.float32)
-    steps = np.linspace(0, 1, len(tube.wide))
-    shrink = np.sqrt(np.maximum(round_end, 1e-6))
-    wide = np.interp(along, steps, tube.wide) * shrink
-    deep = np.interp(along, steps, tube.deep) * shrink
+    cap = beyond / np.where(metres < 0, max(tube.caps[0], 1e-6), max(tube.caps[1], 1e-6))
+    along = np.clip(metres / length, 0, 1)
+    shrink = np.sqrt(np.maximum(1 - cap * cap, 1e-6))
+    steps = np.arange(len(tube.wide)) / (len(tube.wide) - 1)
+    wide = np.interp(along, steps, tube.wide).astype(np.float32) * shrink
+    deep = np.interp(along, steps, tube.deep).astype(np.float32) * shrink
     sine, cosine = math.sin(view.yaw), math.cos(view.yaw)
-    extent = np.hypot(wide * cosine, deep * sine)
-    rows, columns = np.nonzero((np.abs(offset) < extent) & (round_end > 0))
-    if not len(rows):
-        return
-    pick = (rows, columns)
-    wide, deep, extent, along = wide[pick], deep[pick], extent[pick], along[pick]
-    # The near one of the two points of the ellipse above this offset.
+    extent = np.sqrt((wide * cosine) ** 2 + (deep * sine) ** 2)
+    # offset = extent cos(around - turn); of the two solutions the larger angle is the near one,
+    # because the view only rotates the cross-section and keeps its sense.
     turn = np.arctan2(deep * sine, wide * cosine)
-    around = turn + np.arccos(offset[pick] / extent)
-    near = -wide * np.cos(around) * sine + deep * np.sin(around) * cosine
-    mirrored = 2 * turn - around
-    other = -wide * np.cos(mirrored) * sine + deep * np.sin(mirrored) * cosine
-    around, near = np.where(near >= other, around, mirrored), np.maximum(near, other)
-    depth = start[2] + (end[2] - start[2]) * along + near + tube.lift
-    target = (rows + low[1], columns + low[0])
-    visible = depth > buffers.near[target]
+    around = turn + np.arccos(np.clip(offset / extent, -1, 1))
+    near = deep * np.sin(around) * cosine - wide * np.cos(around) * sine
+    depth = (start[2] + (end[2] - start[2]) * along + near + tube.lift).astype(np.float32)
+    visible = (np.abs(offset) < extent) & (np.abs(cap) < 1) & (depth > buffers.near[pixels])
     if tube.cut is not None:
         visible &= tube.cut(along, around)
-    normal = _normal(around, wide, deep, (beyond / cap)[pick], (sine, cosine))
-    shade = _shade(normal, across, direction, light, tube.gloss)
-    spot = (target[0][visible], target[1][visible])
-    buffers.near[spot] = depth[visible]
-    buffers.part[spot] = index
-    true_length = np.float32(np.linalg.norm(tube.end - tube.start))
-    values = np.stack([along, around, along * true_length, shade])
-    buffers.values[:, spot[0], spot[1]] = values[:, visible]
+    keep = np.flatnonzero(visible)
+    wide, deep, around, along = wide[keep], deep[keep], around[keep], along[keep]
+    normal = _normal(around, wide, deep, cap[keep], (sine, cosine))
+    pixels = pixels[keep]
+    buffers.near[pixels] = depth[keep]
+    buffers.part[pixels] = index
+    buffers.values[0, pixels] = along
+    buffers.values[1, pixels] = around
+    buffers.values[2, pixels] = along * np.float32(np.linalg.norm(tube.end - tube.start))
+    buffers.values[3, pixels] = _shade(normal, across, direction, light, tube.gloss)
+
+
+def _candidates(
+    tube: Tube, ends: tuple[Vector, Vector], direction: Vector, across: Vector, frame: Frame
+) -> tuple[NDArray[np.intp], Array, Array]:
+    """Pixels a tube may cover: flat index, metres along its axis and across it."""
+    width, height = frame.size
+    radius = max(*tube.wide, *tube.deep)
+    reach = max(radius, *tube.caps) * frame.scale + 2
+    spots = np.array([frame.origin + p[:2] * (frame.scale, -frame.scale) for p in ends])
+    low = np.maximum(np.floor(spots.min(0) - reach), 0).astype(int)
+    high = np.minimum(np.ceil(spots.max(0) + reach), frame.size).astype(int)
+    right = (np.arange(low[0], max(high[0], low[0])) + (0.5 - spots[0, 0])) / frame.scale
+    up = (spots[0, 1] - 0.5 - np.arange(low[1], max(high[1], low[1]))) / frame.scale
+    right, up = right.astype(np.float32), up.astype(np.float32)[:, None]
+    metres = right * np.float32(direction[0]) + up * np.float32(direction[1])
+    offset = right * np.float32(across[0]) + up * np.float32(across[1])
+    length = math.hypot(*(ends[1] - ends[0])[:2])
+    inside = (np.abs(offset) < radius) & (metres > -tube.caps[0]) & (metres < length + tube.caps[1])
+    chosen = np.flatnonzero(inside)
+    if not len(chosen):
+        return chosen, metres[:0], offset[:0]
+    rows, columns = np.divmod(chosen, len(right))
+    pixels = (rows + low[1]) * width + columns + low[0]
+    return pixels, metres.reshape(-1)[chosen], offset.reshape(-1)[chosen]
 
 
 def _normal(

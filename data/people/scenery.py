@@ -25,7 +25,7 @@ def draw_scene(kind: str, rng: np.random.Generator) -> Image.Image:
     """
     image = Image.new("RGB", STRIP)
     SCENES[kind](image, ImageDraw.Draw(image), rng)
-    grain = 5 * _noise(rng, 4) + 9 * _noise(rng, 60)
+    grain = 3 * _noise(rng, 3) + 8 * _noise(rng, 60)
     pixels = np.asarray(image, np.float32) + grain[..., None]
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     return image.filter(ImageFilter.GaussianBlur(1.1))
@@ -39,8 +39,16 @@ def _noise(rng: np.random.Generator, cell: int) -> Array:
 
 
 def _jitter(rng: np.random.Generator, colour: Colour, amount: float = 14) -> Colour:
-    shifted = np.clip(np.asarray(colour) + rng.normal(0, amount, 3), 0, 255)
+    """Vary a colour, its brightness more than its hue."""
+    change = rng.normal(0, amount) + rng.normal(0, 0.4 * amount, 3)
+    shifted = np.clip(np.asarray(colour) + change, 0, 255)
     return (int(shifted[0]), int(shifted[1]), int(shifted[2]))
+
+
+def _goods(rng: np.random.Generator) -> Colour:
+    """A printed colour: packages, posters, cars."""
+    red, green, blue = (int(c) for c in rng.uniform(50, 220, 3))
+    return (red, green, blue)
 
 
 def _shaded(colour: Colour, factor: float) -> Colour:
@@ -83,9 +91,10 @@ def _plaza(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generat
 
 def _park(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     draw.rectangle((0, 0, STRIP[0], 90), fill=(186, 208, 224))
-    for _ in range(520):  # foliage, the near leaves last
+    draw.rectangle((0, 34, STRIP[0], BOUNDARY), fill=(38, 60, 34))
+    for _ in range(760):  # foliage, the near leaves last
         x, y = rng.uniform(-20, STRIP[0]), rng.uniform(-20, BOUNDARY - 40)
-        size = rng.uniform(10, 34)
+        size = rng.uniform(8, 24)
         leaf = _jitter(rng, (58, 92, 46), 16)
         draw.ellipse((x, y, x + size, y + size * 0.8), fill=_shaded(leaf, 0.6 + 0.7 * y / BOUNDARY))
     for x in rng.uniform(0, STRIP[0], 7):
@@ -110,7 +119,7 @@ def _shop(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generato
             spot = x + 6
             while spot < x + width - 14:
                 size = int(rng.integers(7, 16))
-                goods = _jitter(rng, (150, 120, 100), 52)
+                goods = _goods(rng)
                 draw.rectangle((spot, shelf + int(rng.integers(0, 9)), spot + size, shelf + 22),
                                fill=goods)  # fmt: skip
                 spot += size + 3
@@ -141,8 +150,6 @@ def _corridor(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Gene
     draw.rectangle((0, BOUNDARY - 12, STRIP[0], BOUNDARY), fill=(88, 84, 80))
     _ground(image, _jitter(rng, (182, 178, 164), 8), slab=0.5, joint=0.86, rng_shift=0,
             alternate=0.93)  # fmt: skip
-    for x in range(40, STRIP[0], 190):  # lamps mirrored in the floor
-        draw.ellipse((x, 206, x + 62, 300), fill=_shaded(wall, 1.06))
 
 
 def _crossing(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
@@ -156,7 +163,7 @@ def _crossing(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Gene
     draw.rectangle((0, 128, STRIP[0], BOUNDARY), fill=(116, 114, 112))
     x = int(rng.integers(0, 60))
     while x < STRIP[0]:
-        paint = _jitter(rng, (118, 118, 124), 54)
+        paint = _goods(rng)
         draw.polygon([(x + 34, 108), (x + 118, 108), (x + 142, 136), (x + 12, 136)],
                      fill=(58, 68, 80))  # fmt: skip
         draw.rounded_rectangle((x, 132, x + 164, 172), 12, fill=paint)
@@ -181,7 +188,7 @@ def _station(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Gener
         paper = _jitter(rng, (190, 180, 160), 30)
         draw.rectangle((x - 4, 26, x + 72, 130), fill=(60, 56, 54))
         draw.rectangle((x, 30, x + 68, 126), fill=paper)
-        draw.ellipse((x + 12, 42, x + 56, 86), fill=_jitter(rng, (150, 100, 90), 48))
+        draw.ellipse((x + 12, 42, x + 56, 86), fill=_goods(rng))
         draw.rectangle((x + 8, 96, x + 60, 104), fill=_shaded(paper, 0.5))
         draw.rectangle((x + 8, 110, x + 44, 116), fill=_shaded(paper, 0.6))
     _ground(image, _jitter(rng, (116, 112, 110), 8), slab=0.48, joint=0.74, rng_shift=15)

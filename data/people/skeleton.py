@@ -75,7 +75,7 @@ def walking_joints(
         still = 0.15 if carrying == sign else 1.0
         arm = -0.85 * stride * swing * still
         elbow_bend = (0.25 + 0.35 * max(0.0, -swing)) * still
-        root = joints["neck"] + np.array([sign * shoulder, -0.075, 0])
+        root = joints["neck"] + np.array([sign * shoulder, -0.08, 0])
         elbow = root + _swing(arm, _UPPER_ARM, 0.16 * sign)
         joints[f"shoulder_{name}"], joints[f"elbow_{name}"] = root, elbow
         joints[f"hand_{name}"] = elbow + _swing(arm + elbow_bend, _FOREARM, 0.06 * sign)
