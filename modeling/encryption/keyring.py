@@ -1,0 +1,215 @@
+"""The keyring: random keys per subject, wrapped under a root, wrapped under the master.
+
+``master -> root -> every row``. The service keys (locator, names, labels) are random and wrapped
+too, so that changing master and root orphans no file.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from modeling.encryption.cipher import SubjectKey
+from modeling.encryption.errors import (
+    BadInput,
+    DestroyedKey,
+    KeyringExists,
+    MissingKey,
+    RevokedKey,
+    WrongKey,
+)
+from modeling.encryption.keyring_root import new_root, unlock_root
+from modeling.encryption.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, KeyRow
+from modeling.encryption.keyring_table import KeyTable
+from modeling.encryption.master import KeyFile, Master
+from modeling.encryption.picture import CONTEXT, LOCATOR_BYTES, key_id_of, public_fields
+from modeling.encryption.primitives import (
+    derive_key,
+    existing_message_key,
+    hmac_sha256,
+    random_key,
+    seal,
+)
+from modeling.encryption.secret_files import check_private, new_private_file
+
+_MAX_LABEL_BYTES = 1024
+_DAY_S = 86_400
+
+
+class Keyring(KeyTable):
+    """An open keyring; a `KeySource`. Use it in one process and one thread."""
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], master: Master) -> Keyring:
+        """Make a new keyring; of several processes exactly one succeeds.
+
+        Raises:
+            KeyringExists: There is one already.
+            StorageError: It cannot be written.
+        """
+        path = Path(path)
+        if path.exists() or path.is_symlink():
+            raise KeyringExists(f"{path} exists already; it is never overwritten")
+        if isinstance(master, KeyFile):
+            master.create_if_missing()
+        else:
+            master.check_strength()
+        try:
+            with new_private_file(path) as temporary:
+                store = KeyringStore.create(temporary)
+                try:
+                    KeyTable(store, *new_root(os.urandom(16), master, epoch=0)).found()
+                finally:
+                    store.close()
+        except FileExistsError:
+            raise KeyringExists(f"{path} exists already; it is never overwritten") from None
+        return cls.open(path, master)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], master: Master, busy_timeout_ms: int = BUSY_TIMEOUT_MS
+    ) -> Keyring:
+        """Unlock a keyring.
+
+        Raises:
+            KeyringMissing, InsecurePermissions, KeyringLocked, KeyringCorrupt, WrongMaster: What
+                the class says.
+        """
+        path = Path(path)
+        check_private(path, "keyring")
+        store = KeyringStore(path, busy_timeout_ms)
+        try:
+            with store.transaction(write=False):
+                head = store.head()
+            keyring = cls(store, unlock_root(head, master), head)
+            keyring.refresh()
+        except BaseException:
+            store.close()
+            raise
+        return keyring
+
+    def close(self) -> None:
+        """Close the file."""
+        self.store.close()
+
+    def __enter__(self) -> Keyring:
+        """Return the keyring itself."""
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def sealing_key(self, subject: str) -> SubjectKey:
+        """Return the active key of a subject; a new one is on disk before it is returned.
+
+        Raises:
+            RevokedKey, DestroyedKey: The subject's keys were; a new one needs an explicit rotate.
+        """
+        self.refresh()
+        tag = self.subject_tag(subject)
+        row = self._active.get(tag)
+        if row is None:
+            with self.writing():
+                row = self._active.get(tag) or self._first_key(subject, tag)
+        return SubjectKey(row.key_id, self.unwrap(row), self._services["locate"])
+
+    def ensure(self, subjects: Iterable[str]) -> None:
+        """Make the missing keys of many subjects in one transaction.
+
+        Subjects whose keys were revoked or destroyed are passed over: `sealing_key` says so.
+        """
+        self.refresh()
+        missing = sorted({s for s in subjects if self.subject_tag(s) not in self._active})
+        if not missing:
+            return
+        with self.writing():
+            for subject in missing:
+                tag = self.subject_tag(subject)
+                if tag not in self._active:
+                    try:
+                        self._first_key(subject, tag)
+                    except (RevokedKey, DestroyedKey):
+                        continue
+
+    def opening_key(self, header: bytes) -> bytes:
+        """Return the key that the locator of a header chunk names.
+
+        Raises:
+            MissingKey, RevokedKey, DestroyedKey: There is none to be used.
+        """
+        self.refresh()
+        row = self._rows.get(key_id_of(header, self._services["locate"]))
+        if row is None:
+            row = self._imported_row(header)
+        if row.state == "destroyed":
+            raise DestroyedKey("the key of this file was destroyed; its content is gone for good")
+        if row.state == "revoked":
+            raise RevokedKey(
+                "the key of this file was revoked; `keyring revoke --undo` allows it again"
+            )
+        return self.unwrap(row)
+
+    def subject_tag(self, subject: str) -> bytes:
+        """Return the 32 bytes that stand for a subject label in the file."""
+        encoded = subject.encode()
+        if not encoded or len(encoded) > _MAX_LABEL_BYTES or b"\0" in encoded:
+            raise BadInput(
+                f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_LABEL_BYTES}, no NUL"
+            )
+        return hmac_sha256(self._services["name"], b"subject" + encoded)
+
+    def file_name(self, dataset: str, path: str) -> str:
+        """Return the output name of a source: a function of it that tells an outsider nothing."""
+        message = b"file" + dataset.encode() + b"\0" + path.encode()
+        digest = hmac_sha256(self._services["name"], message)[:16]
+        return base64.b32encode(digest).decode().rstrip("=").lower() + ".png"
+
+    def manifest_key(self) -> bytes:
+        """Return the key that manifests of sealed folders are sealed under."""
+        return derive_key(self._services["name"], "manifest")
+
+    def new_row(self, subject: str, state: str, key_id: bytes | None = None) -> KeyRow:
+        """Return a row for a new key of a subject, not yet wrapped or written."""
+        key_id = os.urandom(LOCATOR_BYTES) if key_id is None else key_id
+        tag = self.subject_tag(subject)
+        generation = 1 + max((row.generation for row in self.rows_of(tag)), default=0)
+        aad = self._head.keyring_id + key_id
+        label = seal(self._services["label"], "label", aad, subject.encode())
+        day = int(time.time() // _DAY_S)
+        return KeyRow(key_id, tag, label, generation, state, 0, None, day)
+
+    def _first_key(self, subject: str, tag: bytes) -> KeyRow:
+        """Make the active key of a subject that has none; within `writing` only."""
+        states = {row.state for row in self.rows_of(tag)}
+        if "revoked" in states:
+            raise RevokedKey(
+                "the subject's keys were revoked; `keyring revoke --undo` allows it again"
+            )
+        if "destroyed" in states and "retired" not in states:
+            raise DestroyedKey(
+                "the subject's keys were destroyed; `keyring rotate` allows it to be protected anew"
+            )
+        return self.put(self.new_row(subject, "active"), random_key())
+
+    def _imported_row(self, header: bytes) -> KeyRow:
+        """Return the imported key that a file's commitment fits.
+
+        Whoever exports one person's keys does not hand over the locator key, which would sort
+        everybody's files by person; so imported keys are found by trying them.
+        """
+        salt, _, commit = public_fields(header)
+        for row in self._rows.values():
+            if row.imported and row.wrapped is not None:
+                try:
+                    existing_message_key(self.unwrap(row), CONTEXT, salt, commit)
+                except WrongKey:
+                    continue
+                return row
+        raise MissingKey(
+            "no key for this file: it was sealed under another keyring, its key row is lost, or "
+            "its salt or locator is damaged"
+        )

@@ -1,0 +1,176 @@
+"""What the holder of a keyring does with it: list, rotate, revoke, destroy, rekey, back up."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modeling.encryption.errors import KeyringExists, MissingKey, UsageError
+from modeling.encryption.keyring import Keyring
+from modeling.encryption.keyring_store import KeyRow
+from modeling.encryption.master import KeyFile, Master
+from modeling.encryption.primitives import random_key
+from modeling.encryption.secret_files import new_private_file
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """One key as `list` shows it; nothing secret but the label.
+
+    Attributes:
+        subject: Label, or None once the key was destroyed.
+        key_id: Name of the key in hexadecimal.
+        generation: 1 for a subject's first key.
+        state: active, retired, revoked or destroyed.
+        imported: Whether it came from another keyring.
+        created: Day it was made or imported.
+    """
+
+    subject: str | None
+    key_id: str
+    generation: int
+    state: str
+    imported: bool
+    created: datetime.date
+
+
+def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
+    """Return the keys of a keyring, or of one subject, by label and generation."""
+    keyring.refresh()
+    rows = keyring.rows if subject is None else keyring.rows_of(keyring.subject_tag(subject))
+    infos = [_info(keyring, row) for row in rows]
+    return sorted(infos, key=lambda info: (info.subject or "\uffff", info.generation, info.key_id))
+
+
+def rotate(keyring: Keyring, subject: str) -> KeyInfo:
+    """Give a subject a new key; files under its former keys still open.
+
+    It also makes the first new key after all former ones were destroyed, or revoked.
+
+    Raises:
+        MissingKey: The keyring has never had a key of that subject.
+    """
+    with keyring.writing():
+        for row in _rows_of(keyring, subject):
+            if row.state == "active":
+                keyring.put(replace(row, state="retired"), keyring.unwrap(row))
+        row = keyring.put(keyring.new_row(subject, "active"), random_key())
+    return _info(keyring, row)
+
+
+def revoke(keyring: Keyring, subject: str) -> int:
+    """Forbid the use of a subject's keys until `restore`; return how many.
+
+    Raises:
+        MissingKey: There is none that is in use.
+    """
+    return _change(keyring, subject, "revoked", lambda row: row.state in ("active", "retired"))
+
+
+def restore(keyring: Keyring, subject: str) -> int:
+    """Undo `revoke`: the newest own key becomes active if none is, the others retired.
+
+    Raises:
+        MissingKey: No key of the subject is revoked.
+    """
+    with keyring.writing():
+        rows = _rows_of(keyring, subject)
+        revoked = [row for row in rows if row.state == "revoked"]
+        if not revoked:
+            raise MissingKey(f"no key of subject {subject!r} is revoked")
+        active = next((row.key_id for row in rows if row.state == "active"), None)
+        if active is None:
+            active = next((row.key_id for row in reversed(revoked) if not row.imported), None)
+        for row in revoked:
+            state = "active" if row.key_id == active else "retired"
+            keyring.put(replace(row, state=state), keyring.unwrap(row))
+    return len(revoked)
+
+
+def destroy(keyring: Keyring, subject: str) -> int:
+    """Destroy every key of a subject for good: its files can never be opened again.
+
+    What stays is a tombstone without key and label, so that no key is made by accident. Copies of
+    the keyring made before still hold the keys, under the root of that time: docs/ISED.md.
+
+    Raises:
+        MissingKey: There is none left.
+    """
+    return _change(keyring, subject, "destroyed", lambda row: row.state != "destroyed")
+
+
+def rekey(keyring: Keyring, master: Master) -> None:
+    """Change the master and the root; every row is wrapped anew, no file changes.
+
+    Raises:
+        UsageError: The new master is a key file that exists already.
+    """
+    if isinstance(master, KeyFile):
+        if os.path.lexists(master.path):
+            raise UsageError(f"{master.path} exists already; name a file for the new master key")
+        master.create_if_missing()
+    with keyring.writing():
+        keyring.change_root(master)
+
+
+def backup(keyring: Keyring, path: Path, master: Master) -> int:
+    """Copy the keyring to a new file and open every row of the copy once; return how many rows.
+
+    Raises:
+        KeyringExists: The target exists.
+        KeyringCorrupt: A row of the copy does not open.
+    """
+    try:
+        with new_private_file(path) as temporary:
+            keyring.store.copy_to(temporary)
+            with Keyring.open(temporary, master) as copy:
+                for row in copy.rows:
+                    if row.wrapped is not None:
+                        copy.unwrap(row)
+                    copy.label_of(row)
+                return len(copy.rows)
+    except FileExistsError:
+        raise KeyringExists(f"{path} exists already; a backup never overwrites") from None
+
+
+def _change(keyring: Keyring, subject: str, state: str, concerns: Callable[[KeyRow], bool]) -> int:
+    """Bring the keys of a subject that are concerned into a state; return how many."""
+    with keyring.writing():
+        rows = [row for row in _rows_of(keyring, subject) if concerns(row)]
+        if not rows:
+            raise MissingKey(f"subject {subject!r} has no key that could become {state}")
+        for row in rows:
+            if state == "destroyed":
+                keyring.put(replace(row, state=state, label_ct=None), None)
+            else:
+                keyring.put(replace(row, state=state), keyring.unwrap(row))
+    return len(rows)
+
+
+def _rows_of(keyring: Keyring, subject: str) -> list[KeyRow]:
+    """Return a subject's rows.
+
+    Raises:
+        MissingKey: There are none.
+    """
+    rows = keyring.rows_of(keyring.subject_tag(subject))
+    if not rows:
+        raise MissingKey(
+            f"no key of subject {subject!r} in this keyring; `keyring list` shows them"
+        )
+    return rows
+
+
+def _info(keyring: Keyring, row: KeyRow) -> KeyInfo:
+    """Return a row as `list` shows it."""
+    return KeyInfo(
+        subject=keyring.label_of(row),
+        key_id=row.key_id.hex(),
+        generation=row.generation,
+        state=row.state,
+        imported=bool(row.imported),
+        created=datetime.date(1970, 1, 1) + datetime.timedelta(days=row.created_day),
+    )

@@ -1,0 +1,168 @@
+"""The keyring's rows in memory: read whole, authenticated, written back in one transaction."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from modeling.encryption.errors import KeyringCorrupt, KeyringError
+from modeling.encryption.keyring_root import new_root, opened, row_aad, service_aad
+from modeling.encryption.keyring_store import SERVICES, HeadRow, KeyringStore, KeyRow
+from modeling.encryption.master import Master
+from modeling.encryption.primitives import derive_key, random_key, seal
+
+
+class KeyTable:
+    """Rows and service keys of an unlocked keyring.
+
+    One authentication code covers all rows, beside the wrap of each: no row can be swapped,
+    dropped, or put back from an older copy of the same file without being noticed.
+    """
+
+    def __init__(self, store: KeyringStore, root: bytes, head: HeadRow) -> None:
+        """Take an unlocked file; nothing is read before `refresh`."""
+        self.store = store
+        self._root: bytes
+        self._head: HeadRow
+        self._set_root(root, head)
+        self._services: dict[str, bytes] = {}
+        self._rows: dict[bytes, KeyRow] = {}
+        self._active: dict[bytes, KeyRow] = {}
+        self._unwrapped: dict[bytes, bytes] = {}
+        self._version = -1
+
+    @property
+    def head(self) -> HeadRow:
+        """The row about the keyring, as last read."""
+        return self._head
+
+    @property
+    def rows(self) -> list[KeyRow]:
+        """Every key row, as last read."""
+        return list(self._rows.values())
+
+    def rows_of(self, tag: bytes) -> list[KeyRow]:
+        """Return the rows of a subject tag, oldest generation first."""
+        found = [row for row in self._rows.values() if row.subject_tag == tag]
+        return sorted(found, key=lambda row: row.generation)
+
+    def unwrap(self, row: KeyRow) -> bytes:
+        """Return the key of a row, whatever its state.
+
+        Raises:
+            KeyringCorrupt: The row was edited.
+        """
+        key = self._unwrapped.get(row.key_id)
+        if key is None:
+            key = opened(self._root, "key", row_aad(self._head.keyring_id, row), row.wrapped or b"")
+            self._unwrapped[row.key_id] = key
+        return key
+
+    def label_of(self, row: KeyRow) -> str | None:
+        """Return the subject label of a row; None once it was destroyed."""
+        if row.label_ct is None:
+            return None
+        aad = self._head.keyring_id + row.key_id
+        return opened(self._services["label"], "label", aad, row.label_ct).decode()
+
+    def refresh(self) -> None:
+        """Read again if another process has written.
+
+        Raises:
+            KeyringCorrupt: A row is missing, foreign, older than the others, or damaged.
+            KeyringError: The master was changed meanwhile.
+        """
+        if self.store.data_version() != self._version:
+            with self.store.transaction(write=False):
+                self._load()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the file for writing; rows put within are committed together, or none is."""
+        try:
+            with self.store.transaction(write=True):
+                self._load()
+                yield
+                self._put_head(self._head)
+        except BaseException:
+            self._version = -1  # what is in memory may not be on disk
+            raise
+
+    def put(self, row: KeyRow, key: bytes | None) -> KeyRow:
+        """Wrap a key for its row and write the row; within `writing` only.
+
+        Args:
+            row: The row; its ``wrapped`` is replaced.
+            key: The key, or None for a tombstone.
+        """
+        aad = row_aad(self._head.keyring_id, row)
+        row = replace(row, wrapped=None if key is None else seal(self._root, "key", aad, key))
+        self.store.put_row(row)
+        if self._active.get(row.subject_tag, row).key_id == row.key_id:
+            self._active.pop(row.subject_tag, None)
+        if row.state == "active":
+            self._active[row.subject_tag] = row
+        self._rows[row.key_id] = row
+        self._unwrapped.pop(row.key_id, None)
+        return row
+
+    def change_root(self, master: Master) -> None:
+        """Wrap everything under a new root and a new master; within `writing` only."""
+        keys = {row.key_id: self.unwrap(row) for row in self.rows if row.wrapped is not None}
+        root, head = new_root(self._head.keyring_id, master, self._head.epoch + 1)
+        self._set_root(root, head)
+        for name, service in self._services.items():
+            self.store.put_service(name, seal(root, "service", service_aad(head, name), service))
+        for row in self.rows:
+            self.put(row, keys.get(row.key_id))
+
+    def found(self) -> None:
+        """Write head and new random service keys into an empty file."""
+        with self.store.transaction(write=True):
+            for name in SERVICES:
+                aad = service_aad(self._head, name)
+                self.store.put_service(name, seal(self._root, "service", aad, random_key()))
+            self._put_head(self._head)
+
+    def _load(self) -> None:
+        """Read and authenticate the whole file, within a transaction."""
+        head, services, rows = self.store.head(), self.store.services(), self.store.rows()
+        if head.root_wrap != self._head.root_wrap:
+            raise KeyringError("the keyring's master was changed meanwhile; start again")
+        if set(services) != set(SERVICES):
+            raise KeyringCorrupt(f"keyring {self.store.path} lacks a service key; restore a backup")
+        if not hmac.compare_digest(self._rows_mac(head, services, rows), head.rows_mac):
+            raise KeyringCorrupt(
+                f"rows of keyring {self.store.path} were edited, dropped or put back; use a backup"
+            )
+        self._head = head
+        self._services = {
+            name: opened(self._root, "service", service_aad(head, name), wrapped)
+            for name, wrapped in services.items()
+        }
+        self._rows = {row.key_id: row for row in rows}
+        self._active = {row.subject_tag: row for row in rows if row.state == "active"}
+        self._unwrapped.clear()
+        self._version = self.store.data_version()
+
+    def _put_head(self, head: HeadRow) -> None:
+        """Write the head with the code over all rows as they are now in the file."""
+        mac = self._rows_mac(head, self.store.services(), self.store.rows())
+        self._head = replace(head, rows_mac=mac)
+        self.store.put_head(self._head)
+
+    def _rows_mac(self, head: HeadRow, services: dict[str, bytes], rows: list[KeyRow]) -> bytes:
+        """Return the authentication code over everything the head's own wrap does not cover."""
+        code = hmac.new(self._rows_key, head.epoch.to_bytes(8, "big"), "sha256")
+        for name in sorted(services):
+            code.update(name.encode() + len(services[name]).to_bytes(4, "big") + services[name])
+        for row in rows:
+            code.update(row.to_bytes())
+        return code.digest()
+
+    def _set_root(self, root: bytes, head: HeadRow) -> None:
+        """Use a root from now on."""
+        self._root, self._head = root, head
+        self._rows_key = derive_key(root, "rows")

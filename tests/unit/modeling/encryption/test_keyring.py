@@ -1,0 +1,425 @@
+"""The keyring under its holder, under other processes, and under somebody who edits the file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modeling.encryption import keyring_admin
+from modeling.encryption.errors import (
+    BadInput,
+    DestroyedKey,
+    InsecurePermissions,
+    KeyringCorrupt,
+    KeyringError,
+    KeyringExists,
+    KeyringLocked,
+    KeyringMissing,
+    MissingKey,
+    RevokedKey,
+    StorageError,
+    UsageError,
+    WrongMaster,
+)
+from modeling.encryption.key_transfer import export_subject, import_subject
+from modeling.encryption.keyring import Keyring
+from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
+from modeling.encryption.metadata import Metadata
+from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
+
+CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
+SUBJECT = "market/test/2"
+PIXELS = np.zeros((4, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.db"
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path / "master.key")
+
+
+@pytest.fixture
+def keyring(path: Path, master: KeyFile) -> Keyring:
+    return Keyring.create(path, master)
+
+
+def _seal(keyring: Keyring, subject: str = SUBJECT) -> SealedPicture:
+    return seal_picture(keyring.sealing_key(subject), PIXELS, 1, Metadata())
+
+
+def _opens(keyring: Keyring, sealed: SealedPicture) -> bool:
+    opened = open_picture(keyring.opening_key(sealed.chunk), sealed)
+    return bool(np.array_equal(opened.pixels, PIXELS))
+
+
+def _states(keyring: Keyring) -> list[tuple[int, str]]:
+    return [(info.generation, info.state) for info in keyring_admin.list_keys(keyring)]
+
+
+def test_files_of_a_keyring_are_private_and_keys_outlive_the_process(
+    path: Path, master: KeyFile, keyring: Keyring
+) -> None:
+    for secret in (path, master.path):
+        assert secret.stat().st_mode & 0o777 == 0o600
+    assert len(master.path.read_bytes()) == 32
+    sealed = _seal(keyring)
+    keyring.close()
+    with Keyring.open(path, master) as again:
+        assert _opens(again, sealed)
+        assert again.sealing_key(SUBJECT).key_id == again.rows[0].key_id
+    assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_no_identity_stands_in_clear(path: Path, keyring: Keyring) -> None:
+    keyring.ensure([SUBJECT, "market/test/anna-schmidt"])
+    content = path.read_bytes()
+    assert b"anna" not in content
+    assert b"market" not in content
+    assert sorted(info.subject or "" for info in keyring_admin.list_keys(keyring)) == [
+        SUBJECT,
+        "market/test/anna-schmidt",
+    ]
+
+
+def test_passphrase_opens_and_another_does_not(path: Path, master: KeyFile) -> None:
+    Keyring.create(path, Passphrase("correct horse", CHEAP)).close()
+    Keyring.open(path, Passphrase("correct horse")).close()
+    with pytest.raises(WrongMaster, match="not this keyring's"):
+        Keyring.open(path, Passphrase("incorrect horse"))
+    master.create_if_missing()
+    with pytest.raises(WrongMaster, match="opened by a passphrase"):
+        Keyring.open(path, master)
+    assert "horse" not in repr(Passphrase("correct horse"))
+
+
+def test_short_passphrase_is_refused(path: Path) -> None:
+    with pytest.raises(UsageError, match="at least 8"):
+        Keyring.create(path, Passphrase("short", CHEAP))
+    assert not path.exists()
+
+
+def test_wrong_and_missing_master_files(path: Path, master: KeyFile, keyring: Keyring) -> None:
+    other = KeyFile(master.path.with_name("other.key"))
+    with pytest.raises(KeyringMissing, match="does not exist"):
+        Keyring.open(path, other)
+    other.create_if_missing()
+    with pytest.raises(WrongMaster):
+        Keyring.open(path, other)
+    master.path.write_bytes(b"too short")
+    with pytest.raises(WrongMaster, match="9 bytes; expected 32"):
+        Keyring.open(path, master)
+
+
+def test_rotate_keeps_former_files_open(keyring: Keyring) -> None:
+    first = _seal(keyring)
+    keyring_admin.rotate(keyring, SUBJECT)
+    second = _seal(keyring)
+    assert _states(keyring) == [(1, "retired"), (2, "active")]
+    assert _opens(keyring, first)
+    assert _opens(keyring, second)
+
+
+def test_revoke_is_reversible_and_never_opens(keyring: Keyring) -> None:
+    sealed = _seal(keyring)
+    keyring_admin.rotate(keyring, SUBJECT)
+    assert keyring_admin.revoke(keyring, SUBJECT) == 2
+    for use in (lambda: keyring.opening_key(sealed.chunk), lambda: keyring.sealing_key(SUBJECT)):
+        with pytest.raises(RevokedKey, match="--undo"):
+            use()
+    keyring.ensure([SUBJECT])  # passes over it
+    assert keyring_admin.restore(keyring, SUBJECT) == 2
+    assert _states(keyring) == [(1, "retired"), (2, "active")]
+    assert _opens(keyring, sealed)
+    with pytest.raises(MissingKey, match="is revoked"):
+        keyring_admin.restore(keyring, SUBJECT)
+
+
+def test_destroy_erases_key_and_label_from_the_file(path: Path, keyring: Keyring) -> None:
+    sealed = _seal(keyring)
+    keyring.ensure(f"market/test/{pid}" for pid in range(3, 60))
+    row = keyring.rows_of(keyring.subject_tag(SUBJECT))[0]
+    assert row.wrapped is not None
+    assert row.label_ct is not None
+    assert row.wrapped in path.read_bytes()
+    assert keyring_admin.destroy(keyring, SUBJECT) == 1
+    content = path.read_bytes()
+    for secret in (row.wrapped, row.label_ct):
+        for start in range(0, len(secret) - 8, 8):
+            assert secret[start : start + 8] not in content
+    assert row.key_id in content  # the tombstone
+    with pytest.raises(DestroyedKey, match="gone for good"):
+        keyring.opening_key(sealed.chunk)
+    with pytest.raises(DestroyedKey, match="rotate"):
+        keyring.sealing_key(SUBJECT)
+    with pytest.raises(MissingKey):
+        keyring_admin.destroy(keyring, SUBJECT)
+    keyring_admin.rotate(keyring, SUBJECT)
+    assert _opens(keyring, _seal(keyring))
+
+
+def test_unknown_subject_is_named(keyring: Keyring) -> None:
+    for act in (keyring_admin.rotate, keyring_admin.revoke, keyring_admin.destroy):
+        with pytest.raises(MissingKey, match="no key of subject 'nobody'"):
+            act(keyring, "nobody")
+    with pytest.raises(BadInput, match="1 to 1024"):
+        keyring.sealing_key("")
+
+
+def test_rekey_orphans_no_file(path: Path, master: KeyFile, keyring: Keyring) -> None:
+    sealed, name = _seal(keyring), keyring.file_name("market", "a/b.jpg")
+    keyring_admin.destroy(keyring, _other(keyring))
+    new = Passphrase("a new passphrase", CHEAP)
+    keyring_admin.rekey(keyring, new)
+    assert _opens(keyring, sealed)
+    keyring.close()
+    with pytest.raises(WrongMaster):
+        Keyring.open(path, master)
+    with Keyring.open(path, new) as again:
+        assert _opens(again, sealed)
+        assert again.file_name("market", "a/b.jpg") == name
+        assert again.head.epoch == 1
+        with pytest.raises(UsageError, match="exists already"):
+            keyring_admin.rekey(again, master)
+
+
+def _other(keyring: Keyring) -> str:
+    _seal(keyring, "market/test/9")
+    return "market/test/9"
+
+
+def test_rekey_elsewhere_stops_a_running_process(
+    path: Path, master: KeyFile, keyring: Keyring
+) -> None:
+    with Keyring.open(path, master) as other:
+        keyring_admin.rekey(keyring, KeyFile(path.with_name("new.key")))
+        with pytest.raises(KeyringError, match="master was changed"):
+            other.sealing_key(SUBJECT)
+
+
+def test_a_running_process_sees_a_revocation(path: Path, master: KeyFile, keyring: Keyring) -> None:
+    sealed = _seal(keyring)
+    with Keyring.open(path, master) as other:
+        assert _opens(other, sealed)
+        keyring_admin.revoke(keyring, SUBJECT)
+        with pytest.raises(RevokedKey):
+            other.opening_key(sealed.chunk)
+
+
+def test_backup_is_a_working_keyring(path: Path, master: KeyFile, keyring: Keyring) -> None:
+    sealed, target = _seal(keyring), path.with_name("copy.db")
+    assert keyring_admin.backup(keyring, target, master) == 1
+    assert target.stat().st_mode & 0o777 == 0o600
+    with Keyring.open(target, master) as copy:
+        assert _opens(copy, sealed)
+    with pytest.raises(KeyringExists, match="never overwrites"):
+        keyring_admin.backup(keyring, target, master)
+
+
+def test_one_persons_keys_open_elsewhere_and_nobody_elses(tmp_path: Path, keyring: Keyring) -> None:
+    first = _seal(keyring)
+    keyring_admin.rotate(keyring, SUBJECT)
+    second, foreign = _seal(keyring), _seal(keyring, "market/test/3")
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    assert export_subject(keyring, SUBJECT, exported, phrase) == 2
+    with pytest.raises(KeyringExists):
+        export_subject(keyring, SUBJECT, exported, phrase)
+    with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
+        assert import_subject(other, exported, phrase) == (SUBJECT, 2)
+        assert import_subject(other, exported, phrase) == (SUBJECT, 0)
+        assert _opens(other, first)
+        assert _opens(other, second)
+        with pytest.raises(MissingKey, match="another keyring"):
+            other.opening_key(foreign.chunk)
+        imported = {row.key_id for row in other.rows}
+        assert other.sealing_key(SUBJECT).key_id not in imported  # never seals under them
+        keyring_admin.revoke(other, SUBJECT)
+        with pytest.raises(RevokedKey):
+            other.opening_key(first.chunk)
+        keyring_admin.restore(other, SUBJECT)
+        assert [info.state for info in keyring_admin.list_keys(other)] == [
+            "retired",
+            "retired",
+            "active",
+        ]
+
+
+def test_import_does_not_undo_a_destruction(tmp_path: Path, keyring: Keyring) -> None:
+    _seal(keyring)
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    export_subject(keyring, SUBJECT, exported, phrase)
+    keyring_admin.destroy(keyring, SUBJECT)
+    with pytest.raises(DestroyedKey, match="stays destroyed"):
+        import_subject(keyring, exported, phrase)
+
+
+@pytest.mark.parametrize("place", [0, 4, 5, 6, 20, 60, 100, -1])
+def test_a_changed_export_is_refused(tmp_path: Path, keyring: Keyring, place: int) -> None:
+    _seal(keyring)
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    export_subject(keyring, SUBJECT, exported, phrase)
+    content = bytearray(exported.read_bytes())
+    content[place] ^= 1
+    exported.write_bytes(content)
+    with pytest.raises(ValueError, match="export|passphrase|changed"):
+        import_subject(keyring, exported, phrase)
+
+
+EDITS = {
+    "un-revoke": "UPDATE keys SET state = 'retired'",
+    "swap rows": "UPDATE keys SET wrapped = (SELECT wrapped FROM keys LIMIT 1)",
+    "drop a row": "DELETE FROM keys WHERE rowid = 1",
+    "relabel": "UPDATE keys SET label_ct = x'00'",
+    "generation": "UPDATE keys SET generation = generation + 1",
+    "wrong type": "UPDATE keys SET created_day = 'monday'",
+    "service key": "UPDATE service SET wrapped = zeroblob(112) WHERE name = 'locate'",
+    "drop a service key": "DELETE FROM service WHERE name = 'name'",
+    "epoch": "UPDATE keyring SET epoch = 7",
+    "keyring id": "UPDATE keyring SET keyring_id = zeroblob(16)",
+    "format": "UPDATE keyring SET format = 2",
+    "trigger": "CREATE TRIGGER t AFTER UPDATE ON keys BEGIN SELECT 1; END",
+    "view": "CREATE VIEW v AS SELECT * FROM keys",
+    "no head": "DELETE FROM keyring",
+    "other application": "PRAGMA application_id = 1",
+}
+
+
+@pytest.mark.parametrize("edit", sorted(EDITS))
+def test_editing_the_file_by_hand_is_noticed(
+    path: Path, master: KeyFile, keyring: Keyring, edit: str
+) -> None:
+    keyring.ensure([SUBJECT, "market/test/3"])
+    keyring_admin.revoke(keyring, SUBJECT)
+    keyring.close()
+    connection = sqlite3.connect(path)
+    connection.execute(EDITS[edit])
+    connection.commit()
+    connection.close()
+    with pytest.raises(KeyringCorrupt):
+        Keyring.open(path, master)
+
+
+def test_putting_an_old_row_back_is_noticed(path: Path, master: KeyFile, keyring: Keyring) -> None:
+    _seal(keyring)
+    old = keyring.rows[0]
+    keyring_admin.revoke(keyring, SUBJECT)
+    keyring.close()
+    connection = sqlite3.connect(path)  # the old row is whole and its own wrap would open
+    connection.execute("UPDATE keys SET state = ?, wrapped = ?", (old.state, old.wrapped))
+    connection.commit()
+    connection.close()
+    with pytest.raises(KeyringCorrupt, match="put back"):
+        Keyring.open(path, master)
+
+
+@pytest.mark.parametrize("params", ["m=999999999,t=3,p=4", "m=1,t=1,p=1", "m=65536,t=0,p=4", "x"])
+def test_passphrase_parameters_are_checked_before_memory_is_taken(path: Path, params: str) -> None:
+    Keyring.create(path, Passphrase("correct horse", CHEAP)).close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE keyring SET kdf_params = ?", (params,))
+    connection.commit()
+    connection.close()
+    with pytest.raises(KeyringCorrupt, match="passphrase parameter"):
+        Keyring.open(path, Passphrase("correct horse"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no database at all" * 99, b"SQLite format 3\0" + b"x" * 999]
+)
+def test_a_file_that_is_no_keyring(path: Path, master: KeyFile, content: bytes) -> None:
+    master.create_if_missing()
+    path.touch(0o600)
+    path.write_bytes(content)
+    with pytest.raises(KeyringCorrupt):
+        Keyring.open(path, master)
+
+
+def test_damaged_pages_are_corrupt_or_harmless(
+    path: Path, master: KeyFile, keyring: Keyring
+) -> None:
+    keyring.ensure(f"s/{pid}" for pid in range(40))
+    ids = {row.key_id for row in keyring.rows}
+    keyring.close()
+    good = path.read_bytes()
+    for place in range(30, len(good), 611):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0x55]) + good[place + 1 :])
+        try:
+            with Keyring.open(path, master) as opened:
+                assert {row.key_id for row in opened.rows} == ids
+        except (KeyringError, StorageError):
+            continue
+
+
+def test_missing_and_existing_keyring(path: Path, master: KeyFile) -> None:
+    with pytest.raises(KeyringMissing, match="does not exist"):
+        Keyring.open(path, master)
+    assert not path.exists()
+    Keyring.create(path, master).close()
+    before = path.read_bytes()
+    with pytest.raises(KeyringExists, match="never overwritten"):
+        Keyring.create(path, master)
+    assert path.read_bytes() == before
+
+
+def test_locked_keyring(path: Path, master: KeyFile, keyring: Keyring) -> None:
+    with keyring.store.transaction(write=True):
+        with Keyring.open(path, master, busy_timeout_ms=50) as other:
+            with pytest.raises(KeyringLocked, match="another process"):
+                other.sealing_key(SUBJECT)
+
+
+@pytest.mark.parametrize("which", ["keyring", "master"])
+def test_insecure_permissions_print_the_remedy(
+    path: Path, master: KeyFile, keyring: Keyring, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = path if which == "keyring" else master.path
+    target.chmod(0o640)
+    with pytest.raises(InsecurePermissions, match=f"chmod 600 {target}"):
+        Keyring.open(path, master)
+    target.chmod(0o600)
+    moved = target.rename(target.with_name("moved"))
+    target.symlink_to(moved)
+    with pytest.raises(InsecurePermissions, match="symbolic link"):
+        Keyring.open(path, master)
+    target.unlink()
+    moved.rename(target)
+    monkeypatch.setattr(os, "geteuid", lambda: target.stat().st_uid + 1)
+    with pytest.raises(InsecurePermissions, match="belongs to user"):
+        Keyring.open(path, master)
+
+
+def _race(job: Callable[[Path, int], str], path: Path, count: int = 8) -> list[str]:
+    context = multiprocessing.get_context("fork")
+    with context.Pool(count) as pool:
+        return pool.starmap(job, [(path, index) for index in range(count)], chunksize=1)
+
+
+def _init(path: Path, index: int) -> str:
+    try:
+        Keyring.create(path, KeyFile(path.with_name("master.key"))).close()
+    except KeyringExists:
+        return "exists"
+    return "made"
+
+
+def _make_keys(path: Path, index: int) -> str:
+    with Keyring.open(path, KeyFile(path.with_name("master.key"))) as keyring:
+        order = [(index + step) % 12 for step in range(12)]
+        return ",".join(f"{n}:{keyring.sealing_key(f's/{n}').key_id.hex()}" for n in sorted(order))
+
+
+def test_eight_processes_race_on_init_and_on_key_creation(path: Path) -> None:
+    assert sorted(_race(_init, path)) == ["exists"] * 7 + ["made"]
+    assert len(set(_race(_make_keys, path))) == 1  # everybody got the same twelve keys
+    with Keyring.open(path, KeyFile(path.with_name("master.key"))) as keyring:
+        assert [row.state for row in keyring.rows] == ["active"] * 12
+    assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []

@@ -1,0 +1,118 @@
+"""The keyring command: every subcommand, its exit codes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from modeling.encryption.keyring import Keyring
+from modeling.encryption.master import Argon2Cost, KeyFile
+from tools import keyring as tool
+
+
+@pytest.fixture(autouse=True)
+def _cheap_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Argon2Cost.__init__, "__defaults__", (8 * 1024, 1, 1))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> list[str]:
+    return ["--keyring", str(tmp_path / "k.db"), "--master", str(tmp_path / "m.key")]
+
+
+def _sealing(base: list[str], *subjects: str) -> None:
+    with Keyring.open(base[1], KeyFile(Path(base[3]))) as keyring:
+        keyring.ensure(subjects)
+
+
+def test_life_of_a_key(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main([*base, "init"]) == 0
+    _sealing(base, "set/2", "set/3")
+    assert tool.main([*base, "rotate", "set/2"]) == 0
+    assert tool.main([*base, "revoke", "set/2"]) == 0
+    assert tool.main([*base, "revoke", "set/2", "--undo"]) == 0
+    assert tool.main([*base, "destroy", "set/3", "--yes"]) == 0
+    assert tool.main([*base, "backup", str(tmp_path / "copy.db")]) == 0
+    new = tmp_path / "new.key"
+    assert tool.main([*base, "rekey", "--new-master", str(new)]) == 0
+    assert tool.main([*base, "list"]) == 4
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: WrongMaster: ")
+    assert tool.main([*base[:2], "--master", str(new), "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:1] + line.split()[2:4] for line in listed[1:]] == [
+        ["set/2", "1", "retired"],
+        ["set/2", "2", "active"],
+        ["(erased)", "1", "destroyed"],
+    ]
+
+
+def test_export_and_import(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phrase = tmp_path / "phrase"
+    phrase.touch(0o600)
+    phrase.write_text("for the court\n")
+    keys = str(tmp_path / "two.keys")
+    given = ["--file-passphrase-file", str(phrase)]
+    other = ["--keyring", str(tmp_path / "o.db"), "--master", str(tmp_path / "o.key")]
+    assert tool.main([*base, "init"]) == tool.main([*other, "init"]) == 0
+    _sealing(base, "set/2")
+    assert tool.main([*base, "export", "set/2", keys, *given]) == 0
+    assert tool.main([*other, "import", keys, *given]) == 0
+    assert "set/2: 1 new keys" in capsys.readouterr().out
+    phrase.write_text("for the curt\n")
+    assert tool.main([*other, "import", keys, *given]) == 5
+    assert "error: WrongKey: " in capsys.readouterr().err
+
+
+def test_passphrase_from_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--keyring", str(tmp_path / "k.db"), "--passphrase-file", "-"]
+    for phrase, code in (("correct horse", 0), ("incorrect horse", 4)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(phrase + "\n"))
+        if code == 0:
+            assert tool.main([*base, "init"]) == 0
+            monkeypatch.setattr("sys.stdin", io.StringIO(phrase + "\n"))
+        assert tool.main([*base, "list"]) == code
+    assert "horse" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["list"], 4, "KeyringMissing"),
+        (["init"], 4, "KeyringExists"),
+        (["rotate", "nobody"], 1, "MissingKey"),
+        (["destroy", "set/2"], 2, "UsageError"),
+        (["rekey"], 2, "UsageError"),
+        (["export", "set/2", "out.keys"], 2, "UsageError"),
+    ],
+)
+def test_mistakes_are_one_line(
+    base: list[str],
+    arguments: list[str],
+    code: int,
+    error: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    if arguments != ["list"]:
+        assert tool.main([*base, "init"]) == 0
+    capsys.readouterr()
+    assert tool.main([*base, *arguments]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {error}: ")
+    assert err.count("\n") == 1
+
+
+def test_usage_mistakes_exit_with_2(base: list[str]) -> None:
+    for wrong in ([*base, "explode"], ["list"], [*base, "--passphrase-file", "-", "list"]):
+        with pytest.raises(SystemExit) as caught:
+            tool.main(wrong)
+        assert caught.value.code == 2

@@ -1,0 +1,196 @@
+"""Make and look after a keyring: the keys that protected pictures are sealed under.
+
+Examples:
+    python3 tools/keyring.py --keyring keys.db --master master.key init
+    python3 tools/keyring.py --keyring keys.db --master master.key list
+    python3 tools/keyring.py --keyring keys.db --master master.key destroy market/0002 --yes
+    python3 tools/keyring.py --keyring keys.db --passphrase-file - rekey --new-master new.key
+
+The master is a file of 32 random bytes (--master; `init` makes it), or a passphrase, which is
+asked for on the terminal if neither --master nor --passphrase-file is given.
+Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authentication failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+if __package__ in (
+    None,
+    "",
+):  # run as a file: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from modeling.encryption import key_transfer, keyring_admin
+from modeling.encryption.errors import UsageError
+from modeling.encryption.keyring import Keyring
+from modeling.encryption.master import KeyFile, Master, Passphrase
+from tools.master_arguments import (
+    add_master_arguments,
+    ask_passphrase,
+    master_from,
+    read_passphrase,
+)
+from utils.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        run: Callable[[argparse.Namespace], None] = arguments.run
+        run(arguments)
+    except UserError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keyring", type=Path, required=True, help="the keyring file")
+    add_master_arguments(parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        text = (run.__doc__ or "").strip()
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("init", _init)
+    command("list", _list).add_argument("subject", nargs="?", help="only this subject label")
+    command("rotate", _rotate).add_argument("subject", help="subject label, as `list` shows it")
+    revoke = command("revoke", _revoke)
+    revoke.add_argument("subject", help="subject label")
+    revoke.add_argument("--undo", action="store_true", help="allow the keys again")
+    destroy = command("destroy", _destroy)
+    destroy.add_argument("subject", help="subject label")
+    destroy.add_argument("--yes", action="store_true", help="do not ask: there is no way back")
+    rekey = command("rekey", _rekey)
+    rekey.add_argument("--new-master", type=Path, help="new master key file, made here")
+    rekey.add_argument("--new-passphrase-file", help="file with a new passphrase; - for stdin")
+    command("backup", _backup).add_argument("target", type=Path, help="file to make")
+    for name, run in (("export", _export), ("import", _import)):
+        transfer = command(name, run)
+        if name == "export":
+            transfer.add_argument("subject", help="subject label")
+        transfer.add_argument("file", type=Path, help="file of exported keys")
+        transfer.add_argument("--file-passphrase-file", help="file with its passphrase")
+    return parser
+
+
+def _open(arguments: argparse.Namespace) -> Keyring:
+    """Open the keyring of the command line."""
+    return Keyring.open(arguments.keyring, master_from(arguments.master, arguments.passphrase_file))
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    """Make a new keyring, and its master key file if that is not there."""
+    master = master_from(arguments.master, arguments.passphrase_file, confirm=True)
+    Keyring.create(arguments.keyring, master).close()
+    print(f"made {arguments.keyring}")
+    if isinstance(master, KeyFile):
+        print(f"master key: {master.path}; keep a copy elsewhere, without it nothing opens again")
+    else:
+        print("without the passphrase nothing opens again")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    """Show subjects, key ids, generations, states and days; no secrets."""
+    with _open(arguments) as keyring:
+        infos = keyring_admin.list_keys(keyring, arguments.subject)
+    print(f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'origin':8} created")
+    for info in infos:
+        origin = "imported" if info.imported else "own"
+        subject = "(erased)" if info.subject is None else info.subject
+        print(
+            f"{subject!s:32} {info.key_id[:12]} {info.generation:3d} {info.state:9} {origin:8} "
+            f"{info.created}"
+        )
+
+
+def _rotate(arguments: argparse.Namespace) -> None:
+    """Give a subject a new key; its former files still open."""
+    with _open(arguments) as keyring:
+        info = keyring_admin.rotate(keyring, arguments.subject)
+    print(f"{arguments.subject}: generation {info.generation} is active")
+
+
+def _revoke(arguments: argparse.Namespace) -> None:
+    """Forbid the use of a subject's keys, reversibly."""
+    with _open(arguments) as keyring:
+        act = keyring_admin.restore if arguments.undo else keyring_admin.revoke
+        count = act(keyring, arguments.subject)
+    print(f"{arguments.subject}: {count} keys {'allowed again' if arguments.undo else 'revoked'}")
+
+
+def _destroy(arguments: argparse.Namespace) -> None:
+    """Destroy a subject's keys for good; no file of the subject opens ever again."""
+    if not arguments.yes and (
+        not sys.stdin.isatty() or input(f"destroy the keys of {arguments.subject}? [yes] ") != "yes"
+    ):
+        raise UsageError("nothing was destroyed; answer yes, or pass --yes")
+    with _open(arguments) as keyring:
+        count = keyring_admin.destroy(keyring, arguments.subject)
+    print(
+        f"{arguments.subject}: {count} keys destroyed here; delete or rekey old backups, which "
+        "still hold them"
+    )
+
+
+def _rekey(arguments: argparse.Namespace) -> None:
+    """Change master and root; no protected file changes."""
+    if arguments.new_master is None and arguments.new_passphrase_file is None:
+        new: Master = Passphrase(ask_passphrase("new passphrase: ", confirm=True))
+    else:
+        new = master_from(arguments.new_master, arguments.new_passphrase_file, confirm=True)
+    with _open(arguments) as keyring:
+        keyring_admin.rekey(keyring, new)
+    print(f"{arguments.keyring}: new master in force; destroy the old one")
+
+
+def _backup(arguments: argparse.Namespace) -> None:
+    """Copy the keyring while it is in use, and open every row of the copy once."""
+    master = master_from(arguments.master, arguments.passphrase_file)  # asked for once, used twice
+    with Keyring.open(arguments.keyring, master) as keyring:
+        count = keyring_admin.backup(keyring, arguments.target, master)
+    print(f"made {arguments.target}: {count} rows, each opened")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    """Write one subject's keys to a file under a passphrase."""
+    passphrase = _file_passphrase(arguments, confirm=True)
+    with _open(arguments) as keyring:
+        count = key_transfer.export_subject(keyring, arguments.subject, arguments.file, passphrase)
+    print(f"made {arguments.file}: {count} keys of {arguments.subject}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    """Add a file of exported keys; they open files and never seal new ones."""
+    passphrase = _file_passphrase(arguments, confirm=False)
+    with _open(arguments) as keyring:
+        subject, count = key_transfer.import_subject(keyring, arguments.file, passphrase)
+    print(f"{subject}: {count} new keys")
+
+
+def _file_passphrase(arguments: argparse.Namespace, *, confirm: bool) -> Passphrase:
+    """Return the passphrase of a file of exported keys."""
+    if arguments.file_passphrase_file is not None:
+        return Passphrase(read_passphrase(arguments.file_passphrase_file))
+    return Passphrase(ask_passphrase(f"passphrase of {arguments.file}: ", confirm=confirm))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

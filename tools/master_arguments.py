@@ -1,0 +1,73 @@
+"""How every command that opens a keyring is told its master."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from pathlib import Path
+
+from modeling.encryption.errors import UsageError
+from modeling.encryption.master import KeyFile, Master, Passphrase
+from modeling.encryption.secret_files import read_private
+
+
+def add_master_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --master and --passphrase-file, of which at most one may be given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--master", type=Path, help="master key file (mode 600)")
+    group.add_argument(
+        "--passphrase-file",
+        help="file whose first line is the passphrase (mode 600), - for standard input; "
+        "asked for on the terminal if neither is given",
+    )
+
+
+def master_from(
+    key_file: Path | None, passphrase_file: str | None, *, confirm: bool = False
+) -> Master:
+    """Return the master that arguments name.
+
+    Args:
+        key_file: Value of --master.
+        passphrase_file: Value of --passphrase-file.
+        confirm: Ask for a new passphrase twice.
+
+    Raises:
+        UsageError: Neither is given and there is no terminal to ask on.
+    """
+    if key_file is not None:
+        return KeyFile(key_file)
+    if passphrase_file is not None:
+        return Passphrase(read_passphrase(passphrase_file))
+    return Passphrase(ask_passphrase("passphrase of the keyring: ", confirm=confirm))
+
+
+def read_passphrase(source: str) -> str:
+    """Return the first line of a private file, or of standard input for ``-``.
+
+    Raises:
+        KeyringMissing, InsecurePermissions: The file is not there or not private.
+        UsageError: It is not UTF-8.
+    """
+    if source == "-":
+        return sys.stdin.readline().rstrip("\r\n")
+    try:
+        text = read_private(Path(source), "passphrase file").decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"passphrase file {source} is not UTF-8") from None
+    return text.splitlines()[0] if text else ""
+
+
+def ask_passphrase(prompt: str, *, confirm: bool) -> str:
+    """Ask on the terminal without showing what is typed.
+
+    Raises:
+        UsageError: There is no terminal, or the two entries differ.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError("no terminal to ask for the passphrase on; give --master FILE or a file")
+    text = getpass.getpass(prompt)
+    if confirm and getpass.getpass("again: ") != text:
+        raise UsageError("the two passphrases differ")
+    return text
