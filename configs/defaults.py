@@ -52,7 +52,7 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.NDF", 64, _COUNT, "channels of the discriminators' first convolution"),
     Key("MODEL.VAL_R1", math.inf, Number(low=0, high=1, extra=(math.inf,)),
         "raw->protected rank-1 on validation [0, 1] that supervision upgradation asks for; "
-        "inf: never upgrade"),
+        "inf: never upgrade; mode C has nothing to upgrade"),
     Key("MODEL.VAL_R1_SLACK", 0.05, _PROBABILITY, "how far below VAL_R1 a rank-1 still qualifies"),
     Key("MODEL.PSNR", 1.0, Number(low=-100, high=100),
         "dB of PSNR by which anonymized images may be closer to raw than desensitized ones; "

@@ -139,14 +139,6 @@ def _evaluation(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-def _upgradation(cfg: CfgNode) -> Iterator[str]:
-    if cfg.MODEL.MODE == "C" and cfg.MODEL.VAL_R1 <= 1 and cfg.TEST.EVALUATE_ONLY == "off":
-        yield (
-            f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1:g} with MODEL.MODE C, which has no anonymizer to "
-            "upgrade the supervision with; expected MODEL.MODE GCR, or no MODEL.VAL_R1"
-        )
-
-
 def _device(cfg: CfgNode) -> Iterator[str]:
     device, number = cfg.MODEL.DEVICE, int(cfg.MODEL.DEVICE_ID)
     if ":" in device and number not in (0, int(device.split(":")[1])):
@@ -172,7 +164,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[str]]], ...] 
     (("SOLVER.STEPS",), _steps),
     (("MODEL.PRETRAIN_CHOICE", "MODEL.PRETRAIN_DIR"), _pretraining),
     (("TEST.EVALUATE_ONLY", "MODEL.PRETRAIN_CHOICE", "SOLVER.RESUME"), _evaluation),
-    (("MODEL.MODE", "MODEL.VAL_R1", "TEST.EVALUATE_ONLY"), _upgradation),
     (("MODEL.DEVICE", "MODEL.DEVICE_ID"), _device),
     (("LOSS.TRIPLET_NORMALIZED", "MODEL.WEIGHT_REGULARIZED_TRIPLET"), _normalisation),
 )
