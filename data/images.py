@@ -1,4 +1,4 @@
-"""Reading pictures: the one place where a file on disk becomes pixels, and where a bad one is named."""
+"""Reading pictures: the one place where a file becomes pixels, and a bad one gets its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
 
-# A person crop is a few thousand pixels; a larger one is a mistake or an attempt to fill the memory.
+# A person crop is a few thousand pixels; this is a mistake or an attempt to fill the memory.
 MAX_PIXELS = 64 * 1024 * 1024
 
 # Pillow reports a broken stream through any of these, depending on format and version.
@@ -51,8 +51,8 @@ class BadImage(UserError):  # noqa: N818 - the name that says it
 def read_rgb(path: str | Path) -> Image.Image:
     """Read one picture whole, as 8-bit RGB, turned as its EXIF orientation says.
 
-    Grey and palette pictures are converted, transparency is dropped, and 16-bit grey is scaled (Pillow's
-    own conversion would clip it to white).
+    Grey and palette pictures are converted, transparency is dropped, and 16-bit grey is scaled
+    (Pillow's own conversion would clip it to white).
 
     Args:
         path: The file.

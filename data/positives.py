@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data import problems as wrong
 from data.problems import DatasetError, Problem
-from data.records import DatasetSplits, Sample
+from data.records import Sample
 
 
 @dataclass(frozen=True)
@@ -37,42 +37,45 @@ def count_positives(
     return PositiveCounts(counts, tuple(s for s, n in zip(query, counts, strict=True) if n == 0))
 
 
-def check_positives(splits: DatasetSplits, cross_camera: bool) -> tuple[Problem, ...]:
-    """See before hours of training that the queries of validation and test can be scored.
+def positive_problems(
+    query: Sequence[Sample], gallery: Sequence[Sample], *, cross_camera: bool, title: str = "test"
+) -> tuple[Problem, ...]:
+    """See that queries can be scored against a gallery.
 
     Args:
-        splits: The data set; subsets it lacks are not looked at.
+        query: Queries.
+        gallery: Gallery.
         cross_camera: TEST.CROSS_CAMERA: whether a match must come from another camera.
+        title: Name of the pair in sentences.
 
     Returns:
-        A warning for each subset in which some queries have no match, naming them.
+        A warning if some queries have no match, naming the first of them.
 
     Raises:
-        DatasetError: All images come from one camera, or no query has a match.
+        DatasetError: There is nothing to score, all images come from one camera, or no query has a
+            match.
     """
-    found = []
-    for title, query, gallery in (
-        ("validation", splits.val_query, splits.val_gallery),
-        ("test", splits.query, splits.gallery),
-    ):
-        if not query or not gallery:
-            continue
-        if cross_camera and len({s.camid for s in (*query, *gallery)}) == 1:
-            raise wrong.single_camera(title)
-        without = count_positives(query, gallery, cross_camera=cross_camera).without
-        if not without:
-            continue
-        where = "in another camera of the gallery" if cross_camera else "in the gallery"
-        offenders = wrong.examples([s.path for s in without], 5)
-        if len(without) == len(query):
-            raise DatasetError(
-                "no-matches",
-                f"none of the {len(query)} {title} queries has a match {where} ({offenders}); see that "
-                "both folders are of the same data set and number their persons alike",
-            )
-        text = (
-            f"{len(without)} of the {len(query)} {title} queries have no match {where} and are left "
-            f"out of the scores: {offenders}"
+    if not query or not gallery:
+        raise DatasetError(
+            "no-test-set",
+            f"the {title} set has {len(query)} queries and {len(gallery)} gallery images; it needs "
+            "both",
         )
-        found.append(Problem("queries-without-match", text))
-    return tuple(found)
+    if cross_camera and len({s.camid for s in (*query, *gallery)}) == 1:
+        raise wrong.single_camera(title)
+    without = count_positives(query, gallery, cross_camera=cross_camera).without
+    if not without:
+        return ()
+    where = "in another camera of the gallery" if cross_camera else "in the gallery"
+    offenders = wrong.examples([s.path for s in without], 5)
+    if len(without) == len(query):
+        raise DatasetError(
+            "no-matches",
+            f"none of the {len(query)} {title} queries has a match {where} ({offenders}); see that "
+            "query and gallery belong together and number their persons alike",
+        )
+    text = (
+        f"{len(without)} of the {len(query)} {title} queries have no match {where} and are left "
+        f"out of the scores: {offenders}"
+    )
+    return (Problem("queries-without-match", text),)

@@ -65,8 +65,8 @@ def no_name_matches(folder: Path, names: list[str], pattern: str) -> DatasetErro
     """Refuse a folder in which no name can be read."""
     return DatasetError(
         "no-name-matches",
-        f"none of the {len(names)} pictures in {folder} is named {pattern} (found {examples(names)}); "
-        "rename them, or describe them in a table: DATASETS.NAMES csv:FILE",
+        f"none of the {len(names)} pictures in {folder} is named {pattern} (found "
+        f"{examples(names)}); rename them, or describe them in a table: DATASETS.NAMES csv:FILE",
     )
 
 
@@ -83,8 +83,8 @@ def upper_case_suffix(folder: Path, names: list[str]) -> Problem:
     """Report suffixes that other tools would overlook; here they are read."""
     return Problem(
         "upper-case-suffix",
-        f"{len(names)} pictures in {folder} have an upper-case suffix ({examples(names)}); they are "
-        "read here, but tools that look for *.jpg miss them: rename them to lower case",
+        f"{len(names)} pictures in {folder} have an upper-case suffix ({examples(names)}); they "
+        "are read here, but tools that look for *.jpg miss them: rename them to lower case",
         "note",
     )
 

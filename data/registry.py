@@ -61,7 +61,7 @@ def find_loader(name: str) -> Loader:
 
 
 def load_data(request: LoadRequest) -> LoadedData:
-    """Load a data set with everything that was found out about it, and without a word in the log."""
+    """Load a data set with all that was found out about it, and without a word in the log."""
     loaded = find_loader(request.name)(request)
     return loaded.with_problems(
         *(

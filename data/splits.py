@@ -55,8 +55,8 @@ def split_by_identity(
     if len(by_pid) < 2 or not eligible:
         raise DatasetError(
             "too-few-identities",
-            f"no validation split can be made of {len(by_pid)} identities of which {len(eligible)} are "
-            "seen by two cameras; it needs two identities, and one of them in two cameras",
+            f"no validation split can be made of {len(by_pid)} identities of which {len(eligible)} "
+            "are seen by two cameras; it needs two identities, and one of them in two cameras",
         )
     generator = random.Random(seed)  # noqa: S311 - a division of a data set is no secret
     chosen = set(generator.sample(eligible, min(wanted, len(eligible), len(by_pid) - 1)))
@@ -73,7 +73,7 @@ def split_by_identity(
 def split_as_published(
     samples: Sequence[Sample], seed: int, fraction: float = DEFAULT_FRACTION
 ) -> ValidationSplit:
-    """Divide by the published rule: the first share of the sorted files, and of those a drawn share.
+    """Divide by the published rule: the first share of the sorted files, of those a drawn share.
 
     The last identity of the validation may also be in training, and a query may have no match:
     scores then leave it out. For comparison with published numbers only.
@@ -117,8 +117,8 @@ def divide_persons(samples: Sequence[Sample], seed: int = 1) -> dict[str, tuple[
         raise DatasetError(
             "too-few-identities",
             f"{len(usable)} of {len(by_pid)} persons have two pictures"
-            f"{' in different cameras' if several_cameras else ''}; three are needed to divide them "
-            "into training, validation and test",
+            f"{' in different cameras' if several_cameras else ''}; three are needed to divide "
+            "them into training, validation and test",
         )
     generator = random.Random(seed)  # noqa: S311 - as above
     generator.shuffle(usable)

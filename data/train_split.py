@@ -24,7 +24,8 @@ from data.datasets.base import LoadRequest
 from data.positives import count_positives
 from data.registry import banner, load_data
 from data.splits import STRATEGIES
-from data.tree_writer import fill, market_names, refuse_existing, staged_folder, write_record
+from data.staging import staged_folder
+from data.tree_writer import fill, market_names, refuse_existing, write_record
 from utils.errors import UserError
 
 NAMES = ("market1501", "msmt17", "cuhk03")

@@ -1,14 +1,12 @@
-"""Writing the tree of a validation split: linked pictures, a record, and a final name at the end."""
+"""Writing the tree of a validation split: linked pictures, a record, then the final name."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
 import shutil
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,44 +61,6 @@ def _says(name: str, sample: Sample) -> bool:
     return who is not None and (who.pid, who.camera - 1) == (sample.pid, sample.camid)
 
 
-@contextlib.contextmanager
-def staged_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a folder to fill; it takes the name ``target`` only when all has gone well.
-
-    What an interrupted run left is cleared at the next start. A replaced tree is put aside first,
-    and put back if its successor cannot take the name.
-
-    Args:
-        target: The final name.
-        overwrite: Whether a tree of that name may be replaced.
-
-    Raises:
-        UserError: ``target`` exists and may not be replaced.
-    """
-    refuse_existing(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    recover(target)
-    tag = f"{socket.gethostname()}-{os.getpid()}"
-    staging = target.with_name(f".{target.name}.partial-{tag}")
-    aside = target.with_name(f".{target.name}.replaced-{tag}")
-    staging.mkdir()
-    try:
-        yield staging
-        if overwrite and target.exists():
-            target.rename(aside)
-        try:
-            staging.rename(target)
-        except OSError as error:
-            if aside.exists():
-                aside.rename(target)
-            raise UserError(f"{target} cannot be made ({error.strerror}); try again") from error
-        _sync_folder(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if target.exists():  # never delete the only copy
-            shutil.rmtree(aside, ignore_errors=True)
-
-
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Refuse to touch what stands under the final name, unless asked to, and if it is a split.
 
@@ -111,37 +71,14 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(
-            f"{target} exists; use it as it is, give --overwrite to make it anew, or --output_dir to "
-            "write elsewhere"
+            f"{target} exists; use it as it is, give --overwrite to make it anew, or --output_dir "
+            "to write elsewhere"
         )
     ours = (target / RECORD).is_file() or (target / VALIDATION_FOLDERS["val_query"]).is_dir()
     if target.is_symlink() or not ours:
         raise UserError(
             f"{target} is not a validation split, so --overwrite will not delete it; move it away"
         )
-
-
-def recover(target: Path) -> None:
-    """Clear what runs that were killed have left beside ``target``, or put it back."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(.+)-(\d+)")
-    for folder in sorted(target.parent.glob(f".{target.name}.*")):
-        match = pattern.fullmatch(folder.name)
-        if match is None or match[2] != socket.gethostname() or _is_alive(int(match[3])):
-            continue
-        if match[1] == "replaced" and not target.exists():
-            folder.rename(target)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's process: alive
-        return True
-    return pid != os.getpid()
 
 
 def fill(staging: Path, folders: Mapping[str, Mapping[str, Path]]) -> str:
@@ -186,7 +123,7 @@ def write_record(
     folders: Mapping[str, Mapping[str, Path]],
     facts: Mapping[str, object],
 ) -> None:
-    """Write ``split.json``: what was divided, how, into how many, and the hash that tells it apart."""
+    """Write ``split.json``: what was divided, how, into how many, and its hash."""
     record = {
         "schema": 1,
         **facts,
@@ -206,13 +143,3 @@ def write_record(
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -20,8 +20,9 @@ class LoadRequest:
         msmt17_protocol: Train on list_train (``train``) or also on list_val (``trainval``).
         cuhk03_kind: Boxes drawn by hand (``labeled``) or found by a detector (``detected``).
         synthetic_options: Keyword arguments of the synthetic set.
-        extract_to: Folder for pictures that have to be taken out of CUHK03's .mat file; ``None`` puts
-            them where everybody has them, ``cuhk03/images_<kind>``.
+        extract_to: Folder for pictures taken out of CUHK03's .mat file; ``None`` puts them where
+            everybody has them, ``cuhk03/images_<kind>``.
+        list_only: Look, but extract nothing: paths of such pictures may not exist yet.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LoadRequest:
     cuhk03_kind: str = "labeled"
     synthetic_options: Mapping[str, int] = field(default_factory=dict)
     extract_to: Path | None = None
+    list_only: bool = False
 
     @property
     def base_name(self) -> str:
@@ -88,5 +90,5 @@ SUBSETS = ("train", "val_query", "val_gallery", "query", "gallery")
 
 
 def subject_of(dataset: str, split: str, pid: int) -> str:
-    """Label a person is encrypted under; ``split`` is ``train`` (validation included) or ``test``."""
+    """Label a person is encrypted under; ``split`` is ``train`` (with validation) or ``test``."""
     return f"{dataset}/{split}/{pid}"

@@ -41,8 +41,8 @@ def load(request: LoadRequest) -> LoadedData:
     if missing:
         raise DatasetError(
             "images-missing",
-            f"{len(missing)} pictures of {table} do not exist ({wrong.examples(missing)}); relative "
-            "paths count from the table's folder",
+            f"{len(missing)} pictures of {table} do not exist ({wrong.examples(missing)}); "
+            "relative paths count from the table's folder",
         )
     lacking = [subset for subset in ("train", "query", "gallery") if not parts[subset]]
     if lacking:

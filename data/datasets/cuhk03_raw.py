@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from tqdm import tqdm
 
 from data.datasets.matlab import check_format, require
 from data.problems import DatasetError
+from data.staging import staged_folder
+from utils.errors import UserError
 
 Pixels = NDArray[np.uint8]
 
@@ -25,13 +25,20 @@ _CELLS_PER_CAMERA = 5
 def iterate_images(path: Path, kind: str) -> Iterator[tuple[str, Pixels]]:
     """Yield ``K_PPP_V_II.png`` and the pixels (H, W, 3) of every picture of a kind.
 
-    MATLAB stores columns first, so every level is transposed: the list of camera pairs, the M x 10
-    cells of a pair (five per camera), and each picture. An empty cell points at one shared array
-    without a third dimension.
-
     Raises:
         DatasetError: h5py is missing, or the file is not CUHK03's.
     """
+    for name, data in _walk(path, kind):
+        yield name, np.ascontiguousarray(data[:].T)
+
+
+def list_names(path: Path, kind: str) -> list[str]:
+    """Names of all pictures of a kind, without reading a pixel; raises like ``iterate_images``."""
+    return [name for name, _ in _walk(path, kind)]
+
+
+def _walk(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
+    """Yield name and HDF5 data set of every picture."""
     check_format(path, "hdf5")
     h5py = require("h5py", "reading CUHK03's original cuhk-03.mat")
     try:
@@ -43,7 +50,12 @@ def iterate_images(path: Path, kind: str) -> Iterator[tuple[str, Pixels]]:
         ) from error
 
 
-def _pictures(mat: Any, kind: str) -> Iterator[tuple[str, Pixels]]:  # noqa: ANN401 - h5py.File
+def _pictures(mat: Any, kind: str) -> Iterator[tuple[str, Any]]:
+    """Walk the list of camera pairs and the M x 10 cells of each, five cells per camera.
+
+    MATLAB stores columns first, so every level is transposed, the picture too. An empty cell points
+    at one shared array without a third dimension.
+    """
     for pair_index, pair_ref in enumerate(mat[kind][0]):
         cells = mat[pair_ref][:].T
         for identity, row in enumerate(cells):
@@ -53,11 +65,11 @@ def _pictures(mat: Any, kind: str) -> Iterator[tuple[str, Pixels]]:  # noqa: ANN
                     continue
                 camera = 1 + cell // _CELLS_PER_CAMERA
                 name = f"{pair_index + 1}_{identity + 1:03d}_{camera}_{cell + 1:02d}.png"
-                yield name, np.ascontiguousarray(data[:].T)
+                yield name, data
 
 
 def extract(path: Path, kind: str, target: Path) -> Path:
-    """Write every picture of a kind as PNG, once; an interrupted run leaves nothing under ``target``.
+    """Write every picture of a kind as PNG, once; ``target`` appears only when it is whole.
 
     Args:
         path: The ``cuhk-03.mat``.
@@ -73,26 +85,17 @@ def extract(path: Path, kind: str, target: Path) -> Path:
     """
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
-        bar = tqdm(iterate_images(path, kind), desc=f"extracting {kind}", unit="img", disable=None)
-        for name, pixels in bar:
-            # Level 1: the same pixels as level 6 in a third of the time, at a tenth more bytes.
-            Image.fromarray(pixels).save(partial / name, compress_level=1)
-        partial.chmod(0o755)
-        _claim(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _claim(partial: Path, target: Path) -> None:
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():  # otherwise another run was quicker: its pictures are the same
+        with staged_folder(target) as staging:
+            images = iterate_images(path, kind)
+            for name, pixels in tqdm(images, f"extracting {kind}", unit="img", disable=None):
+                # Level 1: the same pixels as level 6 in a third of the time, a tenth more bytes.
+                Image.fromarray(pixels).save(staging / name, compress_level=1)
+    except UserError as error:
+        # Another run was quicker: its pictures are the same.
+        if isinstance(error, DatasetError) or not target.is_dir():
             raise
+    return target
 
 
 def cache_folder(path: Path, kind: str, home: Path) -> Path:

@@ -23,7 +23,7 @@ def named_children(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def search_below(start: Path, test: Test, depth: int) -> Path | None:
-    """First folder that passes, breadth first: ``start`` itself, then up to ``depth`` levels below."""
+    """First folder that passes, breadth first: ``start``, then up to ``depth`` levels below."""
     level = [start]
     for _ in range(depth + 1):
         for folder in level:
@@ -83,8 +83,8 @@ def _too_deep(root: Path, title: str, names: Sequence[str], test: Test) -> Datas
             remedy = f"give the folder above: DATASETS.ROOT_DIR {known.parent}"
         else:
             remedy = (
-                f"rename it to {names[0]} and give the folder above (DATASETS.ROOT_DIR {folder.parent}), "
-                f"or use it as one's own data: DATASETS.NAMES folder:{folder}"
+                f"rename it to {names[0]} and give the folder above (DATASETS.ROOT_DIR "
+                f"{folder.parent}), or use it as one's own data: DATASETS.NAMES folder:{folder}"
             )
         return DatasetError(
             "wrong-root", f"DATASETS.ROOT_DIR {root} is one level too deep for {title}; {remedy}"

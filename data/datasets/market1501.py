@@ -64,9 +64,10 @@ def _is_part(folder: Path) -> bool:
 
 
 def _refuse_ground_truth(folder: Path, splits: DatasetSplits) -> None:
-    """Refuse gt_bbox in place of the gallery: hand-drawn boxes end in _00, detected ones count from 01.
+    """Refuse gt_bbox in place of the gallery.
 
-    The queries themselves are among them, so every score would be far too good.
+    Hand-drawn boxes end in _00, detected ones count from 01. The queries themselves are
+    among them, so every score would be far too good.
     """
     if all(Path(s.path).stem.split(".")[0].endswith("_00") for s in splits.gallery):
         raise wrong.ground_truth_as_gallery(folder / "bounding_box_test")

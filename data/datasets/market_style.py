@@ -1,4 +1,4 @@
-"""Folders of pictures named as in Market-1501, and the trees that ``data/train_split.py`` writes."""
+"""Folders of pictures named as in Market-1501, and the trees of ``data/train_split.py``."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def missing_folders(folder: Path, title: str) -> DatasetError:
 
 
 def tree_hash(names: Iterable[str]) -> str:
-    """SHA-256 over the sorted ``folder/name`` of a split: the same split has it wherever it lies."""
+    """SHA-256 over the sorted ``folder/name`` of a split, the same wherever the split lies."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 

@@ -28,8 +28,8 @@ def require(module: str, why: str) -> ModuleType:
         package = module.split(".")[0]
         raise DatasetError(
             f"missing-{package}",
-            f"{why} needs {package}, which is not installed; run `python3 -m pip install {package}`, or "
-            "bring the pictures extracted (CUHK03-NP folders)",
+            f"{why} needs {package}, not installed here; run `python3 -m pip install {package}`, "
+            "or bring the pictures extracted (CUHK03-NP folders)",
         ) from error
 
 
@@ -49,7 +49,7 @@ def check_format(path: Path, expected: Format) -> None:
         "a Git-LFS pointer": ("lfs-pointer-as-mat", "fetch the file itself with `git lfs pull`"),
         "an HTML page": (
             "html-as-mat",
-            "the download was answered with a web page: download it again in a browser and accept the terms",
+            "the server sent a web page instead: download it in a browser and accept the terms",
         ),
     }.get(found, ("bad-mat", "download it again, or copy the original file"))
     raise DatasetError(

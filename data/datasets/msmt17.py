@@ -1,4 +1,4 @@
-"""MSMT17: 15 cameras, 4,101 identities; V1, V2 (faces blurred), flattened, or Market-style copies."""
+"""MSMT17: 15 cameras, 4,101 identities; V1, V2 (faces blurred), or Market-style copies."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def load(request: LoadRequest) -> LoadedData:
     if request.msmt17_protocol not in PROTOCOLS:
         raise DatasetError(
             "unknown-protocol",
-            f"MSMT17.PROTOCOL is {request.msmt17_protocol!r}; expected one of {', '.join(PROTOCOLS)}",
+            f"MSMT17.PROTOCOL is {request.msmt17_protocol!r}; expected {' or '.join(PROTOCOLS)}",
         )
     folder = find_below(request.root, ROOTS, _is_original)
     if folder is not None:
@@ -141,7 +141,7 @@ def _wanted_lists(protocol: str) -> list[str]:
 
 
 def _read_list(path: Path) -> list[_Line]:
-    """Read ``0000/0000_000_01_0303morning_0008_0.jpg 0`` lines; the identity follows the last space."""
+    """Read lines ``0000/0000_000_01_0303morning_0008_0.jpg 0``: the last space divides them."""
     if not path.is_file():
         raise DatasetError(
             "missing-list",
@@ -190,7 +190,7 @@ def _samples(
 
 
 def _files_below(folder: Path) -> dict[str, str]:
-    """Path as stored by path in lower case: one listing per folder instead of a look-up per picture."""
+    """Path as stored, by path in lower case; listing folders beats looking pictures up."""
     return {
         f"{person.name}/{path.name}".lower(): f"{person.name}/{path.name}"
         for person in list_folders(folder)
@@ -208,8 +208,8 @@ def _missing_images(
     if images.startswith("mask_"):
         return DatasetError(
             "v2-images-v1-lists",
-            f"{found} ({wrong.examples(missing)}): V2 images with V1 lists; copy the four list_*.txt of "
-            "the MSMT17_V2 archive beside mask_train_v2",
+            f"{found} ({wrong.examples(missing)}): V2 images with V1 lists; copy the list_*.txt "
+            "of the MSMT17_V2 archive beside mask_train_v2",
         )
     return DatasetError(
         "images-missing", f"{found} ({wrong.examples(missing)}); unpack the archive again"
@@ -221,9 +221,9 @@ def _load_market_style(folder: Path, request: LoadRequest) -> LoadedData:
     highest = max(s.camid + 1 for s in (*splits.train, *splits.query, *splits.gallery))
     if highest < _FIRST_TWO_DIGIT_CAMERA:
         text = (
-            f"{folder} names no camera above {highest}, while MSMT17 has 15: whoever made this copy "
-            "read one digit of the camera, so camera 14 became 1 and true matches are thrown away; make it "
-            "anew from MSMT17_V1 with data/train_split.py"
+            f"{folder} names no camera above {highest}, while MSMT17 has 15: whoever made this "
+            "copy read one digit of the camera, so camera 14 became 1 and true matches are thrown "
+            "away; make it anew from MSMT17_V1 with data/train_split.py"
         )
         problems = (*problems, Problem("one-digit-camera", text))
     # A copy does not say which pictures were list_val's, but their number does.
@@ -251,8 +251,8 @@ def _explain_what_is_there(root: Path) -> None:
     if kind is not None and kind.layout == "MSMT17 V2" and lists is not None:
         raise DatasetError(
             "v2-images-v1-lists",
-            f"V2 images in {images} but lists only in {lists}: V2 images with V1 lists; copy the four "
-            f"list_*.txt of the MSMT17_V2 archive into {images}",
+            f"V2 images in {images} but lists only in {lists}: V2 images with V1 lists; copy the "
+            f"four list_*.txt of the MSMT17_V2 archive into {images}",
         )
     raise DatasetError(
         "missing-list",

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Look over data sets: which there are, whether they are whole, and what is wrong with them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (
+    None,
+    "",
+):  # run as a file: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+from dataclasses import asdict
+
+from data.checks import CheckOptions, DataReport, check_named, check_root
+from utils.errors import UserError
+
+_EXAMPLES = """\
+examples:
+  python3 tools/data.py check --root D
+  python3 tools/data.py check --root D --images            # open every picture, too
+  python3 tools/data.py check --root D --name folder:my-people --no-cross-camera
+  python3 tools/data.py check --root D --json
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns 0 if every data set found is usable, 1 if one is not."""
+    options = _parser().parse_args(argv)
+    root = Path(options.root).expanduser()
+    wanted = CheckOptions(
+        msmt17_protocol=options.msmt17_protocol,
+        cross_camera=not options.no_cross_camera,
+        batch_size=options.batch,
+        num_instances=options.instances,
+        open_images=options.images,
+    )
+    try:
+        if options.name:
+            reports = [check_named(options.name, root, wanted)]
+        else:
+            reports = check_root(root, wanted)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; see that the folder can be read", file=sys.stderr)
+        return 1
+    if options.skip_bad:
+        reports = [report.forgiving("bad-images") for report in reports]
+    if options.json:
+        print(json.dumps([asdict(report) for report in reports], indent=2))
+    else:
+        print("\n\n".join(_as_text(report) for report in reports))
+    return 0 if all(report.is_usable for report in reports) else 1
+
+
+def _as_text(report: DataReport) -> str:
+    lines = [f"{report.name}: {'ok' if report.is_usable else 'NOT USABLE'}"]
+    if report.layout:
+        lines += [f"  layout  {report.layout}", f"  folder  {report.folder}"]
+    for subset, found in report.counts.items():
+        expected = report.expected.get(subset)
+        if expected is None:
+            verdict = ""
+        elif expected == found:
+            verdict = "  as expected"
+        else:
+            verdict = f"  expected {expected}"
+        lines.append(f"  {subset:<12} found {found}{verdict}")
+    lines += [f"  {key:<8}{value}" for key, value in report.notes.items()]
+    lines += [f"  {problem.level}: {problem.text}" for problem in report.problems]
+    if not report.problems:
+        lines.append("  no problems")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Look over data sets.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser(
+        "check",
+        help="print layout, counts and problems of every data set below a folder",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = check.add_argument
+    add("--root", required=True, metavar="D", help="folder that holds the data sets")
+    add("--name", help="check this one alone: a name that DATASETS.NAMES takes")
+    add("--images", action="store_true", help="open every picture; finds truncated ones")
+    add("--skip-bad", action="store_true", help="bad pictures are a warning: training skips them")
+    add("--no-cross-camera", action="store_true", help="matches may come from the same camera")
+    add("--batch", type=int, default=80, help="SOLVER.IMS_PER_BATCH to check against (80)")
+    add("--instances", type=int, default=4, help="DATALOADER.NUM_INSTANCE to check against (4)")
+    add("--msmt17-protocol", choices=("train", "trainval"), default="train", help="(train)")
+    add("--json", action="store_true", help="print JSON for scripts")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
