@@ -158,6 +158,11 @@ def _blur(maps: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _band(size: int, device: torch.device) -> Tensor:
     """Return the symmetric matrix (size, size) that blurs an axis of that length."""
+    with torch.inference_mode(False):  # cached: must also serve callers that want gradients
+        return _make_band(size, device)
+
+
+def _make_band(size: int, device: torch.device) -> Tensor:
     place = torch.arange(size, dtype=torch.float64)
     distance = (place[:, None] - place[None, :]).abs()
     reach = _WINDOW // 2

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.features import Features
+from engine.ragged import Indices, Ragged, offsets_of, spans
 from utils.errors import UserError
 
 JUNK_PID = -1
@@ -19,35 +19,6 @@ SKIP_REASONS = {
     "not_in_gallery": "have no image of their person in the gallery",
     "only_same_camera": "have images of their person only under their own camera",
 }
-
-Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """One list of gallery positions for each of Q queries, one after the other."""
-
-    values: Indices
-    offsets: Indices
-
-    def __getitem__(self, index: int) -> Indices:
-        """Return the list of one query, ascending."""
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
-    def __len__(self) -> int:
-        """Return the number of lists."""
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> Indices:
-        """Length of every list (Q,)."""
-        return np.diff(self.offsets)
-
-    def take(self, index: Indices) -> Ragged:
-        """Return some of the lists, in the given order."""
-        lengths = self.lengths[index]
-        offsets = _offsets(lengths)
-        return Ragged(self.values[_spans(self.offsets[index], lengths)], offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +59,7 @@ class Matching:
         first = np.searchsorted(gallery_pid, query_pid, side="left", sorter=order)
         counts = np.searchsorted(gallery_pid, query_pid, side="right", sorter=order) - first
         counts[query_pid == JUNK_PID] = 0
-        same_person = order[_spans(first, counts)]
+        same_person = order[spans(first, counts)]
         owner = np.repeat(np.arange(len(query_pid)), counts)
         hidden = gallery_cam[same_person] == query_cam[owner]
         hidden &= cross_camera
@@ -138,15 +109,5 @@ def _numpy(values: Tensor) -> Indices:
     return values.cpu().numpy().astype(np.int64)
 
 
-def _offsets(lengths: Indices) -> Indices:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def _spans(starts: Indices, lengths: Indices) -> Indices:
-    """Return starts[0], starts[0] + 1, ... for every span, one after the other."""
-    offsets = _offsets(lengths)
-    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-
-
 def _ragged(values: Indices, owner: Indices, count: int) -> Ragged:
-    return Ragged(values, _offsets(np.bincount(owner, minlength=count)))
+    return Ragged(values, offsets_of(np.bincount(owner, minlength=count)))

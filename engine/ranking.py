@@ -7,7 +7,7 @@ gallery, and each match's similarity is compared with its row while the row is i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.features import UnitFeatures
-from engine.matching import Indices, Matching, Ragged
+from engine.matching import Matching
 from engine.memory import MIB, memory_budget_mib, require_memory
 from engine.precision import full_precision
+from engine.ragged import Indices, Ragged, spans
 
 _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
 _CONVERT_ROWS = 4096
@@ -54,24 +55,130 @@ def rank_matches(
     """
     device = gallery.embeddings.device
     rows = _chunk_rows(queries, gallery, memory_mib)
-    # Queries with about as many matches go together, so that padding costs nothing.
-    order = np.argsort(matching.matches.lengths, kind="stable")
-    ranks = [np.empty(len(matching.matches.values), np.int64) for _ in queries]
-    excluded = torch.as_tensor(matching.junk, device=device)
-    count = _count_on_cpu if device.type == "cpu" else count_on_device
-    product = torch.empty(min(rows, len(order)) * len(queries), len(gallery.embeddings))
-    product = product.to(device) if device.type != "cpu" else product
+    collector = [RankCollector(matching, device, gallery) for _ in queries]
+    product = torch.empty(
+        min(rows, len(matching.queries)) * len(queries), len(gallery.embeddings), device=device
+    )
     with full_precision(device), torch.inference_mode():
-        for start in range(0, len(order), rows):
-            chosen = order[start : start + rows]
+        for chosen in collector[0].chunks(rows):
             similarity = product[: len(chosen) * len(queries)]
             _similarities(queries, matching.queries[chosen], gallery, similarity)
-            wanted, hidden = matching.matches.take(chosen), matching.ignored.take(chosen)
-            for side, block in enumerate(similarity.split(len(chosen))):
-                found = count(block, gallery, excluded, wanted, hidden)
-                _store(ranks[side], matching.matches, chosen, found)
-    for side, query in enumerate(queries):
-        _worst_ranks(ranks[side], query, gallery, matching)
+            for one, block in zip(collector, similarity.split(len(chosen)), strict=True):
+                one.add(chosen, block)
+    return [
+        one.result(worst_rows(query, gallery, matching))
+        for one, query in zip(collector, queries, strict=True)
+    ]
+
+
+def worst_rows(query: UnitFeatures, gallery: UnitFeatures, matching: Matching) -> Indices:
+    """Return which scored queries' features say nothing about who is shown."""
+    if gallery.constant:
+        return np.arange(len(matching.queries))
+    return np.flatnonzero(query.broken.cpu().numpy()[matching.queries])
+
+
+class RankCollector:
+    """Ranks the matches of all scored queries, some rows at a time.
+
+    Args:
+        matching: What each query has to find.
+        device: Where the rows will lie.
+        gallery: Its norms are applied to the rows and its broken images come last; None for rows
+            that are ready.
+    """
+
+    def __init__(
+        self, matching: Matching, device: torch.device, gallery: UnitFeatures | None = None
+    ) -> None:
+        self._matching = matching
+        self._scale = None if gallery is None else gallery.inverse_norm
+        self._broken = torch.empty(0, dtype=torch.int64, device=device)
+        if gallery is not None:
+            self._broken = gallery.broken.nonzero().squeeze(1)
+        self._junk = torch.as_tensor(matching.junk, device=device)
+        self._ranks = np.empty(len(matching.matches.values), np.int64)
+
+    def chunks(self, rows: int) -> Iterator[Indices]:
+        """Yield the scored queries, those with about as many matches together."""
+        order = np.argsort(self._matching.matches.lengths, kind="stable")
+        for start in range(0, len(order), rows):
+            yield order[start : start + rows]
+
+    def add(self, chosen: Indices, similarity: Tensor) -> None:
+        """Rank the matches of some queries; ``similarity`` (R, G) is overwritten."""
+        matches = self._matching.matches.take(chosen)
+        hidden = self._matching.ignored.take(chosen)
+        count = (
+            self._count_with_numpy if similarity.device.type == "cpu" else self._count_with_torch
+        )
+        found = count(similarity, matches, hidden)
+        owner = np.repeat(np.arange(len(chosen)), matches.lengths)
+        places = spans(self._matching.matches.offsets[chosen], matches.lengths)
+        self._ranks[places] = found[np.lexsort((found, owner))]
+
+    def result(self, worst: Indices) -> Indices:
+        """Return all ranks; the queries in ``worst`` get the worst possible ones."""
+        layout = self._matching.matches
+        for index in worst:
+            first, stop = layout.offsets[index : index + 2]
+            last = self._matching.num_candidates[index]
+            self._ranks[first:stop] = last - np.arange(stop - first)[::-1]
+        return self._ranks
+
+    def _count_with_numpy(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
+        """Go row by row: numpy's comparisons are vectorised and cheap to call."""
+        scale = None if self._scale is None else self._scale.numpy()
+        broken, junk = self._broken.numpy(), self._junk.numpy()
+        flags = np.empty(similarity.shape[1], np.bool_)
+        ranks = np.empty(len(matches.values), np.int64)
+        for index, row in enumerate(similarity.numpy()):
+            if scale is not None:
+                np.multiply(row, scale, out=row)
+            row[broken] = _BROKEN
+            row[junk] = -np.inf
+            row[hidden[index]] = -np.inf
+            targets = matches[index]
+            if len(targets) >= _MANY_MATCHES:
+                found = _ranks_by_sorting(row, targets)
+            else:
+                found = _ranks_by_counting(row, targets, flags)
+            ranks[matches.offsets[index] : matches.offsets[index + 1]] = found
+        return ranks
+
+    def _count_with_torch(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
+        """Go match by match over all rows at once: a GPU waits only at the end."""
+        device = similarity.device
+        if self._scale is not None:
+            similarity.mul_(self._scale)
+        similarity.index_fill_(1, self._broken, _BROKEN)
+        similarity.index_fill_(1, self._junk, -torch.inf)
+        owner = np.repeat(np.arange(len(hidden)), hidden.lengths)
+        where = tuple(torch.as_tensor(one, device=device) for one in (owner, hidden.values))
+        similarity.index_put_(where, similarity.new_tensor(-torch.inf))
+
+        lengths = matches.lengths
+        real = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
+        padded = np.zeros(real.shape, np.int64)
+        padded[real] = matches.values
+        ranks = _ranks_of_columns(similarity, torch.as_tensor(padded, device=device))
+        return np.asarray(ranks.cpu().numpy()[real], np.int64)
+
+
+def _ranks_of_columns(similarity: Tensor, targets: Tensor) -> Tensor:
+    """Return the rank of each target column (R, M) in its row of similarities (R, G)."""
+    values = similarity.gather(1, targets)
+    ranks, equal = torch.empty_like(targets), torch.empty_like(targets)
+    for place in range(targets.shape[1]):
+        value = values[:, place : place + 1]
+        ranks[:, place] = (similarity > value).sum(1) + 1
+        equal[:, place] = (similarity == value).sum(1)
+    if bool((equal > 1).any()):  # ties are rare: only then are indices compared
+        columns = torch.arange(similarity.shape[1], device=similarity.device)
+        for place in range(targets.shape[1]):
+            one = slice(place, place + 1)
+            earlier = (similarity == values[:, one]) & (columns < targets[:, one])
+            ranks[:, place] += earlier.sum(1)
     return ranks
 
 
@@ -114,28 +221,6 @@ def _similarities(
         torch.mm(stacked, block.t(), out=out[:, start : start + len(block)])
 
 
-def _count_on_cpu(
-    similarity: Tensor, gallery: UnitFeatures, excluded: Tensor, wanted: Ragged, hidden: Ragged
-) -> Indices:
-    """Rank the matches of each row; numpy, whose comparisons are vectorised and cheap to call."""
-    scale, junk = gallery.inverse_norm.numpy(), excluded.numpy()
-    broken = np.flatnonzero(gallery.broken.numpy())
-    row, flags = np.empty(len(scale), np.float32), np.empty(len(scale), np.bool_)
-    ranks = np.empty(len(wanted.values), np.int64)
-    for index, products in enumerate(similarity.numpy()):
-        np.multiply(products, scale, out=row)
-        row[broken] = _BROKEN
-        row[junk] = -np.inf
-        row[hidden[index]] = -np.inf
-        targets = wanted[index]
-        if len(targets) >= _MANY_MATCHES:
-            found = _ranks_by_sorting(row, targets)
-        else:
-            found = _ranks_by_counting(row, targets, flags)
-        ranks[wanted.offsets[index] : wanted.offsets[index + 1]] = found
-    return ranks
-
-
 def _ranks_by_counting(row: Row, targets: Indices, flags: NDArray[np.bool_]) -> Indices:
     """Return the rank of each target by comparing its similarity with the row."""
     furthest = targets[np.argmin(row[targets])]
@@ -165,70 +250,3 @@ def _ranks_by_sorting(row: Row, targets: Indices) -> Indices:
         mine = np.flatnonzero(values == value)
         ranks[mine] += np.searchsorted(equal, targets[mine])
     return ranks
-
-
-def count_on_device(
-    similarity: Tensor, gallery: UnitFeatures, excluded: Tensor, wanted: Ragged, hidden: Ragged
-) -> Indices:
-    """Rank the matches of each row with torch: no synchronisation but one at the end.
-
-    Args:
-        similarity: Products (R, G), overwritten.
-        gallery: For the norms.
-        excluded: Gallery positions that no row sees.
-        wanted: Matches of each row.
-        hidden: Ignored images of each row.
-
-    Returns:
-        Ranks laid out like ``wanted.values``, int64 on the CPU.
-    """
-    device = similarity.device
-    similarity.mul_(gallery.inverse_norm)
-    similarity.masked_fill_(gallery.broken, _BROKEN)
-    similarity.index_fill_(1, excluded, -torch.inf)
-    owner = np.repeat(np.arange(len(hidden)), hidden.lengths)
-    where = (torch.as_tensor(owner, device=device), torch.as_tensor(hidden.values, device=device))
-    similarity.index_put_(where, similarity.new_tensor(-torch.inf))
-
-    lengths = wanted.lengths
-    real = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
-    padded = np.zeros(real.shape, np.int64)
-    padded[real] = wanted.values
-    targets = torch.as_tensor(padded, device=device)
-    values = similarity.gather(1, targets)
-    columns = torch.arange(similarity.shape[1], device=device)
-    closer, equal = torch.empty_like(targets), torch.empty_like(targets)
-    for place in range(targets.shape[1]):
-        value = values[:, place : place + 1]
-        closer[:, place] = (similarity > value).sum(1)
-        equal[:, place] = (similarity == value).sum(1)
-    ranks = closer + 1
-    if bool((equal > 1).any()):  # ties are rare: only then are indices compared
-        for place in range(targets.shape[1]):
-            column = slice(place, place + 1)
-            earlier = (similarity == values[:, column]) & (columns < targets[:, column])
-            ranks[:, place] += earlier.sum(1)
-    return ranks.cpu().numpy()[real]
-
-
-def _store(ranks: Indices, layout: Ragged, chosen: Indices, found: Indices) -> None:
-    """Put the ranks of some queries where they belong, ascending within each query."""
-    taken = layout.take(chosen)
-    owner = np.repeat(np.arange(len(chosen)), taken.lengths)
-    found = found[np.lexsort((found, owner))]
-    places = np.arange(len(found)) - taken.offsets[owner] + layout.offsets[chosen[owner]]
-    ranks[places] = found
-
-
-def _worst_ranks(
-    ranks: Indices, query: UnitFeatures, gallery: UnitFeatures, matching: Matching
-) -> None:
-    """Overwrite what features without a direction got by luck."""
-    broken = query.broken.cpu().numpy()[matching.queries]
-    if gallery.constant:
-        broken[:] = True
-    layout = matching.matches
-    for index in np.flatnonzero(broken):
-        last = matching.num_candidates[index]
-        count = layout.lengths[index]
-        ranks[layout.offsets[index] : layout.offsets[index + 1]] = last - np.arange(count)[::-1]

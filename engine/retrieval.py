@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.features import Features, UnitFeatures
-from engine.matching import Indices, Matching
+from engine.matching import Matching
+from engine.ragged import Indices
 from engine.ranking import rank_matches
 from utils.errors import UserError
 

@@ -1,0 +1,216 @@
+"""k-reciprocal re-ranking that keeps only the near neighbours of each image.
+
+Definition (shared with the published evaluations): d = 2 (1 - cosine) over query and gallery
+together, each row divided by its largest value; k1 + 1 neighbours including the image itself; a
+reciprocal set grows by the reciprocal sets (round(k1 / 2)) of those members that overlap it by
+more than two thirds; weights exp(-d), normalised, then averaged over the first k2 neighbours;
+Jaccard distance from sums of minima; the result is (1 - lambda) Jaccard + lambda d.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.features import Features, UnitFeatures
+from engine.matching import Matching
+from engine.memory import MIB, memory_budget_mib, require_memory
+from engine.neighbors import TILE, Images, nearest_neighbors
+from engine.precision import full_precision
+from engine.ragged import Indices
+from engine.ranking import RankCollector, worst_rows
+from engine.reciprocal import averaged, overlaps, reciprocal_weights
+from engine.retrieval import RetrievalScores, scores_of_ranks
+from utils.errors import UserError
+from utils.logger import get_logger
+from utils.progress import Progress
+
+# Query x gallery similarities are kept from the first pass where they are no larger than this.
+_KEEP_MIB = 1024.0
+_ROWS_MIB = 64.0
+# Below this many similarities nobody waits: no estimate is printed.
+_WORTH_TELLING = 10**8
+
+
+def score_reranked(
+    query: Features,
+    gallery: Features,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    cross_camera: bool = True,
+    memory_mib: float | None = None,
+) -> RetrievalScores:
+    """Score queries in a gallery after k-reciprocal re-ranking.
+
+    Args:
+        query: Query set.
+        gallery: Gallery; products are made in float32 on its device. Junk is dropped first.
+        k1: Neighbours that can be reciprocal.
+        k2: Neighbours whose weights are averaged; 1 leaves this out.
+        lambda_value: Share of the original distance, 0 to 1.
+        cross_camera: False also counts images of the query's own camera.
+        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+
+    Raises:
+        UserError: As for ``score_retrieval``, or a parameter is out of range.
+    """
+    gallery = _without_junk(gallery)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera)
+    reranker = Reranker(
+        query, gallery, k1=k1, k2=k2, lambda_value=lambda_value, memory_mib=memory_mib
+    )
+    images = reranker.images
+    collector = RankCollector(matching, images.device)
+    rows = max(1, int(_ROWS_MIB * MIB / (16 * images.num_gallery)))
+    with torch.inference_mode(), full_precision(images.device):
+        for chosen in collector.chunks(rows):
+            collector.add(chosen, reranker.distances(matching.queries[chosen]).neg_())
+    return scores_of_ranks(
+        collector.result(worst_rows(images.query, images.gallery, matching)),
+        matching,
+        query,
+        degenerate=images.query.degenerate or images.gallery.degenerate,
+        cross_camera=cross_camera,
+    )
+
+
+def _without_junk(gallery: Features) -> Features:
+    keep = gallery.pids != -1
+    if bool(keep.all()):
+        return gallery
+    on_device = keep.to(gallery.embeddings.device)
+    camids = gallery.camids[keep.to(gallery.camids.device)]
+    return Features(gallery.embeddings[on_device], gallery.pids[keep], camids)
+
+
+class Reranker:
+    """The re-ranked distances of queries (Q) to a gallery (G); takes the time when it is made.
+
+    Args:
+        query: Query set.
+        gallery: Gallery without junk.
+        k1: Neighbours that can be reciprocal.
+        k2: Neighbours whose weights are averaged.
+        lambda_value: Share of the original distance.
+        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+
+    Raises:
+        UserError: A parameter is out of range, a set is empty, the feature sizes differ, or it
+            would not fit into memory.
+    """
+
+    def __init__(
+        self,
+        query: Features,
+        gallery: Features,
+        *,
+        k1: int = 20,
+        k2: int = 6,
+        lambda_value: float = 0.3,
+        memory_mib: float | None = None,
+    ) -> None:
+        _check(query, gallery, k1, k2, lambda_value)
+        with torch.inference_mode():
+            self.images = Images(UnitFeatures.of(query), UnitFeatures.of(gallery))
+            self._lambda = lambda_value
+            self._kept = self._room_for_similarities(k1, memory_mib)
+            with full_precision(self.images.device):
+                self._prepare(k1, k2)
+
+    def distances(self, index: Indices) -> Tensor:
+        """Return the distances of some queries to the gallery, float32 (R, G) on its device."""
+        images = self.images
+        if self._kept is None:
+            gallery = np.arange(images.num_query, len(images))
+            similarity = torch.empty(len(index), images.num_gallery, device=images.device)
+            rows = images.unit_rows(index)
+            for at in range(0, images.num_gallery, TILE):
+                part = images.unit_rows(gallery[at : at + TILE])
+                torch.mm(rows, part.t(), out=similarity[:, at : at + TILE])
+        else:
+            similarity = self._kept[torch.as_tensor(index, device=images.device)]
+        jaccard = np.empty(similarity.shape, np.float32)
+        for row, number in enumerate(index.tolist()):
+            shared = overlaps(self._weights.row(number), self._inverted, images.num_gallery)
+            jaccard[row] = 1.0 - shared / (2.0 - shared)
+        scale = torch.as_tensor(self._scale[index], device=images.device)[:, None]
+        original = similarity.neg_().add_(1.0).mul_(2.0 * self._lambda).div_(scale)
+        return original.add_(torch.as_tensor(jaccard).to(images.device), alpha=1 - self._lambda)
+
+    def _prepare(self, k1: int, k2: int) -> None:
+        images, count = self.images, len(self.images)
+        with Progress(count * (count + TILE) // 2, "Re-rank: neighbours", unit="pair") as bar:
+            neighbors = nearest_neighbors(
+                images, max(k1 + 1, k2), on_tile=self._keep, on_done=_telling(bar, count)
+            )
+        # The furthest image of a row is at distance 1; where all are alike there is none.
+        scale = np.maximum(2.0 * (1.0 - neighbors.lowest), np.finfo(np.float32).tiny)
+        weights = reciprocal_weights(images, neighbors, k1=k1, scale=scale)
+        self._weights = averaged(weights, neighbors.index[:, :k2]) if k2 > 1 else weights
+        self._inverted = self._weights.transposed(images.num_query, count)
+        self._scale = scale[: images.num_query]
+
+    def _keep(self, rows: slice, columns: slice, tile: Tensor) -> None:
+        start = self.images.num_query
+        if self._kept is not None and rows.start < start <= columns.start:
+            self._kept[rows, columns.start - start : columns.stop - start] = tile
+
+    def _room_for_similarities(self, k1: int, memory_mib: float | None) -> Tensor | None:
+        """Refuse what would not fit; return room for query x gallery where there is plenty."""
+        images, count = self.images, len(self.images)
+        budget = memory_budget_mib(images.device, memory_mib)
+        dim = images.gallery.embeddings.shape[1]
+        tile = min(TILE, count)
+        # Tiles with their neighbours, then for each image k1 + 1 neighbours in several arrays and
+        # the averaged weights, of which a crowded gallery has the most.
+        needed = (5 * 4 * tile * tile + 3 * 4 * tile * dim + count * (k1 + 1) * 160) / MIB
+        needed += 2 * _ROWS_MIB
+        what = f"Re-ranking {images.num_query:,} queries and {images.num_gallery:,} gallery images"
+        require_memory(what, needed, budget, "free memory, or set TEST.RE_RANKING off")
+        kept = 4 * images.num_query * images.num_gallery / MIB
+        keep = kept <= min(_KEEP_MIB, (budget - needed) / 2)
+        if count * count >= _WORTH_TELLING:
+            total = needed + (kept if keep else 0)
+            get_logger().info("%s: about %s MiB besides the features", what, f"{total:,.0f}")
+        shape = (images.num_query, images.num_gallery)
+        return torch.empty(shape, device=images.device) if keep else None
+
+
+def _telling(bar: Progress, count: int) -> Callable[[int], None]:
+    """Return what moves the bar, and logs once how long the whole will take."""
+    start = time.perf_counter()
+    told = [count * count < _WORTH_TELLING]
+
+    def done(pairs: int) -> None:
+        bar.update(pairs)
+        if not told[0]:
+            told[0] = True
+            total = count * count / 2 / pairs * (time.perf_counter() - start)
+            get_logger().info("Re-ranking: about %.0f s", total * 1.2)
+
+    return done
+
+
+def _check(query: Features, gallery: Features, k1: int, k2: int, lambda_value: float) -> None:
+    if k1 < 1 or k2 < 1 or not 0.0 <= lambda_value <= 1.0:
+        raise UserError(
+            f"re-ranking got k1 {k1}, k2 {k2}, lambda {lambda_value}; expected k1 and k2 of at "
+            "least 1 and lambda from 0 to 1"
+        )
+    if not len(query) or not len(gallery):
+        raise UserError(
+            f"re-ranking got {len(query)} queries and {len(gallery)} gallery images; expected at "
+            "least one of each"
+        )
+    sizes = query.embeddings.shape[1], gallery.embeddings.shape[1]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"query features have size {sizes[0]} and gallery features {sizes[1]}; expected one "
+            "size: take both from the same network"
+        )
