@@ -9,26 +9,25 @@ from __future__ import annotations
 import base64
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modeling.encryption.cipher import SubjectKey
 from modeling.encryption.errors import (
     BadInput,
     DestroyedKey,
+    IsedError,
     KeyringExists,
-    MissingKey,
     RevokedKey,
-    WrongKey,
 )
+from modeling.encryption.key_lookup import KeySnapshot, check_usable, fits, missing_key
 from modeling.encryption.keyring_root import new_root, unlock_root
 from modeling.encryption.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, KeyRow
 from modeling.encryption.keyring_table import KeyTable
 from modeling.encryption.master import KeyFile, Master
-from modeling.encryption.picture import CONTEXT, LOCATOR_BYTES, key_id_of, public_fields
+from modeling.encryption.picture import LOCATOR_BYTES, key_id_of
 from modeling.encryption.primitives import (
     derive_key,
-    existing_message_key,
     hmac_sha256,
     random_key,
     seal,
@@ -144,13 +143,10 @@ class Keyring(KeyTable):
         self.refresh()
         row = self._rows.get(key_id_of(header, self._services["locate"]))
         if row is None:
-            row = self._imported_row(header)
-        if row.state == "destroyed":
-            raise DestroyedKey("the key of this file was destroyed; its content is gone for good")
-        if row.state == "revoked":
-            raise RevokedKey(
-                "the key of this file was revoked; `keyring revoke --undo` allows it again"
-            )
+            row = next((row for row in self._imported() if fits(self.unwrap(row), header)), None)
+        if row is None:
+            raise missing_key()
+        check_usable(row.state)
         return self.unwrap(row)
 
     def subject_tag(self, subject: str) -> bytes:
@@ -182,6 +178,27 @@ class Keyring(KeyTable):
         day = int(time.time() // _DAY_S)
         return KeyRow(key_id, tag, label, generation, state, 0, None, day)
 
+    def snapshot(self, subjects: Iterable[str] = ()) -> KeySnapshot:
+        """Return the keys as they are now, to hand to worker processes through their pipes.
+
+        Args:
+            subjects: Whose active keys to include; missing ones are made, in one transaction.
+        """
+        wanted = sorted(set(subjects))
+        self.ensure(wanted)
+        sealing: dict[str, SubjectKey | IsedError] = {}
+        for subject in wanted:
+            try:
+                sealing[subject] = self.sealing_key(subject)
+            except (RevokedKey, DestroyedKey) as refusal:
+                sealing[subject] = refusal
+        return KeySnapshot(
+            locator_key=self._services["locate"],
+            held={row.key_id: (row.state, row.wrapped and self.unwrap(row)) for row in self.rows},
+            imported=tuple((row.state, self.unwrap(row)) for row in self._imported()),
+            sealing=sealing,
+        )
+
     def _first_key(self, subject: str, tag: bytes) -> KeyRow:
         """Make the active key of a subject that has none; within `writing` only."""
         states = {row.state for row in self.rows_of(tag)}
@@ -195,21 +212,6 @@ class Keyring(KeyTable):
             )
         return self.put(self.new_row(subject, "active"), random_key())
 
-    def _imported_row(self, header: bytes) -> KeyRow:
-        """Return the imported key that a file's commitment fits.
-
-        Whoever exports one person's keys does not hand over the locator key, which would sort
-        everybody's files by person; so imported keys are found by trying them.
-        """
-        salt, _, commit = public_fields(header)
-        for row in self._rows.values():
-            if row.imported and row.wrapped is not None:
-                try:
-                    existing_message_key(self.unwrap(row), CONTEXT, salt, commit)
-                except WrongKey:
-                    continue
-                return row
-        raise MissingKey(
-            "no key for this file: it was sealed under another keyring, its key row is lost, or "
-            "its salt or locator is damaged"
-        )
+    def _imported(self) -> Iterator[KeyRow]:
+        """Yield the rows whose files the locator does not find; see `key_lookup`."""
+        return (row for row in self._rows.values() if row.imported and row.wrapped is not None)

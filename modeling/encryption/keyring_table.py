@@ -30,6 +30,7 @@ class KeyTable:
         self._services: dict[str, bytes] = {}
         self._rows: dict[bytes, KeyRow] = {}
         self._active: dict[bytes, KeyRow] = {}
+        self._by_tag: dict[bytes, dict[bytes, KeyRow]] = {}
         self._unwrapped: dict[bytes, bytes] = {}
         self._version = -1
 
@@ -45,8 +46,7 @@ class KeyTable:
 
     def rows_of(self, tag: bytes) -> list[KeyRow]:
         """Return the rows of a subject tag, oldest generation first."""
-        found = [row for row in self._rows.values() if row.subject_tag == tag]
-        return sorted(found, key=lambda row: row.generation)
+        return sorted(self._by_tag.get(tag, {}).values(), key=lambda row: row.generation)
 
     def unwrap(self, row: KeyRow) -> bytes:
         """Return the key of a row, whatever its state.
@@ -105,6 +105,7 @@ class KeyTable:
         if row.state == "active":
             self._active[row.subject_tag] = row
         self._rows[row.key_id] = row
+        self._by_tag.setdefault(row.subject_tag, {})[row.key_id] = row
         self._unwrapped.pop(row.key_id, None)
         return row
 
@@ -143,6 +144,9 @@ class KeyTable:
             for name, wrapped in services.items()
         }
         self._rows = {row.key_id: row for row in rows}
+        self._by_tag = {}
+        for row in rows:
+            self._by_tag.setdefault(row.subject_tag, {})[row.key_id] = row
         self._active = {row.subject_tag: row for row in rows if row.state == "active"}
         self._unwrapped.clear()
         self._version = self.store.data_version()

@@ -371,10 +371,12 @@ def test_missing_and_existing_keyring(path: Path, master: KeyFile) -> None:
 
 
 def test_locked_keyring(path: Path, master: KeyFile, keyring: Keyring) -> None:
-    with keyring.store.transaction(write=True):
-        with Keyring.open(path, master, busy_timeout_ms=50) as other:
-            with pytest.raises(KeyringLocked, match="another process"):
-                other.sealing_key(SUBJECT)
+    with (
+        keyring.store.transaction(write=True),
+        Keyring.open(path, master, busy_timeout_ms=50) as other,
+        pytest.raises(KeyringLocked, match="another process"),
+    ):
+        other.sealing_key(SUBJECT)
 
 
 @pytest.mark.parametrize("which", ["keyring", "master"])

@@ -1,0 +1,206 @@
+"""The trained networks behind three verbs: anonymize, recover, embed. Images in, images out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.checkpoint import find_weights, load_networks
+from layers.pixels import PixelSpace
+from modeling.reid_network import ReIDNetwork
+from modeling.state import num_classes_of
+from modeling.unet import UNet
+from utils.device import resolve_device, resolve_precision
+from utils.errors import UserError
+
+Pixels = NDArray[np.uint8]
+Picture = Image.Image | Pixels
+Given = TypeVar("Given", Image.Image, Pixels, list[Image.Image], list[Pixels])
+
+# What official files mean; a native checkpoint says it itself.
+PUBLISHED: Mapping[str, Any] = {
+    "MODEL.NAME": "resnet50_nl",
+    "MODEL.LAST_STRIDE": 1,
+    "MODEL.STEM_RELU": False,
+    "MODEL.NGF": 64,
+    "UNET.NUM_DOWNS": 7,
+    "INPUT.IMG_SIZE": (256, 128),
+    "INPUT.PIXEL_MEAN": (0.485, 0.456, 0.406),
+    "INPUT.PIXEL_STD": (0.5, 0.5, 0.5),
+}
+_BATCH = 64
+
+
+class Anonymizer:
+    """A trained joint model (mode GCR).
+
+    Pictures are 8-bit RGB: PIL images, or uint8 arrays (H, W, 3), one or a list of them; what comes
+    back is of the same kind, at the network's size. The ``..._tensor`` methods keep the networks'
+    full precision and are what files are sealed from.
+
+    Attributes:
+        size: Height and width of the networks' images in pixels.
+        pixels: Pixel space of the networks' images.
+        device: Where the networks are.
+    """
+
+    def __init__(
+        self,
+        anonymizer: nn.Module,
+        recovery: nn.Module,
+        reid: nn.Module,
+        *,
+        size: tuple[int, int],
+        pixels: PixelSpace,
+        device: torch.device,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self._anonymizer, self._recovery, self._reid = (
+            network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            for network in (anonymizer, recovery, reid)
+        )
+        self.size, self.pixels, self.device = size, pixels, device
+        self._precision = precision
+
+    @classmethod
+    def from_checkpoint(
+        cls, folder: str | Path, *, device: str = "auto", precision: str = "auto"
+    ) -> Anonymizer:
+        """Load the best weights of a folder, or else the latest.
+
+        Args:
+            folder: OUTPUT_DIR of a training in mode GCR, or official files of the published size.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: ``auto``, ``float32`` or ``bfloat16``.
+
+        Raises:
+            UserError: The checkpoint is missing, damaged, or of mode C, or the device is not there.
+        """
+        target = resolve_device(device)
+        weights = find_weights(Path(folder), ("G", "G_R", "C"))
+        made = {**PUBLISHED, **weights.info.get("architecture", {})}
+        num_downs, width = made["UNET.NUM_DOWNS"], made["MODEL.NGF"]
+        networks: dict[str, nn.Module] = {
+            "G": UNet(num_downs, width),
+            "G_R": UNet(num_downs, width),
+            "C": ReIDNetwork(
+                num_classes_of(weights.networks["C"], weights.source),
+                made["MODEL.NAME"],
+                last_stride=made["MODEL.LAST_STRIDE"],
+                stem_relu=made["MODEL.STEM_RELU"],
+            ),
+        }
+        load_networks(networks, weights)
+        height, width = made["INPUT.IMG_SIZE"]
+        return cls(
+            networks["G"],
+            networks["G_R"],
+            networks["C"],
+            size=(int(height), int(width)),
+            pixels=PixelSpace(made["INPUT.PIXEL_MEAN"], made["INPUT.PIXEL_STD"]),
+            device=target,
+            precision=resolve_precision(precision, target),
+        )
+
+    def anonymize(self, pictures: Given) -> Given:
+        """Return anonymized pictures, rounded to 8-bit RGB."""
+        return self._convert(pictures, self.anonymize_tensor)
+
+    def recover(self, pictures: Given) -> Given:
+        """Return recovered pictures for anonymized ones."""
+        return self._convert(pictures, lambda pixels: self.recover_tensor(self._normalized(pixels)))
+
+    def embed(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.float32]:
+        """Return identity embeddings of raw or anonymized pictures, float32 (N, D), unit length.
+
+        The dot product of two is their cosine similarity. One picture gives N = 1.
+        """
+        batches = [self.embed_tensor(self._normalized(batch)) for batch in self._batches(pictures)]
+        if not batches:
+            raise UserError("no pictures to embed; expected at least one")
+        return torch.cat(batches).cpu().numpy()
+
+    @torch.inference_mode()
+    def anonymize_tensor(self, pixels: Tensor) -> Tensor:
+        """Return anonymized images, float32 (B, 3, H, W) in [-1, 1].
+
+        Args:
+            pixels: Raw images at the networks' size, uint8 (B, H, W, 3).
+        """
+        with self._autocast():
+            anonymized: Tensor = self._anonymizer(self._normalized(pixels))
+        return anonymized.float()
+
+    @torch.inference_mode()
+    def recover_tensor(self, anonymized: Tensor) -> Tensor:
+        """Return recovered images for anonymized ones, both float32 (B, 3, H, W)."""
+        with self._autocast():
+            recovered: Tensor = self._recovery(anonymized.to(self.device))
+        return recovered.float()
+
+    @torch.inference_mode()
+    def embed_tensor(self, images: Tensor) -> Tensor:
+        """Return unit embeddings, float32 (B, D), for normalised images (B, 3, H, W)."""
+        with self._autocast():
+            embedding: Tensor = self._reid(images.to(self.device)).embedding
+        return F.normalize(embedding.float())
+
+    def resized(self, picture: Picture) -> Pixels:
+        """Return a picture at the networks' size, uint8 (H, W, 3), resized as in training.
+
+        Raises:
+            UserError: It is neither a PIL image nor a uint8 array (H, W, 3).
+        """
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise UserError(
+                    f"got an array {picture.shape} of {picture.dtype}; expected RGB pixels, uint8 "
+                    "(H, W, 3)"
+                )
+            picture = Image.fromarray(picture)
+        if not isinstance(picture, Image.Image):
+            raise UserError(
+                f"got a {type(picture).__name__}; expected a PIL image or a uint8 array (H, W, 3)"
+            )
+        height, width = self.size
+        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+        return np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR))
+
+    def to_pixels(self, images: Tensor) -> Pixels:
+        """Return uint8 (B, H, W, 3) for normalised images (B, 3, H, W), rounded and clamped."""
+        return self.pixels.to_uint8(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def _convert(self, pictures: Given, step: Callable[[Tensor], Tensor]) -> Given:
+        """Run a step on 8-bit batches; return pictures of the kind that was given."""
+        done = [p for batch in self._batches(pictures) for p in self.to_pixels(step(batch))]
+        given: list[Any] = list(pictures) if isinstance(pictures, list) else [pictures]
+        out = [
+            Image.fromarray(pixels) if isinstance(picture, Image.Image) else pixels
+            for pixels, picture in zip(done, given, strict=True)
+        ]
+        return out if isinstance(pictures, list) else out[0]  # type: ignore[return-value]
+
+    def _batches(self, pictures: Picture | Sequence[Picture]) -> Iterator[Tensor]:
+        """Yield uint8 batches (B, H, W, 3)."""
+        one = isinstance(pictures, Image.Image | np.ndarray)
+        many: Sequence[Picture] = [pictures] if one else pictures  # type: ignore[list-item,assignment]
+        for start in range(0, len(many), _BATCH):
+            batch = [self.resized(picture) for picture in many[start : start + _BATCH]]
+            yield torch.from_numpy(np.stack(batch))
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """Return normalised images (B, 3, H, W) on the device for uint8 (B, H, W, 3)."""
+        return self.pixels.normalize(pixels.to(self.device).permute(0, 3, 1, 2))
+
+    def _autocast(self) -> torch.autocast:
+        """Return the context that the networks run in."""
+        mixed = self._precision != torch.float32
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)

@@ -1,0 +1,112 @@
+"""Reading pictures that are to be protected: strictly, as what is lost here is lost for good."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from modeling.encryption.errors import BadInput
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
+MAX_FILE_BYTES = 1 << 28
+_MAX_PIXELS = 1 << 26
+_MAX_SIDE = 0xFFFF  # what the metadata holds
+_GREY_OR_RGB = frozenset(("1", "L", "RGB"))
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """A picture ready for the networks.
+
+    Attributes:
+        pixels: Resized, uint8 (H, W, 3).
+        sha256: Of the file, 32 bytes.
+        height, width: Of the upright picture before resizing.
+        had_exif: Whether EXIF data was there; it is not kept.
+    """
+
+    pixels: NDArray[np.uint8]
+    sha256: bytes
+    height: int
+    width: int
+    had_exif: bool
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a source file.
+
+    Raises:
+        BadInput: It cannot be read, is empty, or is absurdly long.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    if not content:
+        raise BadInput(f"{path}: the file is empty")
+    if len(content) > MAX_FILE_BYTES:
+        raise BadInput(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB, not a picture of a person")
+    return content
+
+
+def decode_source(path: Path, content: bytes, size: tuple[int, int]) -> SourceImage:
+    """Decode a file and resize it as in training.
+
+    Args:
+        path: For messages.
+        content: The file.
+        size: Height and width of the networks' images.
+
+    Raises:
+        BadInput: It is no picture, is damaged, or is not 8-bit RGB or grey without transparency.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            _check_kind(path, picture)
+            had_exif = bool(picture.getexif())
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+    except BadInput:
+        raise
+    except UnidentifiedImageError:
+        raise BadInput(f"{path}: the file is not a picture") from None
+    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
+        raise BadInput(f"{path}: the picture is damaged ({error})") from None
+    height, width = size
+    resized = upright.resize((width, height), Image.Resampling.BILINEAR)
+    return SourceImage(
+        pixels=np.asarray(resized),
+        sha256=hashlib.sha256(content).digest(),
+        height=upright.height,
+        width=upright.width,
+        had_exif=had_exif,
+    )
+
+
+def _check_kind(path: Path, picture: Image.Image) -> None:
+    """Refuse what a silent conversion to RGB would change.
+
+    Raises:
+        BadInput: Names the mode.
+    """
+    if max(picture.size) > _MAX_SIDE or picture.width * picture.height > _MAX_PIXELS:
+        raise BadInput(f"{path}: {picture.width} x {picture.height} pixels is too large")
+    if any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+        raise BadInput(f"{path}: 16 bit per channel; expected 8, convert the picture first")
+    opaque_palette = picture.mode == "P" and "transparency" not in picture.info
+    plain = picture.mode in _GREY_OR_RGB and "transparency" not in picture.info
+    if not plain and not opaque_palette:
+        mode = picture.mode + (" with transparency" if "transparency" in picture.info else "")
+        raise BadInput(
+            f"{path}: picture mode {mode}; expected 8-bit RGB or grey without transparency, "
+            "convert it first"
+        )

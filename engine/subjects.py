@@ -1,0 +1,98 @@
+"""Whose key a picture is sealed under: from its folder, its name, a table, or a key of its own."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from modeling.encryption.errors import BadInput, UsageError
+
+SUBJECT_SOURCES = ("folder", "regex", "csv", "none")
+DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d"  # names as in Market-1501
+
+SubjectOf = Callable[[str], str]
+
+
+def subject_rule(
+    source: str, dataset: str, *, pattern: str = DEFAULT_PATTERN, table: Path | None = None
+) -> SubjectOf:
+    """Return the function from a relative path to a subject label ``dataset/subject``.
+
+    Args:
+        source: ``folder`` (the folder that holds the picture), ``regex``, ``csv`` (columns path
+            and subject), or ``none``: every picture has a key of its own.
+        dataset: Keeps the labels of two data sets apart.
+        pattern: Regular expression, searched in the relative path; its group ``subject``, or else
+            its first group, is the subject.
+        table: The CSV file.
+
+    Raises:
+        UsageError: The source is unknown, the pattern is none, or the table cannot be used.
+    """
+    rules: dict[str, Callable[[], SubjectOf]] = {
+        "folder": lambda: _by_folder,
+        "regex": lambda: _by_pattern(pattern),
+        "csv": lambda: _by_table(table),
+        "none": lambda: lambda path: f"picture:{path}",
+    }
+    if source not in rules:
+        raise UsageError(
+            f"--subject-from is {source!r}; expected one of {', '.join(SUBJECT_SOURCES)}"
+        )
+    rule = rules[source]()
+    return lambda path: f"{dataset}/{rule(path)}"
+
+
+def _by_folder(path: str) -> str:
+    """Return the folder of a picture."""
+    folder = str(PurePosixPath(path).parent)
+    if folder == ".":
+        raise BadInput(
+            f"{path}: lies in no sub-folder that could name a subject; use --subject-from regex, "
+            "csv or none"
+        )
+    return folder
+
+
+def _by_pattern(pattern: str) -> SubjectOf:
+    """Return the rule of a regular expression."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--subject-regex {pattern!r} is no regular expression: {error}") from None
+    if not compiled.groups:
+        raise UsageError(f"--subject-regex {pattern!r} has no group; write (?P<subject>...)")
+    group: str | int = "subject" if "subject" in compiled.groupindex else 1
+
+    def rule(path: str) -> str:
+        match = compiled.search(path)
+        if match is None or not match[group]:
+            raise BadInput(f"{path}: no subject found by --subject-regex {pattern!r}")
+        return match[group]
+
+    return rule
+
+
+def _by_table(table: Path | None) -> SubjectOf:
+    """Return the rule of a CSV file."""
+    if table is None:
+        raise UsageError("--subject-from csv needs --subject-csv FILE with columns path, subject")
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {"path", "subject"} <= set(reader.fieldnames or ()):
+                raise UsageError(
+                    f"{table}: expected the columns path and subject in its first line"
+                )
+            subjects = {row["path"]: row["subject"] for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{table}: cannot be read as CSV ({error})") from None
+
+    def rule(path: str) -> str:
+        if not subjects.get(path):
+            raise BadInput(f"{path}: not in {table}; add a line for it")
+        return subjects[path]
+
+    return rule
