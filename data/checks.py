@@ -145,14 +145,14 @@ def _synthetic_sets(root: Path) -> list[LoadedData]:
 
 def _nothing_found(root: Path, elsewhere: list[DatasetError]) -> DatasetError:
     # One wrong level looks wrong to every loader; the one that knows the folder's name knows best.
-    for error in sorted(elsewhere, key=lambda e: "give " not in e.problem.text):
-        return error
+    if elsewhere:
+        return min(elsewhere, key=lambda error: "rename it" in error.problem.text)
     names = ", ".join(name for name in DATASETS if not name.endswith("_val"))
     found = [folder.name + "/" for folder in list_folders(root)]
     return DatasetError(
         "not-found",
-        f"no data set in {root}: looked for {names} in every known layout; found "
-        f"{wrong.examples(found, 6) if found else 'no folder'}; give the folder that holds them, or "
+        f"no data set in {root}: looked for {names}; found "
+        f"{wrong.examples(found, 6) if found else 'no folder'}; give the folder above them, or "
         "check one's own data with --name folder:PATH",
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,13 @@ from data.problems import DatasetError
 from data.records import Sample
 
 DEFAULT_FRACTION = 0.2
+
+NameOf = Callable[[Sample], str]
+
+
+def base_name(sample: Sample) -> str:
+    """File name of a sample without its folder."""
+    return Path(sample.path).name
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,10 @@ class ValidationSplit:
 
 
 def split_by_identity(
-    samples: Sequence[Sample], seed: int, fraction: float = DEFAULT_FRACTION
+    samples: Sequence[Sample],
+    seed: int,
+    fraction: float = DEFAULT_FRACTION,
+    name_of: NameOf = base_name,
 ) -> ValidationSplit:
     """Move a share of the identities into validation; no identity is on both sides.
 
@@ -45,11 +55,12 @@ def split_by_identity(
         samples: The whole training set.
         seed: The same seed and samples give the same split, whatever the order of the samples.
         fraction: Share of the identities, and of their images at most to become queries.
+        name_of: Name by which samples are ordered before anything is drawn.
 
     Raises:
         DatasetError: There are not at least two identities, or none is seen by two cameras.
     """
-    by_pid = _by_pid(samples)
+    by_pid = _by_pid(samples, name_of)
     eligible = [pid for pid, images in by_pid.items() if _can_be_queried(images)]
     wanted = max(1, round(fraction * len(by_pid)))
     if len(by_pid) < 2 or not eligible:
@@ -64,21 +75,27 @@ def split_by_identity(
     budget = max(1, int(fraction * len(held_out)))
     queries = set(_draw_queries([by_pid[pid] for pid in sorted(chosen)], budget, generator))
     return ValidationSplit(
-        train=tuple(s for s in _ordered(samples) if s.pid not in chosen),
-        val_query=tuple(s for s in _ordered(held_out) if s in queries),
-        val_gallery=tuple(s for s in _ordered(held_out) if s not in queries),
+        train=tuple(s for s in _ordered(samples, name_of) if s.pid not in chosen),
+        val_query=tuple(s for s in _ordered(held_out, name_of) if s in queries),
+        val_gallery=tuple(s for s in _ordered(held_out, name_of) if s not in queries),
     )
 
 
 def split_as_published(
-    samples: Sequence[Sample], seed: int, fraction: float = DEFAULT_FRACTION
+    samples: Sequence[Sample],
+    seed: int,
+    fraction: float = DEFAULT_FRACTION,
+    name_of: NameOf = base_name,
 ) -> ValidationSplit:
     """Divide by the published rule: the first share of the sorted files, of those a drawn share.
 
     The last identity of the validation may also be in training, and a query may have no match:
-    scores then leave it out. For comparison with published numbers only.
+    scores then leave it out. For comparison with published numbers only. Arguments as above.
+
+    Raises:
+        DatasetError: There are too few images.
     """
-    ordered = _ordered(samples)
+    ordered = _ordered(samples, name_of)
     held_out = ordered[: int(fraction * len(ordered))]
     generator = random.Random(seed)  # noqa: S311 - as above
     queries = set(generator.sample(held_out, int(fraction * len(held_out))))
@@ -144,14 +161,14 @@ def _relabel(samples: Sequence[Sample], split: str) -> tuple[Sample, ...]:
     )
 
 
-def _ordered(samples: Sequence[Sample]) -> list[Sample]:
-    return sorted(samples, key=lambda s: (Path(s.path).name, s.path))
+def _ordered(samples: Sequence[Sample], name_of: NameOf = base_name) -> list[Sample]:
+    return sorted(samples, key=lambda s: (name_of(s), s.path))
 
 
-def _by_pid(samples: Sequence[Sample]) -> dict[int, list[Sample]]:
+def _by_pid(samples: Sequence[Sample], name_of: NameOf = base_name) -> dict[int, list[Sample]]:
     """Samples of each identity, everything in an order that no file system decides."""
     groups: dict[int, list[Sample]] = defaultdict(list)
-    for sample in _ordered(samples):
+    for sample in _ordered(samples, name_of):
         groups[sample.pid].append(sample)
     return dict(sorted(groups.items()))
 

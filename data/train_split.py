@@ -25,7 +25,7 @@ from data.positives import count_positives
 from data.registry import banner, load_data
 from data.splits import STRATEGIES
 from data.staging import staged_folder
-from data.tree_writer import fill, market_names, refuse_existing, write_record
+from data.tree_writer import arrange, fill, market_names, refuse_existing, write_record
 from utils.errors import UserError
 
 NAMES = ("market1501", "msmt17", "cuhk03")
@@ -91,15 +91,19 @@ def make_split(
         print("\n".join(banner(loaded)))
         for problem in loaded.problems:
             print(f"{problem.level}: {problem.text}", file=sys.stderr)
-        split = STRATEGIES[strategy](loaded.splits.train, seed)
+        whole = loaded.splits
+        names = market_names(whole.train, loaded.market_names)
+        names |= market_names((*whole.query, *whole.gallery), loaded.market_names)
+        # By new name, which is the same for every layout of a data set: so is the split.
+        split = STRATEGIES[strategy](whole.train, seed, name_of=lambda s: names[s.path])
         parts = {
             "train": split.train,
             "val_query": split.val_query,
             "val_gallery": split.val_gallery,
-            "query": loaded.splits.query,
-            "gallery": loaded.splits.gallery,
+            "query": whole.query,
+            "gallery": whole.gallery,
         }
-        folders = market_names(parts, loaded.market_names)
+        folders = arrange(parts, names)
         way = fill(staging, folders)
         shutil.rmtree(scratch, ignore_errors=True)
         matches = count_positives(split.val_query, split.val_gallery, cross_camera=True)

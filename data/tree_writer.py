@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,37 +23,45 @@ RECORD = "split.json"
 Parts = Mapping[str, Sequence[Sample]]
 
 
-def market_names(parts: Parts, known: Mapping[str, str]) -> dict[str, dict[str, Path]]:
-    """Choose a Market-style name for every picture.
+def market_names(samples: Sequence[Sample], known: Mapping[str, str]) -> dict[str, str]:
+    """Choose a Market-style name for every picture, by its path.
 
     A name that already says identity and camera is kept. Others (MSMT17's) become
     ``PPPP_cC_IIII.jpg`` with the camera not padded and IIII counting the person's pictures.
 
     Args:
-        parts: Samples by subset.
+        samples: Pictures of persons that are numbered together: a training set, or a test set.
         known: Names by path that are to be taken, where the loader knows better.
-
-    Returns:
-        For each of the five folders, the picture's path by its new name.
     """
-    folders: dict[str, dict[str, Path]] = {name: {} for name in VALIDATION_FOLDERS.values()}
-    # Training, its validation and test number their persons independently of each other.
-    counters: dict[tuple[bool, int], int] = {}
-    rows = [(subset, s) for subset in VALIDATION_FOLDERS for s in parts[subset]]
-    for subset, sample in sorted(rows, key=lambda row: row[1].path):
+    names: dict[str, str] = {}
+    numbers: Counter[int] = Counter()
+    for sample in sorted(samples, key=lambda s: s.path):
         name = known.get(sample.path) or Path(sample.path).name
         if not _says(name, sample):
-            person = (subset in ("query", "gallery"), sample.pid)
-            number = counters[person] = counters.get(person, -1) + 1
             suffix = Path(sample.path).suffix.lower()
-            name = f"{sample.pid:04d}_c{sample.camid + 1}_{number:04d}{suffix}"
+            name = f"{sample.pid:04d}_c{sample.camid + 1}_{numbers[sample.pid]:04d}{suffix}"
+            numbers[sample.pid] += 1
+        names[sample.path] = name
+    return names
+
+
+def arrange(parts: Parts, names: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    """Sort the pictures into the five folders; returns for each the paths by new name.
+
+    Raises:
+        DatasetError: Two pictures of a folder would have the same name.
+    """
+    folders: dict[str, dict[str, Path]] = {name: {} for name in VALIDATION_FOLDERS.values()}
+    for subset, samples in parts.items():
         folder = folders[VALIDATION_FOLDERS[subset]]
-        if name in folder:
-            raise DatasetError(
-                "same-name-twice",
-                f"{folder[name]} and {sample.path} would both be named {name}; rename one",
-            )
-        folder[name] = Path(sample.path)
+        for sample in samples:
+            name = names[sample.path]
+            if name in folder:
+                raise DatasetError(
+                    "same-name-twice",
+                    f"{folder[name]} and {sample.path} would both be named {name}; rename one",
+                )
+            folder[name] = Path(sample.path)
     return folders
 
 

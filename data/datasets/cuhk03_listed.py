@@ -120,7 +120,7 @@ def _check_kind(
             f"({wrong.examples(missing)}); extract them again, both being the {kind} ones",
         )
     if extra:
-        text = f"{len(extra)} pictures in {images} are in no list and left out ({wrong.examples(extra)})"
+        text = f"{len(extra)} pictures in {images} are in no list ({wrong.examples(extra)})"
         return (Problem("unlisted-images", text, "note"),)
     return ()
 

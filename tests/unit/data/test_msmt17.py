@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.datasets.base import LoadRequest
+from data.problems import DatasetError
+from data.records import DatasetSplits
+from data.registry import load_data, load_splits
+from tests.fixtures import trees
+
+
+def who(splits: DatasetSplits) -> dict[str, list[tuple[int, int, str]]]:
+    return {
+        name: [(s.pid, s.camid, s.subject) for s in getattr(splits, name)]
+        for name in ("train", "query", "gallery")
+    }
+
+
+LAYOUTS = {
+    "V1": lambda root: trees.msmt17(root),
+    "V2": trees.msmt17_v2,
+    "below": lambda root: trees.msmt17(root, "msmt17/MSMT17_V1"),
+    "flattened": lambda root: trees.msmt17(root, "MSMT17"),
+    "nested": lambda root: trees.msmt17(root, "MSMT17_V1/MSMT17_V1/MSMT17_V1"),
+    "V2 below": lambda root: trees.msmt17(
+        root, "msmt17/MSMT17_V2", ("mask_train_v2", "mask_test_v2")
+    ),
+    "Market-style": trees.msmt17_market_style,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_people(tmp_path: Path, layout: str) -> None:
+    LAYOUTS[layout](tmp_path / "a")
+    trees.msmt17(tmp_path / "b")
+    found, expected = (who(load_splits("msmt17", tmp_path / x)) for x in "ab")
+    assert {k: sorted(v) for k, v in found.items()} == {k: sorted(v) for k, v in expected.items()}
+
+
+def test_cameras_of_two_digits_and_test_subjects(tmp_path: Path) -> None:
+    trees.msmt17(tmp_path)
+    splits = load_splits("msmt17", tmp_path)
+    assert {s.camid for s in splits.train} == {0, 3, 9}
+    assert {s.camid for s in splits.gallery} == {10, 13}
+    assert splits.train[0].subject == "msmt17/train/0"  # pids restart: another person
+    assert splits.query[0].subject == splits.gallery[0].subject == "msmt17/test/0"
+
+
+def test_trainval_adds_the_validation_list(tmp_path: Path) -> None:
+    trees.msmt17(tmp_path)
+    train = load_splits("msmt17", tmp_path)
+    both = load_splits("msmt17", tmp_path, msmt17_protocol="trainval")
+    assert (len(train.train), len(both.train)) == (18, 24)
+    assert "trainval" in both.notes["protocol"]
+    with pytest.raises(DatasetError, match="MSMT17.PROTOCOL is 'val'; expected train or trainval"):
+        load_splits("msmt17", tmp_path, msmt17_protocol="val")
+
+
+def test_market_style_copy_says_which_protocol_it_is(tmp_path: Path) -> None:
+    trees.msmt17_market_style(tmp_path)
+    loaded = load_data(LoadRequest("msmt17", tmp_path, msmt17_protocol="trainval"))
+    assert "protocol-fixed" in {p.code for p in loaded.problems}
+    assert "one-digit-camera" not in {p.code for p in loaded.problems}
+
+
+def test_files_may_be_upper_case_where_lists_are_not(tmp_path: Path) -> None:
+    folder = trees.msmt17(tmp_path)
+    for person in sorted((folder / "train").iterdir()):
+        trees.rename_all(person, ".jpg", ".JPG")
+    loaded = load_data(LoadRequest("msmt17", tmp_path))
+    assert loaded.splits.train[0].path.endswith(".JPG")
+    assert "upper-case-suffix" in {p.code for p in loaded.problems}

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.positives import count_positives
+from data.problems import DatasetError
+from data.records import Sample
+from data.splits import split_as_published, split_by_identity
+
+# Per identity, the number of images in each camera.
+IMAGES = st.lists(
+    st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any), min_size=2, max_size=30
+)
+
+
+def samples(images: list[list[int]]) -> list[Sample]:
+    return [
+        Sample(f"{pid:04d}_c{camera + 1}_{number}.jpg", pid, camera, f"x/train/{pid}")
+        for pid, cameras in enumerate(images)
+        for camera, count in enumerate(cameras)
+        for number in range(count)
+    ]
+
+
+@given(images=IMAGES, seed=st.integers(0, 5))
+def test_identity_split(images: list[list[int]], seed: int) -> None:
+    everything = samples(images)
+    eligible = sum(1 for cameras in images if sum(map(bool, cameras)) > 1)
+    if not eligible:
+        with pytest.raises(DatasetError, match="two cameras"):
+            split_by_identity(everything, seed)
+        return
+    split = split_by_identity(everything, seed)
+    held_out = {s.pid for s in (*split.val_query, *split.val_gallery)}
+    assert len(held_out) == min(max(1, round(0.2 * len(images))), eligible, len(images) - 1)
+    assert not held_out & {s.pid for s in split.train}
+    assert sorted((*split.train, *split.val_query, *split.val_gallery), key=str) == sorted(
+        everything, key=str
+    )
+    pairs = [(s.pid, s.camid) for s in split.val_query]
+    assert len(pairs) == len(set(pairs))
+    budget = max(1, int(0.2 * (len(split.val_query) + len(split.val_gallery))))
+    assert 1 <= len(split.val_query) <= budget
+    assert not count_positives(split.val_query, split.val_gallery, cross_camera=True).without
+    shuffled = everything[:]
+    random.Random(seed).shuffle(shuffled)
+    assert split_by_identity(shuffled, seed) == split
+
+
+def test_every_identity_is_asked_for_before_any_twice() -> None:
+    split = split_by_identity(samples([[3, 3, 3]] * 20), 1)  # 4 persons, 36 images, 7 queries
+    asked = [s.pid for s in split.val_query]
+    assert len(asked) == 7
+    assert max(map(asked.count, asked)) == 2
+    assert len(set(asked)) == 4
+
+
+def test_another_seed_is_another_split() -> None:
+    everything = samples([[3, 3]] * 20)
+    assert split_by_identity(everything, 1) != split_by_identity(everything, 2)
+
+
+def test_published_split_is_the_first_fifth_of_the_files() -> None:
+    everything = samples([[5, 5]] * 10)
+    split = split_as_published(everything, 1)
+    held_out = sorted((*split.val_query, *split.val_gallery), key=lambda s: s.path)
+    assert held_out == sorted(everything, key=lambda s: s.path)[:20]
+    assert len(split.val_query) == 4
+    assert len(split.train) == 80
+    assert split == split_as_published(everything[::-1], 1)
+    with pytest.raises(DatasetError, match="too few"):
+        split_as_published(everything[:10], 1)

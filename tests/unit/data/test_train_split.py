@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import train_split, tree_writer
+from data.datasets.base import LoadRequest
+from data.datasets.market_style import VALIDATION_FOLDERS
+from data.datasets.naming import parse_market_name
+from data.images import read_rgb
+from data.positives import count_positives
+from data.records import DatasetSplits, Sample
+from data.registry import load_data, load_splits
+from data.train_split import main, make_split
+from tests.fixtures import trees
+from tests.fixtures.paths import ROOT
+from utils.errors import UserError
+
+SOURCES = {
+    "market1501": trees.market1501,
+    "msmt17": trees.msmt17,
+    "msmt17 V2": trees.msmt17_v2,
+    "msmt17 Market-style": trees.msmt17_market_style,
+    "cuhk03 raw": trees.cuhk03_raw,
+    "cuhk03 extracted": trees.cuhk03_extracted,
+    "cuhk03 NP": trees.cuhk03_np,
+}
+CUHK_ROUTES = [source for source in SOURCES if source.startswith("cuhk03")]
+
+
+def pixels_of(samples: tuple[Sample, ...]) -> list[tuple[int, int, bytes]]:
+    return sorted((s.pid, s.camid, np.asarray(read_rgb(s.path)).tobytes()) for s in samples)
+
+
+def all_train(splits: DatasetSplits) -> tuple[Sample, ...]:
+    return (*splits.train, *splits.val_query, *splits.val_gallery)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "split.json"
+    }
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_split_holds_every_person_and_picture(tmp_path: Path, source: str) -> None:
+    name = source.split()[0]
+    SOURCES[source](tmp_path)
+    assert main(["--dataset_root_dir", str(tmp_path), "--dataset_name", name]) == 0
+    whole = load_splits(name, tmp_path)
+    split = load_splits(f"{name}_val", tmp_path)
+    assert pixels_of(all_train(split)) == pixels_of(whole.train)
+    assert pixels_of(split.query) == pixels_of(whole.query)
+    assert pixels_of(split.gallery) == pixels_of(whole.gallery)
+    assert {s.subject for s in all_train(split)} == {s.subject for s in whole.train}
+    assert {s.subject for s in split.query} == {s.subject for s in whole.query}
+    held_out = {s.pid for s in (*split.val_query, *split.val_gallery)}
+    assert held_out
+    assert not held_out & {s.pid for s in split.train}
+    assert not count_positives(split.val_query, split.val_gallery, cross_camera=True).without
+    for sample in (*all_train(split), *split.query, *split.gallery):
+        assert parse_market_name(sample.path) == (sample.pid, sample.camid + 1)
+
+
+def test_record_says_how_it_was_made(tmp_path: Path) -> None:
+    trees.msmt17(tmp_path)
+    target = make_split(tmp_path, "msmt17", seed=3, msmt17_protocol="trainval")
+    record = json.loads((target / "split.json").read_text())
+    assert (record["dataset"], record["strategy"], record["seed"]) == ("msmt17", "identity", 3)
+    assert record["images"] == "hard link"
+    assert record["notes"]["protocol"] == "MSMT17, trained on trainval"
+    for folder in VALIDATION_FOLDERS.values():
+        assert record["counts"][folder]["images"] == len(list((target / folder).iterdir()))
+    assert len(record["hash"]) == 64
+
+
+def test_cameras_of_msmt17_are_not_padded(tmp_path: Path) -> None:
+    trees.msmt17(tmp_path)
+    names = {p.name for p in (make_split(tmp_path, "msmt17") / "bounding_box_test").iterdir()}
+    assert {n.split("_")[1] for n in names} == {"c11", "c14"}
+    assert "0000_c11_0001.jpg" in names  # 0000 is the person's query
+
+
+def test_same_seed_same_split_wherever_it_lies(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        trees.market1501(tmp_path / root, "market1501" if root == "a" else "Market")
+    first = make_split(tmp_path / "a", "market1501")
+    second = make_split(tmp_path / "b", "market1501", output_dir=tmp_path / "c")
+    third = make_split(tmp_path / "b", "market1501", output_dir=tmp_path / "d", seed=2)
+    assert listing(first) == listing(second) != listing(third)
+    hashes = [json.loads((f / "split.json").read_text())["hash"] for f in (first, second, third)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_every_route_of_cuhk03_gives_the_same_tree(tmp_path: Path) -> None:
+    found = []
+    for route in CUHK_ROUTES:
+        SOURCES[route](tmp_path / route)
+        target = make_split(tmp_path / route, "cuhk03", output_dir=tmp_path / route / "out")
+        folders = [target / name for name in VALIDATION_FOLDERS.values()]
+        found.append({p.relative_to(target) for f in folders for p in f.iterdir()})
+        assert sorted(p.name for p in target.iterdir()) == sorted(
+            [*VALIDATION_FOLDERS.values(), "split.json"]
+        )
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("source", ["market1501", "cuhk03 raw"])
+def test_output_dir_leaves_the_data_alone(tmp_path: Path, source: str) -> None:
+    root = tmp_path / "D"
+    SOURCES[source](root)
+    before = listing(root)
+    name = source.split()[0]
+    target = make_split(root, name, output_dir=tmp_path / "O")
+    assert target == tmp_path / "O" / f"{name}_val"
+    assert listing(root) == before
+    assert [p.name for p in (tmp_path / "O").iterdir()] == [target.name]
+
+
+def test_symbolic_links_and_copies_where_hard_links_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.market1501(tmp_path / "D")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    linked = make_split(tmp_path / "D", "market1501", output_dir=tmp_path / "a")
+    assert next((linked / "query").iterdir()).is_symlink()
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    copied = make_split(tmp_path / "D", "market1501", output_dir=tmp_path / "b")
+    assert json.loads((copied / "split.json").read_text())["images"] == "copy"
+    assert listing(linked) == listing(copied)
+
+
+def test_published_strategy(tmp_path: Path) -> None:
+    trees.market1501(tmp_path)
+    make_split(tmp_path, "market1501", strategy="published")
+    split = load_splits("market1501_val", tmp_path)
+    assert [len(p) for p in (split.train, split.val_query, split.val_gallery)] == [48, 2, 10]
+    assert split.notes["split"].startswith("published, seed 1")
+
+
+def test_existing_output_is_kept_unless_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.market1501(tmp_path)
+    arguments = ["--dataset_root_dir", str(tmp_path), "--dataset_name", "market1501"]
+    target = make_split(tmp_path, "market1501")
+    before = listing(target)
+    assert main([*arguments, "--seed", "2"]) != 0
+    assert "exists" in capsys.readouterr().err
+    assert listing(target) == before
+    assert main([*arguments, "--seed", "2", "--overwrite"]) == 0
+    assert listing(target) != before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["market1501", "market1501_val"]
+
+
+def test_overwrite_deletes_nothing_but_a_split(tmp_path: Path) -> None:
+    trees.market1501(tmp_path)
+    precious = tmp_path / "market1501_val" / "thesis.tex"
+    precious.parent.mkdir()
+    precious.write_text("x")
+    with pytest.raises(UserError, match="is not a validation split"):
+        make_split(tmp_path, "market1501", overwrite=True)
+    assert precious.exists()
+
+
+def test_failure_keeps_the_old_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.market1501(tmp_path)
+    target = make_split(tmp_path, "market1501")
+    before = listing(target)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_split, "write_record", full)
+    arguments = ["--dataset_root_dir", str(tmp_path), "--dataset_name", "market1501"]
+    assert main([*arguments, "--overwrite"]) == 1
+    assert listing(target) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["market1501", "market1501_val"]
+
+
+def test_a_changed_tree_is_noticed(tmp_path: Path) -> None:
+    trees.market1501(tmp_path)
+    target = make_split(tmp_path, "market1501")
+    assert not load_data(LoadRequest("market1501_val", tmp_path)).problems
+    next((target / "bounding_box_train").iterdir()).unlink()
+    loaded = load_data(LoadRequest("market1501_val", tmp_path))
+    assert [p.code for p in loaded.problems] == ["split-changed"]
+    (target / "split.json").write_text("{")
+    with pytest.raises(UserError, match=r"split.json is damaged"):
+        load_splits("market1501_val", tmp_path)
+
+
+def test_killed_at_any_moment_leaves_no_split(tmp_path: Path) -> None:
+    """Kill -9 in the middle of linking; the next run clears up and succeeds."""
+    trees.market1501(tmp_path / "D")
+    code = (
+        "import os, signal, sys\n"
+        "from data import tree_writer\n"
+        "from data.train_split import main\n"
+        "place, left = tree_writer._place, [int(sys.argv[1])]\n"
+        "def dying(*arguments):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return place(*arguments)\n"
+        "tree_writer._place = dying\n"
+        "main(['--dataset_root_dir', 'D', '--dataset_name', 'market1501'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, "40"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, check=False, capture_output=True
+    )
+    assert result.returncode == -signal.SIGKILL
+    assert not (tmp_path / "D" / "market1501_val").exists()
+    assert len(list((tmp_path / "D").iterdir())) == 2  # what it had begun, under a hidden name
+    make_split(tmp_path / "D", "market1501")
+    assert sorted(p.name for p in (tmp_path / "D").iterdir()) == ["market1501", "market1501_val"]
+
+
+def test_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.market1501(tmp_path)
+
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tree_writer, "_place", interrupt)
+    arguments = ["--dataset_root_dir", str(tmp_path), "--dataset_name", "market1501"]
+    assert main(arguments) == 130
+    assert [p.name for p in tmp_path.iterdir()] == ["market1501"]
+
+
+def test_runs_as_published_from_the_repository_root(tmp_path: Path) -> None:
+    trees.market1501(tmp_path)
+    result = subprocess.run(
+        [
+            sys.executable, "data/train_split.py",
+            "--dataset_root_dir", str(tmp_path), "--dataset_name", "market1501",
+        ],
+        cwd=ROOT, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "=> Market1501 loaded" in result.stdout
+    assert (tmp_path / "market1501_val" / "split.json").is_file()
