@@ -51,19 +51,18 @@ def read_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+        raise BadInput(f"cannot be read ({error.strerror})") from None
     if not content:
-        raise BadInput(f"{path}: the file is empty")
+        raise BadInput("the file is empty")
     if len(content) > MAX_FILE_BYTES:
-        raise BadInput(f"{path}: more than {MAX_FILE_BYTES >> 20} MiB, not a picture of a person")
+        raise BadInput(f"more than {MAX_FILE_BYTES >> 20} MiB, not a picture of a person")
     return content
 
 
-def decode_source(path: Path, content: bytes, size: tuple[int, int]) -> SourceImage:
+def decode_source(content: bytes, size: tuple[int, int]) -> SourceImage:
     """Decode a file and resize it as in training.
 
     Args:
-        path: For messages.
         content: The file.
         size: Height and width of the networks' images.
 
@@ -72,15 +71,15 @@ def decode_source(path: Path, content: bytes, size: tuple[int, int]) -> SourceIm
     """
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            _check_kind(path, picture)
+            _check_kind(picture)
             had_exif = bool(picture.getexif())
             upright = ImageOps.exif_transpose(picture).convert("RGB")
     except BadInput:
         raise
     except UnidentifiedImageError:
-        raise BadInput(f"{path}: the file is not a picture") from None
+        raise BadInput("the file is not a picture") from None
     except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path}: the picture is damaged ({error})") from None
+        raise BadInput(f"the picture is damaged ({error})") from None
     height, width = size
     resized = upright.resize((width, height), Image.Resampling.BILINEAR)
     return SourceImage(
@@ -92,21 +91,23 @@ def decode_source(path: Path, content: bytes, size: tuple[int, int]) -> SourceIm
     )
 
 
-def _check_kind(path: Path, picture: Image.Image) -> None:
+def _check_kind(picture: Image.Image) -> None:
     """Refuse what a silent conversion to RGB would change.
 
     Raises:
         BadInput: Names the mode.
     """
     if max(picture.size) > _MAX_SIDE or picture.width * picture.height > _MAX_PIXELS:
-        raise BadInput(f"{path}: {picture.width} x {picture.height} pixels is too large")
+        raise BadInput(f"{picture.width} x {picture.height} pixels is too large")
     if any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
-        raise BadInput(f"{path}: 16 bit per channel; expected 8, convert the picture first")
+        raise BadInput(
+            f"picture mode {picture.mode} of 16 bit per channel; expected 8, convert it first"
+        )
     opaque_palette = picture.mode == "P" and "transparency" not in picture.info
     plain = picture.mode in _GREY_OR_RGB and "transparency" not in picture.info
     if not plain and not opaque_palette:
         mode = picture.mode + (" with transparency" if "transparency" in picture.info else "")
         raise BadInput(
-            f"{path}: picture mode {mode}; expected 8-bit RGB or grey without transparency, "
+            f"picture mode {mode}; expected 8-bit RGB or grey without transparency, "
             "convert it first"
         )

@@ -50,8 +50,7 @@ def _by_folder(path: str) -> str:
     folder = str(PurePosixPath(path).parent)
     if folder == ".":
         raise BadInput(
-            f"{path}: lies in no sub-folder that could name a subject; use --subject-from regex, "
-            "csv or none"
+            "lies in no sub-folder that could name a subject; use --subject-from regex, csv or none"
         )
     return folder
 
@@ -69,7 +68,7 @@ def _by_pattern(pattern: str) -> SubjectOf:
     def rule(path: str) -> str:
         match = compiled.search(path)
         if match is None or not match[group]:
-            raise BadInput(f"{path}: no subject found by --subject-regex {pattern!r}")
+            raise BadInput(f"no subject found by --subject-regex {pattern!r}")
         return match[group]
 
     return rule
@@ -92,7 +91,7 @@ def _by_table(table: Path | None) -> SubjectOf:
 
     def rule(path: str) -> str:
         if not subjects.get(path):
-            raise BadInput(f"{path}: not in {table}; add a line for it")
+            raise BadInput(f"not in {table}; add a line for it")
         return subjects[path]
 
     return rule

@@ -92,12 +92,12 @@ def decode(data: bytes) -> SealedPicture:
     return SealedPicture(width, height, chunk, _read_pixels(idat, width, height))
 
 
-def read_file(path: str | os.PathLike[str]) -> SealedPicture:
-    """Read a file from disk; one whose size does not fit its header is never read whole.
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file; one longer than any sealed picture is never read whole.
 
     Raises:
         OSError: It cannot be read.
-        NotProtected, TooLarge, UnsupportedVersion, FormatError: As for `decode`.
+        NotProtected, TooLarge, FormatError: It is too long, and what its header says of it.
     """
     with Path(path).open("rb") as file:
         length = os.fstat(file.fileno()).st_size
@@ -105,7 +105,7 @@ def read_file(path: str | os.PathLike[str]) -> SealedPicture:
             head = file.read(_IDAT_AT)
             _read_size(head)
             raise FormatError(f"{length} bytes, more than any sealed picture has", 0)
-        return decode(file.read())
+        return file.read()
 
 
 def file_bytes(width: int, height: int) -> int:

@@ -1,0 +1,254 @@
+"""Protect a folder: read, anonymize and seal every picture below it, overlapped and resumable."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.api import Anonymizer
+from engine.sealed_folder import Manifest, check_apart
+from engine.sealing_work import Job, Outcome, Setting, make_executor, read_chunk, seal_chunk
+from engine.source_images import SUFFIXES, SourceImage
+from engine.subjects import SubjectOf
+from modeling.encryption.errors import BadInput, IsedError, StorageError
+from modeling.encryption.key_lookup import KeySnapshot
+from modeling.encryption.keyring import Keyring
+from modeling.encryption.levels import PixelLevels
+from modeling.encryption.metadata import Metadata, check_relative_path
+from utils.errors import UserError
+from utils.files import ensure_folder, remove_leftovers
+
+Report = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True)
+class ProtectOptions:
+    """What to call things, and how to run.
+
+    Attributes:
+        dataset: Part of the output names.
+        subject_of: Subject label of a relative path.
+        batch: Pictures per batch; at most 64, as the folder is synced once a batch.
+        workers: Processes that read and seal; 0 does everything in this one.
+        overwrite: Replace outputs that are there.
+    """
+
+    dataset: str
+    subject_of: SubjectOf
+    batch: int = 32
+    workers: int = 2
+    overwrite: bool = False
+
+
+@dataclass
+class Summary:
+    """What became of a folder.
+
+    Attributes:
+        sealed, kept, failed: Numbers of pictures.
+        exif: How many sealed pictures had EXIF data, which was not kept.
+        exit_code: 0, 1 or 5 as the failures say.
+        interrupted: Whether it ended on request.
+    """
+
+    sealed: int = 0
+    kept: int = 0
+    failed: int = 0
+    exif: int = 0
+    exit_code: int = 0
+    interrupted: bool = False
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one picture."""
+        if outcome.error is not None:
+            self.failed += 1
+            self.exit_code = max(self.exit_code, outcome.error.exit_code)
+            return
+        self.sealed += outcome.state == "sealed"
+        self.kept += outcome.state == "kept"
+        self.exif += outcome.had_exif
+        self.digests[outcome.name] = outcome.digest
+
+
+def list_sources(root: Path) -> list[str]:
+    """Return the relative paths of all pictures below a folder, sorted.
+
+    Raises:
+        BadInput: It is no folder, or has none.
+    """
+    if not root.is_dir():
+        raise BadInput(f"{root} is not a folder; expected a folder of pictures")
+    found = [
+        os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")  # noqa: PTH118
+        for folder, _, names in os.walk(root)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+    ]
+    if not found:
+        raise BadInput(f"{root} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return sorted(found)
+
+
+def protect_folder(
+    source: Path,
+    target: Path,
+    model: Anonymizer,
+    keyring: Keyring,
+    options: ProtectOptions,
+    *,
+    report: Report | None = None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """Anonymize and seal every picture below a folder.
+
+    The same call goes on after any interruption: the output name is a function of the input, and an
+    output that is there is opened and its source compared.
+
+    Args:
+        source: Folder of pictures; sub-folders are walked, links to files followed.
+        target: Folder for the sealed files, made if need be.
+        model: Anonymizes.
+        keyring: Seals; every key is on disk before the first file under it.
+        options: Names, subjects and how to run.
+        report: Called for every picture.
+        stop: When set, what is under way is finished and nothing new begun.
+
+    Raises:
+        UsageError: The folders overlap.
+        StorageError, KeyringError: Nothing can go on; finished files are whole.
+    """
+    check_apart(source, target, keyring.store.path)
+    paths = list_sources(source)
+    try:
+        ensure_folder(target)
+    except UserError as error:
+        raise StorageError(str(error)) from None
+    remove_leftovers(target)
+    manifest = Manifest.load(target, keyring.manifest_key())
+    before = dict(manifest.files) if manifest and manifest.dataset == options.dataset else {}
+    summary = Summary()
+
+    def note(outcome: Outcome) -> None:
+        summary.add(outcome)
+        if report is not None:
+            report(outcome)
+
+    jobs, snapshot = _jobs(paths, keyring, options, note)
+    setting = Setting(source, target, model.size, snapshot, options.overwrite)
+    run = _Run(setting, model, options, note, stop or threading.Event())
+    try:
+        run.go(jobs)
+        summary.interrupted = run.stop.is_set()
+    finally:
+        with suppress(UserError, OSError):  # an error under way says more than this one
+            Manifest(options.dataset, before | summary.digests).save(target, keyring.manifest_key())
+    return summary
+
+
+def _jobs(
+    paths: list[str], keyring: Keyring, options: ProtectOptions, note: Report
+) -> tuple[list[Job], KeySnapshot]:
+    """Return a job for every path whose subject can be sealed for, and the keys."""
+    subjects: dict[str, str] = {}
+    for path in paths:
+        try:
+            check_relative_path(path)
+            subjects[path] = options.subject_of(path)
+            keyring.subject_tag(subjects[path])
+        except IsedError as error:
+            subjects.pop(path, None)
+            note(Outcome(path, "", "failed", error=error))
+    snapshot = keyring.snapshot(subjects.values())
+    jobs = []
+    for path, subject in subjects.items():
+        name = keyring.file_name(options.dataset, path)
+        try:
+            jobs.append(Job(path, name, snapshot.sealing_key(subject)))
+        except IsedError as error:
+            note(Outcome(path, name, "failed", error=error))
+    return jobs, snapshot
+
+
+class _Run:
+    """Batches under way: some being read, one in the networks, some being sealed."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        model: Anonymizer,
+        options: ProtectOptions,
+        note: Report,
+        stop: threading.Event,
+    ) -> None:
+        self.stop = stop
+        self._setting, self._model, self._options, self._note = setting, model, options, note
+        self._levels = PixelLevels()
+        self._ahead = max(1, 2 * options.workers)
+        self._reads: deque[tuple[list[Job], Future[list[SourceImage | Outcome]]]] = deque()
+        self._seals: deque[Future[list[Outcome]]] = deque()
+
+    def go(self, jobs: list[Job]) -> None:
+        """Do all jobs, or those begun before a stop."""
+        size = max(1, min(self._options.batch, 64))
+        chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        executor = make_executor(self._options.workers, self._setting)
+        try:
+            for chunk in self._until_stopped(chunks):
+                future = executor.submit(read_chunk, chunk)
+                self._reads.append((chunk, future))
+                if len(self._reads) > self._ahead:
+                    self._anonymize(executor)
+            while self._reads and not self.stop.is_set():
+                self._anonymize(executor)
+            while self._seals:
+                self._reap()
+        except BrokenProcessPool:
+            raise StorageError(
+                "a worker process died, perhaps for want of memory; use fewer --workers"
+            ) from None
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def _until_stopped(self, chunks: list[list[Job]]) -> Iterator[list[Job]]:
+        for chunk in chunks:
+            if self.stop.is_set():
+                return
+            yield chunk
+
+    def _anonymize(self, executor: Executor) -> None:
+        """Take the oldest batch that was read through the networks and hand it on for sealing."""
+        jobs, future = self._reads.popleft()
+        items: list[tuple[Job, Metadata, bool]] = []
+        pixels = []
+        for job, result in zip(jobs, future.result(), strict=True):
+            if isinstance(result, Outcome):
+                self._note(result)
+                continue
+            metadata = Metadata(job.path, result.sha256, result.height, result.width)
+            items.append((job, metadata, result.had_exif))
+            pixels.append(result.pixels)
+        if not items:
+            return
+        anonymized = self._model.anonymize_tensor(torch.from_numpy(np.stack(pixels)))
+        if not bool(torch.isfinite(anonymized).all()):
+            raise BadInput("the anonymizer gives NaN or infinity; the checkpoint is broken")
+        to_seal = self._levels.to_bytes(anonymized).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        self._seals.append(executor.submit(seal_chunk, items, to_seal))
+        if len(self._seals) > self._ahead:
+            self._reap()
+
+    def _reap(self) -> None:
+        """Count the oldest batch that was handed on for sealing."""
+        for outcome in self._seals.popleft().result():
+            self._note(outcome)

@@ -1,0 +1,85 @@
+"""The three verbs on PIL images and arrays, one or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from yacs.config import CfgNode
+
+from engine.api import Anonymizer
+from engine.checkpoint import save_official
+from engine.model import build_model
+from tests.fixtures.protection import save_checkpoint
+from utils.errors import UserError
+
+
+@pytest.fixture
+def model(make_cfg: Callable[..., CfgNode], tmp_path: Path) -> Anonymizer:
+    save_checkpoint(make_cfg, tmp_path / "trained")
+    return Anonymizer.from_checkpoint(tmp_path / "trained", device="cpu", precision="float32")
+
+
+def _array(seed: int = 0, size: tuple[int, int] = (50, 30)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def test_what_comes_back_is_like_what_was_given(model: Anonymizer) -> None:
+    array, image = _array(), Image.fromarray(_array())
+    one = model.anonymize(array)
+    assert one.shape == (64, 32, 3)
+    assert one.dtype == np.uint8
+    drawn = model.anonymize(image)
+    assert isinstance(drawn, Image.Image)
+    assert np.array_equal(np.asarray(drawn), one)
+    many = model.anonymize([image, image])
+    assert isinstance(many, list)
+    assert np.array_equal(np.asarray(many[1]), one)
+    assert model.recover(drawn).size == (32, 64)
+    assert model.anonymize([]) == []
+
+
+def test_anonymize_is_the_network_on_the_training_preprocessing(model: Anonymizer) -> None:
+    image = Image.fromarray(_array())
+    resized = np.asarray(image.resize((32, 64), Image.Resampling.BILINEAR))
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (model.pixels.mean, model.pixels.std))
+    x = (torch.from_numpy(resized.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
+    with torch.no_grad():
+        expected = model.pixels.to_uint8(model._anonymizer(x))[0].permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(model.anonymize(image)).astype(int) - expected).max() <= 1
+
+
+def test_embeddings_are_unit_vectors(model: Anonymizer) -> None:
+    embeddings = model.embed([_array(index) for index in range(70)])  # more than one batch
+    assert embeddings.shape == (70, 512)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    assert model.embed(_array(3)).shape == (1, 512)
+    np.testing.assert_allclose(model.embed(_array(3))[0], embeddings[3], atol=1e-4)
+
+
+def test_grey_images_are_converted_and_other_things_named(model: Anonymizer) -> None:
+    assert model.anonymize(Image.new("L", (10, 20))).mode == "RGB"
+    with pytest.raises(UserError, match=r"\(50, 30\) of float64"):
+        model.anonymize(np.zeros((50, 30)))  # type: ignore[type-var]
+    with pytest.raises(UserError, match="got a str"):
+        model.anonymize(["a.png"])  # type: ignore[type-var]
+    with pytest.raises(UserError, match="at least one"):
+        model.embed([])
+
+
+def test_baseline_and_missing_checkpoints_are_named(
+    make_cfg: Callable[..., CfgNode], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        Anonymizer.from_checkpoint(tmp_path / "nothing")
+    baseline = tmp_path / "base"
+    baseline.mkdir()
+    nets = build_model(make_cfg("MODEL.MODE", "C", "MODEL.PRETRAIN_CHOICE", "none"), 5).nets
+    save_official(baseline, "latest", nets.official_networks)
+    with pytest.raises(UserError, match="no network G, G_R"):
+        Anonymizer.from_checkpoint(baseline)

@@ -1,0 +1,278 @@
+r"""Protect folders of pictures: anonymize and seal them; open, recover, verify or search them.
+
+Examples:
+    python3 tools/keyring.py --keyring keys.db --master master.key init
+    python3 tools/protect.py protect photos sealed --checkpoint log/run --keyring keys.db \
+        --master master.key --subject-from folder
+    python3 tools/protect.py verify sealed --keyring keys.db --master master.key
+    python3 tools/protect.py open sealed anonymized --keyring keys.db --master master.key
+    python3 tools/protect.py recover sealed recovered --checkpoint log/run --keyring keys.db \
+        --master master.key
+    python3 tools/protect.py search someone.jpg sealed --checkpoint log/run --keyring keys.db \
+        --master master.key -k 5
+
+The same command goes on after an interruption. Exit codes: 0 all done, 1 some failed, 2 usage,
+3 environment (disk, device), 4 keyring, 5 at least one authentication failure, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+if __package__ in (
+    None,
+    "",
+):  # run as a file: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from engine.api import PUBLISHED, Anonymizer
+from engine.opened_folder import OpenOptions, write_opened
+from engine.protection import ProtectOptions, Summary, list_sources, protect_folder
+from engine.sealed_folder import check_apart
+from engine.sealing_work import Outcome
+from engine.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
+from engine.unsealing import (
+    Unsealed,
+    accept_folder,
+    query_embedding,
+    sealed_files,
+    search,
+    unseal,
+    verify_folder,
+)
+from layers.pixels import PixelSpace
+from modeling.encryption.errors import IsedError
+from modeling.encryption.keyring import Keyring
+from tools.master_arguments import add_master_arguments, master_from
+from utils.errors import UserError
+from utils.progress import Progress
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        run: Command = arguments.run
+        return run(arguments)
+    except UserError as error:
+        print(_line(error), file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Command, *places: tuple[str, str]) -> argparse.ArgumentParser:
+        text = (run.__doc__ or "").strip()
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        for place, meaning in places:
+            sub.add_argument(place, type=Path, help=meaning)
+        sub.add_argument("--keyring", type=Path, required=True, help="keyring file")
+        add_master_arguments(sub)
+        return sub
+
+    sealed = ("sealed", "folder of sealed pictures, or one of them")
+    protect = command(
+        "protect", _protect, ("input", "folder of pictures"), ("output", "folder of sealed files")
+    )
+    _add_model(protect)
+    _add_protect_options(protect)
+    opening = command("open", _open, sealed, ("output", "folder for anonymized pictures"))
+    opening.add_argument("--checkpoint", type=Path, help="training whose pixel space to use")
+    opening.add_argument(
+        "--exact", action="store_true", help="write the stored bytes unchanged, not as colours"
+    )
+    recover = command("recover", _recover, sealed, ("output", "folder for recovered pictures"))
+    _add_model(recover)
+    recover.add_argument("--batch", type=int, default=32, help="pictures per batch (32)")
+    for sub in (opening, recover):
+        sub.add_argument("--original-size", action="store_true", help="resize to the source's size")
+        sub.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    verify = command("verify", _verify, ("sealed", "folder of sealed pictures"))
+    verify.add_argument(
+        "--accept", action="store_true", help="afterwards take what opens now for the whole folder"
+    )
+    find = command("search", _search, ("query", "picture, raw or sealed"), sealed)
+    _add_model(find)
+    find.add_argument("-k", type=int, default=10, help="how many (10)")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses the networks."""
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training in mode GCR"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+
+
+def _add_protect_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `protect`."""
+    parser.add_argument(
+        "--subject-from", default="folder", choices=SUBJECT_SOURCES,
+        help="whose key: the picture's folder (default), a regular expression on its path, a "
+        "table, or a key of its own for every picture",
+    )  # fmt: skip
+    parser.add_argument(
+        "--subject-regex", default=DEFAULT_PATTERN, help="with group 'subject' (Market-1501 names)"
+    )
+    parser.add_argument("--subject-csv", type=Path, help="table with columns path, subject")
+    parser.add_argument("--dataset", help="name in labels and output names (the input's name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--batch", type=int, default=32, help="pictures per batch, up to 64 (32)")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that read and seal; 0 for none (2)"
+    )
+
+
+def _keyring(arguments: argparse.Namespace) -> Keyring:
+    """Open the keyring of the command line."""
+    master = master_from(arguments.master, arguments.passphrase_file)
+    return Keyring.open(arguments.keyring, master)
+
+
+def _model(arguments: argparse.Namespace) -> Anonymizer:
+    """Load the networks of the command line."""
+    return Anonymizer.from_checkpoint(arguments.checkpoint, device=arguments.device)
+
+
+def _protect(arguments: argparse.Namespace) -> int:
+    """Anonymize every picture below a folder and seal it."""
+    check_apart(arguments.input, arguments.output, arguments.keyring)
+    dataset = arguments.dataset or arguments.input.resolve().name
+    rule = subject_rule(
+        arguments.subject_from,
+        dataset,
+        pattern=arguments.subject_regex,
+        table=arguments.subject_csv,
+    )
+    options = ProtectOptions(
+        dataset, rule, arguments.batch, max(0, arguments.workers), arguments.overwrite
+    )
+    total = len(list_sources(arguments.input))
+    stop = threading.Event()
+    with _keyring(arguments) as keyring:
+        model = _model(arguments)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        with Progress(total, "Protect") as bar:
+
+            def report(outcome: Outcome) -> None:
+                bar.update()
+                if outcome.error is not None:
+                    print(_line(outcome.error, outcome.path), file=sys.stderr)
+
+            summary = protect_folder(
+                arguments.input, arguments.output, model, keyring, options, report=report, stop=stop
+            )
+            _say(summary, arguments.output, bar.rate)
+    return 130 if summary.interrupted else summary.exit_code
+
+
+def _say(summary: Summary, output: Path, rate: float) -> None:
+    """Print what became of a folder."""
+    print(
+        f"{output}: {summary.sealed} sealed, {summary.kept} there already, {summary.failed} failed "
+        f"({rate:.1f} pictures/s)"
+    )
+    if summary.exif:
+        print(f"EXIF data of {summary.exif} pictures was not kept; orientation was applied")
+    if summary.interrupted:
+        print("interrupted; the same command goes on")
+
+
+def _open(arguments: argparse.Namespace) -> int:
+    """Give anonymized pictures back as PNG files."""
+    if arguments.checkpoint is None:
+        pixels = PixelSpace(PUBLISHED["INPUT.PIXEL_MEAN"], PUBLISHED["INPUT.PIXEL_STD"])
+    else:
+        pixels = Anonymizer.from_checkpoint(arguments.checkpoint, device="cpu").pixels
+    return _write(arguments, OpenOptions(pixels, exact=arguments.exact))
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    """Run the recovery network on sealed pictures and write PNG files."""
+    model = _model(arguments)
+    return _write(arguments, OpenOptions(model.pixels, model, batch=max(1, arguments.batch)))
+
+
+def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
+    """Open sealed pictures into a folder."""
+    check_apart(arguments.sealed, arguments.output, arguments.keyring)
+    files = sealed_files(arguments.sealed)
+    with _keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
+        codes = [0]
+        for file in write_opened(
+            unseal(files, keyring),
+            arguments.output,
+            options,
+            original_size=arguments.original_size,
+            overwrite=arguments.overwrite,
+        ):
+            bar.update()
+            codes.append(_code(file))
+    failed = sum(code > 0 for code in codes)
+    print(f"{arguments.output}: {len(files) - failed} pictures, {failed} failed")
+    return max(codes)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Open every file of a folder and compare the folder with its sealed manifest."""
+    with _keyring(arguments) as keyring:
+        codes = [_code(file) for file in verify_folder(arguments.sealed, keyring)]
+        failed = sum(code > 0 for code in codes)
+        print(f"{arguments.sealed}: {len(codes) - failed} good, {failed} failed")
+        if arguments.accept:
+            print(f"new manifest of {accept_folder(arguments.sealed, keyring)} files")
+    return max(codes)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    """Show the sealed pictures most like a query picture."""
+    model = _model(arguments)
+    with _keyring(arguments) as keyring:
+        try:
+            query = query_embedding(arguments.query, keyring, model)
+        except IsedError as error:
+            return _code(Unsealed(arguments.query, error=error))
+        files = unseal(sealed_files(arguments.sealed), keyring)
+        matches, unusable = search(query, files, model, max(1, arguments.k))
+    for rank, match in enumerate(matches, 1):
+        print(f"{rank:4d}  {match.similarity:+.4f}  {match.file}  {match.path}")
+    return max([0, *(_code(file) for file in unusable)])
+
+
+def _code(file: Unsealed) -> int:
+    """Report a file's error, if any; return the exit code it asks for."""
+    if file.error is None:
+        return 0
+    print(_line(file.error, str(file.path)), file=sys.stderr)
+    return file.error.exit_code
+
+
+def _line(error: UserError, path: str = "") -> str:
+    """Return an error as one line that a terminal shows as it is."""
+    text = f"error: {path}: " if path else "error: "
+    text += f"{type(error).__name__}: {error}"
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
