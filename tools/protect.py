@@ -21,7 +21,8 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 if __package__ in (
@@ -170,9 +171,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     stop = threading.Event()
     with _keyring(arguments) as keyring:
         model = _model(arguments)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        with Progress(total, "Protect") as bar:
+        with _stopping_at_signals(stop), Progress(total, "Protect") as bar:
 
             def report(outcome: Outcome) -> None:
                 bar.update()
@@ -184,6 +183,20 @@ def _protect(arguments: argparse.Namespace) -> int:
             )
             _say(summary, arguments.output, bar.rate)
     return 130 if summary.interrupted else summary.exit_code
+
+
+@contextmanager
+def _stopping_at_signals(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C and `kill` end a run after what is under way."""
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(summary: Summary, output: Path, rate: float) -> None:
