@@ -96,9 +96,7 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(
-    cfg: CfgNode, samples: Sequence[Sample], device: torch.device
-) -> EvalLoader:
+def build_eval_loader(cfg: CfgNode, samples: Sequence[Sample], device: torch.device) -> EvalLoader:
     """Make a loader over samples in order, not augmented.
 
     Decoded images are shared with every living loader over the same list: keep the loader, and
@@ -158,13 +156,21 @@ def _source(
         # Workers blur on the CPU while it trains there; a GPU blurs faster than its workers.
         by_workers = desensitizer if desensitizer.cacheable and not on_gpu else None
         source = StreamedPixels(
-            paths, size, num_workers=workers, skip_bad=skip_bad, desensitizer=by_workers,
+            paths,
+            size,
+            num_workers=workers,
+            skip_bad=skip_bad,
+            desensitizer=by_workers,
             pin_memory=on_gpu,
         )
     else:
         resident = ResidentPixels(
-            paths, size, device=device if plan.mode == "device" else "cpu", num_workers=workers,
-            skip_bad=skip_bad, pin_memory=on_gpu and plan.mode == "memory",
+            paths,
+            size,
+            device=device if plan.mode == "device" else "cpu",
+            num_workers=workers,
+            skip_bad=skip_bad,
+            pin_memory=on_gpu and plan.mode == "memory",
         )
         if plan.keep_desensitized:
             resident.keep_desensitized(desensitizer)

@@ -124,7 +124,7 @@ class Noise(Desensitizer):
         step = _NOISE_CHUNK if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), step):
             part = slice(start, start + step)
-            values = normal_noise(keys[part], images[0].numel()).view(images[part].shape)
+            values = normal_noise(keys[part], images.shape[1:].numel()).view(images[part].shape)
             values = values.mul_(255.0 * self.radius).add_(images[part])
             noisy[part] = values.round_().clamp_(0, 255)
         return noisy
@@ -179,7 +179,7 @@ def _box_pass(images: Tensor, axis: int, whole: int, inner: int, outer: int) -> 
 
 
 def _box_weights(radius: float) -> tuple[int, int, int]:
-    """Whole radius of the box, weight of its pixels and of the two beyond it, in 24-bit fixed point.
+    """Whole radius of the box, weights of its pixels and of the two beyond, 24-bit fixed point.
 
     Computed in single precision like Pillow's, since the weights must agree to the last bit.
     """

@@ -38,17 +38,20 @@ def content_keys(images: Tensor, seed: int) -> Tensor:
     Returns:
         int64 (B,) on the device of the images.
     """
-    flat = images.reshape(len(images), -1)
-    weights = _mix(_places(flat.shape[1], images.device) + derive_seed(seed, "content"))
-    # Image by image: a whole batch as int64 would need eight times its memory.
-    return torch.stack([_mix((image * weights).sum()) for image in flat])
+    flat = images.flatten(1)
+    secret = derive_seed(seed, "content")
+    weights = _mix(_places(flat.shape[1], images.device) + secret)
+    keys = torch.empty(len(images), dtype=torch.int64, device=images.device)
+    for place, image in enumerate(flat):  # a whole batch as int64 would need eight times its memory
+        keys[place] = (image * weights).sum()
+    return _mix(keys + secret)
 
 
 def normal_noise(keys: Tensor, count: int) -> Tensor:
     """Standard normal numbers, a pure function of the key and the place.
 
-    Every 64-bit hash gives four 16-bit numbers, which index the quantiles of the normal distribution
-    (2**16 of them: steps of at most 4e-5 standard deviations around the centre, tails end at 4.3).
+    Every 64-bit hash gives four 16-bit numbers, which index 2**16 quantiles of the normal
+    distribution: steps of 4e-5 standard deviations around the centre, tails end at 4.3.
 
     Args:
         keys: int64 (B,).

@@ -34,8 +34,8 @@ class _Identities:
 class TrainLoader:
     """P x K batches, augmented and normalised on the device.
 
-    Everything drawn (identities, flips, crops, rectangles, noise) is a function of (seed, epoch), so
-    an epoch is the same after a resume, and on every device. Ranks of a distributed run draw for
+    Everything drawn (identities, flips, crops, rectangles, noise) is a function of (seed, epoch),
+    so an epoch is the same after a resume, and on every device. Ranks of a distributed run draw for
     the whole batch and take their share.
 
     Args:

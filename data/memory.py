@@ -58,7 +58,7 @@ def plan_cache(
         taken_bytes: What images of other lists already take of limit_mib.
 
     Raises:
-        UserError: If the mode is unknown, asks for a GPU where none is used, or cannot hold the images.
+        UserError: If the mode is unknown, or was asked for and cannot hold the images.
     """
     if mode not in CACHE_MODES:
         raise UserError(f"CACHE.MODE is '{mode}'; expected one of {', '.join(CACHE_MODES)}")

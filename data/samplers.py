@@ -17,8 +17,8 @@ class IdentitySampler:
 
     The images of an identity are shuffled and cut into chunks of K; an identity with fewer than K
     images gives one chunk, drawn with replacement. Each batch takes P chunks of P identities. The
-    number of batches is the largest at which no batch holds an identity twice, the same every epoch;
-    only surplus chunks, drawn anew each epoch, are left out.
+    number of batches is the largest at which no batch holds an identity twice, the same in every
+    epoch; only surplus chunks, drawn anew each epoch, are left out.
 
     Each rank of a distributed run takes whole identities of every batch: the batches of all ranks,
     side by side, are the batch of a single rank.
@@ -46,17 +46,14 @@ class IdentitySampler:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        knobs = f"SOLVER.IMS_PER_BATCH {batch_size} / DATALOADER.NUM_INSTANCE {num_instances}"
         if num_instances < 1 or batch_size < 1 or batch_size % num_instances:
-            raise UserError(
-                f"SOLVER.IMS_PER_BATCH is {batch_size} and DATALOADER.NUM_INSTANCE {num_instances}; "
-                "expected a multiple of it"
-            )
+            raise UserError(f"{knobs} is no whole number of identities; expected a multiple")
         self.num_identities = batch_size // num_instances
         if self.num_identities % world_size:
             raise UserError(
-                f"a batch has {self.num_identities} identities (SOLVER.IMS_PER_BATCH {batch_size} / "
-                f"DATALOADER.NUM_INSTANCE {num_instances}), which {world_size} processes cannot share "
-                "evenly; change either, or the number of processes"
+                f"a batch has {self.num_identities} identities ({knobs}), which {world_size} "
+                "processes cannot share evenly; change either, or the number of processes"
             )
         self.num_instances, self.seed = num_instances, seed
         self.rank, self.world_size = rank, world_size
@@ -66,8 +63,8 @@ class IdentitySampler:
         if len(self._images) < self.num_identities:
             raise UserError(
                 f"the training set has {len(self._images)} identities, but a batch needs "
-                f"{self.num_identities} (SOLVER.IMS_PER_BATCH {batch_size} / DATALOADER.NUM_INSTANCE "
-                f"{num_instances}); lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+                f"{self.num_identities} ({knobs}); lower SOLVER.IMS_PER_BATCH or raise "
+                "DATALOADER.NUM_INSTANCE"
             )
         self._chunks = np.array([max(1, len(images) // num_instances) for images in self._images])
         self.num_batches = _most_batches(self._chunks, self.num_identities)
@@ -106,12 +103,10 @@ class IdentitySampler:
         return whole[:, self.part].contiguous()
 
     def _drawn_identities(self, rng: np.random.Generator) -> np.ndarray:
-        """One entry per chunk that is used, entries of an identity together, identities shuffled."""
+        """One entry per chunk in use; entries of an identity together, identities shuffled."""
         capped = np.minimum(self._chunks, self.num_batches)
         chunks = rng.permutation(np.repeat(np.arange(len(capped)), capped))
-        used = np.bincount(
-            chunks[: self.num_batches * self.num_identities], minlength=len(capped)
-        )
+        used = np.bincount(chunks[: self.num_batches * self.num_identities], minlength=len(capped))
         order = rng.permutation(len(capped))
         return np.repeat(order, used[order])
 
@@ -141,8 +136,8 @@ def _most_batches(chunks: np.ndarray, num_identities: int) -> int:
 def _spread(entries: np.ndarray, num_batches: int, rng: np.random.Generator) -> np.ndarray:
     """Deal runs of equal entries, none longer than num_batches, out to batches without repetition.
 
-    Every row of num_batches entries puts one into each batch, in random order. A run that goes on from
-    the row before takes batches it is not in yet; there are always enough of them.
+    Every row of num_batches entries puts one into each batch, in random order. A run that goes on
+    from the row before takes batches it is not in yet; there are always enough of them.
 
     Returns:
         (num_batches, len(entries) / num_batches), the entries of each batch.

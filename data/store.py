@@ -1,4 +1,4 @@
-"""Decoded 8-bit pictures: every file is decoded once and kept, or streamed where memory is short."""
+"""Decoded 8-bit pictures: each file is decoded once and kept, or streamed if memory is short."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ class StreamedPixels:
         self._pictures = _Pictures(paths, size, desensitizer)
         self._num_workers, self._pin_memory = count_workers(num_workers), pin_memory
         self.usable = (
-            _decode_all(paths, size, num_workers, skip_bad) if skip_bad else torch.arange(len(paths))
+            _decode_all(paths, size, num_workers, skip_bad)
+            if skip_bad
+            else torch.arange(len(paths))
         )
 
     @property
@@ -211,7 +213,7 @@ def _decode_all(
     skip_bad: bool,
     keep_in: Tensor | None = None,
 ) -> Tensor:
-    """Decode everything in threads, into ``keep_in`` if given; return the places of good pictures."""
+    """Decode everything in threads, into ``keep_in`` if given; return places of good pictures."""
     bad: list[tuple[int, BadImage]] = []
 
     def decode_chunk(start: int) -> np.ndarray:

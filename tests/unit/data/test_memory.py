@@ -1,0 +1,80 @@
+"""Where decoded images are kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data import memory
+from data.memory import MIB, plan_cache
+from utils.errors import UserError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+SIZE = (256, 128)  # 96 KiB an image
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch):
+    """8 GiB free on the host, 4 GiB on the GPU."""
+    monkeypatch.setattr(
+        memory, "_free_bytes", lambda device: 4096 * MIB if device == GPU else 8192 * MIB
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "device", "options", "expected"),
+    [
+        (1_000, CPU, {}, "memory"),
+        (43_000, CPU, {}, "memory"),  # 4,031 MiB: just under half
+        (44_000, CPU, {}, "stream"),
+        (10_000, GPU, {}, "device"),  # 938 MiB: just under a quarter
+        (11_000, GPU, {}, "memory"),
+        (44_000, GPU, {}, "stream"),
+        (1_000, GPU, {"mode": "memory"}, "memory"),
+        (1_000, GPU, {"mode": "stream"}, "stream"),
+        (40_000, GPU, {"mode": "device"}, "device"),  # asked for by name: all that is free
+        (80_000, CPU, {"mode": "memory"}, "memory"),
+        (1_000, CPU, {"mode": "device"}, "memory"),
+        (1_000, CPU, {"limit_mib": 90}, "stream"),
+        (1_000, CPU, {"limit_mib": 94}, "memory"),
+        (1_000, CPU, {"limit_mib": 100, "taken_bytes": 10 * MIB}, "stream"),
+        (1_000, CPU, {"limit_mib": 0}, "stream"),
+        (20_000, GPU, {"limit_mib": 3000}, "device"),
+        (0, CPU, {}, "memory"),
+    ],
+)
+def test_decision_table(images, device, options, expected):
+    assert plan_cache(images, SIZE, device, **options).mode == expected
+
+
+def test_desensitized_images_are_kept_where_both_fit():
+    assert plan_cache(20_000, SIZE, CPU, with_desensitized=True).keep_desensitized
+    assert not plan_cache(30_000, SIZE, CPU, with_desensitized=True).keep_desensitized
+    assert not plan_cache(20_000, SIZE, CPU).keep_desensitized
+    assert not plan_cache(1_000, SIZE, CPU, with_desensitized=True, limit_mib=100).keep_desensitized
+
+
+def test_the_size_is_said():
+    reason = plan_cache(1_000, SIZE, CPU, with_desensitized=True).reason
+    assert reason.startswith(
+        "1000 images are kept in host memory as 8-bit raw and desensitized: 188 MiB"
+    )
+    assert "94 MiB if they were kept" in plan_cache(1_000, SIZE, CPU, mode="stream").reason
+
+
+@pytest.mark.parametrize("options", [{"limit_mib": 10}, {"taken_bytes": 0, "limit_mib": 0}])
+def test_a_mode_that_cannot_hold_the_images_names_the_knobs(options):
+    with pytest.raises(UserError, match="CACHE.MODE memory needs 94 MiB.*CACHE.LIMIT_MIB.*stream"):
+        plan_cache(1_000, SIZE, CPU, mode="memory", **options)
+
+
+def test_an_unknown_mode_names_the_choices():
+    with pytest.raises(UserError, match="'disk'; expected one of auto, device, memory, stream"):
+        plan_cache(1, SIZE, CPU, mode="disk")
+
+
+def test_free_memory_of_this_machine_is_found(monkeypatch):
+    monkeypatch.undo()
+    assert memory._free_bytes(CPU) > 16 * MIB
+    monkeypatch.setattr(memory, "_left_in_container", lambda: 5)
+    assert memory._free_bytes(CPU) == 5

@@ -1,0 +1,119 @@
+"""Decoding once: pixels, bad pictures, and the two ways of getting batches."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.desensitize import Blur
+from data.store import ResidentPixels, StreamedPixels, count_workers, decode
+from tests.fixtures.pictures import write_picture, write_samples
+from utils.errors import UserError
+
+SIZE = (32, 16)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return [sample.path for sample in write_samples(tmp_path, [7, 5])]
+
+
+@pytest.fixture
+def damaged(paths):
+    """The same pictures, the 4th cut short and the 9th not a picture."""
+    with Path(paths[3]).open("r+b") as file:
+        file.truncate(700)
+    Path(paths[8]).write_bytes(b"<html>not found</html>")
+    return paths
+
+
+def _all(source) -> tuple[torch.Tensor, torch.Tensor | None]:
+    plan = torch.arange(12).split(5)
+    batches = list(source.batches(plan))
+    assert [len(raw) for raw, _ in batches] == [5, 5, 2]
+    desensitized = [kept for _, kept in batches if kept is not None]
+    return torch.cat([raw for raw, _ in batches]), (
+        torch.cat(desensitized) if desensitized else None
+    )
+
+
+def test_pictures_are_resized_with_pillows_bilinear_filter(tmp_path):
+    path = write_picture(tmp_path / "a.png", 1)
+    expected = np.asarray(Image.open(path).resize((16, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(decode(path, SIZE), expected.transpose(2, 0, 1))
+
+
+def test_memory_and_stream_hold_the_same_pixels(paths):
+    raw, desensitized = _all(ResidentPixels(paths, SIZE, num_workers=2))
+    assert desensitized is None
+    np.testing.assert_array_equal(raw.numpy(), np.stack([decode(p, SIZE) for p in paths]))
+    for workers in (0, 2):
+        assert torch.equal(_all(StreamedPixels(paths, SIZE, num_workers=workers))[0], raw)
+
+
+def test_memory_and_stream_hold_the_same_desensitized_pixels(paths):
+    resident = ResidentPixels(paths, SIZE)
+    resident.keep_desensitized(Blur(3.0))
+    assert resident.num_bytes == 2 * 12 * 3 * 32 * 16
+    raw, desensitized = _all(resident)
+    assert torch.equal(desensitized, Blur(3.0)(raw))
+    streamed = _all(StreamedPixels(paths, SIZE, num_workers=1, desensitizer=Blur(3.0)))
+    assert torch.equal(streamed[0], raw)
+    assert torch.equal(streamed[1], desensitized)
+
+
+def test_batches_follow_the_plan(paths):
+    plan = [torch.tensor([4, 4, 0]), torch.tensor([11])]
+    whole = ResidentPixels(paths, SIZE).raw
+    for source in (ResidentPixels(paths, SIZE), StreamedPixels(paths, SIZE, num_workers=1)):
+        for places, (raw, _) in zip(plan, source.batches(plan), strict=True):
+            assert torch.equal(raw, whole[places])
+
+
+def test_bad_pictures_are_counted_and_named(damaged):
+    with pytest.raises(UserError, match="2 of 12 pictures cannot be decoded") as caught:
+        ResidentPixels(damaged, SIZE)
+    for part in (damaged[3], damaged[8], "HTML page", "CACHE.SKIP_BAD True"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ResidentPixels, StreamedPixels])
+def test_bad_pictures_are_left_out_and_said(damaged, kind, caplog):
+    with caplog.at_level(logging.WARNING, logger="reid_baseline"):
+        logging.getLogger("reid_baseline").propagate = True
+        source = kind(damaged, SIZE, skip_bad=True, num_workers=1)
+    assert source.usable.tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert "2 of 12 pictures" in caplog.text
+    assert damaged[3] in caplog.text
+    raw, _ = next(source.batches([source.usable]))
+    assert torch.equal(raw[3], torch.from_numpy(decode(damaged[4], SIZE).copy()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_in_a_stream_is_one_sentence(damaged, workers):
+    with pytest.raises(UserError) as caught:
+        _all(StreamedPixels(damaged, SIZE, num_workers=workers))
+    assert damaged[3] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_many_bad_pictures_are_not_all_listed(tmp_path):
+    paths = [str(tmp_path / f"missing_{i}.jpg") for i in range(40)]
+    with pytest.raises(UserError, match="40 of 40.*and 35 more"):
+        ResidentPixels(paths, SIZE)
+
+
+def test_an_empty_list_is_no_error():
+    assert len(ResidentPixels([], SIZE).usable) == 0
+
+
+def test_workers_are_counted():
+    assert count_workers(3) == 3
+    assert count_workers(0) == 0
+    assert 1 <= count_workers(-1) <= 16
