@@ -20,8 +20,9 @@ if __package__ in (
 import argparse
 import shutil
 
-from data.datasets.base import LoadRequest
+from data.datasets.base import LoadedData, LoadRequest
 from data.positives import count_positives
+from data.records import Sample
 from data.registry import banner, load_data
 from data.splits import STRATEGIES
 from data.staging import staged_folder
@@ -79,34 +80,19 @@ def make_split(
     target = (output_dir or root) / f"{name}_val"
     refuse_existing(target, overwrite=overwrite)
     with staged_folder(target, overwrite=overwrite) as staging:
-        scratch = staging / ".extracted"
-        request = LoadRequest(
-            name,
-            root,
-            msmt17_protocol,
-            cuhk03_kind,
-            extract_to=scratch / f"images_{cuhk03_kind}" if output_dir else None,
+        scratch = staging / ".extracted" if output_dir else None
+        loaded = load_data(
+            LoadRequest(name, root, msmt17_protocol, cuhk03_kind, extract_to=scratch)
         )
-        loaded = load_data(request)
         print("\n".join(banner(loaded)))
         for problem in loaded.problems:
             print(f"{problem.level}: {problem.text}", file=sys.stderr)
-        whole = loaded.splits
-        names = market_names(whole.train, loaded.market_names)
-        names |= market_names((*whole.query, *whole.gallery), loaded.market_names)
-        # By new name, which is the same for every layout of a data set: so is the split.
-        split = STRATEGIES[strategy](whole.train, seed, name_of=lambda s: names[s.path])
-        parts = {
-            "train": split.train,
-            "val_query": split.val_query,
-            "val_gallery": split.val_gallery,
-            "query": whole.query,
-            "gallery": whole.gallery,
-        }
+        parts, names = _divide(loaded, strategy, seed)
         folders = arrange(parts, names)
         way = fill(staging, folders)
-        shutil.rmtree(scratch, ignore_errors=True)
-        matches = count_positives(split.val_query, split.val_gallery, cross_camera=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)  # pictures in neither training nor test
+        matches = count_positives(parts["val_query"], parts["val_gallery"], cross_camera=True)
         facts = {
             "dataset": name,
             "strategy": strategy,
@@ -116,6 +102,25 @@ def make_split(
         }
         write_record(staging, loaded, parts, folders, facts)
     return target
+
+
+def _divide(
+    loaded: LoadedData, strategy: str, seed: int
+) -> tuple[dict[str, tuple[Sample, ...]], dict[str, str]]:
+    """Return the five subsets, and every picture's new name by its path."""
+    whole = loaded.splits
+    names = market_names(whole.train, loaded.market_names)
+    names |= market_names((*whole.query, *whole.gallery), loaded.market_names)
+    # By new name, which is the same for every layout of a data set: so is the split.
+    split = STRATEGIES[strategy](whole.train, seed, name_of=lambda s: names[s.path])
+    parts = {
+        "train": split.train,
+        "val_query": split.val_query,
+        "val_gallery": split.val_gallery,
+        "query": whole.query,
+        "gallery": whole.gallery,
+    }
+    return parts, names
 
 
 def main(argv: list[str] | None = None) -> int:

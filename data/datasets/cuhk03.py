@@ -14,7 +14,7 @@ from data import problems as wrong
 from data.datasets.base import Counts, LoadedData, LoadRequest
 from data.datasets.cuhk03_listed import KINDS, TITLE, Sources, find_part, load_listed
 from data.datasets.cuhk03_protocol import config_name
-from data.datasets.locate import has_folders, named_children, not_found, search_below
+from data.datasets.locate import Origin, has_folders, named_children, not_found, search_below
 from data.datasets.market_style import (
     FOLDERS,
     load_validation_tree,
@@ -25,6 +25,12 @@ from data.problems import DatasetError
 from data.records import Sample
 
 ROOTS = ("cuhk03", "cuhk03-np", "cuhk-03")
+ORIGIN = Origin(
+    TITLE,
+    ROOTS,
+    f"{', '.join(FOLDERS)}, or images_KIND/ or cuhk-03.mat with {config_name('KIND')}",
+    "https://www.ee.cuhk.edu.hk/~xgwang/CUHK_identification.html",
+)
 EXPECTED = {
     "labeled": {
         "train": Counts(767, 7_368, 2),
@@ -67,8 +73,7 @@ def load(request: LoadRequest) -> LoadedData:
             return _described(load_listed(sources, request), request)
     for home in homes:
         _explain_what_is_there(home, kind)
-    needs = f"{', '.join(FOLDERS)}, or images_{kind}/ or cuhk-03.mat with {config_name(kind)}"
-    raise not_found(request.root, TITLE, ROOTS, _is_any, needs)
+    raise not_found(request.root, ORIGIN, _is_any)
 
 
 def kinds_present(root: Path) -> tuple[str, ...]:

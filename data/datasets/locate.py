@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.datasets.naming import list_folders
@@ -49,38 +50,54 @@ def find_below(root: Path, names: Sequence[str], test: Test, depth: int = 2) -> 
     return None
 
 
-def not_found(root: Path, title: str, names: Sequence[str], test: Test, needs: str) -> DatasetError:
+@dataclass(frozen=True)
+class Origin:
+    """What to tell somebody who lacks a data set.
+
+    Attributes:
+        title: Name for people.
+        names: Names its folder goes by, preferred first.
+        needs: What its folder has to hold, in words.
+        page: Where its authors hand it out.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    needs: str
+    page: str
+
+
+def not_found(root: Path, origin: Origin, test: Test) -> DatasetError:
     """Explain why ``find_below`` found nothing: no root, wrong level, or not there.
 
     Args:
         root: Folder that was searched.
-        title: Name of the data set for people.
-        names: Names its folder goes by.
+        origin: What was looked for.
         test: Whether a folder is (at least a part of) the data set.
-        needs: What its folder has to hold, in words.
     """
     if not root.is_dir():
         return DatasetError(
             "no-root",
-            f"DATASETS.ROOT_DIR {root} is not a folder; give the folder that holds {names[0]}/",
+            f"DATASETS.ROOT_DIR {root} is not a folder; give the one that holds {origin.names[0]}/",
         )
     return (
-        _too_deep(root, title, names, test)
-        or _too_high(root, title, names, test)
-        or _absent(root, title, names, needs)
+        _too_deep(root, origin.title, origin.names, test)
+        or _too_high(root, origin.title, origin.names, test)
+        or _absent(root, origin)
     )
 
 
 def _too_deep(root: Path, title: str, names: Sequence[str], test: Test) -> DatasetError | None:
     root = root.resolve()
+    lower = {name.lower() for name in names}
     for folder in (root, root.parent):
         if not test(folder):
             continue
-        if any(
-            parent.name.lower() in {n.lower() for n in names} for parent in (folder, folder.parent)
-        ):
-            known = folder if folder.name.lower() in {n.lower() for n in names} else folder.parent
+        known = next((f for f in (folder, folder.parent) if f.name.lower() in lower), None)
+        if known is not None:
             remedy = f"give the folder above: DATASETS.ROOT_DIR {known.parent}"
+        elif folder == root.parent:
+            continue  # that folders named alike lie beside the root says nothing
         else:
             remedy = (
                 f"rename it to {names[0]} and give the folder above (DATASETS.ROOT_DIR "
@@ -105,10 +122,11 @@ def _too_high(root: Path, title: str, names: Sequence[str], test: Test) -> Datas
     return None
 
 
-def _absent(root: Path, title: str, names: Sequence[str], needs: str) -> DatasetError:
+def _absent(root: Path, origin: Origin) -> DatasetError:
     found = [child.name + "/" for child in list_folders(root)]
     return DatasetError(
         "not-found",
-        f"{title} is not in {root}: expected {' or '.join(f'{n}/' for n in names)} with {needs}; "
-        f"found {examples(found, 6) if found else 'no folder'}; unpack the archive there",
+        f"{origin.title} is not in {root}: expected {' or '.join(f'{n}/' for n in origin.names)} "
+        f"with {origin.needs}; found {examples(found, 6) if found else 'no folder'}; nothing is "
+        f"downloaded here: its authors give it for research, on their terms, at {origin.page}",
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.base import Counts, LoadedData, LoadRequest
-from data.datasets.locate import find_below, has_folders, not_found
+from data.datasets.locate import Origin, find_below, has_folders, not_found
 from data.datasets.market_style import (
     FOLDERS,
     load_validation_tree,
@@ -17,6 +17,12 @@ from data.records import DatasetSplits
 
 TITLE = "Market1501"
 ROOTS = ("market1501", "Market-1501-v15.09.15", "Market-1501", "Market")
+ORIGIN = Origin(
+    TITLE,
+    ROOTS,
+    ", ".join(FOLDERS),
+    "https://zheng-lab.cecs.anu.edu.au/Project/project_reid.html",
+)
 # After junk is dropped; the gallery's identities include pid 0, the distractors.
 EXPECTED = {
     "train": Counts(751, 12_936, 6),
@@ -56,7 +62,7 @@ def locate(root: Path) -> Path:
     partial = find_below(root, ROOTS, _is_part)
     if partial is not None:
         raise missing_folders(partial, TITLE)
-    raise not_found(root, TITLE, ROOTS, _is_part, ", ".join(FOLDERS))
+    raise not_found(root, ORIGIN, _is_part)
 
 
 def _is_part(folder: Path) -> bool:

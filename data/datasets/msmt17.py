@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from data import problems as wrong
 from data.datasets.base import Counts, LoadedData, LoadRequest, subject_of
-from data.datasets.locate import find_below, has_folders, not_found
+from data.datasets.locate import Origin, find_below, has_folders, not_found
 from data.datasets.market_style import (
     FOLDERS,
     load_validation_tree,
     read_market_tree,
     split_of,
 )
-from data.datasets.naming import is_image_name, list_folders
+from data.datasets.msmt17_lists import LISTS, Line, files_below, read_list
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 
 TITLE = "MSMT17"
 ROOTS = ("MSMT17_V1", "MSMT17_V2", "MSMT17")
 PROTOCOLS = ("train", "trainval")
-NAME_PATTERN = "PPPP_III_CC_..., such as 0114_019_10_0303noon_0284_2_ex.jpg"
 _TEST = {"query": Counts(3_060, 11_659, 15), "gallery": Counts(3_060, 82_161, 15)}
 EXPECTED = {
     "train": {"train": Counts(1_041, 30_248, 15), **_TEST},
     "trainval": {"train": Counts(1_041, 32_621, 15), **_TEST},
 }
-_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
 _FIRST_TWO_DIGIT_CAMERA = 10
+ORIGIN = Origin(
+    TITLE,
+    ROOTS,
+    f"{', '.join(LISTS)} and train/ and test/, or {', '.join(FOLDERS)}",
+    "https://www.pkuvmc.com/dataset.html",
+)
 
 
 class _Folders(NamedTuple):
@@ -42,15 +46,6 @@ _LAYOUTS = (
     _Folders("MSMT17 V2", "mask_train_v2", "mask_test_v2"),
     _Folders("MSMT17 V1", "train", "test"),
 )
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One line of a list: a path below train or test, and the identity."""
-
-    path: str
-    pid: int
-    camera: int
 
 
 def load(request: LoadRequest) -> LoadedData:
@@ -71,25 +66,12 @@ def load(request: LoadRequest) -> LoadedData:
     if folder is not None:
         return _load_market_style(folder, request)
     _explain_what_is_there(request.root)
-    needs = f"{', '.join(_LISTS)} and train/ and test/, or {', '.join(FOLDERS)}"
-    raise not_found(request.root, TITLE, ROOTS, _is_any, needs)
+    raise not_found(request.root, ORIGIN, _is_any)
 
 
 def load_validation(request: LoadRequest) -> LoadedData:
     """Load ``msmt17_val``, made by ``data/train_split.py``."""
     return load_validation_tree(request, TITLE)
-
-
-def camera_of(name: str) -> int | None:
-    """Camera (from 1) of an original base name: its third field.
-
-    >>> camera_of("0114_019_10_0303noon_0284_2_ex.jpg")
-    10
-    """
-    fields = name.split("_")
-    if len(fields) < 4 or not all(field.isdigit() for field in fields[:3]):
-        return None
-    return int(fields[2])
 
 
 def _layout_of(folder: Path) -> _Folders | None:
@@ -111,7 +93,7 @@ def _is_any(folder: Path) -> bool:
 def _load_original(folder: Path, request: LoadRequest) -> LoadedData:
     kind = _layout_of(folder)
     assert kind is not None  # noqa: S101 - _is_original has seen them
-    lists = {name: _read_list(folder / name) for name in _wanted_lists(request.msmt17_protocol)}
+    lists = {name: read_list(folder / name) for name in _wanted_lists(request.msmt17_protocol)}
     images = {"query": kind.test, "gallery": kind.test}
     sources = {
         "train": [
@@ -137,38 +119,13 @@ def _load_original(folder: Path, request: LoadRequest) -> LoadedData:
 
 
 def _wanted_lists(protocol: str) -> list[str]:
-    return [name for name in _LISTS if name != "list_val.txt" or protocol == "trainval"]
-
-
-def _read_list(path: Path) -> list[_Line]:
-    """Read lines ``0000/0000_000_01_0303morning_0008_0.jpg 0``: the last space divides them."""
-    if not path.is_file():
-        raise DatasetError(
-            "missing-list",
-            f"{path} is missing; unpack the archive again, it holds {', '.join(_LISTS)}",
-        )
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not text.strip():
-            continue
-        name, _, pid = text.strip().rpartition(" ")
-        camera = camera_of(Path(name).name)
-        if camera is None or not pid.isdigit() or not is_image_name(Path(name).name):
-            raise DatasetError(
-                "no-name-matches",
-                f"{path} line {number} is {text!r}; expected 'PPPP/NAME.jpg PID' with NAME "
-                f"{NAME_PATTERN}; copy the original list again",
-            )
-        lines.append(_Line(name.strip(), int(pid), camera))
-    if not lines:
-        raise DatasetError("empty-list", f"{path} is empty; copy the original list again")
-    return lines
+    return [name for name in LISTS if name != "list_val.txt" or protocol == "trainval"]
 
 
 def _samples(
-    folder: Path, images: str, subset: str, lines: list[_Line], problems: list[Problem]
+    folder: Path, images: str, subset: str, lines: list[Line], problems: list[Problem]
 ) -> tuple[Sample, ...]:
-    present = _files_below(folder / images)
+    present = files_below(folder / images)
     missing = [line.path for line in lines if line.path.lower() not in present]
     if missing:
         raise _missing_images(folder, images, subset, missing, len(lines))
@@ -187,16 +144,6 @@ def _samples(
         for line, name in zip(lines, names, strict=True)
     )
     return tuple(sorted(samples, key=lambda s: s.path))
-
-
-def _files_below(folder: Path) -> dict[str, str]:
-    """Path as stored, by path in lower case; listing folders beats looking pictures up."""
-    return {
-        f"{person.name}/{path.name}".lower(): f"{person.name}/{path.name}"
-        for person in list_folders(folder)
-        for path in person.iterdir()
-        if is_image_name(path.name)
-    }
 
 
 def _missing_images(
@@ -256,5 +203,5 @@ def _explain_what_is_there(root: Path) -> None:
         )
     raise DatasetError(
         "missing-list",
-        f"{images} lacks {', '.join(_LISTS)}; unpack the archive again, it holds them",
+        f"{images} lacks {', '.join(LISTS)}; unpack the archive again, it holds them",
     )

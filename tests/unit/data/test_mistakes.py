@@ -240,6 +240,7 @@ def test_absent_and_unknown(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"found holidays/") as caught:
         load_splits("msmt17", tmp_path)
     assert caught.value.problem.code == "not-found"
+    assert "nothing is downloaded here: its authors give it" in str(caught.value)
     with pytest.raises(DatasetError, match=r"ROOT_DIR .*none is not a folder"):
         load_splits("market1501", tmp_path / "none")
     with pytest.raises(DatasetError, match=r"'markt1501'.*csv:PATH; did you mean market1501\?"):
