@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ class FakeWeights:
         # One number expanded: as many keys and shapes as the real thing, a few kilobytes.
         self.state: dict[str, Tensor] = {
             key: torch.tensor(3, dtype=value.dtype).expand(value.shape)
-            for key, value in resnet18().state_dict().items()
+            for key, value in _shapes().items()
         }
         self.content = {what: self._bytes(what, {}) for what in ("V1", "old", "V2")}
 
@@ -59,3 +60,9 @@ class FakeWeights:
         stream = io.BytesIO()
         torch.save(state, stream)
         return stream.getvalue()
+
+
+@cache
+def _shapes() -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return dict(resnet18().state_dict())
