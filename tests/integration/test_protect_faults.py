@@ -1,4 +1,4 @@
-"""Protect runs that are killed, interrupted, or out of disk: no bad file stays, resume completes."""
+"""Protect runs killed, interrupted, or out of disk: no bad file stays, resume completes."""
 
 from __future__ import annotations
 
