@@ -7,7 +7,7 @@ gallery, and each match's similarity is compared with its row while the row is i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,12 +16,9 @@ from torch import Tensor
 
 from engine.features import UnitFeatures
 from engine.matching import Matching
-from engine.memory import MIB, memory_budget_mib, require_memory
-from engine.precision import full_precision
+from engine.products import product_chunks
 from engine.ragged import Indices, Ragged, spans
 
-_CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
-_CONVERT_ROWS = 4096
 # A broken gallery image (NaN) is further than every sound one, an ignored image than all.
 _BROKEN = float(np.finfo(np.float32).min)
 # From here on one sort of the row is cheaper than a comparison for each match.
@@ -53,18 +50,10 @@ def rank_matches(
     Raises:
         UserError: Not even one query would fit into memory.
     """
-    device = gallery.embeddings.device
-    rows = _chunk_rows(queries, gallery, memory_mib)
-    collector = [RankCollector(matching, device, gallery) for _ in queries]
-    product = torch.empty(
-        min(rows, len(matching.queries)) * len(queries), len(gallery.embeddings), device=device
-    )
-    with full_precision(device), torch.inference_mode():
-        for chosen in collector[0].chunks(rows):
-            similarity = product[: len(chosen) * len(queries)]
-            _similarities(queries, matching.queries[chosen], gallery, similarity)
-            for one, block in zip(collector, similarity.split(len(chosen)), strict=True):
-                one.add(chosen, block)
+    collector = [RankCollector(matching, gallery.embeddings.device, gallery) for _ in queries]
+    for chosen, blocks in product_chunks(queries, gallery, matching, memory_mib=memory_mib):
+        for one, block in zip(collector, blocks, strict=True):
+            one.add(chosen, block)
     return [
         one.result(worst_rows(query, gallery, matching))
         for one, query in zip(collector, queries, strict=True)
@@ -98,12 +87,6 @@ class RankCollector:
             self._broken = gallery.broken.nonzero().squeeze(1)
         self._junk = torch.as_tensor(matching.junk, device=device)
         self._ranks = np.empty(len(matching.matches.values), np.int64)
-
-    def chunks(self, rows: int) -> Iterator[Indices]:
-        """Yield the scored queries, those with about as many matches together."""
-        order = np.argsort(self._matching.matches.lengths, kind="stable")
-        for start in range(0, len(order), rows):
-            yield order[start : start + rows]
 
     def add(self, chosen: Indices, similarity: Tensor) -> None:
         """Rank the matches of some queries; ``similarity`` (R, G) is overwritten."""
@@ -180,45 +163,6 @@ def _ranks_of_columns(similarity: Tensor, targets: Tensor) -> Tensor:
             earlier = (similarity == values[:, one]) & (columns < targets[:, one])
             ranks[:, place] += earlier.sum(1)
     return ranks
-
-
-def _chunk_rows(
-    queries: Sequence[UnitFeatures], gallery: UnitFeatures, memory_mib: float | None
-) -> int:
-    num_gallery, dim = gallery.embeddings.shape
-    device = gallery.embeddings.device
-    budget = memory_budget_mib(device, memory_mib)
-    row_mib = len(queries) * 4 * (num_gallery + 3 * dim) / MIB
-    fixed_mib = 4 * num_gallery * 3 / MIB
-    if gallery.embeddings.dtype != torch.float32:
-        fixed_mib += 4 * dim * min(_CONVERT_ROWS, num_gallery) / MIB
-    require_memory(
-        f"Ranking one query among {num_gallery} gallery images",
-        fixed_mib + row_mib,
-        budget,
-        "score a smaller gallery or free memory",
-    )
-    room = min(budget - fixed_mib, _CHUNK_MIB.get(device.type, 64.0))
-    return max(1, int(room / row_mib))
-
-
-def _similarities(
-    queries: Sequence[UnitFeatures], index: Indices, gallery: UnitFeatures, out: Tensor
-) -> None:
-    """Write query x gallery products into ``out``; the gallery's norms are applied later."""
-    device = gallery.embeddings.device
-    rows = [
-        query.unit_rows(torch.as_tensor(index, device=query.embeddings.device)).to(device)
-        for query in queries
-    ]
-    stacked = rows[0] if len(rows) == 1 else torch.cat(rows)
-    matrix = gallery.embeddings
-    if matrix.dtype == torch.float32:
-        torch.mm(stacked, matrix.t(), out=out)
-        return
-    for start in range(0, len(matrix), _CONVERT_ROWS):
-        block = matrix[start : start + _CONVERT_ROWS].float()
-        torch.mm(stacked, block.t(), out=out[:, start : start + len(block)])
 
 
 def _ranks_by_counting(row: Row, targets: Indices, flags: NDArray[np.bool_]) -> Indices:

@@ -167,4 +167,5 @@ def overlaps(row: tuple[Indices, Floats], inverted: SparseRows, count: int) -> N
     lengths = inverted.offsets[columns + 1] - starts
     places = spans(starts, lengths)
     least = np.minimum(inverted.values[places], np.repeat(mine, lengths))
-    return np.bincount(inverted.columns[places], least.astype(np.float64), minlength=count)
+    sums = np.bincount(inverted.columns[places], least, minlength=count)
+    return sums.astype(np.float64, copy=False)  # without entries bincount returns integers

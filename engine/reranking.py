@@ -21,6 +21,7 @@ from engine.matching import Matching
 from engine.memory import MIB, memory_budget_mib, require_memory
 from engine.neighbors import TILE, Images, nearest_neighbors
 from engine.precision import full_precision
+from engine.products import query_chunks
 from engine.ragged import Indices
 from engine.ranking import RankCollector, worst_rows
 from engine.reciprocal import averaged, overlaps, reciprocal_weights
@@ -69,7 +70,7 @@ def score_reranked(
     collector = RankCollector(matching, images.device)
     rows = max(1, int(_ROWS_MIB * MIB / (16 * images.num_gallery)))
     with torch.inference_mode(), full_precision(images.device):
-        for chosen in collector.chunks(rows):
+        for chosen in query_chunks(matching, rows):
             collector.add(chosen, reranker.distances(matching.queries[chosen]).neg_())
     return scores_of_ranks(
         collector.result(worst_rows(images.query, images.gallery, matching)),

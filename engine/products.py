@@ -1,0 +1,99 @@
+"""Products of queries with a gallery, a chunk at a time: the one heavy step of every score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.features import UnitFeatures
+from engine.matching import Matching
+from engine.memory import MIB, memory_budget_mib, require_memory
+from engine.precision import full_precision
+from engine.ragged import Indices
+
+_CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
+_CONVERT_ROWS = 4096
+
+
+def query_chunks(matching: Matching, rows: int) -> Iterator[Indices]:
+    """Yield the scored queries, those with about as many matches together (R at most)."""
+    order = np.argsort(matching.matches.lengths, kind="stable")
+    for start in range(0, len(order), rows):
+        yield order[start : start + rows]
+
+
+@torch.inference_mode()
+def product_chunks(
+    queries: Sequence[UnitFeatures],
+    gallery: UnitFeatures,
+    matching: Matching,
+    *,
+    memory_mib: float | None = None,
+) -> Iterator[tuple[Indices, tuple[Tensor, ...]]]:
+    """Multiply the scored queries with the gallery.
+
+    Args:
+        queries: Query sets of the same images; they are multiplied together.
+        gallery: Gallery (G, D), on the device where products are made.
+        matching: Which queries are scored.
+        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+
+    Yields:
+        Places in ``matching.queries`` (R,) and, for each query set, unit query x gallery products
+        (R, G) in float32: still to be multiplied with ``gallery.inverse_norm``. They may be
+        written to, and are overwritten by the next chunk.
+
+    Raises:
+        UserError: Not even one query would fit into memory.
+    """
+    device = gallery.embeddings.device
+    rows = min(_chunk_rows(queries, gallery, memory_mib), len(matching.queries))
+    shape = (rows * len(queries), len(gallery.embeddings))
+    product = torch.empty(shape, dtype=torch.float32, device=device)
+    for chosen in query_chunks(matching, rows):
+        similarity = product[: len(chosen) * len(queries)]
+        with full_precision(device):  # not around the yield: the caller's settings are his own
+            _multiply(queries, matching.queries[chosen], gallery, similarity)
+        yield chosen, similarity.split(len(chosen))
+
+
+def _chunk_rows(
+    queries: Sequence[UnitFeatures], gallery: UnitFeatures, memory_mib: float | None
+) -> int:
+    num_gallery, dim = gallery.embeddings.shape
+    device = gallery.embeddings.device
+    budget = memory_budget_mib(device, memory_mib)
+    row_mib = len(queries) * 4 * (num_gallery + 3 * dim) / MIB
+    fixed_mib = 4 * num_gallery * 3 / MIB
+    if gallery.embeddings.dtype != torch.float32:
+        fixed_mib += 4 * dim * min(_CONVERT_ROWS, num_gallery) / MIB
+    require_memory(
+        f"Ranking one query among {num_gallery} gallery images",
+        fixed_mib + row_mib,
+        budget,
+        "score a smaller gallery or free memory",
+    )
+    room = min(budget - fixed_mib, _CHUNK_MIB.get(device.type, 64.0))
+    return max(1, int(room / row_mib))
+
+
+def _multiply(
+    queries: Sequence[UnitFeatures], index: Indices, gallery: UnitFeatures, out: Tensor
+) -> None:
+    """Write query x gallery products into ``out``; the gallery's norms are applied later."""
+    device = gallery.embeddings.device
+    rows = [
+        query.unit_rows(torch.as_tensor(index, device=query.embeddings.device)).to(device)
+        for query in queries
+    ]
+    stacked = rows[0] if len(rows) == 1 else torch.cat(rows)
+    matrix = gallery.embeddings
+    if matrix.dtype == torch.float32:
+        torch.mm(stacked, matrix.t(), out=out)
+        return
+    for start in range(0, len(matrix), _CONVERT_ROWS):
+        block = matrix[start : start + _CONVERT_ROWS].float()
+        torch.mm(stacked, block.t(), out=out[:, start : start + len(block)])
