@@ -126,7 +126,6 @@ KEYS: tuple[Key, ...] = (
     # ---- how it is computed
     Key("RUNTIME.PRECISION", "auto", OneOf(("auto", "float32", "bfloat16")),
         "type of the networks' arithmetic; auto: bfloat16 where the hardware has it"),
-    Key("RUNTIME.COMPILE", "off", OneOf(("off", "on", "auto")), "torch.compile; auto: on a GPU"),
     Key("RUNTIME.CHANNELS_LAST", True, Flag(), "channels-last memory layout"),
     Key("RUNTIME.THREADS", 0, Number(whole=True, low=0, high=4096),
         "CPU threads; 0: as torch chooses"),

@@ -130,7 +130,8 @@ def build_evaluator(
         notes: Facts the report has to carry.
     """
     query, gallery = _sides(splits, split)
-    check_positives(query, gallery, cross_camera=cfg.TEST.CROSS_CAMERA)
+    title = "validation" if split == "val" else "test"
+    check_positives(query, gallery, cross_camera=cfg.TEST.CROSS_CAMERA, title=title)
     with_key = cipher is None or cfg.TEST.RETRIEVE_WITH_KEY == "on"
     template = EvalReport(
         dataset=splits.name,

@@ -15,11 +15,15 @@ from data.records import Batch, Sample
 from engine.image_quality import QualityAccumulator
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
 from engine.reranking import score_reranked
-from engine.retrieval import Features, RetrievalScores, score_retrieval
+from engine.retrieval import Features, RetrievalScores, score_directions
 from layers.pixels import PixelSpace
 from modeling.encryption.cipher import Cipher, read_sealed
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
 from utils.progress import Progress
+
+
+# By what query and gallery are: ``raw``, or the key state of a protected image.
+Scores = dict[tuple[str, str], RetrievalScores]
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,13 @@ class Evaluator:
             gallery = self._pass(self.gallery, self.gallery_samples, quality, "gallery")
         finally:
             self.networks.train(was_training)
+        scores = self._scores(query, gallery)
+        again = self._rescored(query, gallery, scores) if self.re_ranking else None
         return replace(
             self.template,
             epoch=epoch,
-            retrieval=self._rows(query, gallery, score_retrieval),
-            reranked=self._rows(query, gallery, score_reranked) if self.re_ranking else (),
+            retrieval=_rows(query, gallery, scores),
+            reranked=_rows(query, gallery, again) if again else (),
             image_quality={kind: one.result() for kind, one in quality.items()},
         )
 
@@ -188,22 +194,35 @@ class Evaluator:
                 embeddings.setdefault(state, []).append(embedding.float())
         return views
 
-    def _rows(
-        self, query: _Side, gallery: _Side, score: Callable[..., RetrievalScores]
-    ) -> tuple[RetrievalRow, ...]:
+    def _scores(self, query: _Side, gallery: _Side) -> Scores:
         """Score every direction under every key state; raw->raw involves no key."""
-        rows = []
+        raw = {"raw": gallery.features["raw"]}
+        scores = score_directions(query.features, raw, cross_camera=self.cross_camera)
         for key in (state for state in query.features if state != "raw"):
-            for direction in DIRECTIONS:
-                if direction == ("raw", "raw") and key != "none":
-                    continue
-                first, second = (key if side == "protected" else "raw" for side in direction)
-                scores = score(
-                    query.features[first],
-                    gallery.features[second],
-                    cross_camera=self.cross_camera,
-                )
-                refused = bool(query.refused.get(key, 0) + gallery.refused.get(key, 0))
-                rows.append(RetrievalRow.of(direction, key, scores, refused=refused))
-        return tuple(rows)
+            queries = {"raw": query.features["raw"], key: query.features[key]}
+            galleries = {key: gallery.features[key]}
+            scores |= score_directions(queries, galleries, cross_camera=self.cross_camera)
+        return scores
 
+    def _rescored(self, query: _Side, gallery: _Side, scores: Scores) -> Scores:
+        """Score the same directions after k-reciprocal re-ranking."""
+        return {
+            (first, second): score_reranked(
+                query.features[first], gallery.features[second], cross_camera=self.cross_camera
+            )
+            for first, second in scores
+        }
+
+
+def _rows(query: _Side, gallery: _Side, scores: Scores) -> tuple[RetrievalRow, ...]:
+    """Give every score its row, by key state and direction."""
+    rows = []
+    for key in (state for state in query.features if state != "raw"):
+        refused = bool(query.refused.get(key, 0) + gallery.refused.get(key, 0))
+        for direction in DIRECTIONS:
+            first, second = (key if side == "protected" else "raw" for side in direction)
+            if (first, second) != ("raw", "raw"):
+                rows.append(RetrievalRow.of(direction, key, scores[first, second], refused=refused))
+            elif key == "none":
+                rows.append(RetrievalRow.of(direction, key, scores[first, second]))
+    return tuple(rows)

@@ -20,7 +20,7 @@ from modeling.unet import UNet, check_divisible
 from modeling.weights import load_imagenet_weights
 from utils.errors import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("reid_baseline")
 
 PRETRAIN_CHOICES = ("imagenet", "self", "none")
 

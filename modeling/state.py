@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("reid_baseline")
 
 LISTED = 4  # names of a long list that a message shows
 CLASSIFIER_KEY = "classifier.weight"

@@ -17,7 +17,7 @@ from modeling.backbones.resnet import ResNetBackbone
 from modeling.state import load_matching
 from utils.errors import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("reid_baseline")
 
 
 @dataclass(frozen=True)
