@@ -1,0 +1,236 @@
+"""Speed of sealing and opening, as ratios to a plain Pillow PNG save in the same run.
+
+Examples:
+    python3 tools/benchmarks/ised.py
+    python3 tools/benchmarks/ised.py --checkpoint log/run --photos datasets/market1501/query
+
+With a trained checkpoint and photographs it also measures `protect` against the anonymizer alone,
+and what rounding the anonymized image to bytes of kind 0 or 1 costs the recovered one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if __package__ in (
+    None,
+    "",
+):  # run as a file: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from engine.api import Anonymizer
+from engine.protection import ProtectOptions, list_sources, protect_folder
+from engine.sealed_folder import publish
+from engine.source_images import decode_source
+from engine.subjects import subject_rule
+from modeling.encryption import png_format
+from modeling.encryption.aead import MemoryKeys
+from modeling.encryption.cipher import SubjectKey
+from modeling.encryption.keyring import Keyring
+from modeling.encryption.levels import PixelLevels
+from modeling.encryption.master import KeyFile
+from modeling.encryption.metadata import Metadata
+from modeling.encryption.picture import KIND_RGB8, KIND_TANH, open_picture, seal_picture
+from utils.errors import UserError
+
+_METADATA = Metadata("0002/0002_c1_00.jpg", bytes(range(32)), 283, 96)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's arguments."""
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for each step (1.0)")
+    parser.add_argument("--checkpoint", type=Path, help="trained joint model (mode GCR)")
+    parser.add_argument("--photos", type=Path, help="folder of photographs for --checkpoint")
+    parser.add_argument("--limit", type=int, default=256, help="photographs at most (256)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of protect (2)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print."""
+    _print_speeds(arguments.seconds)
+    _print_statistics()
+    if arguments.checkpoint is not None:
+        if arguments.photos is None:
+            raise UserError("--checkpoint needs --photos FOLDER")
+        model = Anonymizer.from_checkpoint(arguments.checkpoint, device=arguments.device)
+        _print_protect(model, arguments)
+        _print_rounding(model, _photos(model, arguments.photos, arguments.limit))
+    return 0
+
+
+def picture_like() -> NDArray[np.uint8]:
+    """Return a drawn 256 x 128 picture that deflates about as a photograph does."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3)).astype(np.uint8))
+    smooth = np.asarray(coarse.resize((128, 256), Image.Resampling.BICUBIC)).astype(np.int16)
+    grain = rng.normal(0, 3, smooth.shape).round().astype(np.int16)
+    return np.clip(smooth + grain, 0, 255).astype(np.uint8)
+
+
+def _print_speeds(seconds: float) -> None:
+    """Print pictures per second on one core, and each as a ratio to Pillow."""
+    pixels, keys = picture_like(), MemoryKeys()
+    image = Image.fromarray(pixels)
+    key = keys.sealing_key("benchmark/1")
+    sealed = seal_picture(key, pixels, KIND_TANH, _METADATA)
+    content = png_format.encode(sealed)
+
+    def seal_to_png() -> None:
+        png_format.encode(seal_picture(key, pixels, KIND_TANH, _METADATA))
+
+    def open_and_verify() -> None:
+        read = png_format.decode(content)
+        open_picture(keys.opening_key(read.chunk), read)
+
+    with tempfile.TemporaryDirectory() as folder:
+        count = iter(range(10**9))
+        steps: dict[str, Callable[[], object]] = {
+            "Pillow PNG save, in memory": lambda: image.save(io.BytesIO(), "PNG"),
+            "seal": lambda: seal_picture(key, pixels, KIND_TANH, _METADATA),
+            "seal + PNG, in memory": seal_to_png,
+            "seal + PNG + write + fsync": lambda: _write(Path(folder), next(count), key, pixels),
+            "read + open + verify, in memory": open_and_verify,
+        }
+        rates = {name: _rate(step, seconds) for name, step in steps.items()}
+    plain = rates["Pillow PNG save, in memory"]
+    print("256 x 128 pictures, one core, best of 5:")
+    for name, rate in rates.items():
+        print(f"  {name:34} {rate:9.0f} /s  {rate / plain:6.1f} x Pillow")
+    extra = len(content) - pixels.size
+    print(f"  file: {len(content)} bytes, {extra} more than its raw pixels")
+
+
+def _write(folder: Path, number: int, key: SubjectKey, pixels: NDArray[np.uint8]) -> None:
+    """Seal one picture to disk."""
+    content = png_format.encode(seal_picture(key, pixels, KIND_TANH, _METADATA))
+    publish(folder / f"{number}.png", content, overwrite=False)
+
+
+def _rate(step: Callable[[], object], seconds: float) -> float:
+    """Return calls per second, the best of five parts of the given time."""
+    step()
+    best = 0.0
+    for _ in range(5):
+        count, start = 0, time.perf_counter()
+        while (passed := time.perf_counter() - start) < seconds / 5:
+            step()
+            count += 1
+        best = max(best, count / passed)
+    return best
+
+
+def _print_statistics(count: int = 200) -> None:
+    """Print byte statistics of ciphertexts; they find wiring faults and show no security."""
+    pixels, keys = picture_like(), MemoryKeys()
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    key = keys.sealing_key("benchmark/1")
+    one, other = (
+        np.stack([_ciphertext(key, picture) for _ in range(count)]) for picture in (pixels, changed)
+    )
+    expected = one[0].size / 256
+    chi_square = [((np.bincount(c.ravel(), minlength=256) - expected) ** 2 / expected).sum()
+                  for c in one]  # fmt: skip
+    rows = one.astype(np.float64)
+    adjacent = [abs(np.corrcoef(c[:, 1:].ravel(), c[:, :-1].ravel())[0, 1]) for c in rows]
+    differ = one != other
+    intensity = np.abs(one.astype(int) - other) / 255
+    print(f"{count} ciphertexts (wiring check, no evidence of security):")
+    print(f"  chi-square {np.mean(chi_square):.1f} (255 expected), largest correlation of")
+    print(f"  neighbours {max(adjacent):.4f}, NPCR {100 * differ.mean():.2f} % (99.61 expected), "
+          f"UACI {100 * intensity.mean():.2f} % (33.46 expected)")  # fmt: skip
+
+
+def _ciphertext(key: SubjectKey, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the ciphertext of a picture in the picture's shape."""
+    sealed = seal_picture(key, pixels, KIND_TANH, _METADATA)
+    return np.frombuffer(sealed.pixels, np.uint8).reshape(pixels.shape)
+
+
+def _photos(model: Anonymizer, folder: Path, limit: int) -> torch.Tensor:
+    """Return photographs at the networks' size, uint8 (B, H, W, 3)."""
+    paths = list_sources(folder)[:limit]
+    sources = [decode_source((folder / path).read_bytes(), model.size) for path in paths]
+    return torch.from_numpy(np.stack([source.pixels for source in sources]))
+
+
+def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
+    """Print pictures per second of protect, and of the anonymizer alone on the same pictures."""
+    photos = _photos(model, arguments.photos, arguments.limit)
+    batches = photos.split(32)
+
+    def anonymize() -> None:
+        for batch in batches:
+            model.anonymize_tensor(batch).cpu()
+
+    anonymize()
+    start = time.perf_counter()
+    anonymize()
+    alone = len(photos) / (time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "photos/1").mkdir(parents=True)
+        for path in list_sources(arguments.photos)[: arguments.limit]:
+            link = root / "photos/1" / path.replace("/", "_")
+            link.symlink_to((arguments.photos / path).resolve())
+        with Keyring.create(root / "keys.db", KeyFile(root / "master.key")) as keyring:
+            options = ProtectOptions(
+                "benchmark", subject_rule("folder", "benchmark"), workers=arguments.workers
+            )
+            start = time.perf_counter()
+            protect_folder(root / "photos", root / "sealed", model, keyring, options)
+            whole = len(photos) / (time.perf_counter() - start)
+    print(f"protect of {len(photos)} photographs, {arguments.workers} workers, {model.device}:")
+    print(
+        f"  anonymizer alone {alone:.1f} /s, protect {whole:.1f} /s ({100 * whole / alone:.0f} %)"
+    )
+
+
+def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
+    """Print PSNR(raw, R(P)) with P as it is and rounded to bytes of either kind."""
+    kinds = {
+        "as it is": None,
+        "bytes of kind 0 (RGB)": PixelLevels(KIND_RGB8, model.pixels.mean, model.pixels.std),
+        "bytes of kind 1 (tanh)": PixelLevels(KIND_TANH),
+    }
+    squared = dict.fromkeys(kinds, 0.0)
+    for batch in photos.split(32):
+        raw = batch.permute(0, 3, 1, 2).double() / 255
+        anonymized = model.anonymize_tensor(batch).cpu()
+        for kind, levels in kinds.items():
+            given = anonymized if levels is None else levels.to_images(levels.to_bytes(anonymized))
+            recovered = model.pixels.denormalize(model.recover_tensor(given)).cpu().double()
+            squared[kind] += float((recovered - raw).square().sum())
+    print(f"recovery of {len(photos)} photographs from the anonymized image, PSNR to raw:")
+    for kind, total in squared.items():
+        psnr_db = -10 * np.log10(total / photos.numel())
+        print(f"  {kind:24} {psnr_db:.3f} dB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
