@@ -6,11 +6,14 @@ for byte, for the same parameters and library versions.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,17 +21,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.people.appearance import Person, draw_people
 from data.people.cameras import MAX_CAMERAS, build_camera
 from data.people.photograph import draw_track, photograph
 from utils.errors import UserError
+from utils.progress import Progress
 
-DRAWING_VERSION = 2  # raise it with every change that moves a pixel
+DRAWING_VERSION = 3  # raise it with every change that moves a pixel
 _QUALITY = 92
 _MAX_IDENTITIES = 4000  # with validation and test identities within PPPP
 _MAX_IMAGES = 50
+_RECORD = "synthetic.json"
+_TEMPORARY = ".synthetic-unfinished-"
+_STALE_S = 86_400.0
 _MIN_PARALLEL = 400  # pictures below which starting processes costs more than it saves
 TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY = (
     "bounding_box_train", "bounding_box_val_query", "bounding_box_val_gallery",
@@ -122,32 +128,63 @@ def ensure_synthetic(
 
     Args:
         root: Folder of the data sets; made where it is missing.
-        identities, cameras, images, seed: See ``SyntheticOptions``.
+        identities: Training identities; validation and test have others of their own.
+        cameras: Cameras, each seeing everybody.
+        images: Pictures per identity and camera.
+        seed: Seed of everything drawn.
 
     Returns:
         The set's folder.
 
     Raises:
-        UserError: For a parameter out of range.
+        UserError: For a parameter out of range, or where pictures of a finished set are gone.
         OSError: Where ``root`` cannot be written.
     """
     options = SyntheticOptions(identities, cameras, images, seed)
-    final = Path(root) / options.folder
-    if (final / "synthetic.json").is_file():
+    root = Path(root)
+    final = root / options.folder
+    if final.exists():
+        _check_complete(final)
         return final
-    Path(root).mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{options.folder}-", dir=root))
+    root.mkdir(parents=True, exist_ok=True)
+    _sweep(root)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
     try:
         _write_set(temporary, options)
         temporary.chmod(0o755)
         try:
             temporary.rename(final)
-        except OSError:
-            if not (final / "synthetic.json").is_file():
+        except OSError:  # another process was first
+            if not final.exists():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    _check_complete(final)
     return final
+
+
+def _check_complete(folder: Path) -> None:
+    """Compare the pictures with the record that was written after them."""
+    remedy = f"delete {folder} and it is made again"
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["images"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} has no readable {_RECORD}; {remedy}") from error
+    found = _count_pictures(folder)
+    if found != record:
+        raise UserError(f"{folder} has {found} pictures; expected {record}; {remedy}")
+
+
+def _count_pictures(folder: Path) -> dict[str, int]:
+    return {name: sum(1 for _ in (folder / name).glob("*.jpg")) for name in FOLDERS}
+
+
+def _sweep(root: Path) -> None:
+    """Remove what runs that were killed left behind; a day is longer than any set takes."""
+    for left in root.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_set(folder: Path, options: SyntheticOptions) -> None:
@@ -155,18 +192,17 @@ def _write_set(folder: Path, options: SyntheticOptions) -> None:
         (folder / name).mkdir()
     jobs = list(_plan(options))
     total = sum(job.images for job in jobs)
-    with tqdm(total=total, desc="drawing people", unit="image", leave=False) as progress:
+    with Progress(total, "Drawing people") as progress:
         for done in _run(folder, jobs, options.seed):
             progress.update(done)
     (folder / "README.txt").write_text(_README, encoding="utf-8")
-    found = {name: sum(1 for _ in (folder / name).iterdir()) for name in FOLDERS}
     record = {
         "drawing_version": DRAWING_VERSION,
         "parameters": asdict(options),
         "identities": options.counts,
-        "images": found,
+        "images": _count_pictures(folder),
     }
-    (folder / "synthetic.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _plan(options: SyntheticOptions) -> Iterator[_Job]:
@@ -193,7 +229,7 @@ def _run(folder: Path, jobs: list[_Job], seed: int) -> Iterator[int]:
     chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     workers = min(os.cpu_count() or 1, 8, len(chunks))
     few = sum(job.images for job in jobs) < _MIN_PARALLEL
-    if workers < 2 or few or multiprocessing.current_process().daemon:
+    if workers < 2 or few or not _can_start_processes():
         for job in jobs:
             yield _draw([job], folder, seed)
         return
@@ -201,15 +237,25 @@ def _run(folder: Path, jobs: list[_Job], seed: int) -> Iterator[int]:
     try:
         # "spawn": a fork of a process that has started torch's threads may hang.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        pool = ProcessPoolExecutor(workers, mp_context=context)
+        try:
             futures = {pool.submit(_draw, chunks[i], folder, seed): i for i in waiting}
             for future in as_completed(futures):
                 done = future.result()
                 waiting.discard(futures[future])
                 yield done
-    except BrokenProcessPool:  # e.g. an interactive session, which processes cannot start from
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest
+    except BrokenProcessPool:  # e.g. one was ended for want of memory
         for index in sorted(waiting):
             yield _draw(chunks[index], folder, seed)
+
+
+def _can_start_processes() -> bool:
+    """Whether new processes can import what runs here: a program on standard input they cannot."""
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    found = program is None or Path(program).is_file()
+    return found and not multiprocessing.current_process().daemon
 
 
 def _draw(jobs: list[_Job], folder: Path, seed: int) -> int:
@@ -221,10 +267,9 @@ def _draw(jobs: list[_Job], folder: Path, seed: int) -> int:
         frame = int(rng.integers(1, 90000))
         for index in range(job.images):
             picture = photograph(job.person, seed, job.camera, track, rng, careless=job.pid == 0)
-            # A distractor's sequence number is its own, so that no two pictures share a name.
-            name = f"{job.pid:04d}_c{job.camera + 1}s1_{frame:06d}_{index + 1:02d}.jpg"
-            if job.pid == 0:
-                name = f"0000_c{job.camera + 1}s1_{job.number + 100000:06d}_01.jpg"
+            # A distractor's frame is its own number, so that no two pictures share a name.
+            shown = 100_000 + job.number if job.pid == 0 else frame
+            name = f"{job.pid:04d}_c{job.camera + 1}s1_{shown:06d}_{index:02d}.jpg"
             target = folder / (job.first if index == 0 else job.rest) / name
             picture.save(target, quality=_QUALITY, subsampling=0)
             frame += int(rng.integers(8, 30))

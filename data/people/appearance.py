@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 RGB = tuple[float, float, float]
+LEAST_HEIGHT, MOST_HEIGHT = 1.52, 1.92  # metres
 
 # sRGB in [0, 255]; far enough apart that a colour cast does not turn one into the next.
 GARMENT_COLOURS: dict[str, RGB] = {
@@ -99,6 +101,7 @@ def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
 
 def _other(rng: np.random.Generator, choices: tuple[str, ...], *taken: str) -> str:
     """A colour that stands out from those taken."""
+
     def contrast(name: str) -> float:
         values = np.asarray(GARMENT_COLOURS[name])
         return min(float(np.abs(values - GARMENT_COLOURS[t]).sum()) for t in taken)
@@ -112,7 +115,7 @@ def _draw_person(rng: np.random.Generator) -> Person:
     lower_colour = _pick(rng, _LOWER)
     boots = bool(rng.random() < 0.2)
     return Person(
-        height=float(rng.uniform(1.52, 1.92)),
+        height=float(rng.uniform(LEAST_HEIGHT, MOST_HEIGHT)),
         girth=float(rng.uniform(0.86, 1.28)),
         shoulders=float(rng.uniform(0.9, 1.12)),
         skin=_SKIN[int(rng.integers(len(_SKIN)))],
@@ -134,25 +137,46 @@ def _draw_person(rng: np.random.Generator) -> Person:
     )  # fmt: skip
 
 
-def _difference(a: Person, b: Person) -> float:
-    """How easily two people are told apart from a distance: large, visible things count most."""
-    colours = sum(
-        weight * min(1.0, float(np.abs(np.subtract(GARMENT_COLOURS[x], GARMENT_COLOURS[y])).sum())
-                     / 180.0)
-        for weight, x, y in (
-            (2.0, a.upper.colour, b.upper.colour),
-            (1.5, a.lower.colour, b.lower.colour),
-            (0.3, a.shoes, b.shoes),
+# What tells people apart from a distance, and how much: large, visible things count most.
+_COLOUR_WEIGHTS = np.array([2.0, 1.5, 0.3])  # upper garment, lower garment, shoes
+_KIND_WEIGHTS = np.array([1.0, 0.7, 0.8, 0.9, 0.4])  # pattern, cuts of both, bag, haircut
+_FULL_CONTRAST = 180.0  # summed over the channels: beyond it, colours are simply different
+
+
+class _Lineup:
+    """People so far, as numbers that a new one is compared with at once."""
+
+    def __init__(self, capacity: int) -> None:
+        self._colours = np.zeros((capacity, 3, 3))
+        self._kinds = np.zeros((capacity, 5), np.int64)
+        self._codes: dict[tuple[str, ...], int] = {}
+        self._count = 0
+
+    def _encode(self, person: Person) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        colours = (person.upper.colour, person.lower.colour, person.shoes)
+        kinds = (
+            ("pattern", person.upper.pattern),
+            ("upper", person.upper.cut),
+            ("lower", person.lower.cut),
+            ("bag", person.bag, "" if person.bag == "none" else person.bag_colour),
+            ("haircut", person.haircut),
         )
-    )  # fmt: skip
-    kinds = (
-        1.0 * (a.upper.pattern != b.upper.pattern)
-        + 0.7 * (a.upper.cut != b.upper.cut)
-        + 0.8 * (a.lower.cut != b.lower.cut)
-        + 0.9 * ((a.bag, a.bag_colour) != (b.bag, b.bag_colour))
-        + 0.4 * (a.haircut != b.haircut)
-    )
-    return colours + kinds
+        codes = [self._codes.setdefault(kind, len(self._codes)) for kind in kinds]
+        return np.array([GARMENT_COLOURS[name] for name in colours]), np.array(codes)
+
+    def least_difference(self, person: Person) -> float:
+        """Difference to whoever looks most alike; infinite for the first."""
+        if not self._count:
+            return float("inf")
+        colours, kinds = self._encode(person)
+        contrast = np.abs(self._colours[: self._count] - colours).sum(2) / _FULL_CONTRAST
+        unlike = self._kinds[: self._count] != kinds
+        scores = np.minimum(contrast, 1) @ _COLOUR_WEIGHTS + unlike @ _KIND_WEIGHTS
+        return float(scores.min())
+
+    def add(self, person: Person) -> None:
+        self._colours[self._count], self._kinds[self._count] = self._encode(person)
+        self._count += 1
 
 
 def draw_people(seed: int, count: int, *, apart: float = 2.8, attempts: int = 60) -> list[Person]:
@@ -161,27 +185,22 @@ def draw_people(seed: int, count: int, *, apart: float = 2.8, attempts: int = 60
     Args:
         seed: Seed; more people with the same seed begin with the same people.
         count: How many.
-        apart: Wanted least difference of any two (see ``_difference``); relaxed step by step once
-            a new face needs more than ``attempts`` draws, so that any count ends.
+        apart: Wanted least difference of any two, in the weights above; lowered for all who
+            follow whenever ``attempts`` draws found nobody, so that any count ends.
         attempts: Draws before the wanted difference is lowered.
 
     Returns:
         ``count`` people.
     """
     people: list[Person] = []
+    lineup = _Lineup(count)
     for index in range(count):
         rng = np.random.default_rng([seed, 11, index])
-        wanted, tries = apart, 0
-        while True:
-            person = _draw_person(rng)
-            if all(_difference(person, known) >= wanted for known in people):
-                break
-            tries += 1
-            wanted = apart - 0.4 * (tries // attempts)
+        tries, person = 1, _draw_person(rng)
+        while lineup.least_difference(person) < apart:
+            if tries % attempts == 0:
+                apart -= 0.2
+            tries, person = tries + 1, _draw_person(rng)
         people.append(person)
+        lineup.add(person)
     return people
-
-
-def describe(person: Person) -> str:
-    """Return the person's attributes as one line."""
-    return ", ".join(str(value) for value in astuple(person))

@@ -22,6 +22,12 @@ def _mix(mask: Array | NDArray[np.bool_], yes: RGB, no: RGB) -> Array:
     return weight * np.asarray(yes, np.float32) + (1 - weight) * np.asarray(no, np.float32)
 
 
+def darker(colour: RGB, factor: float) -> RGB:
+    """Scale a colour."""
+    red, green, blue = colour
+    return (factor * red, factor * green, factor * blue)
+
+
 def from_front(around: Array) -> Array:
     """Angle from the front, in [-pi, pi], positive towards the person's left."""
     return (FRONT - around + math.pi) % (2 * math.pi) - math.pi
@@ -155,7 +161,9 @@ def strands(colour: RGB, *, curly: bool = False) -> Paint:
     base = np.asarray(colour, np.float32)
 
     def paint(along: Array, around: Array, _metres: Array) -> Array:
-        lines = 0.22 * np.sin(9 * around) * np.sin(19 * along) if curly else 0.07 * np.sin(23 * around)
+        lines = (
+            0.14 * np.sin(13 * around) * np.sin(27 * along) if curly else 0.07 * np.sin(23 * around)
+        )
         shine = 1 + lines + 0.22 * np.exp(-(((along - 0.72) / 0.14) ** 2))
         return base * shine[:, None]
 
@@ -164,6 +172,7 @@ def strands(colour: RGB, *, curly: bool = False) -> Paint:
 
 def shoe(colour: RGB, *, sole: RGB) -> Paint:
     """A shoe with a sole along its lower edge."""
+
     def paint(along: Array, around: Array, _metres: Array) -> Array:
         return _mix((np.cos(around) < -0.55) | (along > 0.93), sole, colour)
 

@@ -8,8 +8,10 @@ import numpy as np
 
 from data.people import fabrics
 from data.people.appearance import GARMENT_COLOURS, Garment, Person
+from data.people.carried import build_bag
 from data.people.fabrics import from_front
-from data.people.raster import Array, Tube
+from data.people.heads import build_head
+from data.people.raster import Tube, limb, offset
 from data.people.skeleton import Vector, walking_joints
 
 _SHORT_SLEEVE = 0.62  # share of the upper arm
@@ -28,13 +30,9 @@ def build_figure(person: Person, phase: float) -> list[Tube]:
         *_legs(person, joints),
         *_trunk(person, joints, phase),
         *_arms(person, joints),
-        *_head(person, joints),
-        *_bag(person, joints),
+        *build_head(person, joints),
+        *build_bag(person, joints),
     ]
-
-
-def _up(y: float, z: float = 0.0, x: float = 0.0) -> Vector:
-    return np.array([x, y, z])
 
 
 def _legs(person: Person, joints: dict[str, Vector]) -> list[Tube]:
@@ -44,34 +42,25 @@ def _legs(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     covered = lower.cut in {"skirt", "gown"}  # the skirt hides the thighs, however far they swing
     bare = covered or lower.cut == "shorts"
     widths = {"slim": (0.078, 0.052, 0.040), "wide": (0.098, 0.088, 0.098)}
-    top, knee_width, hem = (
-        girth * w for w in widths.get(lower.cut, (0.088, 0.068, 0.060))
-    )
+    top, knee_width, hem = (girth * w for w in widths.get(lower.cut, (0.088, 0.068, 0.060)))
     for name, outside in (("l", 1), ("r", -1)):
         hip, knee, ankle = (joints[f"{part}_{name}"] for part in ("hip", "knee", "ankle"))
         cloth = fabrics.leg(lower, 0.0, outside)
         if bare:
             thigh, calf = 0.066 * girth, 0.048 * girth
-            tubes.append(_limb(hip, knee, (thigh * 1.15, calf * 1.1), skin, lift=-0.12 * covered))
-            tubes.append(_limb(knee, ankle, (calf, calf * 1.12, calf * 0.9, 0.034), skin))
+            tubes.append(limb(hip, knee, (thigh * 1.15, calf * 1.1), skin, lift=-0.12 * covered))
+            tubes.append(limb(knee, ankle, (calf, calf * 1.12, calf * 0.9, 0.034), skin))
         else:
-            tubes.append(_limb(hip, knee, (top, top, knee_width), cloth))
+            tubes.append(limb(hip, knee, (top, top, knee_width), cloth))
             shin = fabrics.leg(lower, 0.43, outside)
-            tubes.append(_limb(knee, ankle, (knee_width, (knee_width + hem) / 2, hem), shin,
-                               flat_end=True))  # fmt: skip
+            tubes.append(
+                limb(knee, ankle, (knee_width, (knee_width + hem) / 2, hem), shin, flat_end=True)
+            )
         if lower.cut == "shorts":
             mid = hip + 0.9 * (knee - hip)
-            tubes.append(_limb(hip, mid, (top * 1.05, top * 1.02, top), cloth, flat_end=True))
+            tubes.append(limb(hip, mid, (top * 1.05, top * 1.02, top), cloth, flat_end=True))
         tubes.extend(_shoe(person, joints, name, bare or lower.cut == "slim"))
     return tubes
-
-
-def _limb(
-    start: Vector, end: Vector, radii: tuple[float, ...], paint: fabrics.Paint, *,
-    flat_end: bool = False, lift: float = 0.0,
-) -> Tube:  # fmt: skip
-    last = 0.012 if flat_end else radii[-1]
-    return Tube(start, end, radii, radii, paint, caps=(radii[0], last), lift=lift)
 
 
 def _shoe(person: Person, joints: dict[str, Vector], name: str, over: bool) -> list[Tube]:
@@ -84,7 +73,7 @@ def _shoe(person: Person, joints: dict[str, Vector], name: str, over: bool) -> l
     if not (person.boots and over):
         return [shoe]
     shaft = ankle + 0.62 * (joints[f"knee_{name}"] - ankle)
-    return [shoe, _limb(shaft, ankle, (0.062, 0.05, 0.052), fabrics.plain(colour))]
+    return [shoe, limb(shaft, ankle, (0.062, 0.05, 0.052), fabrics.plain(colour))]
 
 
 def _trunk(person: Person, joints: dict[str, Vector], phase: float) -> list[Tube]:
@@ -93,50 +82,88 @@ def _trunk(person: Person, joints: dict[str, Vector], phase: float) -> list[Tube
     bulk = {"hoodie": 1.08, "jacket": 1.08, "coat": 1.1, "vest": 1.12}.get(upper.cut, 1.0)
     hips, waist, chest = 0.158 * girth, (0.128 + 0.05 * (girth - 1)) * girth, 0.163
     chest *= person.shoulders * (0.6 + 0.4 * girth)
-    wide = tuple(bulk * w for w in (hips, waist, 0.5 * (waist + chest), chest, chest * 1.1,
-                                    chest * 0.98, 0.075))  # fmt: skip
-    deep = tuple(bulk * d * (0.35 + 0.65 * girth) for d in (0.115, 0.105, 0.112, 0.122, 0.115,
-                                                            0.092, 0.06))  # fmt: skip
+    wide = tuple(
+        bulk * w
+        for w in (hips, waist, 0.5 * (waist + chest), chest, chest * 1.1, chest * 0.98, 0.075)
+    )
+    deep = tuple(
+        bulk * d * (0.35 + 0.65 * girth) for d in (0.115, 0.105, 0.112, 0.122, 0.115, 0.092, 0.06)
+    )
     cloth = lower if lower.cut == "gown" else upper
     opened = person.inner if upper.cut in {"jacket", "coat"} and cloth is upper else None
     paint = fabrics.trunk(cloth, phase, open_over=opened)
-    tubes = [Tube(pelvis + _up(-0.055), neck, wide, deep, paint, caps=(0.02, 0.03))]
+    tubes = [Tube(pelvis + offset(-0.055), neck, wide, deep, paint, caps=(0.02, 0.03))]
     seat = fabrics.leg(lower, 0.0, 1)
-    tubes.append(Tube(pelvis + _up(0.02), pelvis + _up(-0.08), (0.92 * hips, hips, 0.9 * hips),
-                      (0.1 * girth, 0.115 * girth, 0.1 * girth), seat, caps=(0.01, 0.05)))  # fmt: skip
+    tubes.append(
+        Tube(
+            pelvis + offset(0.02),
+            pelvis + offset(-0.08),
+            (0.92 * hips, hips, 0.9 * hips),
+            (0.1 * girth, 0.115 * girth, 0.1 * girth),
+            seat,
+            caps=(0.01, 0.05),
+        )
+    )
     tubes.extend(_skirts(person, pelvis, phase, wide[0], deep[0]))
     if upper.cut == "hoodie" and cloth is upper:
         hood = fabrics.plain(GARMENT_COLOURS[upper.colour])
-        tubes.append(Tube(neck + _up(-0.04, -0.085), neck + _up(0.03, -0.075),
-                          (0.1, 0.11, 0.09), (0.055, 0.06, 0.05), hood, caps=(0.05, 0.03)))  # fmt: skip
+        tubes.append(
+            Tube(
+                neck + offset(-0.04, -0.085),
+                neck + offset(0.03, -0.075),
+                (0.1, 0.11, 0.09),
+                (0.055, 0.06, 0.05),
+                hood,
+                caps=(0.05, 0.03),
+            )
+        )
     if upper.cut in {"shirt", "jacket", "coat"} and cloth is upper:
-        collar = fabrics.plain(tuple(0.82 * c for c in GARMENT_COLOURS[upper.colour]))  # type: ignore[arg-type]
-        tubes.append(Tube(neck + _up(-0.02), neck + _up(0.045, 0.01), (0.085, 0.07),
-                          (0.075, 0.068), collar, caps=(0.02, 0.005),
-                          cut=lambda _along, around: np.abs(from_front(around)) > 0.45))  # fmt: skip
+        collar = fabrics.plain(fabrics.darker(GARMENT_COLOURS[upper.colour], 0.82))
+        tubes.append(
+            Tube(
+                neck + offset(-0.02),
+                neck + offset(0.045, 0.01),
+                (0.085, 0.07),
+                (0.075, 0.068),
+                collar,
+                caps=(0.02, 0.005),
+                cut=lambda _along, around: np.abs(from_front(around)) > 0.45,
+            )
+        )
     return tubes
 
 
-def _skirts(
-    person: Person, pelvis: Vector, phase: float, wide: float, deep: float
-) -> list[Tube]:
+def _skirts(person: Person, pelvis: Vector, phase: float, wide: float, deep: float) -> list[Tube]:
     """Skirt, gown and the tail of a coat: cones from the waist, wide enough for the stride."""
     sway = 0.02 * math.sin(2 * phase)
     tubes = []
     if person.lower.cut in {"skirt", "gown"}:
-        top, hem = pelvis + _up(0.08), pelvis + _up(-0.44, sway)
-        tubes.append(Tube(top, hem, (0.9 * wide, 1.08 * wide, 1.3 * wide, 1.45 * wide),
-                          (0.9 * deep, 1.15 * deep, 1.6 * deep, 1.95 * deep),
-                          fabrics.skirt(person.lower, phase), caps=(0.01, 0.02)))  # fmt: skip
+        top, hem = pelvis + offset(0.08), pelvis + offset(-0.44, sway)
+        tubes.append(
+            Tube(
+                top,
+                hem,
+                (0.9 * wide, 1.08 * wide, 1.3 * wide, 1.45 * wide),
+                (0.9 * deep, 1.15 * deep, 1.6 * deep, 1.95 * deep),
+                fabrics.skirt(person.lower, phase),
+                caps=(0.01, 0.02),
+            )
+        )
     if person.upper.cut == "coat" and person.lower.cut != "gown":
         upper = person.upper
         pattern = upper.pattern if upper.pattern in {"checks", "columns", "stripes"} else "plain"
         tail = Garment("coat", upper.colour, upper.second, pattern, upper.period)
-        tubes.append(Tube(pelvis + _up(0.02), pelvis + _up(-0.36, sway),
-                          (wide, 1.1 * wide, 1.18 * wide), (deep, 1.3 * deep, 1.6 * deep),
-                          fabrics.skirt(tail, phase), caps=(0.02, 0.02),
-                          cut=lambda along, around: np.abs(from_front(around))
-                          > 0.18 + 0.2 * along))  # fmt: skip
+        tubes.append(
+            Tube(
+                pelvis + offset(0.02),
+                pelvis + offset(-0.36, sway),
+                (wide, 1.1 * wide, 1.18 * wide),
+                (deep, 1.3 * deep, 1.6 * deep),
+                fabrics.skirt(tail, phase),
+                caps=(0.02, 0.02),
+                cut=lambda along, around: np.abs(from_front(around)) > 0.18 + 0.2 * along,
+            )
+        )
     return tubes
 
 
@@ -154,109 +181,21 @@ def _arms(person: Person, joints: dict[str, Vector]) -> list[Tube]:
         cloth_paint = fabrics.sleeve(cloth, 0.0, contrast=contrast)
         if short:
             cuff = root + _SHORT_SLEEVE * (elbow - root)
-            tubes.append(_limb(root, elbow, (0.046 * thick, 0.04 * thick), skin))
-            tubes.append(_limb(root, cuff, (0.86 * upper, 0.98 * upper, 1.02 * upper), cloth_paint,
-                               flat_end=True))  # fmt: skip
-            tubes.append(_limb(elbow, hand, (0.04 * thick, 0.028), skin))
+            tubes.append(limb(root, elbow, (0.046 * thick, 0.04 * thick), skin))
+            tubes.append(
+                limb(
+                    root,
+                    cuff,
+                    (0.86 * upper, 0.98 * upper, 1.02 * upper),
+                    cloth_paint,
+                    flat_end=True,
+                )
+            )
+            tubes.append(limb(elbow, hand, (0.04 * thick, 0.028), skin))
         else:
             rest = fabrics.sleeve(cloth, 0.29, contrast=contrast)
-            tubes.append(_limb(root, elbow, (0.9 * upper, 0.95 * upper, lower), cloth_paint))
-            tubes.append(_limb(elbow, hand, (lower, wrist), rest, flat_end=True))
+            tubes.append(limb(root, elbow, (0.9 * upper, 0.95 * upper, lower), cloth_paint))
+            tubes.append(limb(elbow, hand, (lower, wrist), rest, flat_end=True))
         reach = hand + 0.085 * (hand - elbow) / np.linalg.norm(hand - elbow)
-        tubes.append(_limb(hand, reach, (0.034, 0.036, 0.026), skin))
-    return tubes
-
-
-def _head(person: Person, joints: dict[str, Vector]) -> list[Tube]:
-    neck, centre = joints["neck"], joints["head"]
-    skin = fabrics.plain(tuple(0.86 * c for c in person.skin))  # type: ignore[arg-type]
-    profile_w, profile_d = (0.052, 0.07, 0.078, 0.078, 0.066), (0.06, 0.085, 0.094, 0.096, 0.08)
-    chin, crown = centre + _up(-0.075, 0.008), centre + _up(0.07)
-    tubes = [
-        _limb(neck + _up(-0.05), centre + _up(-0.05), (0.056, 0.05), skin),
-        Tube(chin, crown, profile_w, profile_d, fabrics.face(person.skin), caps=(0.035, 0.05)),
-    ]
-    return tubes + _hair(person, centre, joints)
-
-
-def _hair(person: Person, centre: Vector, joints: dict[str, Vector]) -> list[Tube]:
-    style = person.haircut
-    paint = fabrics.strands(person.hair, curly=style == "curly")
-    if style in {"cap", "beanie"}:
-        return _headgear(person, centre)
-    if style == "bald":
-        return []
-
-    def outside_face(along: Array, around: Array) -> np.ndarray:
-        opening = 0.85 if style in {"long", "bob", "curly"} else 1.15
-        return (np.abs(from_front(around)) > opening) | (along > 0.8)
-
-    volume = {"curly": 1.32, "bob": 1.2, "long": 1.15}.get(style, 1.08)
-    low = -0.1 if style in {"bob", "long"} else -0.045
-    wide = tuple(volume * w for w in (0.06, 0.078, 0.082, 0.08, 0.066))
-    deep = tuple(volume * d for d in (0.07, 0.094, 0.1, 0.099, 0.082))
-    tubes = [Tube(centre + _up(low, -0.008), centre + _up(0.078, -0.006), wide, deep, paint,
-                  caps=(0.03, 0.052 * volume), cut=outside_face)]  # fmt: skip
-    if style == "long":
-        tubes.append(Tube(centre + _up(0, -0.06), joints["neck"] + _up(-0.2, -0.1),
-                          (0.09, 0.11, 0.1), (0.06, 0.05, 0.03), paint, caps=(0.03, 0.04)))  # fmt: skip
-    elif style == "tail":
-        tubes.append(_limb(centre + _up(0.05, -0.11), centre + _up(-0.2, -0.15),
-                           (0.04, 0.045, 0.02), paint))  # fmt: skip
-    elif style == "bun":
-        bun = centre + _up(0.1, -0.075)
-        tubes.append(_limb(bun, bun + _up(0.02), (0.055, 0.055), paint))
-    return tubes
-
-
-def _headgear(person: Person, centre: Vector) -> list[Tube]:
-    colour, hair = GARMENT_COLOURS[person.headgear], fabrics.strands(person.hair)
-    dark = tuple(0.75 * c for c in colour)
-    below = Tube(centre + _up(-0.045, -0.008), centre + _up(0.03), (0.08, 0.084), (0.094, 0.1),
-                 hair, caps=(0.03, 0.02),
-                 cut=lambda _along, around: np.abs(from_front(around)) > 1.2)  # fmt: skip
-    hat = Tube(centre + _up(0.04), centre + _up(0.082), (0.09, 0.088, 0.076),
-               (0.106, 0.104, 0.09), fabrics.plain(colour), caps=(0.012, 0.055))  # fmt: skip
-    if person.haircut == "cap":
-        brim = Tube(centre + _up(0.045, 0.08), centre + _up(0.03, 0.17), (0.07, 0.055),
-                    (0.02, 0.014), fabrics.plain(dark), caps=(0.01, 0.02))  # type: ignore[arg-type]  # fmt: skip
-        return [below, hat, brim]
-    cuff = Tube(centre + _up(0.02), centre + _up(0.055), (0.097, 0.097), (0.112, 0.112),
-                fabrics.plain(dark), caps=(0.008, 0.008))  # type: ignore[arg-type]  # fmt: skip
-    return [below, hat, cuff]
-
-
-def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
-    if person.bag == "none":
-        return []
-    colour = GARMENT_COLOURS[person.bag_colour]
-    dark = tuple(0.7 * c for c in colour)
-    pelvis, neck, side = joints["pelvis"], joints["neck"], float(person.side)
-    strap, girth = fabrics.plain(dark), person.girth  # type: ignore[arg-type]
-    if person.bag == "backpack":
-        back = -0.1 * girth - 0.085
-        tubes = [Tube(pelvis + _up(0.1, back), neck + _up(-0.03, back),
-                      (0.125, 0.14, 0.14, 0.13, 0.1), (0.085, 0.1, 0.095, 0.08, 0.06),
-                      fabrics.knapsack(colour), caps=(0.03, 0.05))]  # fmt: skip
-        for sign in (-1, 1):
-            path = ((0.10, -0.04, 0.0), (0.115, -0.13, 0.125 * girth), (0.125, -0.27, 0.12 * girth))
-            points = [neck + _up(y, z, sign * x) for x, y, z in path]
-            tubes += [_limb(a, b, (0.022, 0.022), strap) for a, b in zip(points, points[1:], strict=False)]
-        return tubes
-    if person.bag == "hand":
-        hand = joints["hand_l" if side > 0 else "hand_r"] + _up(-0.1)
-        return [
-            _limb(hand, hand + _up(-0.08), (0.016, 0.016), strap),
-            Tube(hand + _up(-0.08), hand + _up(-0.3), (0.05, 0.065, 0.065), (0.13, 0.16, 0.15),
-                 fabrics.knapsack(colour), caps=(0.02, 0.03)),
-        ]  # fmt: skip
-    hip = pelvis + _up(-0.02, -0.02, side * (0.17 * girth + 0.06))
-    bag = Tube(hip + _up(0.12), hip + _up(-0.13), (0.055, 0.065, 0.06), (0.12, 0.15, 0.14),
-               fabrics.knapsack(colour), caps=(0.02, 0.04))  # fmt: skip
-    cross = -side if person.bag == "messenger" else side
-    top = neck + _up(-0.035, 0.0, cross * 0.1)
-    tubes = [bag]
-    for depth in (0.15 * girth, -0.15 * girth):
-        middle = 0.5 * (top + hip) + _up(0.02, depth)
-        tubes += [_limb(top, middle, (0.02, 0.02), strap), _limb(middle, hip, (0.02, 0.02), strap)]
+        tubes.append(limb(hand, reach, (0.034, 0.036, 0.026), skin))
     return tubes

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from data.people.appearance import Person
+from data.people.appearance import LEAST_HEIGHT, MOST_HEIGHT, Person
 from data.people.cameras import Camera, build_camera, defocus, expose
 from data.people.figure import build_figure
 from data.people.raster import Array, Frame, render
@@ -19,6 +19,7 @@ from data.people.skeleton import View
 SIZE = (64, 128)  # width, height of a picture, as in Market-1501
 _OVER = 2  # drawn at this multiple, then reduced
 _WIDTH, _HEIGHT = SIZE[0] * _OVER, SIZE[1] * _OVER
+_STATURE = 1.77  # metres from the floor to the top of a drawn head with hair
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ def draw_track(camera: Camera, rng: np.random.Generator) -> Track:
 
 
 def photograph(
-    person: Person, seed: int, camera_index: int, track: Track, rng: np.random.Generator,
-    *, careless: bool = False,
-) -> Image.Image:  # fmt: skip
+    person: Person,
+    seed: int,
+    camera_index: int,
+    track: Track,
+    rng: np.random.Generator,
+    *,
+    careless: bool = False,
+) -> Image.Image:
     """Take one picture.
 
     Args:
@@ -67,8 +73,8 @@ def photograph(
     size = (0.86 + 0.05 * slack * float(rng.normal())) * track.distance
     centre = _WIDTH * (0.5 + 0.035 * slack * float(rng.normal()))
     feet = _HEIGHT * (0.945 + 0.018 * slack * float(rng.normal()))
-    size = size * (0.93 + 0.07 * (person.height - 1.52) / 0.4)
-    frame = Frame(_HEIGHT * size / 1.74 * 0.985, (centre, feet), (_WIDTH, _HEIGHT))
+    size = size * (0.93 + 0.07 * (person.height - LEAST_HEIGHT) / (MOST_HEIGHT - LEAST_HEIGHT))
+    frame = Frame(_HEIGHT * size / _STATURE, (centre, feet), (_WIDTH, _HEIGHT))
     tubes = build_figure(person, track.phase + float(rng.uniform(0, 2 * math.pi)))
     colours, mask = render(tubes, view, camera.light, frame)
     ground = _background(scene, track, rng, feet)
@@ -77,15 +83,13 @@ def photograph(
     small = Image.fromarray(large).resize(SIZE, Image.Resampling.LANCZOS)
     small = defocus(camera, small, float(rng.uniform(0.5, 1.5)))
     gain = track.gain * float(np.exp(rng.normal(0, 0.04)))
-    noisy = expose(camera, np.asarray(small, np.float32), gain)
-    noisy = noisy + rng.normal(0, camera.noise, (SIZE[1], SIZE[0], 1))
-    noisy = noisy + rng.normal(0, 0.4 * camera.noise, (SIZE[1], SIZE[0], 3))
+    grain = rng.normal(0, camera.noise, (SIZE[1], SIZE[0], 1))
+    speckle = rng.normal(0, 0.4 * camera.noise, (SIZE[1], SIZE[0], 3))
+    noisy = expose(camera, np.asarray(small, np.float32), gain) + grain + speckle
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
-def _background(
-    scene: Image.Image, track: Track, rng: np.random.Generator, feet: float
-) -> Array:
+def _background(scene: Image.Image, track: Track, rng: np.random.Generator, feet: float) -> Array:
     """Cut the place behind the person; feet stay on the ground however the box lies."""
     left = (STRIP[0] - _WIDTH) * np.clip(track.place + rng.normal(0, 0.04), 0, 1)
     top = np.clip(BOUNDARY + 76 - feet, 0, STRIP[1] - _HEIGHT)
@@ -99,8 +103,10 @@ def _shadow(mask: NDArray[np.bool_], camera: Camera, frame: Frame) -> Array:
     right, down, darkness = camera.shadow
     centre, feet = frame.origin
     rows, columns = np.mgrid[0:_HEIGHT, 0:_WIDTH].astype(np.float32)
-    contact = np.exp(-(((columns - centre) / (0.2 * frame.scale)) ** 2)
-                     - ((rows - feet + 3) / (0.045 * frame.scale)) ** 2)  # fmt: skip
+    contact = np.exp(
+        -(((columns - centre) / (0.2 * frame.scale)) ** 2)
+        - ((rows - feet + 3) / (0.045 * frame.scale)) ** 2
+    )
     factor = 1 - 0.42 * contact
     if darkness > 0 and abs(down) > 0.01:
         # A point at height h throws its shadow (right, down) * h from the feet.

@@ -49,6 +49,25 @@ class Tube:
     lift: float = 0.0
 
 
+def offset(y: float, z: float = 0.0, x: float = 0.0) -> Vector:
+    """A vector in body axes, the usual direction first."""
+    return np.array([x, y, z])
+
+
+def limb(
+    start: Vector,
+    end: Vector,
+    radii: tuple[float, ...],
+    paint: Paint,
+    *,
+    flat_end: bool = False,
+    lift: float = 0.0,
+) -> Tube:
+    """A round tube with a round start, and an end that is round or cut off like a cuff."""
+    last = 0.012 if flat_end else radii[-1]
+    return Tube(start, end, radii, radii, paint, caps=(radii[0], last), lift=lift)
+
+
 @dataclass(frozen=True)
 class Light:
     """Light of a place: direction towards it (right, up, near), and strengths."""
@@ -108,11 +127,12 @@ def _rasterize(
     length = max(math.hypot(*axis), 1e-4)
     direction = axis / length if length > 1e-3 else np.array([0.0, 1.0])
     across = np.array([direction[1], -direction[0]]) * (1.0 if direction[1] >= 0 else -1.0)
-    pixels, metres, offset = _candidates(tube, (start, end), direction, across, frame)
+    pixels, metres, aside = _candidates(tube, (start, end), direction, across, frame)
     if not len(pixels):
         return
     beyond = np.where(metres < 0, metres, np.maximum(metres - length, 0))
-    cap = beyond / np.where(metres < 0, max(tube.caps[0], 1e-6), max(tube.caps[1], 1e-6))
+    first, last = (np.float32(max(cap, 1e-6)) for cap in tube.caps)
+    cap: Array = beyond / np.where(metres < 0, first, last)
     along = np.clip(metres / length, 0, 1)
     shrink = np.sqrt(np.maximum(1 - cap * cap, 1e-6))
     steps = np.arange(len(tube.wide)) / (len(tube.wide) - 1)
@@ -120,13 +140,13 @@ def _rasterize(
     deep = np.interp(along, steps, tube.deep).astype(np.float32) * shrink
     sine, cosine = math.sin(view.yaw), math.cos(view.yaw)
     extent = np.sqrt((wide * cosine) ** 2 + (deep * sine) ** 2)
-    # offset = extent cos(around - turn); of the two solutions the larger angle is the near one,
+    # aside = extent cos(around - turn); of the two solutions the larger angle is the near one,
     # because the view only rotates the cross-section and keeps its sense.
     turn = np.arctan2(deep * sine, wide * cosine)
-    around = turn + np.arccos(np.clip(offset / extent, -1, 1))
+    around = turn + np.arccos(np.clip(aside / extent, -1, 1))
     near = deep * np.sin(around) * cosine - wide * np.cos(around) * sine
     depth = (start[2] + (end[2] - start[2]) * along + near + tube.lift).astype(np.float32)
-    visible = (np.abs(offset) < extent) & (np.abs(cap) < 1) & (depth > buffers.near[pixels])
+    visible = (np.abs(aside) < extent) & (np.abs(cap) < 1) & (depth > buffers.near[pixels])
     if tube.cut is not None:
         visible &= tube.cut(along, around)
     keep = np.flatnonzero(visible)
@@ -155,15 +175,15 @@ def _candidates(
     up = (spots[0, 1] - 0.5 - np.arange(low[1], max(high[1], low[1]))) / frame.scale
     right, up = right.astype(np.float32), up.astype(np.float32)[:, None]
     metres = right * np.float32(direction[0]) + up * np.float32(direction[1])
-    offset = right * np.float32(across[0]) + up * np.float32(across[1])
+    aside = right * np.float32(across[0]) + up * np.float32(across[1])
     length = math.hypot(*(ends[1] - ends[0])[:2])
-    inside = (np.abs(offset) < radius) & (metres > -tube.caps[0]) & (metres < length + tube.caps[1])
+    inside = (np.abs(aside) < radius) & (metres > -tube.caps[0]) & (metres < length + tube.caps[1])
     chosen = np.flatnonzero(inside)
     if not len(chosen):
-        return chosen, metres[:0], offset[:0]
+        return chosen, metres[:0], aside[:0]
     rows, columns = np.divmod(chosen, len(right))
     pixels = (rows + low[1]) * width + columns + low[0]
-    return pixels, metres.reshape(-1)[chosen], offset.reshape(-1)[chosen]
+    return pixels, metres.reshape(-1)[chosen], aside.reshape(-1)[chosen]
 
 
 def _normal(
@@ -179,7 +199,11 @@ def _normal(
 
 
 def _shade(
-    normal: tuple[Array, Array, Array], across: Vector, direction: Vector, light: Light, gloss: float
+    normal: tuple[Array, Array, Array],
+    across: Vector,
+    direction: Vector,
+    light: Light,
+    gloss: float,
 ) -> Array:
     sideways, lengthwise, near = normal
     right = sideways * across[0] + lengthwise * direction[0]

@@ -56,8 +56,15 @@ def _shaded(colour: Colour, factor: float) -> Colour:
     return (red, green, blue)
 
 
-def _ground(image: Image.Image, colour: Colour, *, slab: float, joint: float, rng_shift: float,
-            alternate: float = 1.0) -> None:  # fmt: skip
+def _ground(
+    image: Image.Image,
+    colour: Colour,
+    *,
+    slab: float,
+    joint: float,
+    rng_shift: float,
+    alternate: float = 1.0,
+) -> None:
     """Paint paving in perspective: ``slab`` metres wide, joints of a relative darkness."""
     width, height = STRIP
     rows = np.arange(height - BOUNDARY, dtype=np.float32)[:, None]
@@ -104,8 +111,9 @@ def _park(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generato
     for _ in range(900):
         x, y = rng.uniform(0, STRIP[0]), rng.uniform(BOUNDARY - 8, STRIP[1])
         draw.line((x, y, x + rng.uniform(-3, 3), y - 6), fill=_jitter(rng, (84, 116, 52), 18))
-    draw.polygon([(0, 238), (STRIP[0], 226), (STRIP[0], 300), (0, 312)],
-                 fill=_jitter(rng, (170, 156, 134)))  # fmt: skip
+    draw.polygon(
+        [(0, 238), (STRIP[0], 226), (STRIP[0], 300), (0, 312)], fill=_jitter(rng, (170, 156, 134))
+    )
 
 
 def _shop(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
@@ -120,12 +128,15 @@ def _shop(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generato
             while spot < x + width - 14:
                 size = int(rng.integers(7, 16))
                 goods = _goods(rng)
-                draw.rectangle((spot, shelf + int(rng.integers(0, 9)), spot + size, shelf + 22),
-                               fill=goods)  # fmt: skip
+                draw.rectangle(
+                    (spot, shelf + int(rng.integers(0, 9)), spot + size, shelf + 22), fill=goods
+                )
                 spot += size + 3
             draw.line((x, shelf + 24, x + width, shelf + 24), fill=(120, 110, 98), width=3)
-        draw.polygon([(x + 12, BOUNDARY - 22), (x + 58, 34), (x + 82, 34), (x + 36, BOUNDARY - 22)],
-                     fill=(214, 214, 208))  # fmt: skip
+        draw.polygon(
+            [(x + 12, BOUNDARY - 22), (x + 58, 34), (x + 82, 34), (x + 36, BOUNDARY - 22)],
+            fill=(214, 214, 208),
+        )
         x += width + 10
     sign = _jitter(rng, (150, 52, 48), 30)
     for stripe in range(0, STRIP[0], 44):
@@ -148,8 +159,9 @@ def _corridor(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Gene
         draw.rectangle((x + 100, 40, x + 142, 88), fill=_jitter(rng, (176, 176, 190), 26))
         draw.rectangle((x + 106, 46, x + 136, 66), fill=_jitter(rng, (120, 120, 130), 40))
     draw.rectangle((0, BOUNDARY - 12, STRIP[0], BOUNDARY), fill=(88, 84, 80))
-    _ground(image, _jitter(rng, (182, 178, 164), 8), slab=0.5, joint=0.86, rng_shift=0,
-            alternate=0.93)  # fmt: skip
+    _ground(
+        image, _jitter(rng, (182, 178, 164), 8), slab=0.5, joint=0.86, rng_shift=0, alternate=0.93
+    )
 
 
 def _crossing(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
@@ -164,8 +176,9 @@ def _crossing(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Gene
     x = int(rng.integers(0, 60))
     while x < STRIP[0]:
         paint = _goods(rng)
-        draw.polygon([(x + 34, 108), (x + 118, 108), (x + 142, 136), (x + 12, 136)],
-                     fill=(58, 68, 80))  # fmt: skip
+        draw.polygon(
+            [(x + 34, 108), (x + 118, 108), (x + 142, 136), (x + 12, 136)], fill=(58, 68, 80)
+        )
         draw.rounded_rectangle((x, 132, x + 164, 172), 12, fill=paint)
         draw.rectangle((x + 4, 152, x + 160, 158), fill=_shaded(paint, 0.7))
         for wheel in (x + 22, x + 114):
