@@ -27,6 +27,7 @@ _MANY_MATCHES = 48
 Row = NDArray[np.float32]
 
 
+@torch.inference_mode()
 def rank_matches(
     queries: Sequence[UnitFeatures],
     gallery: UnitFeatures,
