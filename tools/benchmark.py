@@ -1,0 +1,49 @@
+"""Measure speed and memory: python3 tools/benchmark.py retrieval --size market."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from types import ModuleType
+
+if __package__ in (
+    None,
+    "",
+):  # run as a file: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tools.benchmarks import retrieval
+from utils.errors import UserError
+
+# Name of the subcommand -> module with ``add_arguments(parser)`` and ``run(arguments)``.
+BENCHMARKS: dict[str, ModuleType] = {"retrieval": retrieval}
+
+_EXAMPLES = """examples:
+  python3 tools/benchmark.py retrieval --size market
+  python3 tools/benchmark.py retrieval --size msmt17 --json msmt17.json --no-rerank
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Measure speed and memory on this machine.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in BENCHMARKS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    arguments = parser.parse_args(argv)
+    try:
+        BENCHMARKS[arguments.command].run(arguments)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

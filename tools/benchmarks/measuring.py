@@ -1,0 +1,58 @@
+"""What benchmarks share: time, peak memory, and the file of numbers."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.files import atomic_write
+
+_KIB_PER_MIB = 1024
+_BYTES_PER_MIB = 2**20
+
+
+class PeakMemory:
+    """Growth of the memory in use since this was made (MiB): of the process, or of the GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._start = self._peak()
+
+    def mib(self) -> float:
+        """Return the growth up to the highest point so far."""
+        return self._peak() - self._start
+
+    def _peak(self) -> float:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / _BYTES_PER_MIB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (_BYTES_PER_MIB if sys.platform == "darwin" else _KIB_PER_MIB)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return how long some work takes, on a GPU until it is done."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of numbers, whole or not at all."""
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,152 @@
+"""Retrieval scores of random features, beside the bare matrix product of the same size.
+
+The features lie in memory, float32. Time is the best of ``--repeats`` runs, each right beside its
+bare product: the same chunks of the same matrices, and nothing else. Peak memory is the growth of
+the process after its imports, features included, before re-ranking is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.features import Features
+from engine.precision import full_precision
+from engine.reranking import score_reranked
+from engine.retrieval import score_retrieval
+from tools.benchmarks.measuring import PeakMemory, seconds, write_json
+from utils.device import device_name, resolve_device, set_threads
+
+_MIB = 2**20
+_CHUNK_BYTES = 64 * _MIB
+_CUDA_CHUNK_BYTES = 1024 * _MIB
+
+
+@dataclass(frozen=True)
+class Size:
+    """A data set's size.
+
+    Attributes:
+        queries: Query images.
+        gallery: Gallery images, junk and distractors included.
+        identities: People in query and gallery.
+        cameras: Cameras.
+        distractors: Gallery images of nobody (pid 0).
+        junk: Gallery images that are not scored (pid -1).
+        dim: Feature size.
+    """
+
+    queries: int
+    gallery: int
+    identities: int
+    cameras: int
+    distractors: int = 0
+    junk: int = 0
+    dim: int = 2048
+
+
+SIZES = {
+    "small": Size(300, 2000, 60, 6, 200, 100, dim=256),
+    "market": Size(3368, 19732, 750, 6, 2798, 3819),
+    "msmt17": Size(11659, 82161, 3060, 15),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's arguments."""
+    parser.add_argument("--size", choices=sorted(SIZES), default="market", help="data set's size")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts (3)")
+    parser.add_argument("--no-rerank", action="store_true", help="leave out re-ranking")
+    parser.add_argument("--seed", type=int, default=1, help="of the random features")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+
+
+def random_features(size: Size, seed: int, device: torch.device) -> tuple[Features, Features]:
+    """Return query and gallery of a size, every query person in the gallery."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def people(count: int) -> torch.Tensor:
+        return torch.arange(count) % size.identities + 1
+
+    def draw(pids: torch.Tensor) -> Features:
+        cameras = torch.randint(size.cameras, (len(pids),), generator=generator)
+        # Drawn in place on the CPU, so that the peak is that of one copy.
+        embeddings = torch.empty(len(pids), size.dim).normal_(generator=generator)
+        return Features(embeddings.to(device), pids, cameras)
+
+    persons = size.gallery - size.distractors - size.junk
+    pids = [people(persons), torch.zeros(size.distractors), -torch.ones(size.junk)]
+    order = torch.randperm(size.gallery, generator=generator)
+    return draw(people(size.queries)), draw(torch.cat(pids).long()[order])
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print, and write the file that was asked for; returns its content."""
+    set_threads(arguments.threads)
+    device = resolve_device(arguments.device)
+    size = SIZES[arguments.size]
+    memory = PeakMemory(device)
+    query, gallery = random_features(size, arguments.seed, device)
+    features_mib = sum(one.embeddings.nbytes for one in (query, gallery)) / _MIB
+    metrics, matmul = [], []
+    for _ in range(max(1, arguments.repeats)):
+        matmul.append(seconds(lambda: bare_product(query, gallery), device))
+        metrics.append(seconds(lambda: score_retrieval(query, gallery), device))
+    result: dict[str, Any] = {
+        "size": arguments.size,
+        "metrics_s": min(metrics),
+        "matmul_s": min(matmul),
+        "rerank_s": None,
+        "peak_mib": memory.mib(),
+        "features_mib": features_mib,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if not arguments.no_rerank:
+        result["rerank_s"] = seconds(lambda: score_reranked(query, gallery), device)
+        result["rerank_peak_mib"] = memory.mib()
+    _print(result, size)
+    if arguments.json is not None:
+        write_json(arguments.json, result)
+        print(f"The numbers are in {arguments.json}")
+    return result
+
+
+def bare_product(query: Features, gallery: Features) -> None:
+    """Multiply the same matrices in chunks of the same size, and do nothing with the result."""
+    matrix = gallery.embeddings
+    chunk = _CUDA_CHUNK_BYTES if matrix.is_cuda else _CHUNK_BYTES
+    rows = min(max(1, chunk // (4 * len(matrix))), len(query))
+    out = torch.empty(rows, len(matrix), device=matrix.device)
+    with torch.inference_mode(), full_precision(matrix.device):
+        for part in query.embeddings.split(rows):
+            torch.mm(part, matrix.t(), out=out[: len(part)])
+
+
+def _print(result: dict[str, Any], size: Size) -> None:
+    metrics, matmul = result["metrics_s"], result["matmul_s"]
+    above = result["peak_mib"] - result["features_mib"]
+    print(
+        f"{result['size']}: {size.queries:,} queries x {size.gallery:,} gallery images x "
+        f"{size.dim:,}, float32, on {result['device']}, {result['threads']} threads"
+    )
+    print(f"  bare matrix product   {matmul:8.2f} s")
+    print(
+        f"  all scores            {metrics:8.2f} s   {metrics / matmul:.2f} x the product, "
+        f"{metrics - matmul:.2f} s on top of it"
+    )
+    print(f"  peak memory           {result['peak_mib']:8.0f} MiB, {above:.0f} above the features")
+    if result["rerank_s"] is not None:
+        print(
+            f"  re-ranking and scores {result['rerank_s']:8.2f} s, peak "
+            f"{result['rerank_peak_mib']:.0f} MiB"
+        )
