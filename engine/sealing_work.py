@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from engine.sealed_folder import publish
 from engine.source_images import SourceImage, decode_source, read_bytes
 from modeling.encryption import png_format
-from modeling.encryption.cipher import SubjectKey
 from modeling.encryption.errors import IsedError, OutputExists
 from modeling.encryption.key_lookup import KeySnapshot
+from modeling.encryption.keys import SubjectKey
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import KIND_TANH, open_picture, seal_picture
 from modeling.encryption.secret_files import sync_folder

@@ -17,7 +17,6 @@ from engine.sealed_folder import MANIFEST_NAME, SEALED_SUFFIX, Manifest
 from engine.source_images import decode_source, read_bytes
 from layers.pixels import PixelSpace
 from modeling.encryption import png_format
-from modeling.encryption.cipher import KeySource
 from modeling.encryption.errors import (
     BadInput,
     FormatError,
@@ -25,6 +24,7 @@ from modeling.encryption.errors import (
     Tampered,
 )
 from modeling.encryption.keyring import Keyring
+from modeling.encryption.keys import KeySource
 from modeling.encryption.levels import PixelLevels
 from modeling.encryption.picture import OpenedPicture, open_picture
 

@@ -31,27 +31,28 @@ if __package__ in (
 ):  # run as a file: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from engine.api import PUBLISHED, Anonymizer
-from engine.opened_folder import OpenOptions, write_opened
-from engine.protection import ProtectOptions, Summary, list_sources, protect_folder
-from engine.sealed_folder import check_apart
-from engine.sealing_work import Outcome
-from engine.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
-from engine.unsealing import (
-    Unsealed,
-    accept_folder,
-    query_embedding,
-    sealed_files,
-    search,
-    unseal,
-    verify_folder,
-)
-from layers.pixels import PixelSpace
-from modeling.encryption.errors import IsedError
-from modeling.encryption.keyring import Keyring
-from tools.master_arguments import add_master_arguments, master_from
-from utils.errors import UserError
-from utils.progress import Progress
+if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
+    from engine.api import PUBLISHED, Anonymizer
+    from engine.opened_folder import OpenOptions, write_opened
+    from engine.protection import ProtectOptions, Summary, list_sources, protect_folder
+    from engine.sealed_folder import check_apart
+    from engine.sealing_work import Outcome
+    from engine.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
+    from engine.unsealing import (
+        Unsealed,
+        accept_folder,
+        query_embedding,
+        sealed_files,
+        search,
+        unseal,
+        verify_folder,
+    )
+    from layers.pixels import PixelSpace
+    from modeling.encryption.errors import IsedError
+    from modeling.encryption.keyring import Keyring
+    from tools.master_arguments import add_master_arguments, master_from
+    from utils.errors import UserError
+    from utils.progress import Progress
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modeling.encryption.cipher import EvaluationKeys, KeySource, Sealed, SubjectKey, check_batch
+from modeling.encryption.cipher import Sealed, check_batch
+from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 
 _KEY_BYTES = 8
 _CACHED_PADS = 128  # 50 MB at 256 x 128; an evaluation meets a person's images close together

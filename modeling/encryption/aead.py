@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling.encryption.cipher import EvaluationKeys, KeySource, Sealed, SubjectKey, check_batch
+from modeling.encryption.cipher import Sealed, check_batch
 from modeling.encryption.errors import MissingKey
+from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 from modeling.encryption.levels import PixelLevels
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import (

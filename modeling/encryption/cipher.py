@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from modeling.encryption.errors import AuthenticationError
+from modeling.encryption.keys import EvaluationKeys, KeySource, WrongKeys
 
 KeyState = Literal["right", "wrong", "ciphertext"]
 
@@ -41,65 +42,6 @@ class Sealed:
         """Return one image as a batch of one."""
         part = slice(index, index + 1)
         return Sealed(self.scheme, self.payload[part], self.headers[part], self.device)
-
-
-@dataclass(frozen=True)
-class SubjectKey:
-    """A key to seal with; ``repr`` shows no secret.
-
-    Attributes:
-        key_id: Name of the key, kept secret from outsiders by the locator.
-        key: The secret.
-        locator_key: Secret that masks key_id in headers; empty where a scheme masks nothing.
-    """
-
-    key_id: bytes
-    key: bytes
-    locator_key: bytes = b""
-
-    def __repr__(self) -> str:
-        """Keep secrets out of logs and tracebacks."""
-        return "SubjectKey(...)"
-
-
-@runtime_checkable
-class KeySource(Protocol):
-    """Where keys come from: a keyring on disk, or keys made for one evaluation."""
-
-    def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the active key of a subject label, making one if there is none."""
-        ...
-
-    def opening_key(self, header: bytes) -> bytes:
-        """Return the key that belongs to a public header.
-
-        Raises:
-            MissingKey, RevokedKey, DestroyedKey: There is none to be used.
-        """
-        ...
-
-
-class EvaluationKeys(KeySource, Protocol):
-    """Keys of an evaluation, which also plays the holder of a wrong one."""
-
-    def another_key(self, header: bytes) -> bytes:
-        """Return the key of an identity other than the header's."""
-        ...
-
-
-@dataclass(frozen=True)
-class WrongKeys:
-    """A key source that always hands out another identity's key."""
-
-    right: EvaluationKeys
-
-    def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the right key: only opening goes wrong."""
-        return self.right.sealing_key(subject)
-
-    def opening_key(self, header: bytes) -> bytes:
-        """Return the key of another identity."""
-        return self.right.another_key(header)
 
 
 class Cipher(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modeling.encryption.cipher import SubjectKey
 from modeling.encryption.errors import (
     DestroyedKey,
     IsedError,
@@ -17,6 +16,7 @@ from modeling.encryption.errors import (
     RevokedKey,
     WrongKey,
 )
+from modeling.encryption.keys import SubjectKey
 from modeling.encryption.picture import CONTEXT, key_id_of, public_fields
 from modeling.encryption.primitives import existing_message_key
 

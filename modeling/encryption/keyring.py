@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from modeling.encryption.cipher import SubjectKey
 from modeling.encryption.errors import (
     BadInput,
     DestroyedKey,
@@ -24,6 +23,7 @@ from modeling.encryption.key_lookup import KeySnapshot, check_usable, fits, miss
 from modeling.encryption.keyring_root import new_root, unlock_root
 from modeling.encryption.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, KeyRow
 from modeling.encryption.keyring_table import KeyTable
+from modeling.encryption.keys import SubjectKey
 from modeling.encryption.master import KeyFile, Master
 from modeling.encryption.picture import LOCATOR_BYTES, key_id_of
 from modeling.encryption.primitives import (

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling.encryption.cipher import SubjectKey
 from modeling.encryption.errors import FormatError, TooLarge, UnsupportedVersion
+from modeling.encryption.keys import SubjectKey
 from modeling.encryption.metadata import METADATA_BYTES, Metadata
 from modeling.encryption.primitives import (
     COMMIT_BYTES,

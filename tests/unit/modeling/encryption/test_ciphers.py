@@ -7,11 +7,12 @@ import warnings
 import pytest
 import torch
 
-from modeling.encryption import CIPHERS, read_sealed
 from modeling.encryption.additive import AdditiveCipher, NotSecureWarning
 from modeling.encryption.aead import AeadCipher, MemoryKeys
-from modeling.encryption.cipher import Cipher, KeySource
+from modeling.encryption.build import CIPHERS
+from modeling.encryption.cipher import Cipher, read_sealed
 from modeling.encryption.errors import MissingKey, Tampered, WrongKey
+from modeling.encryption.keys import KeySource
 from modeling.encryption.levels import PixelLevels
 
 SUBJECTS = ["set/test/7", "set/test/12", "set/test/7"]

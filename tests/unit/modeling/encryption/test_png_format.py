@@ -15,7 +15,6 @@ from PIL import Image
 
 from modeling.encryption import picture as picture_module
 from modeling.encryption import png_format, primitives
-from modeling.encryption.cipher import SubjectKey
 from modeling.encryption.errors import (
     FormatError,
     IsedError,
@@ -23,6 +22,7 @@ from modeling.encryption.errors import (
     TooLarge,
     UnsupportedVersion,
 )
+from modeling.encryption.keys import SubjectKey
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
 from tests.fixtures.paths import REFERENCE
