@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -68,14 +69,13 @@ def build_trainer(cfg: CfgNode) -> Trainer:
         folder.refuse_overwriting()
     supervision = Supervision(policy)
     step = _build_step(model, objectives, optimizers, supervision)
-    writer = MetricWriter(
-        cfg.OUTPUT_DIR, resume_epoch=epoch, resume_step=saved["step"] if saved else 0
-    )
+    loader = build_train_loader(cfg, splits, model.device)
+    validation = _build_validation(cfg, model, splits)
     trainer = Trainer(
         step=step,
         networks=model.nets,
         centers=centers,
-        loader=build_train_loader(cfg, splits, model.device),
+        loader=loader,
         optimizers=optimizers,
         supervision=supervision,
         plan=TrainPlan(
@@ -85,16 +85,34 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             cfg.SOLVER.LOG_PERIOD,
         ),
         folder=folder,
-        writer=writer,
-        validation=_build_validation(cfg, model, splits),
+        # Last of all: it drops what an interrupted run wrote beyond the epoch resumed from.
+        writer=MetricWriter(
+            cfg.OUTPUT_DIR, resume_epoch=epoch, resume_step=saved["step"] if saved else 0
+        ),
+        validation=validation,
     )
     if saved is not None:
         trainer.restore(epoch, saved)
     return trainer
 
 
-def build_evaluation(cfg: CfgNode) -> tuple[Evaluator, int]:
-    """Build the evaluation of a checkpoint on EVAL.SPLIT; returns it and the epoch of the weights.
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation of a checkpoint.
+
+    Attributes:
+        evaluator: Scores it.
+        epoch: Epoch of its weights; 0 where the checkpoint does not say.
+        draw: Draws a sheet of a few people of the split in every kind of image.
+    """
+
+    evaluator: Evaluator
+    epoch: int
+    draw: Callable[[], Image.Image]
+
+
+def build_evaluation(cfg: CfgNode) -> Evaluation:
+    """Build the evaluation of MODEL.PRETRAIN_DIR on EVAL.SPLIT.
 
     Raises:
         UserError: If the data or the checkpoint does not allow it.
@@ -103,12 +121,14 @@ def build_evaluation(cfg: CfgNode) -> tuple[Evaluator, int]:
     weights = load_pretrained(cfg)
     model = pretrained_model(cfg, weights)
     best = weights.info.get("best", {})
-    unqualified = weights.which == "best" and not best.get("qualified", True)
-    note = f"{weights.which} of {weights.source}" + ", not qualified" * unqualified
-    _LOGGER.info("Evaluating the %s weights of epoch %d", note, weights.epoch)
+    unqualified = best.get("can_qualify", False) and not best["qualified"]
+    note = f"{weights.which}, {weights.source}"
+    note += " (no validation qualified for upgradation)" * unqualified
+    _LOGGER.info("Evaluating the weights of epoch %d: %s", weights.epoch, note)
     cipher = build_cipher(cfg) if isinstance(model.nets, PrivacyNetworks) else None
     evaluator = build_evaluator(cfg, model, splits, cfg.EVAL.SPLIT, cipher, {"weights": note})
-    return evaluator, weights.epoch
+    draw = build_pictures(cfg, model, tuple(evaluator.query_samples))
+    return Evaluation(evaluator, weights.epoch, draw)
 
 
 def build_evaluator(
@@ -204,9 +224,7 @@ def _policy(cfg: CfgNode) -> UpgradePolicy:
     return UpgradePolicy(model.VAL_R1, model.VAL_R1_SLACK, model.PSNR, model.SSIM)
 
 
-def _build_validation(
-    cfg: CfgNode, model: Model, splits: DatasetSplits
-) -> ValidationRun | None:
+def _build_validation(cfg: CfgNode, model: Model, splits: DatasetSplits) -> ValidationRun | None:
     """Return what scores the validation split and draws pictures of it; None without a split."""
     if not splits.has_validation:
         return None

@@ -166,7 +166,9 @@ def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
             networks, epoch, info = content["networks"], content["epoch"], content["info"]
         elif official_path(folder, which, "C").is_file():
             present = [x for x in needed if official_path(folder, which, x).is_file()]
-            networks = {letter: read_file(official_path(folder, which, letter)) for letter in present}
+            networks = {
+                letter: read_file(official_path(folder, which, letter)) for letter in present
+            }
             source = str(folder / f"epoch_{which}_net_{{{','.join(present)}}}.pth")
             epoch, info = 0, {}
         else:
@@ -177,6 +179,13 @@ def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
         f"MODEL.PRETRAIN_DIR '{folder}' holds no checkpoint; expected {NATIVE_NAMES['best']}, "
         f"{NATIVE_NAMES['latest']} or epoch_{{best,latest}}_net_C.pth"
     )
+
+
+def training_in(folder: Path) -> Path | None:
+    """Return a checkpoint of the training that a folder holds, or None where there is none."""
+    natives = (folder / name for name in NATIVE_NAMES.values())
+    present = (path for path in (*natives, *sorted(folder.glob("epoch_*_net_*.pth"))))
+    return next((path for path in present if path.exists()), None)
 
 
 def load_networks(networks: Mapping[str, nn.Module], weights: LoadedWeights) -> None:
@@ -217,10 +226,10 @@ class RunFolder:
         """Raise if a run is there already: a new one must not overwrite it.
 
         Raises:
-            CheckpointError: If OUTPUT_DIR holds a native checkpoint.
+            CheckpointError: If OUTPUT_DIR holds checkpoints, native or official.
         """
-        path = self.path / NATIVE_NAMES["latest"]
-        if path.exists():
+        path = training_in(self.path)
+        if path is not None:
             raise CheckpointError(
                 f"{path} exists: OUTPUT_DIR holds a training already; continue it with "
                 "SOLVER.RESUME True, or choose another OUTPUT_DIR"

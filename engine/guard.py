@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from data.records import Batch
+from engine.checkpoint import save_file
 from modeling.outputs import LossDict
 from utils.errors import UserError
+from utils.files import WriteError
 
 
 class NonFiniteLossError(UserError):
@@ -93,10 +95,14 @@ class LossGuard:
             "label": batch.label.cpu(),
             "index": batch.index.cpu(),
         }
-        torch.save(content, path)
+        try:
+            save_file(content, path)
+            kept = f"its batch is saved in {path}"
+        except WriteError as error:
+            kept = f"its batch could not be saved ({error})"
         names = ", ".join(f"{name} = {value}" for name, value in bad.items())
         raise NonFiniteLossError(
-            f"the loss is no longer finite at step {due.step} ({names}); its batch is saved in "
-            f"{path} and the last checkpoint is untouched: lower SOLVER.BASE_LR or set "
+            f"the loss is no longer finite at step {due.step} ({names}); {kept}; the "
+            "last checkpoint is untouched: lower SOLVER.BASE_LR or set "
             "RUNTIME.PRECISION float32, then continue with SOLVER.RESUME True"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -159,7 +160,7 @@ class EvalReport:
             "epoch": self.epoch,
             "retrieval": [_row_json(row) for row in self.retrieval],
             "image_quality": {
-                kind: {"psnr_db": quality.psnr_db, "ssim": quality.ssim}
+                kind: {"psnr_db": _finite(quality.psnr_db), "ssim": _finite(quality.ssim)}
                 for kind, quality in self.image_quality.items()
             },
             "published_row": self.published_row(),
@@ -173,7 +174,7 @@ class EvalReport:
 
     def save(self, path: Path) -> None:
         """Write ``results.json`` atomically."""
-        text = json.dumps(self.to_json(), indent=2) + "\n"
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         with atomic_write(path) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 
@@ -207,6 +208,11 @@ class EvalReport:
         for rank, rate in ((1, row.rank1), (5, row.rank5), (10, row.rank10)):
             lines.append(f"CMC curve, Rank-{rank:<3}:{rate:.1%}")
         return lines
+
+
+def _finite(value: float) -> float | None:
+    """Return a number JSON has a word for: the PSNR of equal images is infinite, so null."""
+    return value if math.isfinite(value) else None
 
 
 def _row_json(row: RetrievalRow) -> dict[str, Any]:

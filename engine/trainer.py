@@ -126,13 +126,18 @@ class Trainer:
     def fit(self) -> EvalReport | None:
         """Train to the last epoch; returns the report of the last validation, if any."""
         report = None
-        for epoch in range(self.state.epoch + 1, self.plan.max_epochs + 1):
-            self._train_epoch(epoch)
-            if self.validation is not None and self.plan.due(epoch, self.plan.val_period):
-                report = self._validate(epoch, self.validation)
-            self.state.epoch = epoch
-            if self.plan.due(epoch, self.plan.checkpoint_period):
-                self.folder.save_latest(epoch, self.training_state())
+        with self.writer:
+            # Saved before the first epoch and again on resuming: a run can be continued whenever
+            # it is killed, files that a kill kept from being written are there again, and a disk
+            # that cannot take a checkpoint is found before an epoch is spent.
+            self.folder.save_latest(self.state.epoch, self.training_state())
+            for epoch in range(self.state.epoch + 1, self.plan.max_epochs + 1):
+                self._train_epoch(epoch)
+                if self.validation is not None and self.plan.due(epoch, self.plan.val_period):
+                    report = self._validate(epoch, self.validation)
+                self.state.epoch = epoch
+                if self.plan.due(epoch, self.plan.checkpoint_period):
+                    self.folder.save_latest(epoch, self.training_state())
         return report
 
     def _train_epoch(self, epoch: int) -> None:
@@ -182,7 +187,8 @@ class Trainer:
         self.writer.scalars(report.scalars() | upgrade, epoch=epoch, step=self.state.step)
         if self.state.best.beaten_by(report.rank1, qualified=qualified):
             self.state.best = Best(epoch, report.rank1, qualified)
-            self.folder.save_best(epoch, asdict(self.state.best))
+            record = asdict(self.state.best) | {"can_qualify": self._can_upgrade}
+            self.folder.save_best(epoch, record)
             _LOGGER.info(
                 "Best so far: epoch %d, raw->protected rank-1 %.1f%%%s",
                 epoch, 100 * report.rank1,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: import from the repository root, not from this folder
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
 from yacs.config import CfgNode
 
 from configs import loading
 from engine.build import build_evaluation, build_trainer
+from engine.checkpoint import training_in
+from engine.pictures import save_picture
 from engine.report import EvalReport
 from utils.device import set_threads
 from utils.errors import UserError
@@ -46,17 +51,46 @@ def run(cfg: CfgNode) -> EvalReport:
     set_threads(cfg.RUNTIME.THREADS)
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
     if cfg.TEST.EVALUATE_ONLY == "on":
-        loading.dump(cfg, output_dir / "config.yml")
+        cfg = _evaluation_alone(cfg)
     else:
         cfg = _train(cfg)
-    evaluator, epoch = build_evaluation(cfg)
-    report = evaluator.evaluate(epoch)
+    evaluation = build_evaluation(cfg)
+    report = evaluation.evaluator.evaluate(evaluation.epoch)
     report.save(output_dir / "results.json")
+    save_picture(evaluation.draw(), output_dir / "pictures.png")
     for line in report.log_lines():
         logger.info(line)
     logger.info("\n%s", report.table())
-    logger.info("Results are in %s", output_dir / "results.json")
+    logger.info(
+        "Results are in %s, pictures in pictures.png beside it", output_dir / "results.json"
+    )
     return report
+
+
+def _evaluation_alone(cfg: CfgNode) -> CfgNode:
+    """Return the configuration of an evaluation, which is saved unless it would hide another."""
+    output_dir = Path(cfg.OUTPUT_DIR)
+    if cfg.SOLVER.RESUME:
+        return _evaluating_output(cfg)  # config.yml there is that of the training
+    training = training_in(output_dir)
+    if training is not None:
+        raise UserError(
+            f"{training} exists: OUTPUT_DIR '{output_dir}' holds a training, whose config.yml and "
+            "results.json an evaluation would replace; choose another OUTPUT_DIR, or "
+            "SOLVER.RESUME True to evaluate that training in its place"
+        )
+    loading.dump(cfg, output_dir / "config.yml")
+    return cfg
+
+
+def _evaluating_output(cfg: CfgNode) -> CfgNode:
+    """Return the configuration that evaluates the checkpoint in OUTPUT_DIR."""
+    evaluation = cfg.clone()
+    evaluation.defrost()
+    evaluation.MODEL.PRETRAIN_CHOICE = "self"
+    evaluation.MODEL.PRETRAIN_DIR = cfg.OUTPUT_DIR
+    evaluation.freeze()
+    return evaluation
 
 
 def _train(cfg: CfgNode) -> CfgNode:
@@ -64,10 +98,8 @@ def _train(cfg: CfgNode) -> CfgNode:
     trainer = build_trainer(cfg)
     loading.dump(cfg, Path(cfg.OUTPUT_DIR) / "config.yml")
     trainer.fit()
-    evaluation = cfg.clone()
+    evaluation = _evaluating_output(cfg)
     evaluation.defrost()
-    evaluation.MODEL.PRETRAIN_CHOICE = "self"
-    evaluation.MODEL.PRETRAIN_DIR = cfg.OUTPUT_DIR
     evaluation.EVAL.SPLIT = "test" if trainer.validation is None else "val"
     evaluation.freeze()
     return evaluation
@@ -85,12 +117,27 @@ def main(argv: list[str] | None = None) -> int:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys that override the file"
     )
     args = parser.parse_args(argv)
+    return exit_code_of(lambda: run(loading.load(args.config_file, args.opts)))
+
+
+def exit_code_of(work: Callable[[], object]) -> int:
+    """Do something; what a user can mend becomes one line and an exit code, not a traceback."""
     try:
-        run(loading.load(args.config_file, args.opts))
+        work()
     except (UserError, OSError) as error:
-        get_logger().error("stopped: %s", error) if get_logger().handlers else None
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            if get_logger().handlers:
+                get_logger().error("stopped: %s", error)
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
+    except torch.cuda.OutOfMemoryError as error:
+        print(
+            f"error: the GPU ran out of memory ({str(error).splitlines()[0]}); lower "
+            "SOLVER.IMS_PER_BATCH or TEST.IMS_PER_BATCH, or keep images off it with CACHE.MODE "
+            "memory",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command with SOLVER.RESUME True goes on", file=sys.stderr)
         return 130
