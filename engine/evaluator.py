@@ -21,7 +21,6 @@ from modeling.encryption.cipher import Cipher, read_sealed
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
 from utils.progress import Progress
 
-
 # By what query and gallery are: ``raw``, or the key state of a protected image.
 Scores = dict[tuple[str, str], RetrievalScores]
 

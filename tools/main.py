@@ -50,10 +50,7 @@ def run(cfg: CfgNode) -> EvalReport:
     logger = setup_logger(output_dir)
     set_threads(cfg.RUNTIME.THREADS)
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
-    if cfg.TEST.EVALUATE_ONLY == "on":
-        cfg = _evaluation_alone(cfg)
-    else:
-        cfg = _train(cfg)
+    cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)
     report = evaluation.evaluator.evaluate(evaluation.epoch)
     report.save(output_dir / "results.json")

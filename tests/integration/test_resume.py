@@ -1,0 +1,202 @@
+"""An interrupted training goes on as if nothing had been: after a kill, a full disk, at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import tiny
+from utils.metric_writer import read_metrics
+
+RESUME = ("SOLVER.RESUME", "True")
+LATEST = "checkpoint_latest.pth"
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.install(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        tiny.PERMISSIVE,
+        ("MODEL.MODE", "C"),
+        ("INPUT.TYPE", "noise", "INPUT.RADIUS", "0.3", "MODEL.CENTER_LOSS", "off"),
+    ],
+    ids=["without", "teacher", "baseline", "noise"],
+)
+def test_two_epochs_are_one_and_one_more(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    whole = tiny.run(tmp_path, *overrides, output="whole")
+    parts = tiny.run(tmp_path, *overrides, "SOLVER.MAX_EPOCHS", "1", output="parts")
+    in_force = tiny.native(parts)["training"]["supervision"]["state"]["in_force"]
+    assert in_force == (overrides == tiny.PERMISSIVE)
+    assert len(read_metrics(parts / "metrics.jsonl")) > 0
+    tiny.run(tmp_path, *overrides, *RESUME, output="parts")
+    tiny.assert_same_end(whole, parts)
+    log = (parts / "log.txt").read_text("utf-8")
+    assert "Resumed after epoch 1 of 2" in log
+    assert log.count("Epoch[1] Iteration[1/") == log.count("Epoch[2] Iteration[1/") == 1
+
+
+def test_a_teacher_in_force_changes_what_is_learnt(tmp_path: Path) -> None:
+    """Otherwise the test above would not notice a resume that forgets it."""
+    runs = {
+        name: tiny.run(tmp_path, *overrides, output=name)
+        for name, overrides in {"without": (), "teacher": tiny.PERMISSIVE}.items()
+    }
+    first, second = (tiny.losses(run) for run in runs.values())
+    equal = {epoch: _train(first, epoch) == _train(second, epoch) for epoch in (1, 2)}
+    assert equal == {1: True, 2: False}
+    assert "Supervision upgraded at epoch 1" in (runs["teacher"] / "log.txt").read_text("utf-8")
+
+
+def _train(lines: list[dict[str, float]], epoch: int) -> list[dict[str, float]]:
+    return [line for line in lines if line["epoch"] == epoch and "loss/total" in line]
+
+
+def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
+    run = tiny.run(tmp_path, *tiny.PERMISSIVE)
+    before = (tiny.native(run), tiny.native(run, "best"), tiny.losses(run), tiny.results(run))
+    tiny.run(tmp_path, *tiny.PERMISSIVE, *RESUME)
+    after = (tiny.native(run), tiny.native(run, "best"), tiny.losses(run), tiny.results(run))
+    tiny.assert_equal(before, after)
+
+
+def test_checkpoints_less_often_resume_from_the_last_one(tmp_path: Path) -> None:
+    plan = ("SOLVER.MAX_EPOCHS", "3", "SOLVER.CHECKPOINT_PERIOD", "2", *tiny.PERMISSIVE)
+    whole = tiny.run(tmp_path, *plan, output="whole")
+    process = tiny.start(tmp_path, *plan, output="parts", slow_writes_s=0.05)
+    _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 3))
+    _kill(process)
+    assert tiny.native(tmp_path / "parts")["epoch"] == 2
+    tiny.run(tmp_path, *plan, *RESUME, output="parts")
+    tiny.assert_same_end(whole, tmp_path / "parts")
+
+
+def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
+    """Half of the new file is written: the old one is whole, and the half is cleared away."""
+    whole = tiny.run(tmp_path, *tiny.PERMISSIVE, output="whole")
+    process = tiny.start(tmp_path, *tiny.PERMISSIVE, output="parts", slow_writes_s=0.4)
+    parts = tmp_path / "parts"
+    _wait_until(process, lambda: _has_epoch(parts, 1))
+    _wait_until(process, lambda: bool(list(parts.glob(".checkpoint_latest.*"))))
+    _kill(process)
+    assert list(parts.glob(".checkpoint_latest.*"))
+    assert tiny.native(parts)["epoch"] == 0
+    tiny.run(tmp_path, *tiny.PERMISSIVE, *RESUME, output="parts")
+    tiny.assert_same_end(whole, parts)
+    assert not list(parts.glob(".*"))
+
+
+def test_killed_between_the_native_and_the_official_files(tmp_path: Path) -> None:
+    whole = tiny.run(tmp_path, output="whole")
+    parts = tiny.run(tmp_path, output="parts")
+    old = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", output="old")
+    for letter in ("C", "D2"):
+        name = f"epoch_latest_net_{letter}.pth"
+        (parts / name).write_bytes((old / name).read_bytes())
+    tiny.run(tmp_path, *RESUME, output="parts")
+    tiny.assert_same_end(whole, parts)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
+    overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
+    whole = tiny.run(tmp_path, *overrides, output="whole")
+    parts, rng = tmp_path / "parts", random.Random(kills)
+    count = 0
+    while count < kills:
+        process = tiny.start(tmp_path, *overrides, *_resuming(parts), output="parts")
+        process.join(rng.uniform(0.2, 2.0))
+        if process.exitcode is not None:
+            assert process.exitcode == 0, (tmp_path / "terminal.txt").read_text("utf-8")
+            break
+        _kill(process)
+        count += 1
+        if (parts / LATEST).exists():
+            tiny.native(parts)  # whole, whatever happened
+    tiny.run(tmp_path, *overrides, *_resuming(parts), output="parts")
+    tiny.assert_same_end(whole, parts)
+
+
+def test_interrupted_by_the_keyboard(tmp_path: Path) -> None:
+    whole = tiny.run(tmp_path, output="whole")
+    process = tiny.start(tmp_path, output="parts", slow_writes_s=0.1)
+    _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 1))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+    terminal = (tmp_path / "terminal.txt").read_text("utf-8")
+    assert "SOLVER.RESUME True goes on" in terminal
+    assert "Traceback" not in terminal
+    tiny.run(tmp_path, *RESUME, output="parts")
+    tiny.assert_same_end(whole, tmp_path / "parts")
+
+
+@pytest.mark.parametrize("room_kib", [900, 1400])
+def test_disk_full_in_the_middle(tmp_path: Path, room_kib: int) -> None:
+    """The run says so in one sentence; with more room it goes on to the same end."""
+    overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
+    whole = tiny.run(tmp_path, *overrides, output="whole")
+    with _device(tmp_path / "device", room_kib) as device:
+        process = tiny.start(tmp_path, *overrides, output="device/run")
+        process.join(60)
+        terminal = (tmp_path / "terminal.txt").read_text("utf-8")
+        assert process.exitcode not in (0, None), terminal
+        assert "Traceback" not in terminal
+        errors = [line for line in terminal.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, terminal
+        assert "No space left on device" in errors[0]
+        resumable = (device / "run" / LATEST).exists()
+        if resumable:
+            tiny.native(device / "run")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(device)], check=True)
+        more = RESUME if resumable else ()
+        tiny.run(tmp_path, *overrides, *more, output="device/run")
+        tiny.assert_same_end(whole, device / "run")
+
+
+@contextlib.contextmanager
+def _device(folder: Path, room_kib: int) -> Iterator[Path]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room_kib}k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small device")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _resuming(folder: Path) -> tuple[str, ...]:
+    return RESUME if (folder / LATEST).exists() else ()
+
+
+def _has_epoch(folder: Path, epoch: int) -> bool:
+    return any(line["epoch"] >= epoch for line in read_metrics(folder / "metrics.jsonl"))
+
+
+def _wait_until(process: BaseProcess, condition: object) -> None:
+    assert callable(condition)
+    give_up = time.monotonic() + 60
+    while not condition():
+        assert process.exitcode is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+
+
+def _kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
