@@ -243,7 +243,7 @@ class _Run:
         anonymized = self._model.anonymize_tensor(torch.from_numpy(np.stack(pixels)))
         if not bool(torch.isfinite(anonymized).all()):
             raise BadInput("the anonymizer gives NaN or infinity; the checkpoint is broken")
-        to_seal = self._levels.to_bytes(anonymized).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        to_seal = self._levels.to_pixels(anonymized).cpu().numpy()
         self._seals.append(executor.submit(seal_chunk, items, to_seal))
         if len(self._seals) > self._ahead:
             self._reap()

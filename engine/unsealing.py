@@ -84,7 +84,7 @@ def to_images(pictures: list[OpenedPicture], pixels: PixelSpace) -> Tensor:
     """Return opened pictures of one size and kind as normalised images (B, 3, H, W)."""
     levels = PixelLevels(pictures[0].kind, pixels.mean, pixels.std)
     stacked = np.stack([picture.pixels for picture in pictures])
-    return levels.to_images(torch.from_numpy(stacked).permute(0, 3, 1, 2))
+    return levels.to_images(torch.from_numpy(stacked))
 
 
 def in_batches(

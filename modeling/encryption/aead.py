@@ -92,12 +92,12 @@ class AeadCipher:
 
     def quantize(self, images: Tensor) -> Tensor:
         """Return the images at the 256 levels a byte can hold."""
-        return self._levels.to_images(self._levels.to_bytes(images))
+        return self._levels.to_images(self._levels.to_pixels(images))
 
     def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
         """Encrypt images (B, 3, H, W), each under a fresh salt and its subject's key."""
         check_batch(images, subjects)
-        pixels = self._levels.to_bytes(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        pixels = self._levels.to_pixels(images).cpu().numpy()
         payload = np.empty_like(pixels)
         headers = []
         for index, subject in enumerate(subjects):
@@ -127,4 +127,4 @@ class AeadCipher:
 
     def _to_images(self, pixels: Tensor, device: torch.device) -> Tensor:
         """Return float32 (B, 3, H, W) on a device for uint8 (B, H, W, 3)."""
-        return self._levels.to_images(pixels.to(device).permute(0, 3, 1, 2))
+        return self._levels.to_images(pixels.to(device))

@@ -16,10 +16,11 @@ from modeling.encryption.picture import KIND_RGB8, KIND_TANH
 
 
 class PixelLevels:
-    """Rounds images to bytes and looks bytes up again.
+    """Rounds images (B, 3, H, W) to pixels (B, H, W, 3), and looks pixels up again.
 
-    A table instead of arithmetic, because a GPU divides by multiplying with the reciprocal: the
-    last bit of b / 127.5 - 1 would depend on the device.
+    A GPU may divide by multiplying with the reciprocal, so that the last bit would depend on the
+    device: there the levels come from a table. On a CPU images are taken one at a time, as one
+    stays in the cache; that is five times as fast as a whole batch.
     """
 
     def __init__(
@@ -38,28 +39,47 @@ class PixelLevels:
         if kind not in (KIND_RGB8, KIND_TANH):
             raise ValueError(f"pixel kind {kind}; expected 0 or 1")
         self.kind = kind
-        if kind == KIND_TANH:
-            mean = std = (0.5, 0.5, 0.5)
         self._mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
         step = torch.arange(256, dtype=torch.float64)
         if kind == KIND_TANH:
-            table = (step / 127.5 - 1).expand(3, 256)
+            table = ((2 * step - 255) / 255).expand(3, 256)
         else:
             shift = torch.tensor(mean, dtype=torch.float64).view(3, 1)
             table = (step / 255 - shift) / torch.tensor(std, dtype=torch.float64).view(3, 1)
         self._table = table.float().contiguous()
 
-    def to_bytes(self, images: Tensor) -> Tensor:
-        """Round images (B, 3, H, W) half to even; uint8 of the same shape and device."""
-        if self.kind == KIND_TANH:
-            scaled = (images.float() + 1) * 127.5
-        else:
-            mean, std = self._mean.to(images.device), self._std.to(images.device)
-            scaled = (images.float() * std + mean) * 255
-        return scaled.round().clamp(0, 255).to(torch.uint8)
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """Round images half to even; uint8 on the same device."""
+        images = images.float()
+        if images.device.type != "cpu":
+            return self._rounded(images).permute(0, 2, 3, 1).contiguous()
+        pixels = torch.empty(
+            (len(images), *images.shape[2:], 3), dtype=torch.uint8, device=images.device
+        )
+        for image, target in zip(images, pixels, strict=True):
+            torch.stack(self._rounded(image).unbind(0), dim=-1, out=target)
+        return pixels
 
     def to_images(self, pixels: Tensor) -> Tensor:
-        """Return float32 images for uint8 (B, 3, H, W), on the same device."""
+        """Return float32 images on the device of the pixels."""
+        planes = pixels.permute(0, 3, 1, 2)
+        images = torch.empty(planes.shape, dtype=torch.float32, device=pixels.device)
+        if pixels.device.type == "cpu" and self.kind == KIND_TANH:
+            for plane, image in zip(planes, images, strict=True):
+                image.copy_(plane).mul_(2).sub_(255).div_(255)
+            return images
         table = self._table.to(pixels.device)
-        return torch.stack([table[c][pixels[:, c].long()] for c in range(3)], dim=1)
+        for channel in range(3):
+            found = table[channel].index_select(0, planes[:, channel].reshape(-1).int())
+            images[:, channel] = found.view_as(images[:, channel])
+        return images
+
+    def _rounded(self, images: Tensor) -> Tensor:
+        """Return uint8 of the shape of images (..., 3, H, W)."""
+        if self.kind == KIND_TANH:
+            scaled = (images + 1).mul_(127.5)
+        else:
+            mean, std = self._mean.to(images.device), self._std.to(images.device)
+            scaled = (images * std).add_(mean).mul_(255)
+        return scaled.round_().clamp_(0, 255).to(torch.uint8)

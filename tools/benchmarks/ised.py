@@ -228,7 +228,7 @@ def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
         raw = batch.permute(0, 3, 1, 2).double() / 255
         anonymized = model.anonymize_tensor(batch).cpu()
         for kind, levels in kinds.items():
-            given = anonymized if levels is None else levels.to_images(levels.to_bytes(anonymized))
+            given = anonymized if levels is None else levels.to_images(levels.to_pixels(anonymized))
             recovered = model.pixels.denormalize(model.recover_tensor(given)).cpu().double()
             squared[kind] += float((recovered - raw).square().sum())
     print(f"recovery of {len(photos)} photographs from the anonymized image, PSNR to raw:")

@@ -158,33 +158,58 @@ def test_aead_detects_changed_pixels_and_foreign_keys() -> None:
         )
 
 
+def _every_level() -> torch.Tensor:
+    return torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).repeat(1, 1, 1, 3)
+
+
 def test_kind_1_rounds_half_to_even_and_loses_nothing_to_clipping() -> None:
     levels = PixelLevels(1)
     halves = torch.tensor([0.5, 1.5, 2.5, 254.5]) / 127.5 - 1
     row = halves.view(1, 1, 1, 4).expand(1, 3, 1, 4)
     exact = (halves + 1) * 127.5
-    assert levels.to_bytes(row)[0, 0, 0].tolist() == exact.round().tolist()
-    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    images = levels.to_images(every)
+    assert levels.to_pixels(row)[0, 0, :, 0].tolist() == exact.round().tolist()
+    images = levels.to_images(_every_level())
     assert torch.equal(images[0, 0].flatten(), (torch.arange(256).double() / 127.5 - 1).float())
-    assert torch.equal(levels.to_bytes(images), every)
-    assert (
-        levels.to_bytes(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2))
-        .flatten()
-        .tolist()
-        == [0, 255] * 3
-    )
+    assert torch.equal(levels.to_pixels(images), _every_level())
+    ends = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    assert levels.to_pixels(ends)[0, 0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_levels_of_a_cpu_are_those_of_the_table() -> None:
+    levels = PixelLevels(1)
+    assert torch.equal(levels.to_images(_every_level())[0].flatten(1), levels._table)
+
+
+def test_pixels_lie_where_the_image_has_them() -> None:
+    images = _images(2)
+    for kind in (0, 1):
+        levels = PixelLevels(kind)
+        pixels = levels.to_pixels(images)
+        assert pixels.shape == (2, 20, 10, 3)
+        expected = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        assert torch.equal(pixels, expected)
+        assert (levels.to_images(pixels) - images).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.gpu
+def test_levels_of_a_gpu_are_those_of_a_cpu() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
+    images = 1.2 * _images(4)
+    for kind in (0, 1):
+        levels = PixelLevels(kind, mean, std)
+        pixels = levels.to_pixels(images)
+        assert torch.equal(levels.to_pixels(images.cuda()).cpu(), pixels)
+        assert torch.equal(levels.to_images(pixels.cuda()).cpu(), levels.to_images(pixels))
 
 
 def test_kind_0_is_the_ordinary_8_bit_picture() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
     levels = PixelLevels(0, mean, std)
-    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    images = levels.to_images(every)
-    expected = (every.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / 0.5
-    torch.testing.assert_close(images, expected)
-    assert torch.equal(levels.to_bytes(images), every)
-    assert levels.to_bytes(torch.full((1, 3, 1, 1), -1.0)).flatten().tolist() == [0, 0, 0]
+    images = levels.to_images(_every_level())
+    colours = _every_level().permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(images, (colours - torch.tensor(mean).view(3, 1, 1)) / 0.5)
+    assert torch.equal(levels.to_pixels(images), _every_level())
+    assert levels.to_pixels(torch.full((1, 3, 1, 1), -1.0)).flatten().tolist() == [0, 0, 0]
 
 
 def test_key_sources_are_key_sources_and_show_no_secret() -> None:
