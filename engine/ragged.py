@@ -37,8 +37,11 @@ class Ragged:
 
     def take(self, index: Indices) -> Ragged:
         """Return some of the lists, in the given order."""
-        lengths = self.lengths[index]
-        return Ragged(self.values[spans(self.offsets[index], lengths)], offsets_of(lengths))
+        return Ragged(self.values[self.places(index)], offsets_of(self.lengths[index]))
+
+    def places(self, index: Indices) -> Indices:
+        """Return where in ``values`` some of the lists lie, one list after the other."""
+        return spans(self.offsets[index], self.lengths[index])
 
 
 def offsets_of(lengths: Indices) -> Indices:

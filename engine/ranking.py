@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.features import UnitFeatures
 from engine.matching import Matching
 from engine.products import product_chunks
-from engine.ragged import Indices, Ragged, spans
+from engine.ragged import Indices, Ragged
 
 # A broken gallery image (NaN) is further than every sound one, an ignored image than all.
 _BROKEN = float(np.finfo(np.float32).min)
@@ -98,8 +98,7 @@ class RankCollector:
         )
         found = count(similarity, matches, hidden)
         owner = np.repeat(np.arange(len(chosen)), matches.lengths)
-        places = spans(self._matching.matches.offsets[chosen], matches.lengths)
-        self._ranks[places] = found[np.lexsort((found, owner))]
+        self._ranks[self._matching.matches.places(chosen)] = found[np.lexsort((found, owner))]
 
     def result(self, worst: Indices) -> Indices:
         """Return all ranks; the queries in ``worst`` get the worst possible ones."""

@@ -13,11 +13,11 @@ if __package__ in (
 ):  # run as a file: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.benchmarks import retrieval
+from tools.benchmarks import ised, retrieval
 from utils.errors import UserError
 
 # Name of the subcommand -> module with ``add_arguments(parser)`` and ``run(arguments)``.
-BENCHMARKS: dict[str, ModuleType] = {"retrieval": retrieval}
+BENCHMARKS: dict[str, ModuleType] = {"retrieval": retrieval, "ised": ised}
 
 _EXAMPLES = """examples:
   python3 tools/benchmark.py retrieval --size market

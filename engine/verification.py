@@ -1,0 +1,247 @@
+"""Same person or not: how often two images are rightly and wrongly taken for one person.
+
+Pairs are query x gallery under the same rules as retrieval. They are never held: similarities go
+into a histogram whose bins, 2^-19 = 1.9e-6 wide, are as fine as float32 products of this length
+are exact. Thresholds are lower edges of bins; every rate is exact for its threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.bootstrap import Interval, bootstrap_ratios
+from engine.features import Features, UnitFeatures
+from engine.matching import Matching
+from engine.products import product_chunks
+from engine.ragged import Indices
+from utils.errors import UserError
+
+BINS = 2**20
+FALSE_POSITIVE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
+# Values are turned into bins in blocks: the whole numbers take twice the memory of the products.
+_BLOCK_VALUES = 2**22
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationScores:
+    """How well a threshold on the cosine tells pairs of one person from pairs of two.
+
+    Attributes:
+        genuine: Number of pairs of one person in each bin of similarity, int64 (BINS + 1,).
+        impostor: The same for two people.
+        pair_query: For each genuine pair which scored query it belongs to.
+        pair_bin: And its bin.
+        query_pid: Identity of each scored query.
+        degenerate: As in ``RetrievalScores``.
+    """
+
+    genuine: Indices
+    impostor: Indices
+    pair_query: Indices
+    pair_bin: Indices
+    query_pid: Indices
+    degenerate: bool
+
+    @property
+    def num_genuine(self) -> int:
+        """Number of pairs of one person."""
+        return int(self.genuine.sum())
+
+    @property
+    def num_impostor(self) -> int:
+        """Number of pairs of two people."""
+        return int(self.impostor.sum())
+
+    def bin_at(self, false_positive_rate: float) -> int:
+        """Return the lowest bin from which on at most this share of impostors is accepted."""
+        allowed = np.floor(false_positive_rate * self.num_impostor * (1 + 1e-12))
+        accepted = np.cumsum(self.impostor[::-1])[::-1]
+        return int(np.argmax(np.append(accepted, 0) <= allowed))
+
+    def rates_at(self, first_bin: int) -> tuple[float, float]:
+        """Return true and false positive rate of accepting all pairs from a bin on."""
+        return (
+            float(self.genuine[first_bin:].sum() / self.num_genuine),
+            float(self.impostor[first_bin:].sum() / self.num_impostor),
+        )
+
+    def tpr_at(self, false_positive_rate: float) -> float:
+        """Return the best true positive rate at no more than this false positive rate."""
+        return self.rates_at(self.bin_at(false_positive_rate))[0]
+
+    def tpr_intervals(
+        self, *, level: float = 0.95, samples: int = 1000, seed: int = 1
+    ) -> dict[float, Interval]:
+        """Return TPR with its interval at each of ``FALSE_POSITIVE_RATES``, thresholds fixed."""
+        bins = np.array([self.bin_at(rate) for rate in FALSE_POSITIVE_RATES])
+        accepted = np.zeros((len(self.query_pid), len(bins)))
+        np.add.at(accepted, self.pair_query, self.pair_bin[:, None] >= bins)
+        pairs = np.bincount(self.pair_query, minlength=len(self.query_pid))
+        intervals = bootstrap_ratios(
+            accepted, pairs, self.query_pid, level=level, samples=samples, seed=seed
+        )
+        return dict(zip(FALSE_POSITIVE_RATES, intervals, strict=True))
+
+    def roc(self) -> tuple[Floats, Floats, Floats]:
+        """Return false positive rate, true positive rate and threshold, from strict to lenient.
+
+        There is a point for each bin that holds a pair, after (0, 0).
+        """
+        used = np.flatnonzero((self.genuine > 0) | (self.impostor > 0))[::-1]
+        false = np.cumsum(self.impostor[used]) / self.num_impostor
+        true = np.cumsum(self.genuine[used]) / self.num_genuine
+        threshold = np.concatenate([[np.inf], threshold_of(used)])
+        return np.concatenate([[0.0], false]), np.concatenate([[0.0], true]), threshold
+
+    def area_under_roc(self) -> float:
+        """Return the chance that a pair of one person is closer than a pair of two."""
+        false, true, _ = self.roc()
+        return float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
+
+    def equal_error_rate(self) -> float:
+        """Return the error where both kinds are equal; their mean where they cross in a step."""
+        false, true, _ = self.roc()
+        place = int(np.argmin(np.abs(false - (1 - true))))
+        return float((false[place] + 1 - true[place]) / 2)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold for "same person?", chosen on validation and to be used elsewhere unchanged.
+
+    Attributes:
+        threshold: Lowest cosine that is taken for one person.
+        asked_fpr: False positive rate that was asked for.
+        fpr: False positive rate on validation, at most that.
+        tpr: True positive rate on validation.
+        num_genuine: Pairs of one person it was measured on.
+        num_impostor: Pairs of two people.
+    """
+
+    threshold: float
+    asked_fpr: float
+    fpr: float
+    tpr: float
+    num_genuine: int
+    num_impostor: int
+
+    def same_person(self, similarity: float) -> bool:
+        """Decide for one cosine."""
+        return similarity >= self.threshold
+
+
+def calibrate(validation: VerificationScores, *, false_positive_rate: float = 1e-3) -> Calibration:
+    """Choose the threshold that accepts as many true pairs as a false positive rate allows.
+
+    Args:
+        validation: Scores of the validation split: a threshold chosen on test data says nothing.
+        false_positive_rate: Share of pairs of two people that may be taken for one.
+
+    Raises:
+        UserError: The features are degenerate, or there are too few pairs to see such a rate.
+    """
+    if validation.degenerate:
+        raise UserError(
+            "no threshold can be chosen from features that are NaN, zero or the same for "
+            "everybody; check the checkpoint"
+        )
+    if not 0 < false_positive_rate < 1 or false_positive_rate * validation.num_impostor < 1:
+        raise UserError(
+            f"the false positive rate is {false_positive_rate:g} with {validation.num_impostor:,} "
+            f"pairs of two people; expected one between {1 / max(1, validation.num_impostor):.1g} "
+            "and 1, or a larger validation split"
+        )
+    first_bin = validation.bin_at(false_positive_rate)
+    true, false = validation.rates_at(first_bin)
+    return Calibration(
+        float(threshold_of(first_bin)),
+        false_positive_rate,
+        false,
+        true,
+        validation.num_genuine,
+        validation.num_impostor,
+    )
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    """Return the cosine of two embeddings (D,), as ``Calibration.same_person`` takes it."""
+    pair = torch.stack([first.detach().float().cpu(), second.detach().float().cpu()])
+    return float(torch.nn.functional.cosine_similarity(pair[:1], pair[1:]))
+
+
+def score_verification(
+    query: Features,
+    gallery: Features,
+    *,
+    cross_camera: bool = True,
+    memory_mib: float | None = None,
+) -> VerificationScores:
+    """Compare every query with every gallery image.
+
+    Args:
+        query: Query set.
+        gallery: Gallery.
+        cross_camera: Whether pairs of one person under one camera are left out.
+        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+
+    Raises:
+        UserError: As for ``score_retrieval``, or there is no pair of two people.
+    """
+    matching = Matching.of(query, gallery, cross_camera=cross_camera)
+    with torch.inference_mode():
+        first, second = UnitFeatures.of(query), UnitFeatures.of(gallery)
+        device = second.embeddings.device
+        impostor = torch.zeros(BINS + 2, dtype=torch.int64, device=device)
+        pair_bin = np.empty(len(matching.matches.values), np.int64)
+        owner = np.repeat(np.arange(len(matching.queries)), matching.matches.lengths)
+        for chosen, (block,) in product_chunks((first,), second, matching, memory_mib=memory_mib):
+            rows = max(1, _BLOCK_VALUES // block.shape[1])
+            for at in range(0, len(chosen), rows):
+                places = chosen[at : at + rows]
+                bins = bins_of(block[at : at + rows] * second.inverse_norm)
+                bins.masked_fill_(second.broken, 0)
+                found = _set_aside(bins, matching, places)
+                impostor += torch.bincount(bins.reshape(-1), minlength=BINS + 2)
+                pair_bin[matching.matches.places(np.sort(places))] = found
+    counted = impostor[: BINS + 1].cpu().numpy()
+    if not counted.any():
+        raise UserError("every pair shows one person; expected at least two people in the gallery")
+    return VerificationScores(
+        genuine=np.bincount(pair_bin, minlength=BINS + 1),
+        impostor=counted,
+        pair_query=owner,
+        pair_bin=pair_bin,
+        query_pid=query.pids.cpu().numpy()[matching.queries],
+        degenerate=first.degenerate or second.degenerate,
+    )
+
+
+def _set_aside(bins: Tensor, matching: Matching, places: Indices) -> Indices:
+    """Take the bins of genuine pairs out, in query order, and hide those of ignored pairs."""
+    bins.index_fill_(1, torch.as_tensor(matching.junk, device=bins.device), BINS + 1)
+    row_of = np.argsort(places, kind="stable")
+    for ragged, keep in ((matching.ignored, False), (matching.matches, True)):
+        part = ragged.take(places[row_of])
+        rows = torch.as_tensor(np.repeat(row_of, part.lengths), device=bins.device)
+        columns = torch.as_tensor(part.values, device=bins.device)
+        found = bins[rows, columns] if keep else rows[:0]
+        bins[rows, columns] = BINS + 1
+    return np.asarray(found.cpu().numpy(), np.int64)
+
+
+def bins_of(similarity: Tensor) -> Tensor:
+    """Return the bin of each cosine, int64, 0..BINS; what is no number is as far as can be."""
+    scaled = (similarity.clamp(-1.0, 1.0) + 1.0) * (BINS / 2)
+    return scaled.nan_to_num_(0.0).floor_().long()
+
+
+def threshold_of(bins: int | Indices) -> Floats:
+    """Return the lowest cosine of a bin, float64."""
+    return np.asarray(bins, np.float64) / (BINS / 2) - 1.0
