@@ -43,7 +43,10 @@ class Views:
 class ViewMaker(Protocol):
     """Turns a batch into its views; the joint model and the baseline differ only here."""
 
-    reid: nn.Module
+    @property
+    def reid(self) -> nn.Module:
+        """The re-ID network that is scored."""
+        ...
 
     def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:
         """Return the views of a batch whose images belong to these subject labels."""

@@ -1,4 +1,4 @@
-"""An interrupted training goes on as if nothing had been: after a kill, a full disk, at any time."""
+"""An interrupted training goes on as if nothing had been: after a kill, or with a full disk."""
 
 from __future__ import annotations
 

@@ -1,0 +1,125 @@
+"""The published command lines, as a shell passes them, on small trees of the three data sets."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data import train_split
+from engine.report import DIRECTIONS
+from tests.fixtures import tiny, trees
+from tests.fixtures.paths import ROOT
+from tools import main as command
+
+# What makes a run small; nothing of what the published lines say is said again.
+SMALL = (
+    "MODEL.DEVICE cpu MODEL.NAME resnet18 MODEL.NGF 2 MODEL.NDF 2 UNET.NUM_DOWNS 5 "
+    "INPUT.IMG_SIZE '(32, 32)' INPUT.PADDING 2 DATALOADER.NUM_WORKERS 0 DATALOADER.NUM_INSTANCE 2 "
+    "SOLVER.IMS_PER_BATCH 8 SOLVER.MAX_EPOCHS 1 TEST.IMS_PER_BATCH 16"
+)
+# ImageNet weights are no part of a test; it appears last and so wins over the file's choice.
+NO_WEIGHTS = "MODEL.PRETRAIN_CHOICE none"
+
+SPLIT = "python3 data/train_split.py --dataset_root_dir '{D}' --dataset_name '{set}'"
+TRAIN = (
+    "python3 tools/main.py --config_file='configs/AGW_baseline.yml' DATASETS.ROOT_DIR \"{D}\" "
+    'DATASETS.NAMES "(\'{set}_val\')" INPUT.TYPE "{type}" INPUT.RADIUS "{radius}" '
+    "OUTPUT_DIR \"('./log/{set}/{set}-{method}-{type}')\""
+)
+BASE, FULL = ' MODEL.MODE "C"', ' MODEL.VAL_R1 "0.75"'
+TEST = (
+    " TEST.EVALUATE_ONLY \"('on')\" MODEL.PRETRAIN_CHOICE \"('self')\" "
+    'MODEL.PRETRAIN_DIR "./log/{set}/{set}-{method}-{type}"'
+)
+METHODS = {"base": BASE, "wosu": "", "full": FULL}
+TREES: dict[str, Callable[[Path], Path]] = {
+    "market1501": trees.market1501,
+    "msmt17": trees.msmt17,
+    "cuhk03": trees.cuhk03_raw,
+}
+TYPES = {"market1501": ("mosaic", "24.0"), "msmt17": ("blur", "12.0"), "cuhk03": ("noise", "0.5")}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in with the project's files, as in a checkout."""
+    for name in ("configs", "data", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _arguments(line: str, script: str) -> list[str]:
+    words = shlex.split(line)
+    assert words[:2] == ["python3", script]
+    return words[2:]
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_every_published_line(
+    workplace: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.install(monkeypatch)
+    TREES[name](workplace / "D")
+    kind, radius = TYPES[name]
+    values = {"D": "D", "set": name, "type": kind, "radius": radius}
+    assert train_split.main(_arguments(SPLIT.format(**values), "data/train_split.py")) == 0
+    for method, more in METHODS.items():
+        train = (TRAIN + more).format(**values, method=method)
+        _run(f"{train} {SMALL} {NO_WEIGHTS}")
+        folder = workplace / "log" / name / f"{name}-{method}-{kind}"
+        mode = "C" if method == "base" else "GCR"
+        _check(folder, f"{name}_val", "val", mode)
+        # The training command on the whole set, with a new OUTPUT_DIR, and three keys more.
+        test = (TRAIN.replace("_val", "") + more + TEST).format(**values, method=method)
+        _run(f"{test} {SMALL} OUTPUT_DIR \"('./log/{name}/{method}-test')\"")
+        _check(workplace / "log" / name / f"{method}-test", name, "test", mode)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def _run(line: str) -> None:
+    assert command.main(_arguments(line, "tools/main.py")) == 0
+
+
+def _check(folder: Path, dataset: str, split: str, mode: str) -> None:
+    result = tiny.results(folder)
+    assert (result["dataset"], result["split"], result["mode"]) == (dataset, split, mode)
+    assert result["epoch"] == 1
+    rows = {(row["query"], row["gallery"]) for row in result["retrieval"] if row["key"] == "none"}
+    assert rows == set(DIRECTIONS)
+    keys = {row["key"] for row in result["retrieval"]}
+    assert keys == ({"none"} if mode == "C" else {"none", "right", "wrong", "ciphertext"})
+    assert len(result["published_row"].split("/")) == 4
+    assert (folder / "config.yml").is_file()
+
+
+def test_a_shell_runs_them(workplace: Path) -> None:
+    """Through the shell itself, with a real backbone, standing in another folder."""
+    trees.market1501(workplace / "D")
+    kind, radius = TYPES["market1501"]
+    values = {"D": "D", "set": "market1501", "type": kind, "radius": radius, "method": "base"}
+    train = f"{(TRAIN + BASE).format(**values)} {SMALL} {NO_WEIGHTS}"
+    script = "\n".join(["set -e", SPLIT.format(**values), train])
+    bin_dir = workplace / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (bin_dir / "python3").chmod(0o755)
+    path = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = workplace / "log/market1501/market1501-base-mosaic"
+    _check(folder, "market1501_val", "val", "C")
+    assert (folder / "epoch_best_net_C.pth").is_file()
+    assert "=> Market1501 loaded" in (folder / "log.txt").read_text("utf-8")
