@@ -245,7 +245,7 @@ class _Run:
             raise BadInput("the anonymizer gives NaN or infinity; the checkpoint is broken")
         to_seal = self._levels.to_pixels(anonymized).cpu().numpy()
         self._seals.append(executor.submit(seal_chunk, items, to_seal))
-        if len(self._seals) > self._ahead:
+        while self._seals and (self._seals[0].done() or len(self._seals) > self._ahead):
             self._reap()
 
     def _reap(self) -> None:
