@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modeling.encryption.errors import AuthenticationError
+from utils.errors import UserError
 from modeling.encryption.keys import EvaluationKeys, KeySource, WrongKeys
 
 KeyState = Literal["right", "wrong", "ciphertext"]
@@ -125,7 +126,8 @@ def check_batch(images: Tensor, subjects: Sequence[str]) -> None:
     """Refuse what cannot be sealed.
 
     Raises:
-        ValueError: Wrong shape, wrong number of subjects, or values that are not finite.
+        ValueError: Wrong shape or wrong number of subjects.
+        UserError: Values that are not finite, as a diverged network gives them.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
@@ -133,4 +135,4 @@ def check_batch(images: Tensor, subjects: Sequence[str]) -> None:
         raise ValueError(f"{len(subjects)} subjects for {len(images)} images; expected one each")
     # aminmax carries NaN through and is many times as fast as isfinite; a CPU-GPU sync point
     if images.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(images)):
-        raise ValueError("images hold NaN or infinity; the network's output is broken, not sealed")
+        raise UserError("images hold NaN or infinity; the network's output is broken, not sealed")
