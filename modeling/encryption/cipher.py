@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from modeling.encryption.errors import AuthenticationError
-from utils.errors import UserError
 from modeling.encryption.keys import EvaluationKeys, KeySource, WrongKeys
+from utils.errors import UserError
 
 KeyState = Literal["right", "wrong", "ciphertext"]
 
