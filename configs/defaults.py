@@ -141,6 +141,8 @@ KEYS: tuple[Key, ...] = (
     Key("TEST.CROSS_CAMERA", True, Flag(),
         "ignore gallery images of the query's identity and camera; False for single-camera sets"),
     Key("EVAL.SPLIT", "test", OneOf(("test", "val")), "split that TEST.EVALUATE_ONLY scores"),
+    Key("EVAL.DETAILS", "off", OnOff(),
+        "also write intervals, verification rates, single-shot scores and per-query results"),
     Key("ISED.SCHEME", "additive", CIPHERS,
         "encryption of anonymized images; additive is the published one and not secure"),
     Key("OUTPUT_DIR", "./log/run", PathText(), "folder for logs, checkpoints and results"),

@@ -16,13 +16,14 @@ from data.build import build_eval_loader, build_splits, build_train_loader
 from data.checks import check_positives
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import RunFolder, load_networks
-from engine.evaluator import BaselineViews, Evaluator, JointViews, ViewMaker
+from engine.evaluator import Evaluator
 from engine.model import Model, build_model, load_pretrained, model_info, pretrained_model
 from engine.pictures import picture_grid
 from engine.report import EvalReport
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BaselineStep, JointStep, TrainStep
 from engine.trainer import Trainer, TrainPlan, ValidationRun
+from engine.views import BaselineViews, JointViews, ViewMaker
 from modeling.build import build_objectives
 from modeling.encryption.build import build_cipher
 from modeling.encryption.cipher import Cipher

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from data.loaders import EvalLoader
 from data.records import Batch, Sample
-from engine.image_quality import QualityAccumulator
+from engine.image_quality import ImageQuality, QualityAccumulator
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
 from engine.reranking import score_reranked
 from engine.retrieval import Features, RetrievalScores, score_directions
+from engine.views import ViewMaker, Views
 from layers.pixels import PixelSpace
-from modeling.encryption.cipher import Cipher, read_sealed
-from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
 from utils.progress import Progress
 
 # By what query and gallery are: ``raw``, or the key state of a protected image.
@@ -26,85 +24,30 @@ Scores = dict[tuple[str, str], RetrievalScores]
 
 
 @dataclass(frozen=True)
-class Views:
-    """The images that one batch of B raw images turns into, all normalised (B, 3, H, W).
+class Side:
+    """Query or gallery after the pass.
 
     Attributes:
-        kinds: Images whose quality is measured against raw, by name.
-        protected: What the re-ID network is given as the protected image, by key state.
-        num_refused: How many images each key state's holder could not open.
+        features: By what the re-ID network was given: ``raw``, or a key state.
+        refused: How many images each key state's holder could not open.
     """
-
-    kinds: dict[str, Tensor]
-    protected: dict[str, Tensor]
-    num_refused: dict[str, int] = field(default_factory=dict)
-
-
-class ViewMaker(Protocol):
-    """Turns a batch into its views; the joint model and the baseline differ only here."""
-
-    @property
-    def reid(self) -> nn.Module:
-        """The re-ID network that is scored."""
-        ...
-
-    def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:
-        """Return the views of a batch whose images belong to these subject labels."""
-        ...
-
-
-class BaselineViews:
-    """Mode C: the protected image is the desensitized one, and nothing is encrypted."""
-
-    def __init__(self, nets: ReIDOnly) -> None:
-        self.reid = nets.reid
-
-    def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:  # noqa: ARG002
-        """Return the desensitized images as the only view."""
-        return Views({"desensitized": batch.desensitized}, {"none": batch.desensitized})
-
-
-class JointViews:
-    """Mode GCR: anonymized, encrypted, decrypted and recovered images.
-
-    Args:
-        nets: The joint model, in evaluation mode.
-        cipher: Encrypts anonymized images; None leaves out everything that needs it.
-        recover_with_key: TEST.RECOVERY_WITH_KEY: whether recovery is given the decrypted or the
-            encrypted image.
-    """
-
-    def __init__(
-        self, nets: PrivacyNetworks, cipher: Cipher | None = None, *, recover_with_key: bool = True
-    ) -> None:
-        self.reid = nets.reid
-        self._nets = nets
-        self._cipher = cipher
-        self._recover_with_key = recover_with_key
-
-    def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:
-        """Anonymize a batch, encrypt it, and read it back with each key."""
-        anonymized = self._nets.anonymizer(batch.raw).float()
-        kinds = {"desensitized": batch.desensitized, "anonymized": anonymized}
-        protected, refused = {"none": anonymized}, {}
-        to_recover = anonymized
-        if self._cipher is not None:
-            sealed = self._cipher.seal(anonymized, subjects)
-            for state in ("right", "wrong", "ciphertext"):
-                reading = read_sealed(self._cipher, sealed, state)
-                protected[state], refused[state] = reading.images, reading.num_refused
-            kinds |= {"encrypted": protected["ciphertext"], "decrypted": protected["right"]}
-            to_recover = protected["right" if self._recover_with_key else "ciphertext"]
-        kinds["recovered"] = self._nets.recovery(to_recover).float()
-        return Views(kinds, protected, refused)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Query or gallery after the pass: features by ``raw`` or key state."""
 
     features: dict[str, Features]
     refused: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What one pass over the images of a split gives; every score is made from it.
+
+    Attributes:
+        query, gallery: Features of both sides.
+        image_quality: Against raw, by kind of image.
+    """
+
+    query: Side
+    gallery: Side
+    image_quality: dict[str, ImageQuality]
 
 
 @dataclass(frozen=True)
@@ -135,9 +78,13 @@ class Evaluator:
     cross_camera: bool = True
     re_ranking: bool = False
 
-    @torch.inference_mode()
     def evaluate(self, epoch: int) -> EvalReport:
         """Return the report of the current weights, which are those of ``epoch``."""
+        return self.report(self.extract(), epoch)
+
+    @torch.inference_mode()
+    def extract(self) -> Extraction:
+        """Run the networks over the split, once."""
         was_training = self.networks.training
         self.networks.eval()
         quality: dict[str, QualityAccumulator] = {}
@@ -146,6 +93,11 @@ class Evaluator:
             gallery = self._pass(self.gallery, self.gallery_samples, quality, "gallery")
         finally:
             self.networks.train(was_training)
+        return Extraction(query, gallery, {kind: one.result() for kind, one in quality.items()})
+
+    def report(self, found: Extraction, epoch: int) -> EvalReport:
+        """Score what a pass found, in every direction and under every key state."""
+        query, gallery = found.query, found.gallery
         scores = self._scores(query, gallery)
         again = self._rescored(query, gallery, scores) if self.re_ranking else None
         return replace(
@@ -153,7 +105,7 @@ class Evaluator:
             epoch=epoch,
             retrieval=_rows(query, gallery, scores),
             reranked=_rows(query, gallery, again) if again else (),
-            image_quality={kind: one.result() for kind, one in quality.items()},
+            image_quality=found.image_quality,
         )
 
     def _pass(
@@ -162,7 +114,7 @@ class Evaluator:
         samples: Sequence[Sample],
         quality: dict[str, QualityAccumulator],
         name: str,
-    ) -> _Side:
+    ) -> Side:
         """Run the networks over one side once; adds to ``quality``."""
         embeddings: dict[str, list[Tensor]] = {}
         pids, camids, refused = [], [], dict[str, int]()
@@ -182,7 +134,7 @@ class Evaluator:
         features = {
             state: Features(torch.cat(parts), pid, camid) for state, parts in embeddings.items()
         }
-        return _Side(features, refused)
+        return Side(features, refused)
 
     def _views(
         self, batch: Batch, samples: Sequence[Sample], embeddings: dict[str, list[Tensor]]
@@ -196,7 +148,7 @@ class Evaluator:
                 embeddings.setdefault(state, []).append(embedding.float())
         return views
 
-    def _scores(self, query: _Side, gallery: _Side) -> Scores:
+    def _scores(self, query: Side, gallery: Side) -> Scores:
         """Score every direction under every key state; raw->raw involves no key."""
         raw = {"raw": gallery.features["raw"]}
         scores = score_directions(query.features, raw, cross_camera=self.cross_camera)
@@ -206,7 +158,7 @@ class Evaluator:
             scores |= score_directions(queries, galleries, cross_camera=self.cross_camera)
         return scores
 
-    def _rescored(self, query: _Side, gallery: _Side, scores: Scores) -> Scores:
+    def _rescored(self, query: Side, gallery: Side, scores: Scores) -> Scores:
         """Score the same directions after k-reciprocal re-ranking."""
         return {
             (first, second): score_reranked(
@@ -216,7 +168,7 @@ class Evaluator:
         }
 
 
-def _rows(query: _Side, gallery: _Side, scores: Scores) -> tuple[RetrievalRow, ...]:
+def _rows(query: Side, gallery: Side, scores: Scores) -> tuple[RetrievalRow, ...]:
     """Give every score its row, by key state and direction."""
     rows = []
     for key in (state for state in query.features if state != "raw"):

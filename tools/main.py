@@ -15,8 +15,10 @@ import torch
 from yacs.config import CfgNode
 
 from configs import loading
-from engine.build import build_evaluation, build_trainer
+from engine.build import Evaluation, build_evaluation, build_trainer
 from engine.checkpoint import training_in
+from engine.details import calibrations, make_details, save_calibrations
+from engine.evaluator import Extraction
 from engine.pictures import save_picture
 from engine.report import EvalReport
 from utils.device import set_threads
@@ -52,16 +54,35 @@ def run(cfg: CfgNode) -> EvalReport:
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
     cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)
-    report = evaluation.evaluator.evaluate(evaluation.epoch)
+    found = evaluation.evaluator.extract()
+    report = evaluation.evaluator.report(found, evaluation.epoch)
     report.save(output_dir / "results.json")
     save_picture(evaluation.draw(), output_dir / "pictures.png")
     for line in report.log_lines():
         logger.info(line)
     logger.info("\n%s", report.table())
+    _extras(cfg, evaluation, found)
     logger.info(
         "Results are in %s, pictures in pictures.png beside it", output_dir / "results.json"
     )
     return report
+
+
+def _extras(cfg: CfgNode, evaluation: Evaluation, found: Extraction) -> None:
+    """Write what is asked for beyond the table, and the thresholds that validation gives."""
+    output_dir, cross_camera = Path(cfg.OUTPUT_DIR), cfg.TEST.CROSS_CAMERA
+    if cfg.EVAL.SPLIT == "val":
+        save_calibrations(calibrations(found, cross_camera=cross_camera), output_dir)
+    if cfg.EVAL.DETAILS == "on":
+        details = make_details(
+            found,
+            evaluation.evaluator.template.headline_key,
+            evaluation.evaluator.query_samples,
+            cross_camera=cross_camera,
+            seed=cfg.SOLVER.SEED,
+        )
+        details.save(output_dir)
+        get_logger().info("\n%s", details.table())
 
 
 def _evaluation_alone(cfg: CfgNode) -> CfgNode:

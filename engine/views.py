@@ -1,0 +1,87 @@
+"""The images that a batch turns into: anonymized, encrypted, read back with each key, recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from data.records import Batch
+from modeling.encryption.cipher import Cipher, read_sealed
+from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
+
+
+@dataclass(frozen=True)
+class Views:
+    """The images that one batch of B raw images turns into, all normalised (B, 3, H, W).
+
+    Attributes:
+        kinds: Images whose quality is measured against raw, by name.
+        protected: What the re-ID network is given as the protected image, by key state.
+        num_refused: How many images each key state's holder could not open.
+    """
+
+    kinds: dict[str, Tensor]
+    protected: dict[str, Tensor]
+    num_refused: dict[str, int] = field(default_factory=dict)
+
+
+class ViewMaker(Protocol):
+    """Turns a batch into its views; the joint model and the baseline differ only here."""
+
+    @property
+    def reid(self) -> nn.Module:
+        """The re-ID network that is scored."""
+        ...
+
+    def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:
+        """Return the views of a batch whose images belong to these subject labels."""
+        ...
+
+
+class BaselineViews:
+    """Mode C: the protected image is the desensitized one, and nothing is encrypted."""
+
+    def __init__(self, nets: ReIDOnly) -> None:
+        self.reid = nets.reid
+
+    def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:  # noqa: ARG002
+        """Return the desensitized images as the only view."""
+        return Views({"desensitized": batch.desensitized}, {"none": batch.desensitized})
+
+
+class JointViews:
+    """Mode GCR: anonymized, encrypted, decrypted and recovered images.
+
+    Args:
+        nets: The joint model, in evaluation mode.
+        cipher: Encrypts anonymized images; None leaves out everything that needs it.
+        recover_with_key: TEST.RECOVERY_WITH_KEY: whether recovery is given the decrypted or the
+            encrypted image.
+    """
+
+    def __init__(
+        self, nets: PrivacyNetworks, cipher: Cipher | None = None, *, recover_with_key: bool = True
+    ) -> None:
+        self.reid = nets.reid
+        self._nets = nets
+        self._cipher = cipher
+        self._recover_with_key = recover_with_key
+
+    def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:
+        """Anonymize a batch, encrypt it, and read it back with each key."""
+        anonymized = self._nets.anonymizer(batch.raw).float()
+        kinds = {"desensitized": batch.desensitized, "anonymized": anonymized}
+        protected, refused = {"none": anonymized}, {}
+        to_recover = anonymized
+        if self._cipher is not None:
+            sealed = self._cipher.seal(anonymized, subjects)
+            for state in ("right", "wrong", "ciphertext"):
+                reading = read_sealed(self._cipher, sealed, state)
+                protected[state], refused[state] = reading.images, reading.num_refused
+            kinds |= {"encrypted": protected["ciphertext"], "decrypted": protected["right"]}
+            to_recover = protected["right" if self._recover_with_key else "ciphertext"]
+        kinds["recovered"] = self._nets.recovery(to_recover).float()
+        return Views(kinds, protected, refused)

@@ -1,0 +1,91 @@
+"""Two pictures: the same person? Compares them by a trained re-ID network and a threshold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.images import read_rgb
+from engine.api import Anonymizer
+from engine.details import CALIBRATION_NAME
+from tools.main import exit_code_of
+from utils.errors import UserError
+
+_KINDS = ("raw", "protected")
+_EXAMPLES = """examples:
+  python3 tools/match.py a.jpg b.jpg --checkpoint demo/full
+  python3 tools/match.py a.jpg anonymized.png --checkpoint demo/full --kinds raw protected
+
+Prints the cosine of the two embeddings, the threshold and the answer. The threshold is that of
+calibration.json, chosen on the validation split when the checkpoint was trained, unless --threshold
+gives one. Exit code: 0 the same person, 1 not, 2 an error.
+"""
+
+
+def threshold_of(folder: Path, first: str, second: str) -> float:
+    """Return the threshold that validation gave for a pair of kinds.
+
+    Raises:
+        UserError: The folder has none, or the file is damaged.
+    """
+    path = folder / CALIBRATION_NAME
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; expected the OUTPUT_DIR of a training with a validation "
+            "split, or --threshold"
+        )
+    try:
+        return float(
+            json.loads(path.read_text(encoding="utf-8"))[f"{first}->{second}"]["threshold"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} has no threshold for {first}->{second}; give one by --threshold"
+        ) from error
+
+
+def compare(args: argparse.Namespace) -> bool:
+    """Print the similarity and the decision; returns the decision."""
+    threshold = args.threshold
+    if threshold is None:
+        threshold = threshold_of(args.checkpoint, *args.kinds)
+    model = Anonymizer.from_checkpoint(args.checkpoint, device=args.device)
+    first, second = (model.embed(read_rgb(str(path))) for path in (args.first, args.second))
+    similarity = float((first @ second.T).item())
+    same = similarity >= threshold
+    answer = "the same person" if same else "not the same person"
+    print(f"cosine {similarity:.4f}, threshold {threshold:.4f}: {answer}")
+    return same
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Say whether two pictures show the same person.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("first", type=Path, help="a picture: the query")
+    parser.add_argument("second", type=Path, help="another: the gallery image")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training")
+    parser.add_argument(
+        "--kinds", nargs=2, choices=_KINDS, default=["raw", "raw"], metavar=("FIRST", "SECOND"),
+        help="what the pictures are: raw or protected (default: raw raw)",
+    )  # fmt: skip
+    parser.add_argument("--threshold", type=float, help="least cosine of one person")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    answers: list[bool] = []
+    failed = exit_code_of(lambda: answers.append(compare(args)))
+    if failed:
+        return 2
+    return 0 if answers[0] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
