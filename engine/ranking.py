@@ -1,13 +1,17 @@
 """Ranks of the true matches: how many gallery images lie closer, counted a chunk at a time.
 
 A rank is 1 + the number of gallery images that are closer, or as close and earlier in the gallery.
-So nothing is sorted and no distance matrix is held: a chunk of query rows is multiplied with the
-gallery, and each match's similarity is compared with its row while the row is in the cache.
+So no gallery is put in order and no distance matrix is held: a chunk of query rows is multiplied
+with the gallery, and each match's similarity is compared with its row while that is in the cache.
+For many matches in one row the bare values of the row are ordered there and looked up instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import timeit
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -21,8 +25,10 @@ from engine.ragged import Indices, Ragged
 
 # A broken gallery image (NaN) is further than every sound one, an ignored image than all.
 _BROKEN = float(np.finfo(np.float32).min)
-# From here on one sort of the row is cheaper than a comparison for each match.
-_MANY_MATCHES = 48
+# Ordering a row's values for fewer matches than this never pays.
+_FEWEST_WORTH_SORTING = 4
+# Starting threads for fewer values than this never pays.
+_WORTH_THREADS = 2**20
 
 Row = NDArray[np.float32]
 
@@ -110,23 +116,30 @@ class RankCollector:
         return self._ranks
 
     def _count_with_numpy(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
-        """Go row by row: numpy's comparisons are vectorised and cheap to call."""
+        """Go row by row, while a row is in the cache."""
         scale = None if self._scale is None else self._scale.numpy()
         broken, junk = self._broken.numpy(), self._junk.numpy()
-        flags = np.empty(similarity.shape[1], np.bool_)
-        ranks = np.empty(len(matches.values), np.int64)
-        for index, row in enumerate(similarity.numpy()):
-            if scale is not None:
-                np.multiply(row, scale, out=row)
-            row[broken] = _BROKEN
-            row[junk] = -np.inf
-            row[hidden[index]] = -np.inf
-            targets = matches[index]
-            if len(targets) >= _MANY_MATCHES:
-                found = _ranks_by_sorting(row, targets)
-            else:
-                found = _ranks_by_counting(row, targets, flags)
-            ranks[matches.offsets[index] : matches.offsets[index + 1]] = found
+        products, ranks = similarity.numpy(), np.empty(len(matches.values), np.int64)
+
+        def count(rows: Indices, way: Callable[[Row, Indices, Row], Indices]) -> None:
+            row, spare = np.empty((2, products.shape[1]), np.float32)
+            for index in rows.tolist():
+                np.multiply(products[index], 1.0 if scale is None else scale, out=row)
+                row[broken] = _BROKEN
+                row[junk] = -np.inf
+                row[hidden[index]] = -np.inf
+                found = way(row, matches[index], spare)
+                ranks[matches.offsets[index] : matches.offsets[index + 1]] = found
+
+        many = matches.lengths >= matches_worth_sorting(products.shape[1])
+        count(np.flatnonzero(~many), _ranks_by_comparing)
+        rows = np.flatnonzero(many)
+        if len(rows) * products.shape[1] < _WORTH_THREADS:
+            count(rows, _ranks_by_bisection)
+            return ranks
+        parts = np.array_split(rows, torch.get_num_threads())
+        with ThreadPoolExecutor(len(parts)) as pool:  # ordering leaves the interpreter's lock free
+            list(pool.map(lambda part: count(part, _ranks_by_bisection), parts))
         return ranks
 
     def _count_with_torch(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
@@ -165,8 +178,9 @@ def _ranks_of_columns(similarity: Tensor, targets: Tensor) -> Tensor:
     return ranks
 
 
-def _ranks_by_counting(row: Row, targets: Indices, flags: NDArray[np.bool_]) -> Indices:
-    """Return the rank of each target by comparing its similarity with the row."""
+def _ranks_by_comparing(row: Row, targets: Indices, spare: Row) -> Indices:
+    """Return the rank of each target by comparing its similarity with the whole row."""
+    flags = spare.view(np.bool_)[: len(row)]
     furthest = targets[np.argmin(row[targets])]
     # Only images at least as close as the furthest match can come before a match.
     np.greater_equal(row, row[furthest], out=flags)
@@ -183,14 +197,35 @@ def _ranks_by_counting(row: Row, targets: Indices, flags: NDArray[np.bool_]) -> 
     return ranks
 
 
-def _ranks_by_sorting(row: Row, targets: Indices) -> Indices:
-    """Return the rank of each target from the sorted row, with ties resolved by index."""
-    ascending, values = np.sort(row), row[targets]
-    upper = np.searchsorted(ascending, values, side="right")
+def _ranks_by_bisection(row: Row, targets: Indices, spare: Row) -> Indices:
+    """Return the rank of each target by looking its similarity up in the ordered values."""
+    values = row[targets]
+    np.copyto(spare, row)
+    spare.sort()  # bare values: which image they belong to does not matter
+    upper = np.searchsorted(spare, values, side="right")
     ranks = len(row) - upper + 1
-    tied = upper - np.searchsorted(ascending, values, side="left") > 1
+    tied = upper - np.searchsorted(spare, values, side="left") > 1
     for value in np.unique(values[tied]):
         equal = np.flatnonzero(row == value)
         mine = np.flatnonzero(values == value)
         ranks[mine] += np.searchsorted(equal, targets[mine])
     return ranks
+
+
+@lru_cache(maxsize=64)
+def matches_worth_sorting(length: int) -> int:
+    """Return from how many matches on ordering a row's values beats comparing it for each match.
+
+    That depends on the processor (numpy orders float32 with vector instructions where it has
+    them) and on the threads, so it is measured, once for a length. Ranks are the same either way.
+    """
+    row = np.random.default_rng(0).standard_normal(length, dtype=np.float32)
+    targets, spare = np.zeros(1, np.int64), np.empty_like(row)
+    row[0] = row.min()
+    ways = (_ranks_by_comparing, _ranks_by_bisection)
+    times = [
+        min(timeit.repeat(partial(way, row, targets, spare), number=1, repeat=5)) for way in ways
+    ]
+    # Comparing for one match takes two passes, the first being shared by all matches.
+    matches = times[1] / (times[0] / 2) / torch.get_num_threads()
+    return max(_FEWEST_WORTH_SORTING, round(matches))

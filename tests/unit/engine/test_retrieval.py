@@ -26,8 +26,9 @@ def counting(request, monkeypatch):
     if request.param == "torch":
         collector = ranking.RankCollector
         monkeypatch.setattr(collector, "_count_with_numpy", collector._count_with_torch)
-    if request.param == "numpy-sorting":
-        monkeypatch.setattr(ranking, "_MANY_MATCHES", 1)
+    if request.param.startswith("numpy"):
+        least = 1 if request.param == "numpy-sorting" else 10**9
+        monkeypatch.setattr(ranking, "matches_worth_sorting", lambda _: least)
     return request.param
 
 
@@ -129,6 +130,22 @@ def test_other_types_are_scored_in_float32(dtype, block, monkeypatch):
         expected = naive_scores(distances(*rounded), *query[1:], *gallery[1:])
         if expected is not None:
             assert_equal(score_retrieval(*sets), expected)
+
+
+def test_threads_change_nothing(monkeypatch):
+    query, gallery = random_sets(11, ties=False, num_query=60, num_gallery=300)
+    sets = [Features(torch.tensor(one[0]), *one[1:]) for one in (query, gallery)]
+    monkeypatch.setattr(ranking, "matches_worth_sorting", lambda _: 5)
+    alone = score_retrieval(*sets)
+    monkeypatch.setattr(ranking, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    together = score_retrieval(*sets)
+    assert (alone.mAP, alone.mINP) == (together.mAP, together.mINP)
+
+
+def test_the_way_of_counting_is_measured_once():
+    assert ranking.matches_worth_sorting(5000) >= 4
+    assert ranking.matches_worth_sorting.cache_info().maxsize == 64
 
 
 def test_small_chunks_change_nothing(monkeypatch):
