@@ -11,7 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modeling.encryption.errors import OutputExists, StorageError, Tampered, UsageError
+from modeling.encryption.errors import (
+    AuthenticationError,
+    OutputExists,
+    StorageError,
+    Tampered,
+    UsageError,
+)
 from modeling.encryption.primitives import open_sealed, seal
 from modeling.encryption.secret_files import PRIVATE_MODE, link_without_clobber
 from utils.files import atomic_write
@@ -62,6 +68,8 @@ class Manifest:
         try:
             content = json.loads(open_sealed(key, _CONTEXT, _AAD, stored))
             return cls(content["dataset"], content["files"])
+        except AuthenticationError as error:
+            raise type(error)(f"{folder / MANIFEST_NAME}: {error}") from None
         except (KeyError, TypeError, json.JSONDecodeError):
             raise Tampered(f"{folder / MANIFEST_NAME} is not what this program writes") from None
 

@@ -152,11 +152,11 @@ def _destroy(arguments: argparse.Namespace) -> None:
 
 def _rekey(arguments: argparse.Namespace) -> None:
     """Change master and root; no protected file changes."""
-    if arguments.new_master is None and arguments.new_passphrase_file is None:
-        new: Master = Passphrase(ask_passphrase("new passphrase: ", confirm=True))
-    else:
-        new = master_from(arguments.new_master, arguments.new_passphrase_file, confirm=True)
-    with _open(arguments) as keyring:
+    with _open(arguments) as keyring:  # first, so that the old passphrase is read first
+        if arguments.new_master is None and arguments.new_passphrase_file is None:
+            new: Master = Passphrase(ask_passphrase("new passphrase: ", confirm=True))
+        else:
+            new = master_from(arguments.new_master, arguments.new_passphrase_file)
         keyring_admin.rekey(keyring, new)
     print(f"{arguments.keyring}: new master in force; destroy the old one")
 

@@ -82,6 +82,19 @@ def test_passphrase_from_standard_input(
     assert "horse" not in capsys.readouterr().err
 
 
+def test_rekey_reads_the_old_passphrase_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ["--keyring", str(tmp_path / "k.db"), "--passphrase-file", "-"]
+    for typed, command in (
+        ("correct horse\n", ["init"]),
+        ("correct horse\nbattery staple\n", ["rekey", "--new-passphrase-file", "-"]),
+        ("battery staple\n", ["list"]),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        assert tool.main([*base, *command]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
