@@ -1,0 +1,136 @@
+"""The report: the published schema, the published row, and the lines that scripts look for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.image_quality import ImageQuality
+from engine.report import DIRECTIONS, EvalReport, RetrievalRow
+
+ROW_KEYS = [
+    "query", "gallery", "key", "rank1", "rank5", "rank10", "mAP", "mINP", "num_queries",
+    "num_gallery",
+]  # fmt: skip
+
+
+def _row(direction: tuple[str, str], key: str, rank1: float) -> RetrievalRow:
+    return RetrievalRow(*direction, key, rank1, 0.95, 0.99, 0.878, 0.65, 30, 200)
+
+
+def _report(headline: str = "right") -> EvalReport:
+    rows = [
+        _row(direction, key, 0.1 * place + 0.01 * number)
+        for number, key in enumerate(("none", "right", "wrong", "ciphertext"))
+        for place, direction in enumerate(DIRECTIONS)
+        if key == "none" or direction != ("raw", "raw")
+    ]
+    quality = {"desensitized": ImageQuality(14.0, 0.4), "anonymized": ImageQuality(13.0, 0.3)}
+    return EvalReport("market1501", "test", "GCR", 120, headline, tuple(rows), quality)
+
+
+def test_the_schema_is_the_published_one() -> None:
+    content = json.loads(json.dumps(_report().to_json()))
+    assert content["schema"] == 1
+    for name in ("dataset", "split", "mode", "epoch", "retrieval", "image_quality", "versions"):
+        assert name in content
+    assert (content["dataset"], content["split"]) == ("market1501", "test")
+    assert (content["mode"], content["epoch"]) == ("GCR", 120)
+    for row in content["retrieval"]:
+        assert list(row) == ROW_KEYS  # flags are there only where they say something
+        assert row["query"] in ("raw", "protected")
+        assert row["gallery"] in ("raw", "protected")
+        assert row["key"] in ("none", "right", "wrong", "ciphertext")
+    assert content["image_quality"]["anonymized"] == {"psnr_db": 13.0, "ssim": 0.3}
+
+
+def test_flags_appear_where_they_say_something() -> None:
+    row = replace(_row(DIRECTIONS[1], "wrong", 0.1), refused=True, num_skipped=2, degenerate=True)
+    content = replace(_report(), retrieval=(*_report().retrieval, row)).to_json()["retrieval"][-1]
+    assert content["refused"] is True
+    assert content["num_skipped"] == 2
+    assert content["degenerate"] is True
+    table = replace(_report(), retrieval=(*_report().retrieval, row)).table()
+    assert "refused; scored as an observer sees it" in table
+    assert "2 queries without a match left out" in table
+    assert "DEGENERATE" in table
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_json_has_a_word_for_every_number(tmp_path: Path, value: float) -> None:
+    quality = {"decrypted": ImageQuality(value, 1.0)}
+    replace(_report(), image_quality=quality).save(tmp_path / "results.json")
+    text = (tmp_path / "results.json").read_text("utf-8")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    content = json.loads(text, parse_constant=refuse)
+    assert content["image_quality"] == {"decrypted": {"psnr_db": None, "ssim": 1.0}}
+
+
+def test_saving_replaces_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("old", encoding="utf-8")
+    _report().save(path)
+    assert json.loads(path.read_text("utf-8"))["epoch"] == 120
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_published_row_names_its_key() -> None:
+    assert _report("none").published_row() == "0.0/10.0/20.0/30.0"
+    assert _report("right").published_row() == "0.0/11.0/21.0/31.0"
+    assert _report("ciphertext").published_row() == "0.0/13.0/23.0/33.0"
+    assert (
+        "raw->raw / raw->protected / protected->raw / protected->protected: " in _report().table()
+    )
+
+
+def test_rows_are_found_by_direction_and_key() -> None:
+    report = _report()
+    assert report.row("raw", "raw", "wrong").key == "none"  # nothing encrypted in it
+    assert report.row("protected", "raw", "ciphertext").rank1 == pytest.approx(0.23)
+    with pytest.raises(KeyError):
+        replace(report, retrieval=report.retrieval[:4]).row("raw", "protected", "right")
+
+
+def test_validation_looks_at_raw_in_a_protected_gallery() -> None:
+    seen = _report().validation
+    assert seen.rank1 == pytest.approx(0.1)
+    assert (seen.psnr_anonymized_db, seen.psnr_desensitized_db) == (13.0, 14.0)
+    assert (seen.ssim_anonymized, seen.ssim_desensitized) == (0.3, 0.4)
+
+
+def test_lines_that_scripts_look_for() -> None:
+    report = replace(_report(), retrieval=(_row(("raw", "protected"), "none", 0.951),))
+    assert report.log_lines() == [
+        "Validation Results - Epoch: 120",
+        "mINP: 65.0%",
+        "mAP: 87.8%",
+        "CMC curve, Rank-1  :95.1%",
+        "CMC curve, Rank-5  :95.0%",
+        "CMC curve, Rank-10 :99.0%",
+    ]
+    pattern = r"CMC curve, Rank-1  :(.+?)%"
+    assert [m[1] for m in map(re.compile(pattern).match, report.log_lines()) if m] == ["95.1"]
+
+
+def test_scalars_have_slash_names() -> None:
+    numbers = _report().scalars()
+    assert numbers["eval/raw->protected/rank1"] == pytest.approx(0.1)
+    assert numbers["eval/raw->protected/wrong/rank1"] == pytest.approx(0.12)
+    assert numbers["privacy/anonymized/psnr"] == 13.0
+    assert numbers["privacy/desensitized/ssim"] == 0.4
+
+
+def test_the_table_names_every_row() -> None:
+    table = _report().table()
+    for row in _report().retrieval:
+        pattern = rf"{row.query} -> {row.gallery} +{row.key} +{100 * row.rank1:.1f}%"
+        assert re.search(pattern, table), pattern
+    assert "desensitized" in table

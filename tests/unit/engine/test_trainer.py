@@ -1,0 +1,145 @@
+"""The loop: validate, upgrade, save, in this order; and which validation is the best."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yacs.config import CfgNode
+
+from configs.loading import load
+from engine.build import build_trainer
+from engine.checkpoint import RunFolder
+from engine.supervision import Supervision
+from engine.trainer import Best, Trainer, TrainPlan, ValidationRun
+from tests.fixtures import tiny
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+    tiny.install(monkeypatch)
+
+    def make(*overrides: str) -> Trainer:
+        config, *words = tiny.arguments(tmp_path, *overrides)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        cfg: CfgNode = load(config.split("=")[1], words)
+        return build_trainer(cfg)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("before", "rank1", "qualified", "beaten"),
+    [
+        (Best(), 0.0, False, True),  # anything beats nothing
+        (Best(1, 0.5, qualified=False), 0.6, False, True),
+        (Best(1, 0.5, qualified=False), 0.5, False, False),  # the earlier one stays
+        (Best(1, 0.5, qualified=False), 0.4, False, False),
+        (Best(1, 0.9, qualified=False), 0.1, True, True),  # one that qualifies beats all others
+        (Best(1, 0.1, qualified=True), 0.9, False, False),
+        (Best(1, 0.5, qualified=True), 0.6, True, True),
+        (Best(1, 0.5, qualified=True), 0.5, True, False),
+        (Best(1, 0.5, qualified=True), 0.4, True, False),
+    ],
+)
+def test_the_best_validation(before: Best, rank1: float, qualified: bool, beaten: bool) -> None:
+    assert before.beaten_by(rank1, qualified=qualified) is beaten
+
+
+def test_what_is_due() -> None:
+    plan = TrainPlan(max_epochs=7, val_period=3, checkpoint_period=2, log_period=1)
+    epochs = range(1, 8)
+    assert [e for e in epochs if plan.due(e, plan.val_period)] == [3, 6, 7]
+    assert [e for e in epochs if plan.due(e, plan.checkpoint_period)] == [2, 4, 6, 7]
+
+
+def _watched(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Let a trainer note what it does, in order; its steps are replaced by one that counts."""
+    events: list[tuple[str, Any]] = []
+
+    def note(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(self: object, *args: Any) -> Any:
+            events.append((name, args))
+            return call(self, *args)
+
+        return noted
+
+    for owner, name in (
+        (Supervision, "update"), (RunFolder, "save_latest"), (RunFolder, "save_best"),
+        (Trainer, "_train_epoch"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, note(name, getattr(owner, name)))
+    assert trainer.validation is not None
+    evaluate, draw = trainer.validation.evaluate, trainer.validation.draw
+
+    def evaluating(epoch: int) -> Any:
+        events.append(("evaluate", (epoch,)))
+        return evaluate(epoch)
+
+    trainer.validation = ValidationRun(evaluating, draw)
+    return events
+
+
+def test_train_validate_upgrade_save(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3", "SOLVER.VAL_PERIOD", "2")
+    events = _watched(trainer, monkeypatch)
+    report = trainer.fit()
+    assert [name for name, _ in events if name != "save_best"] == [
+        "save_latest",  # of epoch 0: there is something to resume from, whatever happens
+        "_train_epoch", "save_latest",
+        "_train_epoch", "evaluate", "update", "save_latest",
+        "_train_epoch", "evaluate", "update", "save_latest",  # the last epoch is always validated
+    ]  # fmt: skip
+    names = [name for name, _ in events]
+    assert names[names.index("save_best") - 1] == "update"
+    saved = [args for name, args in events if name == "save_latest"]
+    assert [args[0] for args in saved] == [0, 1, 2, 3]
+    # What epoch 2 decided is in the checkpoint of epoch 2.
+    assert saved[1][1]["supervision"]["state"]["in_force"] is False
+    assert saved[2][1]["supervision"]["state"]["in_force"] is True
+    assert saved[2][1]["supervision"]["teacher"] is not None
+    assert report is not None
+    assert report.epoch == 3
+
+
+def test_without_val_r1_nothing_is_upgraded(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer("MODEL.VAL_R1", "inf", "SOLVER.MAX_EPOCHS", "1")
+    trainer.fit()
+    assert trainer.supervision.state.count == 0
+    assert trainer.state.best.epoch == 1
+    assert not trainer.state.best.qualified
+
+
+def test_the_baseline_has_nothing_to_upgrade(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer(*tiny.PERMISSIVE, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    trainer.fit()
+    assert trainer.supervision.state.count == 0
+    names = {path.name for path in (tmp_path / "run").glob("epoch_*")}
+    assert names == {"epoch_best_net_C.pth", "epoch_latest_net_C.pth"}
+
+
+def test_what_scripts_read(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    """Loss lines of log.txt in the form that scripts of this field expect, and slash names."""
+    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "SOLVER.LOG_PERIOD", "4")
+    log = (run / "log.txt").read_text("utf-8")
+    number = r"\d+\.\d{3}"
+    line = (
+        rf"(?m)^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}} reid_baseline INFO: Epoch\[1\] "
+        rf"Iteration\[4/6\] Loss: {number}, Acc: {number}, Base Lr: \d\.\d\de-04$"
+    )
+    assert re.search(line, log)
+    assert "Iteration[6/6]" in log  # the rest of an epoch is not left out
+    assert "Iteration[5/6]" not in log
+    last = [one for one in tiny.losses(run) if "loss/total" in one][-1]
+    for name in ("loss/recovery", "loss/anonymization", "train/accuracy", "train/learning_rate"):
+        assert name in last
+    events = list((run / "runs").iterdir())
+    assert events
+    assert events[0].stat().st_size > 10_000  # pictures and curves were handed over
