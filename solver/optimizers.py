@@ -75,7 +75,10 @@ class Optimizers:
         return {name: optimizer.state_dict() for name, optimizer in self._named().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`.
+        """Restore :meth:`state_dict`: moments and step counts.
+
+        Weight decay, betas and rates stay those of this run: a value that was changed before
+        resuming must not be undone in silence.
 
         Raises:
             UserError: If the state is of other optimisers.
@@ -88,6 +91,7 @@ class Optimizers:
                 "MODEL.CENTER_LOSS it was trained with"
             )
         for name, optimizer in own.items():
+            options = [_options(group) for group in optimizer.param_groups]
             try:
                 optimizer.load_state_dict(state[name])
             except (ValueError, KeyError) as error:
@@ -95,6 +99,8 @@ class Optimizers:
                     f"the checkpoint's optimiser of {name} does not fit this run ({error}): resume "
                     "with the configuration it was trained with"
                 ) from error
+            for group, chosen in zip(optimizer.param_groups, options, strict=True):
+                group.update(chosen)
 
     def _named(self) -> dict[str, Optimizer]:
         named = {**self._main, **self._discriminators}
@@ -109,6 +115,10 @@ class Optimizers:
                     parameter.grad.div_(self._center_loss_weight)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def set_learning_rate(optimizers: Optimizers, epoch: int) -> float:

@@ -156,6 +156,16 @@ def test_a_restored_run_goes_on_alike(make_cfg: MakeCfg) -> None:
         assert torch.equal(weight, weights(twin)[letter])
 
 
+def test_what_was_changed_before_resuming_holds(make_cfg: MakeCfg) -> None:
+    saved = build(make_cfg, Nets(("C",)), CenterLoss(2, 2)).state_dict()
+    cfg = make_cfg("SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.CENTER_LR", "0.75")
+    optimizers = build_optimizers(cfg, Nets(("C",)), CenterLoss(2, 2))
+    optimizers.load_state_dict(saved)
+    assert optimizers.main[0].param_groups[0]["weight_decay"] == 0.25
+    assert optimizers.centers is not None
+    assert optimizers.centers.param_groups[0]["lr"] == 0.75
+
+
 def test_state_of_other_optimisers_is_refused(make_cfg: MakeCfg) -> None:
     joint = build(make_cfg, Nets(), CenterLoss(2, 2)).state_dict()
     alone = build(make_cfg, Nets(("C",)))
