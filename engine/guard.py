@@ -59,10 +59,11 @@ class LossGuard:
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         arrived = None
         if values.is_cuda:
+            stream = torch.cuda.current_stream(values.device)  # not that of another, current GPU
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             values = host.copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(stream)
         self._pending.append(_Pending(tuple(losses), values, batch, step, arrived))
         self._settle(keep=0 if arrived is None else self._depth)
 
