@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.compatibility import run_differences
 from modeling.state import load_matching
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -239,7 +240,8 @@ class RunFolder:
         """Load the networks; returns the epoch and what ``save_latest`` was given.
 
         Raises:
-            CheckpointError: If the file is missing, damaged or of another architecture.
+            CheckpointError: If the file is missing, damaged, of another architecture, or of a
+                training on other images or people.
         """
         path = self.path / NATIVE_NAMES["latest"]
         if not path.is_file():
@@ -252,6 +254,12 @@ class RunFolder:
             raise CheckpointError(
                 f"{path} holds networks {', '.join(content['networks'])}; this MODEL.MODE trains "
                 f"{', '.join(self._networks)}"
+            )
+        differing = run_differences(content["info"], self._info)
+        if differing:
+            raise CheckpointError(
+                f"{path} was trained with {', '.join(differing)}; give the same values to go on, "
+                "or choose another OUTPUT_DIR"
             )
         for letter, network in self._networks.items():
             load_matching(network, content["networks"][letter], f"{path} ({letter})")

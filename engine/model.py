@@ -13,6 +13,7 @@ import torch
 from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
+from engine.compatibility import differences
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
 from modeling.build import build_networks
@@ -58,6 +59,8 @@ class Model:
 def build_model(cfg: CfgNode, num_classes: int) -> Model:
     """Build networks with start values drawn from SOLVER.SEED, and move them to their device."""
     device = resolve_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    if device.type == "cuda":  # streams, events and pinned memory are those of the current GPU
+        torch.cuda.set_device(device)
     seed_everything(cfg.SOLVER.SEED)
     nets = build_networks(cfg, num_classes).to(device)
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
@@ -74,11 +77,9 @@ def load_pretrained(cfg: CfgNode) -> LoadedWeights:
     """
     folder = Path(cfg.MODEL.PRETRAIN_DIR)
     weights = find_weights(folder, NEEDED[cfg.MODEL.MODE])
-    differing = [
-        f"{name} {was!r} (now {now!r})"
-        for name, was in weights.info.get("architecture", {}).items()
-        if (now := architecture(cfg).get(name)) != was and name != "MODEL.MODE"
-    ]
+    # A checkpoint of the joint model holds all that the baseline needs: modes may differ.
+    recorded = weights.info.get("architecture", {})
+    differing = differences(recorded, architecture(cfg), leave_out=("MODEL.MODE",))
     if differing:
         raise CheckpointError(
             f"{weights.source} was trained with {', '.join(differing)}; give the same values to "
