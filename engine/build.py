@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits, build_train_loader
 from data.checks import check_positives
+from data.loaders import EvalLoader
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import RunFolder, load_networks
 from engine.evaluator import Evaluator
@@ -23,7 +24,7 @@ from engine.report import EvalReport
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BaselineStep, JointStep, TrainStep
 from engine.trainer import Trainer, TrainPlan, ValidationRun
-from engine.views import BaselineViews, JointViews, ViewMaker
+from engine.views import BaselineViews, JointViews, ViewMaker, images_by_kind
 from modeling.build import build_objectives
 from modeling.encryption.build import build_cipher
 from modeling.encryption.cipher import Cipher
@@ -86,9 +87,12 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             cfg.SOLVER.LOG_PERIOD,
         ),
         folder=folder,
-        # Last of all: it drops what an interrupted run wrote beyond the epoch resumed from.
+        # Last of all: it drops what an interrupted run wrote beyond the epoch resumed from; a run
+        # of its own drops nothing.
         writer=MetricWriter(
-            cfg.OUTPUT_DIR, resume_epoch=epoch, resume_step=saved["step"] if saved else 0
+            cfg.OUTPUT_DIR,
+            resume_epoch=None if saved is None else epoch,
+            resume_step=None if saved is None else saved["step"],
         ),
         validation=validation,
     )
@@ -128,7 +132,7 @@ def build_evaluation(cfg: CfgNode) -> Evaluation:
     _LOGGER.info("Evaluating the weights of epoch %d: %s", weights.epoch, note)
     cipher = build_cipher(cfg) if isinstance(model.nets, PrivacyNetworks) else None
     evaluator = build_evaluator(cfg, model, splits, cfg.EVAL.SPLIT, cipher, {"weights": note})
-    draw = build_pictures(cfg, model, tuple(evaluator.query_samples))
+    draw = build_pictures(cfg, model, evaluator.query)
     return Evaluation(evaluator, weights.epoch, draw)
 
 
@@ -231,27 +235,29 @@ def _build_validation(cfg: CfgNode, model: Model, splits: DatasetSplits) -> Vali
         return None
     # Nothing is encrypted here: keys change no decision, and each key state costs a pass.
     evaluator = build_evaluator(cfg, model, splits, "val", None, {})
-    return ValidationRun(evaluator.evaluate, build_pictures(cfg, model, splits.val_query))
+    return ValidationRun(evaluator.evaluate, build_pictures(cfg, model, evaluator.query))
 
 
-def build_pictures(
-    cfg: CfgNode, model: Model, samples: tuple[Sample, ...]
-) -> Callable[[], Image.Image]:
-    """Return what draws a sheet of a few people in every kind of image, as the model is then."""
+def build_pictures(cfg: CfgNode, model: Model, shown: EvalLoader) -> Callable[[], Image.Image]:
+    """Return what draws a sheet of a few people of a loader in every kind of image.
+
+    The people are chosen once, the model is taken as it is when the sheet is drawn.
+    """
+    samples = [shown.samples[index] for index in shown.source.usable.tolist()]
     first_of = {sample.pid: sample for sample in reversed(samples)}
     chosen = tuple(first_of[pid] for pid in sorted(first_of)[:_NUM_PICTURES])
-    loader = build_eval_loader(cfg, chosen, model.device)
+    # A few images may be several batches: TEST.IMS_PER_BATCH decides.
+    batches = tuple(build_eval_loader(cfg, chosen, model.device))
     cipher = build_cipher(cfg) if isinstance(model.nets, PrivacyNetworks) else None
     views = _build_views(cfg, model, cipher)
-    (batch,) = loader
 
     @torch.inference_mode()
     def draw() -> Image.Image:
         was_training = model.nets.training
         model.nets.eval()
         with model.autocast():
-            kinds = views(batch, [sample.subject for sample in chosen]).kinds
+            kinds = images_by_kind(views, batches, chosen)
         model.nets.train(was_training)
-        return picture_grid({"raw": batch.raw, **kinds}, model.pixels)
+        return picture_grid(kinds, model.pixels)
 
     return draw

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from data.records import Batch
+from data.records import Batch, Sample
 from modeling.encryption.cipher import Cipher, read_sealed
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
 
@@ -85,3 +86,21 @@ class JointViews:
             to_recover = protected["right" if self._recover_with_key else "ciphertext"]
         kinds["recovered"] = self._nets.recovery(to_recover).float()
         return Views(kinds, protected, refused)
+
+
+def images_by_kind(
+    views: ViewMaker, batches: Iterable[Batch], samples: Sequence[Sample]
+) -> dict[str, Tensor]:
+    """Return the images of some batches in every kind, raw first, each (images, 3, H, W).
+
+    Args:
+        views: Makes the kinds besides raw.
+        batches: Batches of a loader over ``samples``; it may have left some of them out.
+        samples: Give the subject labels.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        subjects = [samples[index].subject for index in batch.index.tolist()]
+        for kind, images in {"raw": batch.raw, **views(batch, subjects).kinds}.items():
+            found.setdefault(kind, []).append(images)
+    return {kind: torch.cat(parts) for kind, parts in found.items()}
