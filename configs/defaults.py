@@ -104,7 +104,8 @@ KEYS: tuple[Key, ...] = (
     Key("CACHE.MODE", "auto", OneOf(("auto", "device", "memory", "stream")),
         "where decoded images are kept; stream keeps none"),
     Key("CACHE.LIMIT_MIB", -1, Number(whole=True, low=0, extra=(-1,), names=(("auto", -1),)),
-        "most memory (MiB) for them; auto (-1): half of what is free"),
+        "most memory (MiB) for them; auto (-1): a quarter of what a GPU has free, half of what "
+        "the host has"),
     Key("CACHE.SKIP_BAD", False, Flag(), "leave unreadable images out instead of stopping"),
     # ---- training
     Key("SOLVER.MAX_EPOCHS", 120, _COUNT, "epochs, counted from 1"),
