@@ -1,0 +1,48 @@
+"""The record of one direction: plain JSON that agrees with the scores it is made of."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from engine.features import Features
+from engine.score_details import score_details
+
+
+@pytest.fixture
+def details():
+    rng = np.random.default_rng(0)
+    centers = rng.standard_normal((10, 16))
+    sets = []
+    for count in (40, 150):
+        pids = rng.integers(0, 10, count)
+        embeddings = centers[pids] + rng.standard_normal((count, 16))
+        sets.append(Features(torch.tensor(embeddings), pids, rng.integers(0, 3, count)))
+    return score_details(*sets)
+
+
+def test_it_is_plain_json_and_agrees_with_the_scores(details):
+    content = json.loads(json.dumps(details.to_json(), allow_nan=False))
+    assert content["retrieval"]["mAP"]["value"] == pytest.approx(details.retrieval.mAP)
+    assert content["single_shot"]["rank1"]["value"] == pytest.approx(details.single_shot.cmc[0])
+    rates = content["verification"]["tpr_at_fpr"]
+    assert set(rates) == {"0.1", "0.01", "0.001", "0.0001"}
+    for rate, interval in rates.items():
+        assert interval["value"] == pytest.approx(details.verification.tpr_at(float(rate)))
+    assert len(content["per_query"]["average_precision"]) == content["num_queries"]
+    assert "per_query" not in details.to_json(per_query=False)
+
+
+def test_the_curve_is_thinned_but_keeps_its_ends(details):
+    curve = details.to_json()["verification"]["roc"]
+    assert len(curve["fpr"]) <= 200
+    assert (curve["fpr"][-1], curve["tpr"][-1]) == (1.0, 1.0)
+    for name in ("fpr", "tpr"):
+        assert (np.diff(curve[name]) >= 0).all()
+
+
+def test_a_single_shot_gallery_is_harder_than_the_whole(details):
+    assert details.single_shot.cmc[0] <= details.retrieval.rank1
