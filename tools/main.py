@@ -17,7 +17,13 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.build import Evaluation, build_evaluation, build_trainer
 from engine.checkpoint import training_in
-from engine.details import calibrations, make_details, save_calibrations
+from engine.details import (
+    calibrations,
+    detail_directions,
+    details_table,
+    save_calibrations,
+    save_details,
+)
 from engine.evaluator import Extraction
 from engine.pictures import save_picture
 from engine.report import EvalReport
@@ -48,7 +54,8 @@ def run(cfg: CfgNode) -> EvalReport:
     validation split, or, where there is none, on the test split.
     """
     output_dir = ensure_folder(cfg.OUTPUT_DIR)
-    remove_leftovers(output_dir)
+    for folder in (output_dir, output_dir / "pictures"):
+        remove_leftovers(folder)
     logger = setup_logger(output_dir)
     set_threads(cfg.RUNTIME.THREADS)
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
@@ -74,15 +81,11 @@ def _extras(cfg: CfgNode, evaluation: Evaluation, found: Extraction) -> None:
     if cfg.EVAL.SPLIT == "val":
         save_calibrations(calibrations(found, cross_camera=cross_camera), output_dir)
     if cfg.EVAL.DETAILS == "on":
-        details = make_details(
-            found,
-            evaluation.evaluator.template.headline_key,
-            evaluation.evaluator.query_samples,
-            cross_camera=cross_camera,
-            seed=cfg.SOLVER.SEED,
-        )
-        details.save(output_dir)
-        get_logger().info("\n%s", details.table())
+        evaluator = evaluation.evaluator
+        key = evaluator.template.headline_key
+        details = detail_directions(found, key, cross_camera=cross_camera, seed=cfg.SOLVER.SEED)
+        save_details(details, evaluator.query_samples, output_dir)
+        get_logger().info("\n%s", details_table(details))
 
 
 def _evaluation_alone(cfg: CfgNode) -> CfgNode:

@@ -1,0 +1,81 @@
+"""What an evaluation writes beyond the table, and the command that decides by it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import tiny
+from tools import match
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """OUTPUT_DIR of a tiny training with a validation split, details asked for."""
+    with tiny.tiny_backbone():
+        yield tiny.run(tmp_path_factory.mktemp("details"), "EVAL.DETAILS", "on")
+
+
+def test_details_agree_with_the_results(trained: Path) -> None:
+    details = json.loads((trained / "details.json").read_text("utf-8"))
+    rows = {
+        f"{row['query']}->{row['gallery']}": row
+        for row in tiny.results(trained)["retrieval"]
+        if row["key"] == ("right" if "protected" in (row["query"], row["gallery"]) else "none")
+    }
+    assert set(details) == set(rows)
+    for name, found in details.items():
+        interval = found["retrieval"]["rank1"]
+        assert interval["value"] == pytest.approx(rows[name]["rank1"])
+        assert interval["low"] <= interval["value"] <= interval["high"]
+    with (trained / "per_query.csv").open(encoding="utf-8", newline="") as file:
+        queries = list(csv.DictReader(file))
+    for name, row in rows.items():
+        mine = [query for query in queries if query["direction"] == name]
+        assert len(mine) == row["num_queries"]
+        first = [int(query["first_rank"]) == 1 for query in mine]
+        assert sum(first) / len(first) == pytest.approx(row["rank1"])
+        assert all(Path(query["path"]).is_file() for query in mine)
+
+
+@pytest.fixture
+def pictures() -> list[str]:
+    """Two pictures of the synthetic set, of different people."""
+    folder = next(Path(tiny.arguments(Path(), output="x")[_root_place()]).glob("synthetic*"))
+    found = sorted((folder / "query").glob("*.jpg"))
+    return [str(found[0]), str(found[-1])]
+
+
+def _root_place() -> int:
+    return tiny.arguments(Path()).index("DATASETS.ROOT_DIR") + 1
+
+
+def test_match_takes_the_threshold_of_validation(
+    trained: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = json.loads((trained / "calibration.json").read_text("utf-8"))
+    arguments = [*pictures, "--checkpoint", str(trained), "--device", "cpu"]
+    code = match.main(arguments)
+    printed = capsys.readouterr().out
+    assert f"threshold {calibration['raw->raw']['threshold']:.4f}" in printed
+    assert ("not the same person" in printed) == (code == 1)
+
+
+def test_a_picture_matches_itself(trained: Path, pictures: list[str]) -> None:
+    same = [pictures[0], pictures[0], "--checkpoint", str(trained), "--device", "cpu"]
+    assert match.main([*same, "--threshold", "0.999"]) == 0
+    assert match.main([*same, "--threshold", "1.1"]) == 1
+
+
+def test_match_without_calibration_names_the_remedy(
+    trained: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert match.main([*pictures, "--checkpoint", str(tmp_path)]) == 2
+    assert "--threshold" in capsys.readouterr().err
+    missing = [pictures[0], "no-such.jpg", "--checkpoint", str(trained), "--device", "cpu"]
+    assert match.main([*missing, "--threshold", "0.5"]) == 2
+    assert "no-such.jpg" in capsys.readouterr().err
