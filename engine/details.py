@@ -1,6 +1,6 @@
 """What an evaluation writes beyond the table, from the features of its one pass.
 
-``details.json`` and ``per_query.csv`` on request, ``calibration.json`` after every validation split.
+``details.json`` and ``per_query.csv`` on request, ``calibration.json`` of a validation split.
 """
 
 from __future__ import annotations
