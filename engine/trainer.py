@@ -226,7 +226,6 @@ class Trainer:
             saved: The ``training`` part of the native checkpoint.
         """
         self.optimizers.load_state_dict(saved["optimizers"])
-        set_learning_rate(self.optimizers, max(epoch, 1))  # as after that epoch: it is saved anew
         if epoch:  # rates are no part of what is loaded
             set_learning_rate(self.optimizers, epoch)
         self.centers.load_state_dict(saved["centers"])
