@@ -50,13 +50,14 @@ def read_passphrase(source: str) -> str:
         KeyringMissing, InsecurePermissions: The file is not there or not private.
         UsageError: It is not UTF-8.
     """
-    if source == "-":
-        return sys.stdin.readline().rstrip("\r\n")
     try:
-        text = read_private(Path(source), "passphrase file").decode()
+        if source == "-":
+            text = sys.stdin.readline()
+        else:
+            text = read_private(Path(source), "passphrase file").decode()
     except UnicodeDecodeError:
         raise UsageError(f"passphrase file {source} is not UTF-8") from None
-    return text.splitlines()[0] if text else ""
+    return text.split("\n", 1)[0].rstrip("\r")  # not splitlines: it would also cut at U+2028
 
 
 def ask_passphrase(prompt: str, *, confirm: bool) -> str:

@@ -98,7 +98,7 @@ class UsageError(IsedError):
 
 
 class StorageError(IsedError):
-    """The disk is full, read-only or failing."""
+    """The disk is full, read-only or failing, or memory or a process is gone."""
 
     exit_code = 3
     stops = True

@@ -27,7 +27,7 @@ class KeySnapshot:
 
     Attributes:
         locator_key: Unmasks locators.
-        held: State and key (None once destroyed) by key id.
+        held: State and key (None once revoked or destroyed) by key id.
         imported: State and key of the keys to be tried.
         sealing: Active key of each subject that was asked for, or why there is none.
     """

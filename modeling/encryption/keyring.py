@@ -151,7 +151,10 @@ class Keyring(KeyTable):
 
     def subject_tag(self, subject: str) -> bytes:
         """Return the 32 bytes that stand for a subject label in the file."""
-        encoded = subject.encode()
+        try:
+            encoded = subject.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"subject label {subject!a} is not valid UTF-8") from None
         if not encoded or len(encoded) > _MAX_LABEL_BYTES or b"\0" in encoded:
             raise BadInput(
                 f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_LABEL_BYTES}, no NUL"
@@ -194,10 +197,14 @@ class Keyring(KeyTable):
                 sealing[subject] = refusal
         return KeySnapshot(
             locator_key=self._services["locate"],
-            held={row.key_id: (row.state, row.wrapped and self.unwrap(row)) for row in self.rows},
+            held={row.key_id: (row.state, self._usable(row)) for row in self.rows},
             imported=tuple((row.state, self.unwrap(row)) for row in self._imported()),
             sealing=sealing,
         )
+
+    def _usable(self, row: KeyRow) -> bytes | None:
+        """Return the key of a row, None where its state forbids to use it."""
+        return self.unwrap(row) if row.state in ("active", "retired") else None
 
     def _first_key(self, subject: str, tag: bytes) -> KeyRow:
         """Make the active key of a subject that has none; within `writing` only."""
@@ -206,7 +213,7 @@ class Keyring(KeyTable):
             raise RevokedKey(
                 "the subject's keys were revoked; `keyring revoke --undo` allows it again"
             )
-        if "destroyed" in states and "retired" not in states:
+        if "destroyed" in states:  # a key imported since opens, it does not allow a new one
             raise DestroyedKey(
                 "the subject's keys were destroyed; `keyring rotate` allows it to be protected anew"
             )

@@ -158,11 +158,17 @@ class KeyringStore:
         """Return the row about the keyring."""
         names = ", ".join(field.name for field in fields(HeadRow))
         rows = self._connection.execute(f"SELECT {names} FROM keyring").fetchall()
-        return _typed(HeadRow, rows[0] if len(rows) == 1 else (), self.path)
+        head: HeadRow = _typed(HeadRow, rows[0] if len(rows) == 1 else (), self.path)
+        if head.epoch < 0:  # no unsigned number, so no code over it could be computed
+            raise KeyringCorrupt(f"keyring {self.path} has epoch {head.epoch}; restore a backup")
+        return head
 
     def services(self) -> dict[str, bytes]:
         """Return the wrapped service keys by name."""
-        return dict(self._connection.execute("SELECT name, wrapped FROM service").fetchall())
+        found = self._connection.execute("SELECT name, wrapped FROM service").fetchall()
+        if not all(isinstance(wrapped, bytes) for _, wrapped in found):
+            raise KeyringCorrupt(f"a service key of {self.path} has the wrong form; use a backup")
+        return dict(found)
 
     def rows(self) -> list[KeyRow]:
         """Return every key row, ordered by key_id."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from modeling.encryption.errors import KeyringCorrupt, UsageError, WrongMaster
+from modeling.encryption.errors import KeyringCorrupt, StorageError, UsageError, WrongMaster
 from modeling.encryption.primitives import KEY_BYTES, random_key
 from modeling.encryption.secret_files import read_private, write_new_private
 
@@ -141,17 +141,27 @@ class Passphrase:
 
         Raises:
             KeyringCorrupt: The parameters are out of bounds.
+            StorageError: There is too little memory.
+            UsageError: The passphrase is not UTF-8.
         """
         cost = Argon2Cost.parse(params)
         if len(salt) != KDF_SALT_BYTES:
             raise KeyringCorrupt(f"passphrase salt of {len(salt)} bytes; expected {KDF_SALT_BYTES}")
-        return Argon2id(
-            salt=salt,
-            length=KEY_BYTES,
-            iterations=cost.iterations,
-            lanes=cost.lanes,
-            memory_cost=cost.memory_kib,
-        ).derive(self.text.encode())
+        try:
+            return Argon2id(
+                salt=salt,
+                length=KEY_BYTES,
+                iterations=cost.iterations,
+                lanes=cost.lanes,
+                memory_cost=cost.memory_kib,
+            ).derive(self.text.encode())
+        except MemoryError:
+            raise StorageError(
+                f"the passphrase needs {cost.memory_kib >> 10} MiB of memory, which is not there; "
+                "free some, or use a master key file"
+            ) from None
+        except UnicodeEncodeError:
+            raise UsageError("the passphrase is not UTF-8") from None
 
 
 Master = KeyFile | Passphrase

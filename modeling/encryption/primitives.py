@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cryptography.exceptions import InvalidTag
@@ -81,7 +81,7 @@ class MessageKey:
 
     salt: bytes
     commit: bytes
-    _encryption_key: bytes
+    _encryption_key: bytes = field(repr=False)  # never in a log or a traceback
 
     def encrypt(self, aad: bytes, message: Buffer) -> bytes:
         """Return ciphertext || tag. Call it once: the nonce is constant."""

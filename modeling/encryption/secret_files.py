@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modeling.encryption.errors import InsecurePermissions, KeyringMissing, StorageError
+from utils.files import remove_leftovers
 
 PRIVATE_MODE = 0o600
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -71,7 +72,8 @@ def new_private_file(path: Path) -> Iterator[Path]:
         FileExistsError: The final name is taken.
         StorageError: The folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    remove_leftovers(path.parent)  # a killed process may have left a copy of a secret
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
         os.close(os.open(temporary, flags, PRIVATE_MODE))

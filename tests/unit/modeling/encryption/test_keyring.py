@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from modeling.encryption.keyring import Keyring
 from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
+from modeling.encryption.primitives import fresh_message_key
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
 SUBJECT = "market/test/2"
@@ -283,7 +285,10 @@ EDITS = {
     "wrong type": "UPDATE keys SET created_day = 'monday'",
     "service key": "UPDATE service SET wrapped = zeroblob(112) WHERE name = 'locate'",
     "drop a service key": "DELETE FROM service WHERE name = 'name'",
+    "service key of another type": "UPDATE service SET wrapped = 5 WHERE name = 'name'",
+    "service key as text": "UPDATE service SET wrapped = 'abc' WHERE name = 'name'",
     "epoch": "UPDATE keyring SET epoch = 7",
+    "epoch below zero": "UPDATE keyring SET epoch = -1",
     "keyring id": "UPDATE keyring SET keyring_id = zeroblob(16)",
     "format": "UPDATE keyring SET format = 2",
     "trigger": "CREATE TRIGGER t AFTER UPDATE ON keys BEGIN SELECT 1; END",
@@ -425,3 +430,50 @@ def test_eight_processes_race_on_init_and_on_key_creation(path: Path) -> None:
     with Keyring.open(path, KeyFile(path.with_name("master.key"))) as keyring:
         assert [row.state for row in keyring.rows] == ["active"] * 12
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_an_import_after_a_destruction_makes_no_new_key(tmp_path: Path, keyring: Keyring) -> None:
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
+        other.sealing_key(SUBJECT)
+        export_subject(other, SUBJECT, exported, phrase)
+    keyring.sealing_key(SUBJECT)
+    keyring_admin.destroy(keyring, SUBJECT)
+    import_subject(keyring, exported, phrase)
+    with pytest.raises(DestroyedKey, match="rotate"):
+        keyring.sealing_key(SUBJECT)
+
+
+def test_secrets_are_not_shown_and_revoked_keys_do_not_leave_the_process(keyring: Keyring) -> None:
+    sealed = _seal(keyring)
+    key = keyring.sealing_key(SUBJECT).key
+    keyring_admin.revoke(keyring, SUBJECT)
+    snapshot = keyring.snapshot()
+    assert key not in pickle.dumps(snapshot)
+    with pytest.raises(RevokedKey):
+        snapshot.opening_key(sealed.chunk)
+    message_key = fresh_message_key(key, "file")
+    assert "_encryption_key" not in repr(message_key)
+
+
+def test_leftovers_of_a_killed_init_are_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".master.key.99999999-0badcafe.tmp"
+    left.write_bytes(b"a copy of a secret")
+    KeyFile(tmp_path / "master.key").create_if_missing()
+    assert not left.exists()
+
+
+def test_odd_text_and_little_memory_are_named(
+    keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="UTF-8"):
+        keyring.sealing_key("market/\udcff")
+    with pytest.raises(UsageError, match="UTF-8"):
+        Passphrase("correct \udcff", CHEAP).unlock(str(CHEAP), bytes(32))
+
+    def starve(**_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("modeling.encryption.master.Argon2id", starve)
+    with pytest.raises(StorageError, match="8 MiB of memory"):
+        Passphrase("correct horse", CHEAP).unlock(str(CHEAP), bytes(32))
