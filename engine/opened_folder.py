@@ -18,6 +18,7 @@ from layers.pixels import PixelSpace
 from modeling.encryption.errors import IsedError, StorageError, UnsafePath
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.secret_files import sync_folder
+from utils.files import remove_leftovers
 
 Rows = Iterator[tuple[Unsealed, NDArray[np.uint8] | None]]
 
@@ -62,6 +63,7 @@ def write_opened(
     Raises:
         StorageError: The disk is full, read-only or failing.
     """
+    swept: set[Path] = set()
     for file, pixels in _rendered(files, options):
         if file.picture is None or pixels is None:
             yield file
@@ -72,7 +74,11 @@ def write_opened(
             size = (metadata.orig_w, metadata.orig_h)
             picture = picture.resize(size, Image.Resampling.BICUBIC)
         try:
-            _write(folder, _name(metadata, file.path), picture, overwrite=overwrite)
+            path = _place(folder, _name(metadata, file.path))
+            if path.parent not in swept:  # a killed run may have left an opened picture there
+                swept.add(path.parent)
+                remove_leftovers(path.parent)
+            _write(path, picture, overwrite=overwrite)
         except StorageError:
             raise
         except IsedError as error:
@@ -107,21 +113,30 @@ def _name(metadata: Metadata, file: Path) -> str:
     return path if path.lower().endswith(".png") else f"{path}.png"
 
 
-def _write(folder: Path, name: str, picture: Image.Image, *, overwrite: bool) -> None:
-    """Write one picture; what is there already with the same content is left as it is.
+def _place(folder: Path, name: str) -> Path:
+    """Return where to write, with its folder made.
 
     Raises:
-        OutputExists: Something else is there.
-        UnsafePath: A link in the folder leads out of it.
-        StorageError: It cannot be written.
+        UnsafePath: A link in the folder leads out of it; nothing was made there.
+        StorageError: The folder cannot be made.
     """
     path = folder / name
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UnsafePath(f"{path} leads out of {folder} through a link")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from None
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise UnsafePath(f"{path} leads out of {folder} through a link")
+    return path
+
+
+def _write(path: Path, picture: Image.Image, *, overwrite: bool) -> None:
+    """Write one picture; what is there already with the same content is left as it is.
+
+    Raises:
+        OutputExists: Something else is there.
+        StorageError: It cannot be written.
+    """
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     content = stream.getvalue()

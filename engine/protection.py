@@ -17,7 +17,15 @@ import torch
 
 from engine.api import Anonymizer
 from engine.sealed_folder import Manifest, check_apart
-from engine.sealing_work import Job, Outcome, Setting, make_executor, read_chunk, seal_chunk
+from engine.sealing_work import (
+    Job,
+    Outcome,
+    Setting,
+    kill_workers,
+    make_executor,
+    read_chunk,
+    seal_chunk,
+)
 from engine.source_images import SUFFIXES, SourceImage
 from engine.subjects import SubjectOf
 from modeling.encryption.errors import BadInput, IsedError, StorageError
@@ -85,13 +93,18 @@ def list_sources(root: Path) -> list[str]:
     """Return the relative paths of all pictures below a folder, sorted.
 
     Raises:
-        BadInput: It is no folder, or has none.
+        BadInput: It is no folder, has none, or a folder below it cannot be read: its pictures would
+            be left out without a word.
     """
+
+    def refuse(error: OSError) -> None:
+        raise BadInput(f"folder {error.filename} cannot be read ({error.strerror})")
+
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder; expected a folder of pictures")
     found = [
         os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")  # noqa: PTH118
-        for folder, _, names in os.walk(root)
+        for folder, _, names in os.walk(root, onerror=refuse)
         for name in names
         if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
     ]
@@ -135,8 +148,7 @@ def protect_folder(
     except UserError as error:
         raise StorageError(str(error)) from None
     remove_leftovers(target)
-    manifest = Manifest.load(target, keyring.manifest_key())
-    before = dict(manifest.files) if manifest and manifest.dataset == options.dataset else {}
+    Manifest.load(target, keyring.manifest_key())  # before any work: it may be another keyring's
     summary = Summary()
 
     def note(outcome: Outcome) -> None:
@@ -152,8 +164,18 @@ def protect_folder(
         summary.interrupted = run.stop.is_set()
     finally:
         with suppress(UserError, OSError):  # an error under way says more than this one
-            Manifest(options.dataset, before | summary.digests).save(target, keyring.manifest_key())
+            _add_to_manifest(target, keyring.manifest_key(), options.dataset, summary.digests)
     return summary
+
+
+def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, str]) -> None:
+    """Add files to the manifest of a folder, whatever data set the others are of.
+
+    It is read again, as another run may have ended meanwhile.
+    """
+    manifest = Manifest.load(target, key)
+    before = {} if manifest is None else manifest.files
+    Manifest(dataset, {**before, **digests}).save(target, key)
 
 
 def _jobs(
@@ -214,6 +236,7 @@ class _Run:
             while self._seals:
                 self._reap()
         except BrokenProcessPool:
+            kill_workers(executor)
             raise StorageError(
                 "a worker process died, perhaps for want of memory; use fewer --workers"
             ) from None

@@ -121,6 +121,15 @@ def make_executor(workers: int, setting: Setting) -> Executor:
     return ProcessPoolExecutor(workers, context, _start_worker, (setting,))
 
 
+def kill_workers(executor: Executor) -> None:
+    """End what is left of a broken pool.
+
+    The pool itself asks them with SIGTERM and then waits; they ignore it, so it would for ever.
+    """
+    for process in list((getattr(executor, "_processes", None) or {}).values()):
+        process.kill()
+
+
 class _InProcess(Executor):
     """Runs everything at once where it is submitted."""
 
@@ -169,7 +178,7 @@ def _kept(setting: Setting, job: Job, output: Path, source_sha256: bytes) -> Out
         OutputExists: It does not open, or was made from another source.
     """
     try:
-        content = output.read_bytes()
+        content = png_format.read_content(output)
         sealed = png_format.decode(content)
         opened = open_picture(setting.keys.opening_key(sealed.chunk), sealed)
     except (IsedError, OSError) as error:

@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from modeling.encryption.errors import BadInput
+from utils.files import check_regular
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
 MAX_FILE_BYTES = 1 << 28
 _MAX_PIXELS = 1 << 26
 _MAX_SIDE = 0xFFFF  # what the metadata holds
 _GREY_OR_RGB = frozenset(("1", "L", "RGB"))
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# What the image library lets out on damaged files, EXIF data above all; found by fuzzing.
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
+    *(ArithmeticError, AttributeError, LookupError, TypeError),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ def read_bytes(path: Path) -> bytes:
         BadInput: It cannot be read, is empty, or is absurdly long.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:

@@ -58,10 +58,15 @@ def sealed_files(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise BadInput(f"{place} does not exist; expected a sealed file or a folder of them")
-    found = sorted(p for p in place.glob(f"*{SEALED_SUFFIX}") if not p.name.startswith("."))
+    found = _sealed_in(place)
     if not found:
         raise BadInput(f"{place} holds no sealed pictures (*{SEALED_SUFFIX})")
     return found
+
+
+def _sealed_in(folder: Path) -> list[Path]:
+    """Return the sealed files of a folder, sorted."""
+    return sorted(p for p in folder.glob(f"*{SEALED_SUFFIX}") if not p.name.startswith("."))
 
 
 def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[Unsealed]:
@@ -119,16 +124,23 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[Unsealed]:
     Raises:
         WrongKey, Tampered: The manifest is another keyring's, or was changed.
     """
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder; expected a folder of sealed pictures")
     manifest = Manifest.load(folder, keyring.manifest_key())
     listed = {} if manifest is None else dict(manifest.files)
     if manifest is None:
         reason = MissingManifest("no manifest: missing files cannot be noticed; end a protect run")
         yield Unsealed(folder / MANIFEST_NAME, error=reason)
-    for file in unseal(sealed_files(folder), keyring):
+    # An emptied folder lacks what its manifest names; only without one there is nothing to verify.
+    for file in unseal(_sealed_in(folder) if listed else sealed_files(folder), keyring):
         expected = listed.pop(file.path.name, None)
         if file.error is None and manifest is not None and expected != file.digest:
-            what = "is not in the manifest" if expected is None else "is not the manifest's file"
-            foreign = Tampered(f"{what} of that name: it was put here from elsewhere")
+            what = (
+                "is not in the manifest: it was put here from elsewhere, or a run did not end"
+                if expected is None
+                else "is not the manifest's file of that name: it was put here from elsewhere"
+            )
+            foreign = Tampered(what)
             yield Unsealed(file.path, file.picture, foreign, file.digest)
         else:
             yield file

@@ -48,7 +48,7 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
         verify_folder,
     )
     from layers.pixels import PixelSpace
-    from modeling.encryption.errors import IsedError
+    from modeling.encryption.errors import IsedError, UsageError
     from modeling.encryption.keyring import Keyring
     from tools.master_arguments import add_master_arguments, master_from
     from utils.errors import UserError
@@ -60,6 +60,7 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     arguments = _parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         run: Command = arguments.run
         return run(arguments)
@@ -71,6 +72,13 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     except KeyboardInterrupt:
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    """Let `kill` end a command like Ctrl-C does: the file under way is dropped."""
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,6 +152,15 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_places(arguments: argparse.Namespace, source: Path) -> None:
+    """Refuse folders that lie in each other, and secrets in a folder that will be given away."""
+    check_apart(source, arguments.output, arguments.keyring)
+    output = arguments.output.resolve()
+    for secret in (arguments.master, arguments.passphrase_file):
+        if secret not in (None, "-") and output in Path(secret).resolve().parents:
+            raise UsageError(f"{secret} opens the keyring and must not lie in {arguments.output}")
+
+
 def _keyring(arguments: argparse.Namespace) -> Keyring:
     """Open the keyring of the command line."""
     master = master_from(arguments.master, arguments.passphrase_file)
@@ -157,7 +174,7 @@ def _model(arguments: argparse.Namespace) -> Anonymizer:
 
 def _protect(arguments: argparse.Namespace) -> int:
     """Anonymize every picture below a folder and seal it."""
-    check_apart(arguments.input, arguments.output, arguments.keyring)
+    _check_places(arguments, arguments.input)
     dataset = arguments.dataset or arguments.input.resolve().name
     rule = subject_rule(
         arguments.subject_from,
@@ -229,7 +246,7 @@ def _recover(arguments: argparse.Namespace) -> int:
 
 def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
     """Open sealed pictures into a folder."""
-    check_apart(arguments.sealed, arguments.output, arguments.keyring)
+    _check_places(arguments, arguments.sealed)
     files = sealed_files(arguments.sealed)
     with _keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
         codes = [0]
@@ -269,7 +286,7 @@ def _search(arguments: argparse.Namespace) -> int:
         files = unseal(sealed_files(arguments.sealed), keyring)
         matches, unusable = search(query, files, model, max(1, arguments.k))
     for rank, match in enumerate(matches, 1):
-        print(f"{rank:4d}  {match.similarity:+.4f}  {match.file}  {match.path}")
+        print(f"{rank:4d}  {match.similarity:+.4f}  {_shown(f'{match.file}  {match.path}')}")
     return max([0, *(_code(file) for file in unusable)])
 
 
@@ -284,7 +301,11 @@ def _code(file: Unsealed) -> int:
 def _line(error: UserError, path: str = "") -> str:
     """Return an error as one line that a terminal shows as it is."""
     text = f"error: {path}: " if path else "error: "
-    text += f"{type(error).__name__}: {error}"
+    return _shown(f"{text}{type(error).__name__}: {error}")
+
+
+def _shown(text: str) -> str:
+    """Return text without what would steer a terminal: names come from whoever took pictures."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         _sync(path.parent, os.O_RDONLY)
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no file: a pipe would keep the reader waiting, a device would never end.
+
+    Raises:
+        OSError: It is not there, or is no regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - also for plain strings
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def ensure_folder(path: str | Path) -> Path:

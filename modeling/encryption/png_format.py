@@ -29,6 +29,7 @@ from modeling.encryption.picture import (
     check_size,
     image_header,
 )
+from utils.files import check_regular
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK_NAME = b"isEd"
@@ -99,13 +100,14 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
         OSError: It cannot be read.
         NotProtected, TooLarge, FormatError: It is too long, and what its header says of it.
     """
+    check_regular(path)
     with Path(path).open("rb") as file:
         length = os.fstat(file.fileno()).st_size
         if length > file_bytes_at_most():
             head = file.read(_IDAT_AT)
             _read_size(head)
             raise FormatError(f"{length} bytes, more than any sealed picture has", 0)
-        return file.read()
+        return file.read(file_bytes_at_most() + 1)  # it may grow meanwhile
 
 
 def file_bytes(width: int, height: int) -> int:

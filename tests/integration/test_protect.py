@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from engine.api import Anonymizer
+from engine.opened_folder import _place
 from engine.source_images import decode_source
 from modeling.encryption import keyring_admin, png_format
 from modeling.encryption.errors import (
@@ -41,7 +43,7 @@ from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import open_picture, seal_picture
 from tests.fixtures.protection import PEOPLE, Scene, draw, make_scene
 from tests.fixtures.sealing import repaired
-from tools.protect import main
+from tools.protect import _shown, main
 
 COUNT = sum(PEOPLE.values())
 
@@ -454,6 +456,72 @@ def test_a_link_in_the_output_leads_nowhere(sealed: Scene) -> None:
     assert list(outside.iterdir()) == []
 
 
+def test_whatever_the_image_library_lets_out_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(picture: Image.Image) -> None:  # as for a JPEG with one changed byte of its EXIF
+        raise AttributeError("'IFDRational' object has no attribute 'encode'")
+
+    monkeypatch.setattr("engine.source_images.ImageOps.exif_transpose", refuse)
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 8)).save(stream, "PNG")
+    with pytest.raises(BadInput, match="damaged"):
+        decode_source(stream.getvalue(), (8, 4))
+
+
+def test_a_link_further_up_makes_no_folder_outside(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafePath):
+        _place(tmp_path / "out", "a/b/c.png")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_opening_removes_pictures_that_a_killed_run_left(sealed: Scene) -> None:
+    left = sealed.out / "0001/.0001_c1.99999999-0badcafe.tmp.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"an opened picture")
+    assert main(["open", str(sealed.sealed), str(sealed.out), *sealed.keys]) == 0
+    assert not left.exists()
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(
+    sealed: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(sealed.sealed / "pipe.png")
+    (sealed.sealed / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(sealed.photos / "0001/pipe.png")
+    assert main(["open", str(sealed.sealed), str(sealed.out), *sealed.keys]) == 1
+    assert main(sealed.protect()) == 1
+    assert capsys.readouterr().err.count("not a regular file") == 3
+
+
+def test_secrets_in_the_output_are_a_usage_error(sealed: Scene) -> None:
+    shutil.copy(sealed.root / "master.key", sealed.sealed / "master.key")
+    keys = [*sealed.keys[:3], str(sealed.sealed / "master.key")]
+    command = ["protect", str(sealed.photos), str(sealed.sealed), *keys, *sealed.model]
+    assert main(command) == 2
+
+
+def test_two_data_sets_in_one_folder_share_its_manifest(sealed: Scene) -> None:
+    assert main(sealed.protect("--dataset", "another")) == 0
+    assert main(["verify", str(sealed.sealed), *sealed.keys]) == 0
+
+
+def test_folders_that_cannot_be_read_are_not_left_out(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(place: Path) -> object:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+    monkeypatch.setattr("engine.protection.os.scandir", refuse)
+    assert main(scene.protect()) == 1
+    assert "cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_search_shows_no_control_characters() -> None:
+    assert _shown("a\x9b2Jb\u202e") == "a\\x9b2Jb\\x202e"
+
+
 def test_output_of_another_source_is_kept(
     sealed: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -502,12 +570,20 @@ def test_keyring_mistakes_stop_everything(scene: Scene, capsys: pytest.CaptureFi
     ("change", "words"),
     [
         (lambda s: s.files[0].unlink(), "missing"),
+        (lambda s: [path.unlink() for path in s.files], "missing"),
         (lambda s: s.files[0].rename(s.sealed / f"{'a' * 26}.png"), "not in the manifest"),
         (lambda s: shutil.copy(s.files[0], s.files[1]), "not the manifest's file"),
         (lambda s: (s.sealed / "manifest.ised").unlink(), "no manifest"),
         (lambda s: _flip(s.sealed / "manifest.ised"), "changed"),
     ],
-    ids=["missing", "renamed", "replaced by a valid file", "no manifest", "changed manifest"],
+    ids=[
+        "missing",
+        "emptied",
+        "renamed",
+        "replaced by a valid file",
+        "no manifest",
+        "changed manifest",
+    ],
 )
 def test_verify_compares_the_folder_with_its_manifest(
     sealed: Scene,
@@ -518,7 +594,8 @@ def test_verify_compares_the_folder_with_its_manifest(
     assert main(["verify", str(sealed.sealed), *sealed.keys]) == 0
     change(sealed)
     capsys.readouterr()
-    assert main(["verify", str(sealed.sealed), *sealed.keys]) in (1, 5)
+    code = 1 if words == "no manifest" else 5
+    assert main(["verify", str(sealed.sealed), *sealed.keys]) == code
     assert words in capsys.readouterr().err
 
 

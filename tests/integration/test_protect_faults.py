@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import random
 import shutil
@@ -152,6 +153,40 @@ def test_interrupted_processes_finish_what_they_began(scene: Scene, number: sign
     process.send_signal(number)
     _check_interrupted(scene, process.wait(timeout=60))
     _check_workers_end(scene)
+
+
+def test_kill_ends_opening_with_130_and_leaves_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(scene.protect()) == 0
+    before, synced = signal.getsignal(signal.SIGTERM), []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("engine.sealed_folder.os.fsync", fsync)
+    assert main(["open", str(scene.sealed), str(scene.out), *scene.keys]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [p.name for p in scene.out.rglob("*") if ".tmp" in p.name] == []
+
+
+def test_a_worker_that_dies_stops_the_run_and_resume_completes(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill_one() -> None:
+        while len(scene.files) < 3:
+            time.sleep(0.001)
+        multiprocessing.active_children()[0].kill()
+
+    helper = threading.Thread(target=kill_one)
+    helper.start()
+    assert main(scene.protect("--batch", "1", "--workers", "2")) == 3
+    helper.join()
+    assert "a worker process died" in capsys.readouterr().err
+    assert multiprocessing.active_children() == []
+    _check_resume(scene)
 
 
 def test_full_disk_stops_and_resume_completes(
