@@ -64,6 +64,8 @@ def build_model(cfg: CfgNode, num_classes: int) -> Model:
     seed_everything(cfg.SOLVER.SEED)
     nets = build_networks(cfg, num_classes).to(device)
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
+    # cuDNN rounds float32 inputs to TF32 (10 bits) unless told not to: float32 is the reference.
+    torch.backends.cudnn.allow_tf32 = precision != torch.float32
     _LOGGER.info("Computing on %s in %s", device, str(precision).removeprefix("torch."))
     return Model(nets, device, precision, PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
 
