@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -171,6 +171,7 @@ class Anonymizer:
                 f"got a {type(picture).__name__}; expected a PIL image or a uint8 array (H, W, 3)"
             )
         height, width = self.size
+        picture = ImageOps.exif_transpose(picture)  # upright, as training and `protect` read it
         rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
         return np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR))
 

@@ -46,6 +46,13 @@ class SourceImage:
     had_exif: bool
 
 
+def other_files(root: Path) -> list[str]:
+    """Return the files below a folder whose suffix is not one of a picture that is read, sorted."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    others = (path for path in files if path.suffix.lower() not in SUFFIXES)
+    return sorted(path.relative_to(root).as_posix() for path in others)
+
+
 def read_bytes(path: Path) -> bytes:
     """Read a source file.
 

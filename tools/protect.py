@@ -37,6 +37,7 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from engine.protection import ProtectOptions, Summary, list_sources, protect_folder
     from engine.sealed_folder import check_apart
     from engine.sealing_work import Outcome
+    from engine.source_images import other_files
     from engine.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from engine.unsealing import (
         Unsealed,
@@ -200,6 +201,9 @@ def _protect(arguments: argparse.Namespace) -> int:
                 arguments.input, arguments.output, model, keyring, options, report=report, stop=stop
             )
             _say(summary, arguments.output, bar.rate)
+    others = other_files(arguments.input)
+    if others:  # a HEIC or GIF whose original somebody deletes, trusting that all was sealed
+        print(f"{len(others)} other files were left out, the first is {_shown(others[0])}")
     return 130 if summary.interrupted else summary.exit_code
 
 

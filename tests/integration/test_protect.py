@@ -518,6 +518,14 @@ def test_folders_that_cannot_be_read_are_not_left_out(
     assert "cannot be read (Permission denied)" in capsys.readouterr().err
 
 
+def test_files_that_are_no_pictures_are_said(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scene.photos / "0001/phone.heic").write_bytes(b"a picture that is not read")
+    assert main(scene.protect()) == 0
+    assert "1 other files were left out, the first is 0001/phone.heic" in capsys.readouterr().out
+
+
 def test_search_shows_no_control_characters() -> None:
     assert _shown("a\x9b2Jb\u202e") == "a\\x9b2Jb\\x202e"
 

@@ -53,6 +53,13 @@ def test_anonymize_is_the_network_on_the_training_preprocessing(model: Anonymize
     assert np.abs(np.asarray(model.anonymize(image)).astype(int) - expected).max() <= 1
 
 
+def test_pictures_of_a_turned_camera_are_set_upright(model: Anonymizer) -> None:
+    upright = Image.fromarray(_array())
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[274] = 6  # "turn me by 90 degrees clockwise to see me upright"
+    assert np.array_equal(model.resized(turned), model.resized(upright))
+
+
 def test_embeddings_are_unit_vectors(model: Anonymizer) -> None:
     embeddings = model.embed([_array(index) for index in range(70)])  # more than one batch
     assert embeddings.shape == (70, 512)
