@@ -129,3 +129,12 @@ def test_usage_mistakes_exit_with_2(base: list[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             tool.main(wrong)
         assert caught.value.code == 2
+
+
+def test_end_of_input_at_the_question_destroys_nothing(
+    base: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tool.main([*base, "init"]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert tool.main([*base, "destroy", "market/0002"]) == 130
