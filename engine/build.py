@@ -16,7 +16,7 @@ from data.build import build_eval_loader, build_splits, build_train_loader
 from data.checks import check_positives
 from data.loaders import EvalLoader
 from data.records import DatasetSplits, Sample
-from engine.checkpoint import RunFolder, load_networks
+from engine.checkpoint import LoadedWeights, RunFolder, load_networks
 from engine.evaluator import Evaluator
 from engine.model import Model, build_model, load_pretrained, model_info, pretrained_model
 from engine.pictures import picture_grid
@@ -131,9 +131,23 @@ def build_evaluation(cfg: CfgNode) -> Evaluation:
     note += " (no validation qualified for upgradation)" * unqualified
     _LOGGER.info("Evaluating the weights of epoch %d: %s", weights.epoch, note)
     cipher = build_cipher(cfg) if isinstance(model.nets, PrivacyNetworks) else None
-    evaluator = build_evaluator(cfg, model, splits, cfg.EVAL.SPLIT, cipher, {"weights": note})
+    notes = {"weights": note} | _other_desensitizer(cfg, weights)
+    evaluator = build_evaluator(cfg, model, splits, cfg.EVAL.SPLIT, cipher, notes)
     draw = build_pictures(cfg, model, evaluator.query)
     return Evaluation(evaluator, weights.epoch, draw)
+
+
+def _other_desensitizer(cfg: CfgNode, weights: LoadedWeights) -> dict[str, str]:
+    """Warn and note where the model was trained with another desensitizer than it is scored with."""
+    trained = weights.info.get("desensitizer")
+    if trained in (None, {"type": cfg.INPUT.TYPE, "radius": cfg.INPUT.RADIUS}):
+        return {}
+    text = f"{trained['type']} {trained['radius']:g}"
+    _LOGGER.warning(
+        "The checkpoint was trained with INPUT.TYPE %s and RADIUS %g, and is scored with %s %g",
+        trained["type"], trained["radius"], cfg.INPUT.TYPE, cfg.INPUT.RADIUS,
+    )  # fmt: skip
+    return {"trained with": text}
 
 
 def build_evaluator(
@@ -199,7 +213,7 @@ def _sides(splits: DatasetSplits, split: str) -> tuple[tuple[Sample, ...], tuple
 
 
 def _protocol_notes(cfg: CfgNode, cipher: Cipher | None) -> dict[str, str]:
-    notes = {}
+    notes = {"desensitized by": f"{cfg.INPUT.TYPE} {cfg.INPUT.RADIUS:g}"}
     if not cfg.TEST.CROSS_CAMERA:
         notes["protocol"] = "single camera: gallery images of the query's camera are not ignored"
     if cipher is not None:

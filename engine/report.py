@@ -22,8 +22,6 @@ DIRECTIONS = (
     ("protected", "protected"),
 )
 
-# What the network that scores them was given (METHOD.md section 7).
-KEY_STATES = ("none", "right", "wrong", "ciphertext")
 
 # Order in which the kinds of image are printed.
 IMAGE_KINDS = ("desensitized", "anonymized", "encrypted", "decrypted", "recovered")

@@ -101,17 +101,6 @@ class PrivacyNetworks(nn.Module):
             recovered=self.recovery(anonymized),
         )
 
-    def protect(self, raw: Tensor, desensitized: Tensor) -> Tensor:
-        """Return what is stored instead of raw images (B, 3, H, W): their anonymized versions."""
-        del desensitized
-        protected: Tensor = self.anonymizer(raw)
-        return protected
-
-    def recover(self, protected: Tensor) -> Tensor | None:
-        """Return the recovery network's version (B, 3, H, W) of protected images."""
-        recovered: Tensor = self.recovery(protected)
-        return recovered
-
 
 class ReIDOnly(nn.Module):
     """The re-ID network alone, trained on raw and desensitized images (mode C, the baseline).
@@ -143,16 +132,6 @@ class ReIDOnly(nn.Module):
         """Run the re-ID network on raw and desensitized images (B, 3, H, W) as OUTPUT_MODE asks."""
         reid_raw, reid_protected = _reid_pair(self.reid, raw, desensitized, self._seen)
         return ReIDPair(reid_raw=reid_raw, reid_protected=reid_protected)
-
-    def protect(self, raw: Tensor, desensitized: Tensor) -> Tensor:
-        """Return what is stored instead of raw images: the desensitized ones (B, 3, H, W)."""
-        del raw
-        return desensitized
-
-    def recover(self, protected: Tensor) -> Tensor | None:
-        """Return None: the baseline recovers nothing."""
-        del protected
-        return None
 
 
 Networks = PrivacyNetworks | ReIDOnly

@@ -160,7 +160,10 @@ def exit_code_of(work: Callable[[], object]) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command with SOLVER.RESUME True goes on", file=sys.stderr)
+        print(
+            "interrupted; a training goes on with the same command and SOLVER.RESUME True",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

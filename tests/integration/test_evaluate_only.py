@@ -162,3 +162,14 @@ def test_it_says_which_weights_it_took(tmp_path: Path, caplog: pytest.LogCapture
     alone = tiny.results(tiny.run(tmp_path, *_evaluation(run), output="alone"))
     assert alone["notes"]["weights"].startswith("latest")
     assert logging.getLogger("reid_baseline").handlers
+
+
+def test_another_desensitizer_than_in_training_is_said(tmp_path: Path) -> None:
+    run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    same = tiny.results(tiny.run(tmp_path, "MODEL.MODE", "C", *_evaluation(run), output="same"))
+    assert same["notes"]["desensitized by"] == "mosaic 8"
+    assert "trained with" not in same["notes"]
+    blur = ("MODEL.MODE", "C", "INPUT.TYPE", "blur", "INPUT.RADIUS", "3")
+    other = tiny.results(tiny.run(tmp_path, *blur, *_evaluation(run), output="other"))
+    assert other["notes"]["desensitized by"] == "blur 3"
+    assert other["notes"]["trained with"] == "mosaic 8"

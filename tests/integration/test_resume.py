@@ -146,7 +146,7 @@ def test_interrupted_by_the_keyboard(tmp_path: Path) -> None:
     process.join(30)
     assert process.exitcode == 130
     terminal = (tmp_path / "terminal.txt").read_text("utf-8")
-    assert "SOLVER.RESUME True goes on" in terminal
+    assert "SOLVER.RESUME True" in terminal
     assert "Traceback" not in terminal
     tiny.run(tmp_path, *RESUME, output="parts")
     tiny.assert_same_end(whole, tmp_path / "parts")
