@@ -138,7 +138,7 @@ def build_evaluation(cfg: CfgNode) -> Evaluation:
 
 
 def _other_desensitizer(cfg: CfgNode, weights: LoadedWeights) -> dict[str, str]:
-    """Warn and note where the model was trained with another desensitizer than it is scored with."""
+    """Warn and note where training used another desensitizer than this evaluation."""
     trained = weights.info.get("desensitizer")
     if trained in (None, {"type": cfg.INPUT.TYPE, "radius": cfg.INPUT.RADIUS}):
         return {}

@@ -18,7 +18,9 @@ from engine.features import Features
 from engine.report import DIRECTIONS
 from engine.score_details import ScoreDetails, score_details
 from engine.verification import Calibration, calibrate, score_verification
+from utils.errors import UserError
 from utils.files import atomic_write
+from utils.logger import get_logger
 
 CALIBRATION_NAME = "calibration.json"
 _CALIBRATED_FPR = 1e-3
@@ -85,16 +87,20 @@ def details_table(details: Mapping[str, ScoreDetails]) -> str:
 def calibrations(found: Extraction, *, cross_camera: bool) -> dict[str, Calibration]:
     """Choose a threshold for "same person?" in each direction, on validation features.
 
-    The false positive rate is 1e-3, or the smallest that the number of pairs can show. Directions
-    with degenerate features get none.
+    The false positive rate is 1e-3, or the smallest that the number of pairs can show. A direction
+    that allows none (degenerate features, too few people) is left out, which the log says.
     """
     chosen = {}
     for direction in DIRECTIONS:
-        sides = _features(found, direction, "none")
-        pairs = score_verification(*sides, cross_camera=cross_camera)
-        if not pairs.degenerate and pairs.num_impostor > 1:
+        name = "->".join(direction)
+        try:
+            pairs = score_verification(
+                *_features(found, direction, "none"), cross_camera=cross_camera
+            )
             rate = max(_CALIBRATED_FPR, 1 / pairs.num_impostor)
-            chosen["->".join(direction)] = calibrate(pairs, false_positive_rate=rate)
+            chosen[name] = calibrate(pairs, false_positive_rate=rate)
+        except UserError as error:
+            get_logger().warning("No threshold for %s in %s: %s", name, CALIBRATION_NAME, error)
     return chosen
 
 

@@ -86,10 +86,12 @@ def test_bfloat16_that_is_not_there_falls_back_with_one_line(
     monkeypatch.setattr(device_module, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(logging.getLogger("reid_baseline"), "propagate", True)
     assert resolve_precision("bfloat16", CPU) is torch.float32
-    assert len(caplog.records) == 1
+    # A handler of the logger and one of the root logger may both have caught the one record.
+    assert len({id(record) for record in caplog.records}) == 1
     assert "computing in float32" in caplog.text
+    caplog.clear()
     assert resolve_precision("auto", CPU) is torch.float32
-    assert len(caplog.records) == 1
+    assert not caplog.records
 
 
 def test_unknown_precision_lists_the_choices() -> None:
