@@ -368,7 +368,7 @@ def _picture(mode: str, suffix: str = "PNG") -> bytes:
         (_picture("RGBA"), "mode RGBA"),
         (_picture("LA"), "mode LA"),
         (_picture("CMYK", "JPEG"), "mode CMYK"),
-        (_picture("I;16"), "mode I;16"),
+        (_picture("I;16"), "of 16 bit per channel"),
         (_png16(), "16 bit"),
     ],
     ids=["empty", "text", "cut", "alpha", "grey alpha", "cmyk", "16-bit grey", "16-bit colour"],
