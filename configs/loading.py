@@ -137,7 +137,11 @@ def _pairs(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[str,
     items = list(overrides)
     while items:
         name = str(items.pop(0))
-        if "=" in name and name.split("=", 1)[0] in KEY_BY_NAME:
+        if name.startswith("--"):
+            option, equals, _ = name.partition("=")
+            problems.append(f"option {option} stands after a key; expected it before the first key")
+            del items[: 0 if equals else 1]
+        elif "=" in name and name.split("=", 1)[0] in KEY_BY_NAME:
             key, value = name.split("=", 1)
             problems.append(
                 f"override {name!r} has an equals sign; expected KEY VALUE: {key} {value!r}"
@@ -168,8 +172,11 @@ def _unknown(name: str, what: str = "key") -> str | None:
 
 
 def _nearest(name: str, known: Mapping[str, object] | frozenset[str]) -> list[str]:
-    """Return the known names that were probably meant: the leaf elsewhere, or a similar one."""
+    """Return the known names probably meant: a slip, the leaf elsewhere, or a similar one."""
     wanted = name.upper()
     leaf = wanted.rsplit(".", 1)[-1]
+    slip = difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.9)
+    if slip and slip[0].rpartition(".")[0] == wanted.rpartition(".")[0]:
+        return slip
     same_leaf = sorted(key for key in known if key.rsplit(".", 1)[-1] == leaf)
     return same_leaf[:3] or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)

@@ -10,6 +10,9 @@ from utils.errors import UserError
 BAD = [
     (["MODEL.NAM", "x"], "MODEL.NAM is not a key of the configuration; did you mean MODEL.NAME?"),
     (["model.name", "x"], "did you mean MODEL.NAME?"),
+    (["DATASETS.NAME", "x"], "did you mean DATASETS.NAMES?"),
+    (["SOLVER.SEED", "3", "--config_file", "x.yml"], "option --config_file stands after a key"),
+    (["--config_file=x.yml", "SOLVER.SEED", "3"], "option --config_file stands after a key"),
     (["MAX_EPOCHS", "3"], "did you mean SOLVER.MAX_EPOCHS?"),
     (["INPUT.SEED", "3"], "did you mean SOLVER.SEED or SYNTHETIC.SEED?"),
     (["QQQ.QQQ", "3"], "QQQ.QQQ is not a key of the configuration; expected a key of"),
