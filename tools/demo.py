@@ -62,7 +62,7 @@ def train_and_test(method: str, output: Path, overrides: Sequence[str]) -> Outco
     common = (*METHODS[method], *overrides)
     resume = str((folder / NATIVE_NAMES["latest"]).exists())
     run(loading.load(CONFIG, [*common, "OUTPUT_DIR", str(folder), "SOLVER.RESUME", resume]))
-    test = ("TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self")
+    test = ("TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self", "SOLVER.RESUME", "False")
     where = ("MODEL.PRETRAIN_DIR", str(folder), "OUTPUT_DIR", str(output / f"{method}-test"))
     report = run(loading.load(CONFIG, [*common, *test, *where]))
     return Outcome(report, time.monotonic() - start, folder)
@@ -130,14 +130,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compare", action="store_true", help="train base and without as well")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder (default: demo)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys that override the file")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # keys may stand on both sides of an option
     methods = list(METHODS) if args.compare else ["full"]
 
     def work() -> None:
         outcomes = {name: train_and_test(name, args.output, args.opts) for name in methods}
         print(summary(outcomes))
 
-    return exit_code_of(work)
+    return exit_code_of(work, "interrupted; the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

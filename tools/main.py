@@ -43,7 +43,7 @@ _EXAMPLES = """examples:
   test: the same command with DATASETS.NAMES market1501, another OUTPUT_DIR and
     TEST.EVALUATE_ONLY on MODEL.PRETRAIN_CHOICE self MODEL.PRETRAIN_DIR ./log/base
 
-Every key, its meaning and its allowed values are in configs/defaults.py.
+Every key, its meaning and its allowed values are in docs/configuration.md.
 """
 
 
@@ -141,7 +141,11 @@ def main(argv: list[str] | None = None) -> int:
     return exit_code_of(lambda: run(loading.load(args.config_file, args.opts)))
 
 
-def exit_code_of(work: Callable[[], object]) -> int:
+def exit_code_of(
+    work: Callable[[], object],
+    interrupted: str = "interrupted; a training goes on with the same command and "
+    "SOLVER.RESUME True",
+) -> int:
     """Do something; what a user can mend becomes one line and an exit code, not a traceback."""
     try:
         work()
@@ -160,10 +164,7 @@ def exit_code_of(work: Callable[[], object]) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; a training goes on with the same command and SOLVER.RESUME True",
-            file=sys.stderr,
-        )
+        print(interrupted, file=sys.stderr)
         return 130
     return 0
 

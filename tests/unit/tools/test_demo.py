@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from yacs.config import CfgNode
+
+from tools import demo
+
+
+class _EnoughError(Exception):
+    """Two configurations were seen."""
+
+
+def test_keys_may_surround_an_option_and_a_resume_does_not_reach_the_test(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[CfgNode] = []
+
+    def run(cfg: CfgNode) -> None:
+        seen.append(cfg)
+        if len(seen) == 2:
+            raise _EnoughError
+
+    monkeypatch.setattr(demo, "run", run)
+    output = ["--output", str(tmp_path)]
+    with pytest.raises(_EnoughError):
+        demo.main(["SOLVER.MAX_EPOCHS", "2", *output, "SOLVER.RESUME", "True"])
+    training, test = seen
+    assert training.SOLVER.MAX_EPOCHS == 2
+    assert Path(test.MODEL.PRETRAIN_DIR) == tmp_path / "full"
+    assert test.TEST.EVALUATE_ONLY == "on"
+    assert not training.SOLVER.RESUME  # nothing to go on from
+    assert not test.SOLVER.RESUME
+
+
+def test_an_interruption_says_how_the_demo_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(cfg: CfgNode) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", run)
+    assert demo.main(["--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
