@@ -12,10 +12,10 @@ from PIL import Image
 from torch import nn
 
 from data.loaders import TrainLoader
-from engine.checkpoint import RunFolder
 from engine.guard import LossGuard
 from engine.pictures import as_tensor, save_picture
 from engine.report import EvalReport
+from engine.run_folder import RunFolder
 from engine.supervision import Supervision
 from engine.train_step import StepOutput, TrainStep
 from modeling.outputs import LossDict

@@ -15,7 +15,7 @@ import torch
 from yacs.config import CfgNode
 
 from configs import loading
-from engine.build import Evaluation, build_evaluation, build_trainer
+from engine.build import build_trainer
 from engine.checkpoint import training_in
 from engine.details import (
     calibrations,
@@ -24,6 +24,7 @@ from engine.details import (
     save_calibrations,
     save_details,
 )
+from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
 from engine.pictures import save_picture
 from engine.report import EvalReport

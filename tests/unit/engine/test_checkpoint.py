@@ -14,7 +14,6 @@ from engine import checkpoint
 from engine.checkpoint import (
     CheckpointError,
     LoadedWeights,
-    RunFolder,
     find_weights,
     load_networks,
     read_file,
@@ -22,6 +21,7 @@ from engine.checkpoint import (
     save_native,
     save_official,
 )
+from engine.run_folder import RunFolder
 from utils.errors import UserError
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import CheckpointError, RunFolder
+from engine.checkpoint import CheckpointError
 from engine.compatibility import differences, run_differences
+from engine.run_folder import RunFolder
 
 INFO: dict[str, Any] = {
     "architecture": {"MODEL.NAME": "resnet18", "INPUT.IMG_SIZE": [32, 32]},

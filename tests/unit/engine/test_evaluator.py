@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.build import build_evaluator
+from engine.evaluation import build_evaluator
 from engine.evaluator import Evaluator
 from engine.image_quality import QualityAccumulator
 from engine.model import Model, build_model

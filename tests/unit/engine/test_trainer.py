@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from configs.loading import load
 from engine.build import build_trainer
-from engine.checkpoint import RunFolder
+from engine.run_folder import RunFolder
 from engine.supervision import Supervision
 from engine.trainer import Best, Trainer, TrainPlan, ValidationRun
 from tests.fixtures import tiny

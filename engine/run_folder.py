@@ -1,0 +1,93 @@
+"""OUTPUT_DIR of a training: what is saved when, and what a resume reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from engine.checkpoint import (
+    NATIVE_NAMES,
+    CheckpointError,
+    read_native,
+    save_native,
+    save_official,
+    training_in,
+)
+from engine.compatibility import run_differences
+from modeling.state import load_matching
+
+_LOGGER = logging.getLogger("reid_baseline")
+
+
+class RunFolder:
+    """OUTPUT_DIR of one training: what is saved when, and what a resume reads.
+
+    Args:
+        path: OUTPUT_DIR.
+        networks: All networks by letter.
+        info: Architecture and preprocessing, kept in the native files.
+    """
+
+    def __init__(
+        self, path: Path, networks: Mapping[str, nn.Module], info: Mapping[str, Any]
+    ) -> None:
+        self.path = path
+        self._networks = dict(networks)
+        self._info = dict(info)
+
+    def save_latest(self, epoch: int, training: Mapping[str, Any]) -> None:
+        """Save the native file first: it is the one that a resume needs."""
+        save_native(self.path, "latest", self._networks, epoch, self._info, training)
+        save_official(self.path, "latest", self._networks)
+
+    def save_best(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Save the weights of the best validation, with its numbers."""
+        info = self._info | {"best": dict(record)}
+        save_native(self.path, "best", self._networks, epoch, info)
+        save_official(self.path, "best", self._networks)
+
+    def refuse_overwriting(self) -> None:
+        """Raise if a run is there already: a new one must not overwrite it.
+
+        Raises:
+            CheckpointError: If OUTPUT_DIR holds checkpoints, native or official.
+        """
+        path = training_in(self.path)
+        if path is not None:
+            raise CheckpointError(
+                f"{path} exists: OUTPUT_DIR holds a training already; continue it with "
+                "SOLVER.RESUME True, or choose another OUTPUT_DIR"
+            )
+
+    def load_latest(self) -> tuple[int, dict[str, Any]]:
+        """Load the networks; returns the epoch and what ``save_latest`` was given.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, of another architecture, or of a
+                training on other images or people.
+        """
+        path = self.path / NATIVE_NAMES["latest"]
+        if not path.is_file():
+            raise CheckpointError(
+                f"SOLVER.RESUME is True, but {path} does not exist; expected the OUTPUT_DIR of an "
+                "interrupted training (leave SOLVER.RESUME out to start one)"
+            )
+        content = read_native(self.path, "latest")
+        if set(content["networks"]) != set(self._networks):
+            raise CheckpointError(
+                f"{path} holds networks {', '.join(content['networks'])}; this MODEL.MODE trains "
+                f"{', '.join(self._networks)}"
+            )
+        differing = run_differences(content["info"], self._info)
+        if differing:
+            raise CheckpointError(
+                f"{path} was trained with {', '.join(differing)}; give the same values to go on, "
+                "or choose another OUTPUT_DIR"
+            )
+        for letter, network in self._networks.items():
+            load_matching(network, content["networks"][letter], f"{path} ({letter})")
+        return content["epoch"], content["training"]
