@@ -10,9 +10,12 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from PIL import Image
+
 from data.images import read_rgb
 from engine.api import Anonymizer
 from engine.details import CALIBRATION_NAME
+from modeling.encryption.png_format import CHUNK_NAME
 from tools.main import exit_code_of
 from utils.errors import UserError
 
@@ -49,13 +52,31 @@ def threshold_of(folder: Path, first: str, second: str) -> float:
         ) from error
 
 
+def picture_of(path: Path) -> Image.Image:
+    """Return a picture, raw or anonymized.
+
+    Raises:
+        UserError: It is missing, no picture, or sealed: its noise would be compared.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected a picture")
+    if path.is_file():
+        with path.open("rb") as file:
+            if CHUNK_NAME in file.read(64):
+                raise UserError(
+                    f"{path} is sealed; open it first (tools/protect.py open) and give the "
+                    "anonymized picture, which is of the kind protected"
+                )
+    return read_rgb(str(path))
+
+
 def compare(args: argparse.Namespace) -> bool:
     """Print the similarity and the decision; returns the decision."""
     threshold = args.threshold
     if threshold is None:
         threshold = threshold_of(args.checkpoint, *args.kinds)
     model = Anonymizer.from_checkpoint(args.checkpoint, device=args.device)
-    first, second = (model.embed(read_rgb(str(path))) for path in (args.first, args.second))
+    first, second = (model.embed(picture_of(path)) for path in (args.first, args.second))
     similarity = float((first @ second.T).item())
     same = similarity >= threshold
     answer = "the same person" if same else "not the same person"
@@ -75,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training")
     parser.add_argument(
         "--kinds", nargs=2, choices=_KINDS, default=["raw", "raw"], metavar=("FIRST", "SECOND"),
-        help="what the pictures are: raw or protected (default: raw raw)",
+        help="what the pictures are: raw, or protected, which is anonymized and not sealed "
+        "(default: raw raw)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, help="least cosine of one person")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

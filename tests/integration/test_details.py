@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.fixtures import tiny
 from tools import match
@@ -78,4 +80,16 @@ def test_match_without_calibration_names_the_remedy(
     assert "--threshold" in capsys.readouterr().err
     missing = [pictures[0], "no-such.jpg", "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*missing, "--threshold", "0.5"]) == 2
-    assert "no-such.jpg" in capsys.readouterr().err
+    assert "no-such.jpg does not exist; expected a picture" in capsys.readouterr().err
+
+
+def test_match_refuses_a_sealed_picture(
+    trained: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    chunk = PngInfo()
+    chunk.add(b"isEd", bytes(360))
+    sealed = tmp_path / "sealed.png"
+    Image.new("RGB", (64, 128)).save(sealed, pnginfo=chunk)
+    arguments = [pictures[0], str(sealed), "--checkpoint", str(trained), "--device", "cpu"]
+    assert match.main([*arguments, "--kinds", "raw", "protected"]) == 2
+    assert "sealed.png is sealed; open it first" in capsys.readouterr().err
