@@ -40,8 +40,8 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             "out"
         )
     label_of = splits.label_of
-    model = build_model(cfg, len(label_of))
-    if cfg.MODEL.PRETRAIN_CHOICE == "self":
+    model = build_model(_start(cfg), len(label_of))
+    if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
         load_networks(model.nets.official_networks, load_pretrained(cfg))
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)
     centers = nn.Identity() if objectives.centers is None else objectives.centers
@@ -83,6 +83,17 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if saved is not None:
         trainer.restore(epoch, saved)
     return trainer
+
+
+def _start(cfg: CfgNode) -> CfgNode:
+    """Return the configuration to build networks from: a resume needs nobody's start weights."""
+    if not cfg.SOLVER.RESUME:
+        return cfg
+    resumed = cfg.clone()
+    resumed.defrost()
+    resumed.MODEL.PRETRAIN_CHOICE = "self"  # start values, which the checkpoint replaces
+    resumed.freeze()
+    return resumed
 
 
 def _build_step(

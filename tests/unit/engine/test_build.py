@@ -10,6 +10,7 @@ from configs.loading import load
 from engine.build import build_trainer
 from engine.trainer import Trainer
 from tests.fixtures import tiny
+from utils.errors import UserError
 from utils.metric_writer import MetricWriter, read_metrics
 
 
@@ -44,3 +45,16 @@ def test_a_new_training_drops_no_numbers_of_an_earlier_one(
         pass
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == [7]
+
+
+def test_a_resume_needs_no_start_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.install(monkeypatch)
+    run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    absent = ("MODEL.PRETRAIN_CHOICE", "imagenet", "MODEL.PRETRAIN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="none"):
+        _trainer(tmp_path, "MODEL.MODE", "C", *absent, "OUTPUT_DIR", str(tmp_path / "fresh"))
+    trainer = _trainer(tmp_path, "MODEL.MODE", "C", *absent, "SOLVER.RESUME", "True")
+    trainer.writer.close()
+    assert trainer.state.epoch == 1
+    saved = tiny.native(run)["networks"]["C"]
+    tiny.assert_equal(dict(trainer.step.nets.reid.state_dict()), dict(saved))
