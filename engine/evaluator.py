@@ -144,8 +144,8 @@ class Evaluator:
         with self.autocast():
             views = self.views(batch, subjects)
             for state, images in {"raw": batch.raw, **views.protected}.items():
-                embedding = self.views.reid(images).embedding
-                embeddings.setdefault(state, []).append(embedding.float())
+                embedding = self.views.reid.embed(images)  # no classifier: nobody reads logits
+                embeddings.setdefault(state, []).append(embedding)
         return views
 
     def _scores(self, query: Side, gallery: Side) -> Scores:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from engine.precision import full_precision
+from engine.precision import exact_float32
 from utils.errors import UserError
 
 _WINDOW = 11
@@ -128,7 +128,7 @@ def structural_similarity(raw: Tensor, image: Tensor) -> Tensor:
         return raw.new_zeros(0, dtype=torch.float32)
     values = _BLOCK_VALUES.get(raw.device.type, _BLOCK_VALUES["cpu"])
     images = max(1, values // max(raw[0].numel(), 1))
-    with full_precision(raw.device):
+    with exact_float32(raw.device):
         blocks = zip(raw.split(images), image.split(images), strict=True)
         return torch.cat([_ssim(x.float(), y.float()) for x, y in blocks])
 

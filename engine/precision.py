@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def exact_float32(device: torch.device) -> Iterator[None]:
     """Compute matrix products in float32: no autocast, no TF32, no bfloat16 passes."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.features import UnitFeatures
 from engine.matching import Matching
 from engine.memory import MIB, memory_budget_mib, require_memory
-from engine.precision import full_precision
+from engine.precision import exact_float32
 from engine.ragged import Indices
 
 _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
@@ -55,7 +55,7 @@ def product_chunks(
     product = torch.empty(shape, dtype=torch.float32, device=device)
     for chosen in query_chunks(matching, rows):
         similarity = product[: len(chosen) * len(queries)]
-        with full_precision(device):  # not around the yield: the caller's settings are his own
+        with exact_float32(device):  # not around the yield: the caller's settings are his own
             _multiply(queries, matching.queries[chosen], gallery, similarity)
         yield chosen, similarity.split(len(chosen))
 

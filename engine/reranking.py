@@ -20,7 +20,7 @@ from engine.features import Features, UnitFeatures
 from engine.matching import Matching
 from engine.memory import MIB, memory_budget_mib, require_memory
 from engine.neighbors import TILE, Images, nearest_neighbors
-from engine.precision import full_precision
+from engine.precision import exact_float32
 from engine.products import query_chunks
 from engine.ragged import Indices
 from engine.ranking import RankCollector, worst_rows
@@ -69,7 +69,7 @@ def score_reranked(
     images = reranker.images
     collector = RankCollector(matching, images.device)
     rows = max(1, int(_ROWS_MIB * MIB / (16 * images.num_gallery)))
-    with torch.inference_mode(), full_precision(images.device):
+    with torch.inference_mode(), exact_float32(images.device):
         for chosen in query_chunks(matching, rows):
             collector.add(chosen, reranker.distances(matching.queries[chosen]).neg_())
     return scores_of_ranks(
@@ -121,7 +121,7 @@ class Reranker:
             self.images = Images(UnitFeatures.of(query), UnitFeatures.of(gallery))
             self._lambda = lambda_value
             self._kept = self._room_for_similarities(k1, memory_mib)
-            with full_precision(self.images.device):
+            with exact_float32(self.images.device):
                 self._prepare(k1, k2)
 
     def distances(self, index: Indices) -> Tensor:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.records import Batch, Sample
 from modeling.encryption.cipher import Cipher, read_sealed
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
+from modeling.reid_network import ReIDNetwork
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ViewMaker(Protocol):
     """Turns a batch into its views; the joint model and the baseline differ only here."""
 
     @property
-    def reid(self) -> nn.Module:
+    def reid(self) -> ReIDNetwork:
         """The re-ID network that is scored."""
         ...
 

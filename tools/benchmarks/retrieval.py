@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from engine.features import Features
-from engine.precision import full_precision
+from engine.precision import exact_float32
 from engine.reranking import score_reranked
 from engine.retrieval import score_retrieval
 from tools.benchmarks.measuring import PeakMemory, seconds, write_json
@@ -127,7 +127,7 @@ def bare_product(query: Features, gallery: Features) -> None:
     chunk = _CUDA_CHUNK_BYTES if matrix.is_cuda else _CHUNK_BYTES
     rows = min(max(1, chunk // (4 * len(matrix))), len(query))
     out = torch.empty(rows, len(matrix), device=matrix.device)
-    with torch.inference_mode(), full_precision(matrix.device):
+    with torch.inference_mode(), exact_float32(matrix.device):
         for part in query.embeddings.split(rows):
             torch.mm(part, matrix.t(), out=out[: len(part)])
 
