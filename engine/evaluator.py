@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from data.loaders import EvalLoader
 from data.records import Batch, Sample
-from engine.image_quality import ImageQuality, QualityAccumulator
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
-from engine.reranking import score_reranked
-from engine.retrieval import Features, RetrievalScores, score_directions
+from engine.scoring.image_quality import ImageQuality, QualityAccumulator
+from engine.scoring.reranking import score_reranked
+from engine.scoring.retrieval import Features, RetrievalScores, score_directions
 from engine.views import ViewMaker, Views
 from layers.pixels import PixelSpace
 from utils.progress import Progress

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.image_quality import ImageQuality
-from engine.retrieval import RetrievalScores
+from engine.scoring.image_quality import ImageQuality
+from engine.scoring.retrieval import RetrievalScores
 from engine.supervision import Validation
 from utils.files import atomic_write
 

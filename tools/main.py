@@ -17,17 +17,17 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.build import build_trainer
 from engine.checkpoint import training_in
-from engine.details import (
+from engine.evaluation import Evaluation, build_evaluation
+from engine.evaluator import Extraction
+from engine.pictures import save_picture
+from engine.report import EvalReport
+from engine.scoring.details import (
     calibrations,
     detail_directions,
     details_table,
     save_calibrations,
     save_details,
 )
-from engine.evaluation import Evaluation, build_evaluation
-from engine.evaluator import Extraction
-from engine.pictures import save_picture
-from engine.report import EvalReport
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.images import read_rgb
 from engine.api import Anonymizer
-from engine.details import CALIBRATION_NAME
+from engine.scoring.details import CALIBRATION_NAME
 from modeling.encryption.png_format import CHUNK_NAME
 from tools.main import exit_code_of
 from utils.errors import UserError

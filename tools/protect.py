@@ -33,13 +33,13 @@ if __package__ in (
 
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
     from engine.api import PUBLISHED, Anonymizer
-    from engine.opened_folder import OpenOptions, write_opened
-    from engine.protection import ProtectOptions, Summary, list_sources, protect_folder
-    from engine.sealed_folder import check_apart
-    from engine.sealing_work import Outcome
-    from engine.source_images import other_files
-    from engine.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
-    from engine.unsealing import (
+    from engine.protecting.opened_folder import OpenOptions, write_opened
+    from engine.protecting.protection import ProtectOptions, Summary, list_sources, protect_folder
+    from engine.protecting.sealed_folder import check_apart
+    from engine.protecting.sealing_work import Outcome
+    from engine.protecting.source_images import other_files
+    from engine.protecting.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
+    from engine.protecting.unsealing import (
         Unsealed,
         accept_folder,
         query_embedding,

@@ -18,8 +18,8 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from engine.api import Anonymizer
-from engine.opened_folder import _place
-from engine.source_images import decode_source
+from engine.protecting.opened_folder import _place
+from engine.protecting.source_images import decode_source
 from modeling.encryption import keyring_admin, png_format
 from modeling.encryption.errors import (
     BadInput,
@@ -460,7 +460,7 @@ def test_whatever_the_image_library_lets_out_is_bad_input(monkeypatch: pytest.Mo
     def refuse(picture: Image.Image) -> None:  # as for a JPEG with one changed byte of its EXIF
         raise AttributeError("'IFDRational' object has no attribute 'encode'")
 
-    monkeypatch.setattr("engine.source_images.ImageOps.exif_transpose", refuse)
+    monkeypatch.setattr("engine.protecting.source_images.ImageOps.exif_transpose", refuse)
     stream = io.BytesIO()
     Image.new("RGB", (4, 8)).save(stream, "PNG")
     with pytest.raises(BadInput, match="damaged"):
@@ -513,7 +513,7 @@ def test_folders_that_cannot_be_read_are_not_left_out(
     def refuse(place: Path) -> object:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
-    monkeypatch.setattr("engine.protection.os.scandir", refuse)
+    monkeypatch.setattr("engine.protecting.protection.os.scandir", refuse)
     assert main(scene.protect()) == 1
     assert "cannot be read (Permission denied)" in capsys.readouterr().err
 

@@ -166,7 +166,7 @@ def test_kill_ends_opening_with_130_and_leaves_nothing(
         if len(synced) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("engine.sealed_folder.os.fsync", fsync)
+    monkeypatch.setattr("engine.protecting.sealed_folder.os.fsync", fsync)
     assert main(["open", str(scene.sealed), str(scene.out), *scene.keys]) == 130
     assert signal.getsignal(signal.SIGTERM) is before
     assert [p.name for p in scene.out.rglob("*") if ".tmp" in p.name] == []
@@ -224,7 +224,7 @@ def test_failing_device_stops_and_leaves_nothing(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("engine.sealed_folder.os.fsync", refuse)
+        patch.setattr("engine.protecting.sealed_folder.os.fsync", refuse)
         patch.setattr("modeling.encryption.keyring.Keyring.ensure", lambda self, subjects: None)
         scene_keys = scene.keyring()
         patch.setattr("tools.protect._keyring", lambda arguments: scene_keys)
@@ -248,7 +248,7 @@ def test_locked_keyring_stops(
 def test_a_key_is_on_disk_before_the_first_file_under_it(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import sealing_work
+    from engine.protecting import sealing_work
 
     publish = sealing_work.publish
 

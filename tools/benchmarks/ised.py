@@ -31,10 +31,10 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from PIL import Image
 
     from engine.api import Anonymizer
-    from engine.protection import ProtectOptions, list_sources, protect_folder
-    from engine.sealed_folder import publish
-    from engine.source_images import decode_source
-    from engine.subjects import subject_rule
+    from engine.protecting.protection import ProtectOptions, list_sources, protect_folder
+    from engine.protecting.sealed_folder import publish
+    from engine.protecting.source_images import decode_source
+    from engine.protecting.subjects import subject_rule
     from modeling.encryption import png_format
     from modeling.encryption.aead import AeadCipher, MemoryKeys
     from modeling.encryption.keyring import Keyring

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from engine.features import Features
-from engine.precision import exact_float32
-from engine.reranking import score_reranked
-from engine.retrieval import score_retrieval
+from engine.scoring.features import Features
+from engine.scoring.precision import exact_float32
+from engine.scoring.reranking import score_reranked
+from engine.scoring.retrieval import score_retrieval
 from tools.benchmarks.measuring import PeakMemory, seconds, write_json
 from utils.device import device_name, resolve_device, set_threads
 

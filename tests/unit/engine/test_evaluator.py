@@ -16,9 +16,9 @@ from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
 from engine.evaluation import build_evaluator
 from engine.evaluator import Evaluator
-from engine.image_quality import QualityAccumulator
 from engine.model import Model, build_model
 from engine.report import DIRECTIONS, EvalReport
+from engine.scoring.image_quality import QualityAccumulator
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.aead import AeadCipher
 from modeling.encryption.cipher import Cipher

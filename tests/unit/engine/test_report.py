@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.image_quality import ImageQuality
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
+from engine.scoring.image_quality import ImageQuality
 
 ROW_KEYS = [
     "query", "gallery", "key", "rank1", "rank5", "rank10", "mAP", "mINP", "num_queries",

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import neighbors, reranking
-from engine.features import Features, UnitFeatures
-from engine.neighbors import Images, nearest_neighbors
-from engine.reranking import Reranker, score_reranked
+from engine.scoring import neighbors, reranking
+from engine.scoring.features import Features, UnitFeatures
+from engine.scoring.neighbors import Images, nearest_neighbors
+from engine.scoring.reranking import Reranker, score_reranked
 from tests.fixtures.naive_retrieval import naive_reranked_distances, naive_scores
 from tests.fixtures.paths import REFERENCE
 from utils.errors import UserError

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import products, verification
-from engine.bootstrap import bootstrap_ratios, retrieval_intervals
-from engine.features import Features
-from engine.retrieval import score_retrieval
-from engine.single_shot import score_single_shot
-from engine.verification import BINS, calibrate, cosine, score_verification
+from engine.scoring import products, verification
+from engine.scoring.bootstrap import bootstrap_ratios, retrieval_intervals
+from engine.scoring.features import Features
+from engine.scoring.retrieval import score_retrieval
+from engine.scoring.single_shot import score_single_shot
+from engine.scoring.verification import BINS, calibrate, cosine, score_verification
 from tests.fixtures.naive_retrieval import unit
 from utils.errors import UserError
 

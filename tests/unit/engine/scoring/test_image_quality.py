@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine import image_quality
-from engine.image_quality import QualityAccumulator, mean_squared_error, structural_similarity
+from engine.scoring import image_quality
+from engine.scoring.image_quality import (
+    QualityAccumulator,
+    mean_squared_error,
+    structural_similarity,
+)
 from tests.fixtures.paths import REFERENCE
 from utils.errors import UserError
 

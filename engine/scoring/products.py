@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.features import UnitFeatures
-from engine.matching import Matching
-from engine.memory import MIB, memory_budget_mib, require_memory
-from engine.precision import exact_float32
-from engine.ragged import Indices
+from engine.scoring.features import UnitFeatures
+from engine.scoring.matching import Matching
+from engine.scoring.memory import MIB, memory_budget_mib, require_memory
+from engine.scoring.precision import exact_float32
+from engine.scoring.ragged import Indices
 
 _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
 _CONVERT_ROWS = 4096

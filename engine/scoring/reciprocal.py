@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.neighbors import Images, Neighbors, pair_similarities
-from engine.ragged import Indices, offsets_of, spans
+from engine.scoring.neighbors import Images, Neighbors, pair_similarities
+from engine.scoring.ragged import Indices, offsets_of, spans
 
 _ROWS = 512
 _NOBODY = -1

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.features import Features, UnitFeatures
-from engine.matching import Matching
-from engine.memory import MIB, memory_budget_mib, require_memory
-from engine.neighbors import TILE, Images, nearest_neighbors
-from engine.precision import exact_float32
-from engine.products import query_chunks
-from engine.ragged import Indices
-from engine.ranking import RankCollector, worst_rows
-from engine.reciprocal import averaged, overlaps, reciprocal_weights
-from engine.retrieval import RetrievalScores, scores_of_ranks
+from engine.scoring.features import Features, UnitFeatures
+from engine.scoring.matching import Matching
+from engine.scoring.memory import MIB, memory_budget_mib, require_memory
+from engine.scoring.neighbors import TILE, Images, nearest_neighbors
+from engine.scoring.precision import exact_float32
+from engine.scoring.products import query_chunks
+from engine.scoring.ragged import Indices
+from engine.scoring.ranking import RankCollector, worst_rows
+from engine.scoring.reciprocal import averaged, overlaps, reciprocal_weights
+from engine.scoring.retrieval import RetrievalScores, scores_of_ranks
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.progress import Progress

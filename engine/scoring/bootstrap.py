@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from engine.retrieval import CMC_LENGTH, RetrievalScores
+from engine.scoring.retrieval import CMC_LENGTH, RetrievalScores
 from utils.errors import UserError
 
 _SAMPLES = 1000

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from engine.features import Features
-from engine.ragged import Indices, Ragged, offsets_of, spans
+from engine.scoring.features import Features
+from engine.scoring.ragged import Indices, Ragged, offsets_of, spans
 from utils.errors import UserError
 
 JUNK_PID = -1

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import memory, products, ranking
-from engine.features import UnitFeatures
-from engine.retrieval import Features, score_directions, score_retrieval
+from engine.scoring import memory, products, ranking
+from engine.scoring.features import UnitFeatures
+from engine.scoring.retrieval import Features, score_directions, score_retrieval
 from tests.fixtures.naive_retrieval import distances, naive_scores
 from tests.fixtures.paths import REFERENCE
 from utils.errors import UserError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.features import Features
-from engine.score_details import score_details
+from engine.scoring.features import Features
+from engine.scoring.score_details import score_details
 
 
 @pytest.fixture

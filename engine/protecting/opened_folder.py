@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.api import Anonymizer
-from engine.sealed_folder import publish, storage_error
-from engine.unsealing import Unsealed, in_batches, to_images
+from engine.protecting.sealed_folder import publish, storage_error
+from engine.protecting.unsealing import Unsealed, in_batches, to_images
 from layers.pixels import PixelSpace
 from modeling.encryption.errors import IsedError, StorageError, UnsafePath
 from modeling.encryption.metadata import Metadata

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.bootstrap import Interval, bootstrap_ratios
-from engine.features import Features, UnitFeatures
-from engine.matching import Matching
-from engine.products import product_chunks
-from engine.ragged import Indices
+from engine.scoring.bootstrap import Interval, bootstrap_ratios
+from engine.scoring.features import Features, UnitFeatures
+from engine.scoring.matching import Matching
+from engine.scoring.products import product_chunks
+from engine.scoring.ragged import Indices
 from utils.errors import UserError
 
 BINS = 2**20

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.bootstrap import Interval, retrieval_intervals
-from engine.features import Features
-from engine.retrieval import RetrievalScores, score_retrieval
-from engine.single_shot import SingleShotScores, score_single_shot
-from engine.verification import VerificationScores, score_verification
+from engine.scoring.bootstrap import Interval, retrieval_intervals
+from engine.scoring.features import Features
+from engine.scoring.retrieval import RetrievalScores, score_retrieval
+from engine.scoring.single_shot import SingleShotScores, score_single_shot
+from engine.scoring.verification import VerificationScores, score_verification
 
 _SUMMARY = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _ROC_POINTS = 200

@@ -14,10 +14,10 @@ from typing import Any
 
 from data.records import Sample
 from engine.evaluator import Extraction
-from engine.features import Features
 from engine.report import DIRECTIONS
-from engine.score_details import ScoreDetails, score_details
-from engine.verification import Calibration, calibrate, score_verification
+from engine.scoring.features import Features
+from engine.scoring.score_details import ScoreDetails, score_details
+from engine.scoring.verification import Calibration, calibrate, score_verification
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.logger import get_logger

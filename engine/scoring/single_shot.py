@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.bootstrap import Interval, bootstrap_ratios
-from engine.features import Features, UnitFeatures
-from engine.matching import JUNK_PID, Matching
-from engine.products import product_chunks
-from engine.ragged import Indices
-from engine.ranking import worst_rows
-from engine.retrieval import CMC_LENGTH
+from engine.scoring.bootstrap import Interval, bootstrap_ratios
+from engine.scoring.features import Features, UnitFeatures
+from engine.scoring.matching import JUNK_PID, Matching
+from engine.scoring.products import product_chunks
+from engine.scoring.ragged import Indices
+from engine.scoring.ranking import worst_rows
+from engine.scoring.retrieval import CMC_LENGTH
 
 _BROKEN = float(np.finfo(np.float32).min)
 

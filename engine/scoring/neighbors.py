@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.features import UnitFeatures
-from engine.ragged import Indices
+from engine.scoring.features import UnitFeatures
+from engine.scoring.ragged import Indices
 
 TILE = 2048
 

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.features import UnitFeatures
-from engine.matching import Matching
-from engine.products import product_chunks
-from engine.ragged import Indices, Ragged
+from engine.scoring.features import UnitFeatures
+from engine.scoring.matching import Matching
+from engine.scoring.products import product_chunks
+from engine.scoring.ragged import Indices, Ragged
 
 # A broken gallery image (NaN) is further than every sound one, an ignored image than all.
 _BROKEN = float(np.finfo(np.float32).min)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.features import Features, UnitFeatures
-from engine.matching import Matching
-from engine.ragged import Indices
-from engine.ranking import rank_matches
+from engine.scoring.features import Features, UnitFeatures
+from engine.scoring.matching import Matching
+from engine.scoring.ragged import Indices
+from engine.scoring.ranking import rank_matches
 from utils.errors import UserError
 
 __all__ = [
@@ -68,7 +68,7 @@ class RetrievalScores:
         num_queries: Queries that were scored.
         num_gallery: Gallery images without junk.
         num_skipped: Queries without a valid match, left out.
-        skipped: The same by reason (``engine.matching.SKIP_REASONS``).
+        skipped: The same by reason (``engine.scoring.matching.SKIP_REASONS``).
         degenerate: Features are NaN, infinite, zero, or the same for everybody: the scores say
             nothing, and are the worst that such features allow.
         cross_camera: Whether images of the query's own camera were ignored.

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from engine.api import Anonymizer
-from engine.sealed_folder import Manifest, check_apart
-from engine.sealing_work import (
+from engine.protecting.sealed_folder import Manifest, check_apart
+from engine.protecting.sealing_work import (
     Job,
     Outcome,
     Setting,
@@ -26,8 +26,8 @@ from engine.sealing_work import (
     read_chunk,
     seal_chunk,
 )
-from engine.source_images import SUFFIXES, SourceImage
-from engine.subjects import SubjectOf
+from engine.protecting.source_images import SUFFIXES, SourceImage
+from engine.protecting.subjects import SubjectOf
 from modeling.encryption.errors import BadInput, IsedError, StorageError
 from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.keyring import Keyring

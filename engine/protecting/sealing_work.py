@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.sealed_folder import publish
-from engine.source_images import SourceImage, decode_source, read_bytes
+from engine.protecting.sealed_folder import publish
+from engine.protecting.source_images import SourceImage, decode_source, read_bytes
 from modeling.encryption import png_format
 from modeling.encryption.errors import IsedError, OutputExists
 from modeling.encryption.key_lookup import KeySnapshot

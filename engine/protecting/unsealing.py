@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.api import Anonymizer
-from engine.sealed_folder import MANIFEST_NAME, SEALED_SUFFIX, Manifest
-from engine.source_images import decode_source, read_bytes
+from engine.protecting.sealed_folder import MANIFEST_NAME, SEALED_SUFFIX, Manifest
+from engine.protecting.source_images import decode_source, read_bytes
 from layers.pixels import PixelSpace
 from modeling.encryption import png_format
 from modeling.encryption.errors import (

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from engine.precision import exact_float32
+from engine.scoring.precision import exact_float32
 from utils.errors import UserError
 
 _WINDOW = 11

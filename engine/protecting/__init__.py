@@ -1,0 +1,1 @@
+"""Folders of pictures under keys: anonymize and seal, open, recover, verify, search."""

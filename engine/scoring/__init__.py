@@ -1,0 +1,1 @@
+"""Scores of features and images: retrieval, re-ranking, verification, intervals, PSNR and SSIM."""
