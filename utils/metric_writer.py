@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import WriteError, atomic_write, ensure_folder
+from utils.interrupts import interrupts_held
 
 
 class MetricWriter:
@@ -49,7 +50,7 @@ class MetricWriter:
         if resume_epoch is not None:
             drop_later_lines(path, resume_epoch)
         purge_step = None if resume_step is None else resume_step + 1
-        with self._named_errors():
+        with self._guarded():
             _end_with_newline(path)
             # Unbuffered: a line that failed for want of space must not come up again on closing.
             self._lines = path.open("ab", buffering=0)
@@ -71,7 +72,7 @@ class MetricWriter:
         record: dict[str, Any] = {"epoch": epoch, "step": step}
         record |= {n: float(v) if math.isfinite(v) else None for n, v in values.items()}
         line = memoryview((json.dumps(record, allow_nan=False) + "\n").encode("utf-8"))
-        with self._named_errors():
+        with self._guarded():
             while line:
                 line = line[self._lines.write(line) :]
             for name, value in values.items():
@@ -79,24 +80,24 @@ class MetricWriter:
 
     def text(self, name: str, text: str, *, step: int) -> None:
         """Write a text to TensorBoard."""
-        with self._named_errors():
+        with self._guarded():
             self._board.add_text(name, text, step)
 
     def picture(self, name: str, image: Tensor, *, step: int) -> None:
         """Write a picture to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
-        with self._named_errors():
+        with self._guarded():
             self._board.add_image(name, image, step)
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        with self._named_errors():
+        with self._guarded():
             self._board.flush()
 
     def close(self) -> None:
         """Write what is left, and close the files."""
         self._lines.close()
         try:
-            with self._named_errors():
+            with self._guarded():
                 self._board.close()
         finally:
             threading.excepthook = self._thread_hook
@@ -111,10 +112,11 @@ class MetricWriter:
             self._thread_hook(failure)
 
     @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        """Turn a failed write into one sentence."""
+    def _guarded(self) -> Iterator[None]:
+        """Turn a failed write into one sentence; TensorBoard's thread shares locks with us."""
         try:
-            yield
+            with interrupts_held():
+                yield
         except OSError as error:
             raise WriteError(
                 f"cannot write in {self._folder}: {error.strerror or error}; free some space or "
