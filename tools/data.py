@@ -6,10 +6,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if __package__ in (
-    None,
-    "",
-):  # run as a file: import from the repository root, not from this folder
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -40,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         open_images=options.images,
     )
     try:
+        if not options.name and not root.is_dir():
+            raise UserError(f"--root {root} is not a folder; give the one that holds the data sets")
         if options.name:
             reports = [check_named(options.name, root, wanted)]
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -31,7 +32,7 @@ from engine.scoring.details import (
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
-from utils.logger import get_logger, setup_logger
+from utils.logger import ONLY_IN_FILE, get_logger, setup_logger
 
 _EXAMPLES = """examples:
   the baseline, on Market-1501 below /data (first: python3 data/train_split.py
@@ -149,11 +150,12 @@ def exit_code_of(
 ) -> int:
     """Do something; what a user can mend becomes one line and an exit code, not a traceback."""
     try:
-        work()
+        with _plain_warnings():
+            work()
     except (UserError, OSError) as error:
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             if get_logger().handlers:
-                get_logger().error("stopped: %s", error)
+                get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     except torch.cuda.OutOfMemoryError as error:
@@ -168,6 +170,17 @@ def exit_code_of(
         print(interrupted, file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print a warning as one sentence: the line of code it comes from tells a user nothing."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 if __name__ == "__main__":

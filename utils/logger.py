@@ -11,6 +11,8 @@ from utils.files import WriteError, ensure_folder
 
 LOGGER_NAME = "reid_baseline"  # scripts that read log.txt look for it
 FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+# `extra` of a record that the terminal shows in another form already.
+ONLY_IN_FILE = {"only_in_file": True}
 
 
 def get_logger() -> logging.Logger:
@@ -83,6 +85,8 @@ class _TerminalHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
+        if getattr(record, "only_in_file", False):
+            return
         from tqdm import tqdm  # here: tools that show no bar should not wait for the import
 
         try:

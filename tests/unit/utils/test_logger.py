@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.files import WriteError
-from utils.logger import close_logger, get_logger, setup_logger
+from utils.logger import ONLY_IN_FILE, close_logger, get_logger, setup_logger
 from utils.progress import Progress
 
 LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} reid_baseline INFO: "
@@ -63,3 +63,13 @@ def test_a_full_disk_stops_the_run_with_one_sentence(
             logger.info("x" * 1000)
     close_logger()
     assert capsys.readouterr().err == ""
+
+
+def test_a_line_only_for_the_file_stays_off_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    logger = setup_logger(tmp_path)
+    logger.error("shown in red elsewhere", extra=ONLY_IN_FILE)
+    close_logger()
+    assert capsys.readouterr() == ("", "")
+    assert "shown in red elsewhere" in (tmp_path / "log.txt").read_text("utf-8")
