@@ -23,8 +23,10 @@ from engine.scoring.matching import Matching
 from engine.scoring.products import product_chunks
 from engine.scoring.ragged import Indices, Ragged
 
-# A broken gallery image (NaN) is further than every sound one, an ignored image than all.
-_BROKEN = float(np.finfo(np.float32).min)
+# A broken gallery image (NaN) is further than every sound one, a broken match than every wrong
+# image, so that no order of the files makes it look found; an ignored image is further than all.
+_BROKEN_MATCH = float(np.finfo(np.float32).min)
+_BROKEN = _BROKEN_MATCH / 2
 # Ordering a row's values for fewer matches than this never pays.
 _FEWEST_WORTH_SORTING = 4
 # Starting threads for fewer values than this never pays.
@@ -57,7 +59,7 @@ def rank_matches(
     Raises:
         UserError: Not even one query would fit into memory.
     """
-    collector = [RankCollector(matching, gallery.embeddings.device, gallery) for _ in queries]
+    collector = [RankCollector(matching, gallery.broken, gallery.inverse_norm) for _ in queries]
     for chosen, blocks in product_chunks(queries, gallery, matching, memory_mib=memory_mib):
         for one, block in zip(collector, blocks, strict=True):
             one.add(chosen, block)
@@ -79,20 +81,15 @@ class RankCollector:
 
     Args:
         matching: What each query has to find.
-        device: Where the rows will lie.
-        gallery: Its norms are applied to the rows and its broken images come last; None for rows
-            that are ready.
+        broken: Gallery images that come last, bool (G,), where the rows will lie.
+        scale: The rows are multiplied with it (G,); None for rows that are ready.
     """
 
-    def __init__(
-        self, matching: Matching, device: torch.device, gallery: UnitFeatures | None = None
-    ) -> None:
-        self._matching = matching
-        self._scale = None if gallery is None else gallery.inverse_norm
-        self._broken = torch.empty(0, dtype=torch.int64, device=device)
-        if gallery is not None:
-            self._broken = gallery.broken.nonzero().squeeze(1)
-        self._junk = torch.as_tensor(matching.junk, device=device)
+    def __init__(self, matching: Matching, broken: Tensor, scale: Tensor | None = None) -> None:
+        self._matching, self._scale = matching, scale
+        self._is_broken = broken.cpu().numpy()
+        self._broken = broken.nonzero().squeeze(1)
+        self._junk = torch.as_tensor(matching.junk, device=broken.device)
         self._ranks = np.empty(len(matching.matches.values), np.int64)
 
     def add(self, chosen: Indices, similarity: Tensor) -> None:
@@ -128,7 +125,10 @@ class RankCollector:
                 row[broken] = _BROKEN
                 row[junk] = -np.inf
                 row[hidden[index]] = -np.inf
-                found = way(row, matches[index], spare)
+                targets = matches[index]
+                if len(broken):
+                    row[targets[self._is_broken[targets]]] = _BROKEN_MATCH
+                found = way(row, targets, spare)
                 ranks[matches.offsets[index] : matches.offsets[index + 1]] = found
 
         many = matches.lengths >= matches_worth_sorting(products.shape[1])
@@ -149,9 +149,17 @@ class RankCollector:
             similarity.mul_(self._scale)
         similarity.index_fill_(1, self._broken, _BROKEN)
         similarity.index_fill_(1, self._junk, -torch.inf)
-        owner = np.repeat(np.arange(len(hidden)), hidden.lengths)
-        where = tuple(torch.as_tensor(one, device=device) for one in (owner, hidden.values))
-        similarity.index_put_(where, similarity.new_tensor(-torch.inf))
+        every = np.ones(len(hidden.values), np.bool_)
+        for part, chosen, value in (
+            (hidden, every, -torch.inf),
+            (matches, self._is_broken[matches.values], _BROKEN_MATCH),
+        ):
+            owner = np.repeat(np.arange(len(part)), part.lengths)
+            where = (owner[chosen], part.values[chosen])
+            similarity.index_put_(
+                tuple(torch.as_tensor(one, device=device) for one in where),
+                similarity.new_tensor(value),
+            )
 
         lengths = matches.lengths
         real = np.arange(int(lengths.max()))[None, :] < lengths[:, None]

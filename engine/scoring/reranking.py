@@ -67,7 +67,7 @@ def score_reranked(
         query, gallery, k1=k1, k2=k2, lambda_value=lambda_value, memory_mib=memory_mib
     )
     images = reranker.images
-    collector = RankCollector(matching, images.device)
+    collector = RankCollector(matching, images.gallery.broken)
     rows = max(1, int(_ROWS_MIB * MIB / (16 * images.num_gallery)))
     with torch.inference_mode(), exact_float32(images.device):
         for chosen in query_chunks(matching, rows):

@@ -98,6 +98,7 @@ def score_single_shot(
                 before = (values > value) | ((values == value) & (shown < mine))
                 ranks[chosen, draw] = before.sum(1).cpu().numpy() + 1
     ranks[worst_rows(first, second, matching)] = len(people)
+    ranks[second.broken.cpu().numpy()[match]] = len(people)
     hits = np.bincount(np.minimum(ranks, CMC_LENGTH + 1).reshape(-1), minlength=CMC_LENGTH + 2)
     return SingleShotScores(
         cmc=np.cumsum(hits[1 : CMC_LENGTH + 1]) / ranks.size,

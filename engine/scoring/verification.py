@@ -198,6 +198,7 @@ def score_verification(
     with torch.inference_mode():
         first, second = UnitFeatures.of(query), UnitFeatures.of(gallery)
         device = second.embeddings.device
+        first_broken = first.broken.to(device)[torch.as_tensor(matching.queries, device=device)]
         impostor = torch.zeros(BINS + 2, dtype=torch.int64, device=device)
         pair_bin = np.empty(len(matching.matches.values), np.int64)
         owner = np.repeat(np.arange(len(matching.queries)), matching.matches.lengths)
@@ -207,6 +208,7 @@ def score_verification(
                 places = chosen[at : at + rows]
                 bins = bins_of(block[at : at + rows] * second.inverse_norm)
                 bins.masked_fill_(second.broken, 0)
+                bins[first_broken[places]] = 0
                 found = _set_aside(bins, matching, places)
                 impostor += torch.bincount(bins.reshape(-1), minlength=BINS + 2)
                 pair_bin[matching.matches.places(np.sort(places))] = found

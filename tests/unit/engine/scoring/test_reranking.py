@@ -123,6 +123,16 @@ def test_broken_features_are_flagged_and_come_last(value):
     assert scores.per_query.first_rank.tolist() == [6, 1]
 
 
+@pytest.mark.parametrize("count", [1, 20, 30])
+def test_broken_matches_come_after_every_wrong_image(count):
+    embeddings = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    embeddings[:count] = torch.nan
+    gallery = Features(embeddings, [1] + [2] * 29, [1] * 30)
+    scores = score_reranked(Features(torch.eye(8)[:2], [1, 1], [0, 0]), gallery)
+    assert scores.degenerate
+    assert scores.per_query.first_rank.tolist() == [30, 30]
+
+
 def test_constant_features_are_flagged():
     query = Features(torch.ones(2, 3), [1, 2], [0, 0])
     scores = score_reranked(query, Features(torch.ones(30, 3), list(range(30)), [1] * 30))

@@ -230,6 +230,21 @@ def test_features_without_a_direction_are_flagged_and_not_scored_as_perfect(what
     assert np.isfinite([scores.mAP, scores.mINP]).all()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
+@pytest.mark.parametrize("count", [2, 20, 30])
+def test_broken_matches_come_after_every_wrong_image_wherever_they_lie(value, count, counting):
+    embeddings = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    embeddings[:count] = value
+    pids, query = [1, 1] + [2] * 28, Features(torch.eye(8)[:2], [1, 1], [0, 0])
+    for order in (range(30), range(29, -1, -1)):
+        order = list(order)
+        gallery = Features(embeddings[order], torch.tensor(pids)[order], [1] * 30)
+        scores = score_retrieval(query, gallery)
+        assert scores.degenerate
+        assert scores.per_query.first_rank.tolist() == [29, 29]
+        assert scores.per_query.last_rank.tolist() == [30, 30]
+
+
 def test_constant_features_get_the_worst_ranks():
     scores = score_retrieval(
         Features(torch.ones(2, 3), [1, 2], [0, 0]),

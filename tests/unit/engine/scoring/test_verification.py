@@ -192,6 +192,27 @@ def test_single_shot_of_one_image_a_person_is_retrieval():
     assert scores.intervals(samples=50)["rank1"].value == pytest.approx(plain.rank1)
 
 
+def test_single_shot_of_broken_matches_is_the_worst():
+    embeddings = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    embeddings[:6] = torch.nan
+    gallery = Features(embeddings, [1, 1, 2, 3, 4, 5, 6, 7], [1] * 8)
+    scores = score_single_shot(Features(torch.eye(4)[:2], [1, 1], [0, 0]), gallery)
+    assert scores.degenerate
+    assert (scores.ranks == 7).all()
+
+
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_pairs_with_a_broken_image_are_as_far_as_can_be(side):
+    sets = {"query": torch.eye(4)[:2], "gallery": torch.eye(4)}
+    sets[side] = sets[side].clone()
+    sets[side][0] = torch.nan
+    scores = score_verification(
+        Features(sets["query"], [1, 2], [0, 0]), Features(sets["gallery"], [1, 2, 3, 4], [1] * 4)
+    )
+    assert scores.degenerate
+    assert scores.pair_bin.tolist() == [0, BINS]
+
+
 def test_single_shot_of_constant_features_is_the_worst():
     query = Features(torch.ones(2, 3), [1, 2], [0, 0])
     scores = score_single_shot(query, Features(torch.ones(4, 3), [1, 2, 3, 4], [1] * 4), draws=3)
