@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.scoring.features import Features
+from engine.scoring.memory import MIB, memory_budget_mib, require_memory
 from engine.scoring.ragged import Indices, Ragged, offsets_of, spans
 from utils.errors import UserError
 
 JUNK_PID = -1
+# Measured: the most that one pair of images of one person takes while lists are made and ranked.
+_PAIR_BYTES = 48
 
 # Why a query is left out, as results and errors say it.
 SKIP_REASONS = {
@@ -42,16 +46,25 @@ class Matching:
     skipped: dict[str, int]
 
     @classmethod
-    def of(cls, query: Features, gallery: Features, *, cross_camera: bool = True) -> Matching:
+    def of(
+        cls,
+        query: Features,
+        gallery: Features,
+        *,
+        cross_camera: bool = True,
+        memory_mib: float | None = None,
+    ) -> Matching:
         """Apply the junk and same-camera rules.
 
         Args:
             query: Query set; only pids and cameras are read.
             gallery: Gallery, likewise.
             cross_camera: Whether gallery images of the query's person and camera are ignored.
+            memory_mib: Most memory to use (MiB); None: what is free.
 
         Raises:
-            UserError: No query is left; it says which rule removed how many.
+            UserError: No query is left; it says which rule removed how many. Or few people have so
+                many images that the pairs of one person would not fit into memory.
         """
         query_pid, query_cam = _numpy(query.pids), _numpy(query.camids)
         gallery_pid, gallery_cam = _numpy(gallery.pids), _numpy(gallery.camids)
@@ -59,6 +72,13 @@ class Matching:
         first = np.searchsorted(gallery_pid, query_pid, side="left", sorter=order)
         counts = np.searchsorted(gallery_pid, query_pid, side="right", sorter=order) - first
         counts[query_pid == JUNK_PID] = 0
+        pairs = int(counts.sum())
+        require_memory(
+            f"Listing {pairs:,} pairs of images of one person",
+            pairs * _PAIR_BYTES / MIB,
+            memory_budget_mib(torch.device("cpu"), memory_mib),
+            "score fewer images of each person or free memory",
+        )
         same_person = order[spans(first, counts)]
         owner = np.repeat(np.arange(len(query_pid)), counts)
         hidden = gallery_cam[same_person] == query_cam[owner]

@@ -62,7 +62,7 @@ def score_reranked(
         UserError: As for ``score_retrieval``, or a parameter is out of range.
     """
     gallery = _without_junk(gallery)
-    matching = Matching.of(query, gallery, cross_camera=cross_camera)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
     reranker = Reranker(
         query, gallery, k1=k1, k2=k2, lambda_value=lambda_value, memory_mib=memory_mib
     )

@@ -171,7 +171,7 @@ def score_directions(
             "the same network"
         )
     query, gallery = next(iter(queries.values())), next(iter(galleries.values()))
-    matching = Matching.of(query, gallery, cross_camera=cross_camera)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
     with torch.inference_mode():
         unit = {name: UnitFeatures.of(one) for name, one in queries.items()}
         scores = {}

@@ -76,7 +76,7 @@ def score_single_shot(
     Raises:
         UserError: As for ``score_retrieval``.
     """
-    matching = Matching.of(query, gallery, cross_camera=cross_camera)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
     rng = np.random.default_rng(seed)
     gallery_pid = gallery.pids.cpu().numpy()
     query_pid = query.pids.cpu().numpy()[matching.queries]

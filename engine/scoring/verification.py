@@ -194,7 +194,7 @@ def score_verification(
     Raises:
         UserError: As for ``score_retrieval``, or there is no pair of two people.
     """
-    matching = Matching.of(query, gallery, cross_camera=cross_camera)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
     with torch.inference_mode():
         first, second = UnitFeatures.of(query), UnitFeatures.of(gallery)
         device = second.embeddings.device

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from engine.scoring import memory, products, ranking
 from engine.scoring.features import UnitFeatures
+from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import Features, score_directions, score_retrieval
+from engine.scoring.single_shot import score_single_shot
+from engine.scoring.verification import score_verification
 from tests.fixtures.naive_retrieval import distances, naive_scores
 from tests.fixtures.paths import REFERENCE
 from utils.errors import UserError
@@ -301,13 +304,22 @@ def test_directions_equal_single_scores():
 def test_sizes_that_do_not_fit_are_refused_with_the_estimate(monkeypatch):
     query, gallery = (
         Features(torch.eye(3), [1, 2, 3], [0] * 3),
-        Features(torch.eye(3), [1, 2, 3], [1] * 3),
+        Features(torch.ones(3000, 3), range(3000), [1] * 3000),
     )
-    with pytest.raises(UserError, match=r"among 3 gallery images needs about .* MiB"):
-        score_retrieval(query, gallery, memory_mib=1e-9)
+    with pytest.raises(UserError, match=r"among 3000 gallery images needs about .* MiB"):
+        score_retrieval(query, gallery, memory_mib=1e-3)
     monkeypatch.setattr(memory, "available_mib", lambda _: 1e-9)
     with pytest.raises(UserError, match="free memory"):
         score_retrieval(query, gallery)
+
+
+@pytest.mark.parametrize(
+    "score", [score_retrieval, score_reranked, score_single_shot, score_verification]
+)
+def test_more_pairs_of_one_person_than_fit_are_refused_before_they_are_listed(score):
+    one_person = Features(torch.ones(2000, 1), [1] * 2000, [0] * 2000)
+    with pytest.raises(UserError, match=r"4,000,000 pairs of images .* about 183 MiB .* 100 MiB"):
+        score(one_person, one_person, cross_camera=False, memory_mib=100)
 
 
 @pytest.mark.parametrize(
