@@ -46,7 +46,7 @@ def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passp
     if not usable:
         raise MissingKey(f"subject {subject!r} has no usable key to export")
     keys = [{"key_id": row.key_id.hex(), "key": keyring.unwrap(row).hex()} for row in usable]
-    content = {"subject": subject, "keyring_id": keyring.head.keyring_id.hex(), "keys": keys}
+    content = {"subject": subject, "keys": keys}
     params, salt = str(passphrase.cost).encode(), random_key()
     head = _MAGIC + bytes([len(params)]) + params + salt
     key = passphrase.unlock(params.decode(), salt)
@@ -60,7 +60,8 @@ def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passp
 def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tuple[str, int]:
     """Add the keys of an exported file; return (subject, number of keys that were new).
 
-    They open files and never seal: two keyrings must not both grow files under one key.
+    They open files and never seal, whatever the file says of their origin: whoever made it knows
+    them, and `revoke --undo` must not turn one of them into the key of new files.
 
     Raises:
         FormatError: It is not an export.
@@ -75,8 +76,7 @@ def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tupl
         content = json.loads(open_sealed(key, "export", head, stored[len(head) :]))
     except WrongKey:
         raise WrongKey(f"the passphrase of {path} is another one") from None
-    subject, keys, origin = _checked(content)
-    own = origin == keyring.head.keyring_id
+    subject, keys = _checked(content)
     added = 0
     with keyring.writing():
         known = {row.key_id: row for row in keyring.rows}
@@ -88,7 +88,7 @@ def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tupl
                     )
                 continue
             row = keyring.new_row(subject, "retired", key_id)
-            keyring.put(replace(row, imported=0 if own else 1), key)
+            keyring.put(replace(row, imported=1), key)
             added += 1
     return subject, added
 
@@ -109,13 +109,13 @@ def _split(stored: bytes) -> tuple[bytes, str, bytes]:
     return head, params, head[end:]
 
 
-def _checked(content: Any) -> tuple[str, list[tuple[bytes, bytes]], bytes]:
-    """Return (subject, keys, keyring id) of an authenticated export."""
+def _checked(content: Any) -> tuple[str, list[tuple[bytes, bytes]]]:
+    """Return (subject, keys) of an authenticated export."""
     try:
         keys = [(bytes.fromhex(k["key_id"]), bytes.fromhex(k["key"])) for k in content["keys"]]
-        subject, origin = str(content["subject"]), bytes.fromhex(content["keyring_id"])
+        subject = str(content["subject"])
     except (KeyError, TypeError, ValueError):
         raise Tampered("the export does not hold what this program writes") from None
     if any(len(key_id) != LOCATOR_BYTES or len(key) != KEY_BYTES for key_id, key in keys):
         raise Tampered("the export holds keys of the wrong length")
-    return subject, keys, origin
+    return subject, keys

@@ -264,6 +264,21 @@ def test_import_does_not_undo_a_destruction(tmp_path: Path, keyring: Keyring) ->
         import_subject(keyring, exported, phrase)
 
 
+def test_a_key_that_comes_back_opens_and_never_seals(
+    tmp_path: Path, master: KeyFile, keyring: Keyring
+) -> None:
+    before, exported = tmp_path / "before.db", tmp_path / "two.keys"
+    keyring_admin.backup(keyring, before, master)
+    sealed, phrase = _seal(keyring), Passphrase("for the court", CHEAP)
+    export_subject(keyring, SUBJECT, exported, phrase)
+    with Keyring.open(before, master) as again:  # the same keyring, in which that key is lost
+        assert import_subject(again, exported, phrase) == (SUBJECT, 1)
+        assert _opens(again, sealed)
+        keyring_admin.revoke(again, SUBJECT)
+        keyring_admin.restore(again, SUBJECT)
+        assert again.sealing_key(SUBJECT).key_id != keyring.rows[0].key_id
+
+
 @pytest.mark.parametrize("place", [0, 4, 5, 6, 20, 60, 100, -1])
 def test_a_changed_export_is_refused(tmp_path: Path, keyring: Keyring, place: int) -> None:
     _seal(keyring)
