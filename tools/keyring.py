@@ -35,6 +35,9 @@ from tools.master_arguments import (
     read_passphrase,
 )
 from utils.errors import UserError
+from utils.terminal import shown
+
+_NEXT_LINE = "- for standard input, after the keyring's own"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], None] = arguments.run
         run(arguments)
     except UserError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(shown(f"error: {type(error).__name__}: {error}"), file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,15 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     destroy.add_argument("subject", help="subject label")
     destroy.add_argument("--yes", action="store_true", help="do not ask: there is no way back")
     rekey = command("rekey", _rekey)
-    rekey.add_argument("--new-master", type=Path, help="new master key file, made here")
-    rekey.add_argument("--new-passphrase-file", help="file with a new passphrase; - for stdin")
+    new = rekey.add_mutually_exclusive_group()
+    new.add_argument("--new-master", type=Path, help="new master key file, made here")
+    new.add_argument("--new-passphrase-file", help=f"file with a new passphrase; {_NEXT_LINE}")
     command("backup", _backup).add_argument("target", type=Path, help="file to make")
     for name, run in (("export", _export), ("import", _import)):
         transfer = command(name, run)
         if name == "export":
             transfer.add_argument("subject", help="subject label")
         transfer.add_argument("file", type=Path, help="file of exported keys")
-        transfer.add_argument("--file-passphrase-file", help="file with its passphrase")
+        transfer.add_argument(
+            "--file-passphrase-file", help=f"file with its passphrase; {_NEXT_LINE}"
+        )
     return parser
 
 
@@ -114,9 +120,9 @@ def _list(arguments: argparse.Namespace) -> None:
     print(f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'origin':8} created")
     for info in infos:
         origin = "imported" if info.imported else "own"
-        subject = "(erased)" if info.subject is None else info.subject
+        subject = "(erased)" if info.subject is None else shown(info.subject)
         print(
-            f"{subject!s:32} {info.key_id[:12]} {info.generation:3d} {info.state:9} {origin:8} "
+            f"{subject:32} {info.key_id[:12]} {info.generation:3d} {info.state:9} {origin:8} "
             f"{info.created}"
         )
 
@@ -171,18 +177,18 @@ def _backup(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     """Write one subject's keys to a file under a passphrase."""
-    passphrase = _file_passphrase(arguments, confirm=True)
-    with _open(arguments) as keyring:
+    with _open(arguments) as keyring:  # first, so that its passphrase is read first
+        passphrase = _file_passphrase(arguments, confirm=True)
         count = key_transfer.export_subject(keyring, arguments.subject, arguments.file, passphrase)
     print(f"made {arguments.file}: {count} keys of {arguments.subject}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
     """Add a file of exported keys; they open files and never seal new ones."""
-    passphrase = _file_passphrase(arguments, confirm=False)
     with _open(arguments) as keyring:
+        passphrase = _file_passphrase(arguments, confirm=False)
         subject, count = key_transfer.import_subject(keyring, arguments.file, passphrase)
-    print(f"{subject}: {count} new keys")
+    print(shown(f"{subject}: {count} new keys"))
 
 
 def _file_passphrase(arguments: argparse.Namespace, *, confirm: bool) -> Passphrase:

@@ -54,6 +54,7 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from tools.master_arguments import add_master_arguments, master_from
     from utils.errors import UserError
     from utils.progress import Progress
+    from utils.terminal import shown
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -203,7 +204,7 @@ def _protect(arguments: argparse.Namespace) -> int:
             _say(summary, arguments.output, bar.rate)
     others = other_files(arguments.input)
     if others:  # a HEIC or GIF whose original somebody deletes, trusting that all was sealed
-        print(f"{len(others)} other files were left out, the first is {_shown(others[0])}")
+        print(f"{len(others)} other files were left out, the first is {shown(others[0])}")
     return 130 if summary.interrupted else summary.exit_code
 
 
@@ -290,7 +291,7 @@ def _search(arguments: argparse.Namespace) -> int:
         files = unseal(sealed_files(arguments.sealed), keyring)
         matches, unusable = search(query, files, model, max(1, arguments.k))
     for rank, match in enumerate(matches, 1):
-        print(f"{rank:4d}  {match.similarity:+.4f}  {_shown(f'{match.file}  {match.path}')}")
+        print(f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}")
     return max([0, *(_code(file) for file in unusable)])
 
 
@@ -305,12 +306,7 @@ def _code(file: Unsealed) -> int:
 def _line(error: UserError, path: str = "") -> str:
     """Return an error as one line that a terminal shows as it is."""
     text = f"error: {path}: " if path else "error: "
-    return _shown(f"{text}{type(error).__name__}: {error}")
-
-
-def _shown(text: str) -> str:
-    """Return text without what would steer a terminal: names come from whoever took pictures."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+    return shown(f"{text}{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

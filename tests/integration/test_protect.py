@@ -43,7 +43,7 @@ from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import open_picture, seal_picture
 from tests.fixtures.protection import PEOPLE, Scene, draw, make_scene
 from tests.fixtures.sealing import repaired
-from tools.protect import _shown, main
+from tools.protect import main
 
 COUNT = sum(PEOPLE.values())
 
@@ -524,10 +524,6 @@ def test_files_that_are_no_pictures_are_said(
     (scene.photos / "0001/phone.heic").write_bytes(b"a picture that is not read")
     assert main(scene.protect()) == 0
     assert "1 other files were left out, the first is 0001/phone.heic" in capsys.readouterr().out
-
-
-def test_search_shows_no_control_characters() -> None:
-    assert _shown("a\x9b2Jb\u202e") == "a\\x9b2Jb\\x202e"
 
 
 def test_output_of_another_source_is_kept(

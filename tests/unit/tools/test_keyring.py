@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from modeling.encryption.key_transfer import export_subject
 from modeling.encryption.keyring import Keyring
-from modeling.encryption.master import Argon2Cost, KeyFile
+from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
 from tools import keyring as tool
 
 
@@ -95,6 +96,39 @@ def test_rekey_reads_the_old_passphrase_first(
         assert tool.main([*base, *command]) == 0
 
 
+def test_export_and_import_read_the_keyrings_passphrase_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ["--keyring", str(tmp_path / "k.db"), "--passphrase-file", "-"]
+    keys, given = str(tmp_path / "two.keys"), ["--file-passphrase-file", "-"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse\n"))
+    assert tool.main([*base, "init"]) == 0
+    with Keyring.open(base[1], Passphrase("correct horse")) as keyring:
+        keyring.ensure(["set/2"])
+    for command in (["export", "set/2", keys, *given], ["import", keys, *given]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("correct horse\nfor the court\n"))
+        assert tool.main([*base, *command]) == 0
+
+
+def test_labels_of_others_do_not_steer_the_terminal(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phrase, keys, label = tmp_path / "phrase", tmp_path / "two.keys", "set/\x1b[2J\u202e2"
+    phrase.touch(0o600)
+    phrase.write_text("for the court\n")
+    given = ["--file-passphrase-file", str(phrase)]
+    other = ["--keyring", str(tmp_path / "o.db"), "--master", str(tmp_path / "o.key")]
+    assert tool.main([*base, "init"]) == tool.main([*other, "init"]) == 0
+    _sealing(base, label)
+    with Keyring.open(base[1], KeyFile(Path(base[3]))) as keyring:
+        export_subject(keyring, label, keys, Passphrase("for the court"))
+    assert tool.main([*other, "import", str(keys), *given]) == 0
+    assert tool.main([*other, "list"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("set/\\x1b[2J\\x202e2") == 2
+    assert all(char.isprintable() or char == "\n" for char in shown)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
@@ -125,7 +159,13 @@ def test_mistakes_are_one_line(
 
 
 def test_usage_mistakes_exit_with_2(base: list[str]) -> None:
-    for wrong in ([*base, "explode"], ["list"], [*base, "--passphrase-file", "-", "list"]):
+    two_masters = ["--new-master", "new.key", "--new-passphrase-file", "-"]
+    for wrong in (
+        [*base, "explode"],
+        ["list"],
+        [*base, "--passphrase-file", "-", "list"],
+        [*base, "rekey", *two_masters],
+    ):
         with pytest.raises(SystemExit) as caught:
             tool.main(wrong)
         assert caught.value.code == 2
