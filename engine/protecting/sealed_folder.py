@@ -47,11 +47,13 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, key: bytes) -> None:
-        """Seal it into the folder, in place of the one there."""
+        """Seal it into the folder, in place of the one there; file and folder get no date."""
         text = json.dumps({"dataset": self.dataset, "files": dict(sorted(self.files.items()))})
         with atomic_write(folder / MANIFEST_NAME) as temporary:
             temporary.touch(PRIVATE_MODE)
             temporary.write_bytes(seal(key, _CONTEXT, _AAD, text.encode()))
+            os.utime(temporary, (0, 0))
+        os.utime(folder, (0, 0))  # copies take the dates along, of folders too
 
     @classmethod
     def load(cls, folder: Path, key: bytes) -> Manifest | None:

@@ -17,12 +17,15 @@ PRIVATE_MODE = 0o600
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
-def check_private(path: Path, what: str) -> None:
+def check_private(path: Path, what: str) -> os.stat_result:
     """Refuse a secret file that somebody else may read or have put there.
 
     Args:
         path: The file.
         what: What it is, for the message.
+
+    Returns:
+        What the system knows of the file that was checked.
 
     Raises:
         KeyringMissing: It does not exist.
@@ -48,17 +51,24 @@ def check_private(path: Path, what: str) -> None:
             f"{what} {path} may be read by others (mode {stat.S_IMODE(status.st_mode):03o}); "
             f"run: chmod 600 {path}"
         )
+    return status
 
 
 def read_private(path: Path, what: str, limit: int = 1 << 20) -> bytes:
     """Return the content of a secret file after checking it.
 
     Raises:
-        KeyringMissing, InsecurePermissions: As for `check_private`.
+        KeyringMissing, InsecurePermissions: As for `check_private`, or another file took its place
+            after it was checked.
     """
-    check_private(path, what)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    checked = check_private(path, what)
+    # Not to wait: in place of the file a pipe may lie there by now.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
+        if not os.path.samestat(checked, os.fstat(descriptor)):
+            raise InsecurePermissions(
+                f"{what} {path} was replaced while it was read; see who may write in {path.parent}"
+            )
         return file.read(limit)
 
 

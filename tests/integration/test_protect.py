@@ -105,8 +105,9 @@ def test_protect_then_recover_is_what_the_networks_give(sealed: Scene) -> None:
 
 
 def test_an_outsider_sees_no_name_no_date_and_no_link(sealed: Scene) -> None:
-    for path in sealed.files:
+    for path in (sealed.sealed, *sealed.sealed.iterdir()):
         assert path.stat().st_mtime == 0
+    for path in sealed.files:
         assert len(path.stem) == 26
         assert path.stat().st_mode & 0o777 == 0o600
     chunks = [png_format.decode(path.read_bytes()).chunk for path in sealed.files]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling.encryption import keyring_admin
+from modeling.encryption import keyring_admin, secret_files
 from modeling.encryption.errors import (
     BadInput,
     DestroyedKey,
@@ -417,6 +417,24 @@ def test_insecure_permissions_print_the_remedy(
     monkeypatch.setattr(os, "geteuid", lambda: target.stat().st_uid + 1)
     with pytest.raises(InsecurePermissions, match="belongs to user"):
         Keyring.open(path, master)
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_secret_swapped_after_its_check_is_refused(
+    master: KeyFile, keyring: Keyring, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = secret_files.check_private
+
+    def swapping(path: Path, what: str) -> os.stat_result:
+        status = check(path, what)
+        other = path.with_name("other")
+        other.write_bytes(bytes(32)) if kind == "file" else os.mkfifo(other)
+        other.replace(path)
+        return status
+
+    monkeypatch.setattr(secret_files, "check_private", swapping)
+    with pytest.raises(InsecurePermissions, match="was replaced"):
+        master.unlock("", b"")
 
 
 def _race(job: Callable[[Path, int], str], path: Path, count: int = 8) -> list[str]:
