@@ -123,7 +123,8 @@ class Anonymizer:
 
         The dot product of two is their cosine similarity. One picture gives N = 1.
         """
-        batches = [self.embed_tensor(self._normalized(batch)) for batch in self._batches(pictures)]
+        given = _listed(pictures)
+        batches = [self.embed_tensor(self._normalized(batch)) for batch in self._batches(given)]
         if not batches:
             raise UserError("no pictures to embed; expected at least one")
         return torch.cat(batches).cpu().numpy()
@@ -157,7 +158,7 @@ class Anonymizer:
         """Return a picture at the networks' size, uint8 (H, W, 3), resized as in training.
 
         Raises:
-            UserError: It is neither a PIL image nor a uint8 array (H, W, 3).
+            UserError: It is neither a PIL image of 8 bits nor a uint8 array (H, W, 3).
         """
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
@@ -170,6 +171,10 @@ class Anonymizer:
             raise UserError(
                 f"got a {type(picture).__name__}; expected a PIL image or a uint8 array (H, W, 3)"
             )
+        if picture.mode.startswith(("I", "F")):  # converted it would be white, or black, all over
+            raise UserError(
+                f"got a picture of mode {picture.mode}; expected 8 bits a channel, convert it first"
+            )
         height, width = self.size
         picture = ImageOps.exif_transpose(picture)  # upright, as training and `protect` read it
         rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -181,20 +186,18 @@ class Anonymizer:
 
     def _convert(self, pictures: Given, step: Callable[[Tensor], Tensor]) -> Given:
         """Run a step on 8-bit batches; return pictures of the kind that was given."""
-        done = [p for batch in self._batches(pictures) for p in self.to_pixels(step(batch))]
-        given: list[Any] = list(pictures) if isinstance(pictures, list) else [pictures]
+        given = _listed(pictures)
+        done = [p for batch in self._batches(given) for p in self.to_pixels(step(batch))]
         out = [
             Image.fromarray(pixels) if isinstance(picture, Image.Image) else pixels
             for pixels, picture in zip(done, given, strict=True)
         ]
-        return out if isinstance(pictures, list) else out[0]  # type: ignore[return-value]
+        return out[0] if isinstance(pictures, Image.Image | np.ndarray) else out  # type: ignore[return-value]
 
-    def _batches(self, pictures: Picture | Sequence[Picture]) -> Iterator[Tensor]:
+    def _batches(self, pictures: Sequence[Picture]) -> Iterator[Tensor]:
         """Yield uint8 batches (B, H, W, 3)."""
-        one = isinstance(pictures, Image.Image | np.ndarray)
-        many: Sequence[Picture] = [pictures] if one else pictures  # type: ignore[list-item,assignment]
-        for start in range(0, len(many), _BATCH):
-            batch = [self.resized(picture) for picture in many[start : start + _BATCH]]
+        for start in range(0, len(pictures), _BATCH):
+            batch = [self.resized(picture) for picture in pictures[start : start + _BATCH]]
             yield torch.from_numpy(np.stack(batch))
 
     def _normalized(self, pixels: Tensor) -> Tensor:
@@ -205,3 +208,19 @@ class Anonymizer:
         """Return the context that the networks run in."""
         mixed = self._precision != torch.float32
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+
+
+def _listed(pictures: Picture | Sequence[Picture]) -> Sequence[Any]:
+    """Return one picture as a list of one.
+
+    Raises:
+        UserError: It is neither a picture nor a list of them.
+    """
+    if isinstance(pictures, Image.Image | np.ndarray):
+        return [pictures]
+    if not isinstance(pictures, list | tuple):
+        raise UserError(
+            f"got a {type(pictures).__name__}; expected a PIL image, a uint8 array (H, W, 3), or a "
+            "list of them"
+        )
+    return pictures

@@ -115,7 +115,7 @@ def make_executor(workers: int, setting: Setting) -> Executor:
     if workers == 0:
         _setting[:] = [setting]
         return _InProcess()
-    # Not fork: the parent has threads and perhaps a GPU. The fork server imports torch once.
+    # Not fork: the parent has threads and perhaps a GPU. The fork server imports this file once.
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return ProcessPoolExecutor(workers, context, _start_worker, (setting,))

@@ -77,6 +77,25 @@ def test_grey_images_are_converted_and_other_things_named(model: Anonymizer) -> 
         model.anonymize(["a.png"])  # type: ignore[type-var]
     with pytest.raises(UserError, match="at least one"):
         model.embed([])
+    for wrong in ("a.png", Path("a.png"), None):
+        for step in (model.anonymize, model.embed):
+            with pytest.raises(UserError, match=f"got a {type(wrong).__name__}; .* a list of them"):
+                step(wrong)  # type: ignore[operator]
+
+
+def test_a_tuple_is_taken_for_a_list(model: Anonymizer) -> None:
+    pair = (_array(0), _array(1))
+    for one, other in zip(model.anonymize(pair), model.anonymize(list(pair)), strict=True):  # type: ignore[type-var]
+        np.testing.assert_array_equal(one, other)
+    assert model.embed(pair).shape == (2, 512)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_pictures_of_more_than_8_bits_are_refused_not_clipped(
+    model: Anonymizer, dtype: type[np.generic]
+) -> None:
+    with pytest.raises(UserError, match="mode .* 8 bits a channel"):
+        model.anonymize(Image.fromarray(np.full((20, 10), 40_000, dtype)))
 
 
 def test_baseline_and_missing_checkpoints_are_named(
