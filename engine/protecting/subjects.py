@@ -29,7 +29,8 @@ def subject_rule(
         table: The CSV file.
 
     Raises:
-        UsageError: The source is unknown, the pattern is none, or the table cannot be used.
+        UsageError: The source is unknown or another than the pattern or table is for, the pattern
+            is none, or the table cannot be used.
     """
     rules: dict[str, Callable[[], SubjectOf]] = {
         "folder": lambda: _by_folder,
@@ -41,6 +42,12 @@ def subject_rule(
         raise UsageError(
             f"--subject-from is {source!r}; expected one of {', '.join(SUBJECT_SOURCES)}"
         )
+    for option, given, reader in (
+        ("--subject-regex", pattern != DEFAULT_PATTERN, "regex"),
+        ("--subject-csv", table is not None, "csv"),
+    ):
+        if given and source != reader:
+            raise UsageError(f"{option} needs --subject-from {reader}; got --subject-from {source}")
     rule = rules[source]()
     return lambda path: f"{dataset}/{rule(path)}"
 
@@ -79,13 +86,18 @@ def _by_table(table: Path | None) -> SubjectOf:
     if table is None:
         raise UsageError("--subject-from csv needs --subject-csv FILE with columns path, subject")
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark
             reader = csv.DictReader(file)
             if not {"path", "subject"} <= set(reader.fieldnames or ()):
                 raise UsageError(
                     f"{table}: expected the columns path and subject in its first line"
                 )
-            subjects = {row["path"]: row["subject"] for row in reader}
+            subjects: dict[str, str] = {}
+            for row in reader:
+                if subjects.setdefault(row["path"], row["subject"]) != row["subject"]:
+                    raise UsageError(
+                        f"{table}: line {reader.line_num} gives {row['path']!r} a second subject"
+                    )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{table}: cannot be read as CSV ({error})") from None
 

@@ -1,0 +1,65 @@
+"""Whose key a picture gets: tables and patterns as people write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.protecting.subjects import subject_rule
+from modeling.encryption.errors import BadInput, UsageError
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "subjects.csv"
+
+
+def test_a_table_of_a_spreadsheet_is_read(table: Path) -> None:
+    table.write_text("path,subject\r\na/1.png,Zoë\r\n", encoding="utf-8-sig")  # with a mark
+    rule = subject_rule("csv", "set", table=table)
+    assert rule("a/1.png") == "set/Zoë"
+    with pytest.raises(BadInput, match="add a line"):
+        rule("a/2.png")
+
+
+def test_a_picture_of_two_subjects_is_refused(table: Path) -> None:
+    table.write_text("path,subject\na.png,anna\na.png,anna\nb.png,ben\na.png,ben\n")
+    with pytest.raises(UsageError, match=r"line 5 gives 'a\.png' a second subject"):
+        subject_rule("csv", "set", table=table)
+
+
+@pytest.mark.parametrize("source", ["folder", "regex", "none"])
+def test_a_table_that_would_not_be_read_is_refused(source: str, table: Path) -> None:
+    with pytest.raises(UsageError, match="--subject-csv needs --subject-from csv"):
+        subject_rule(source, "set", table=table)
+
+
+@pytest.mark.parametrize("source", ["folder", "csv", "none"])
+def test_a_pattern_that_would_not_be_used_is_refused(source: str) -> None:
+    with pytest.raises(UsageError, match="--subject-regex needs --subject-from regex"):
+        subject_rule(source, "set", pattern=r"_c(\d)")
+
+
+@pytest.mark.parametrize(
+    ("source", "pattern", "words"),
+    [
+        ("folders", None, "expected one of folder, regex, csv, none"),
+        ("regex", "(", "no regular expression"),
+        ("regex", "a", "has no group"),
+        ("csv", None, "needs --subject-csv FILE"),
+    ],
+)
+def test_rules_that_make_no_sense_are_named(source: str, pattern: str | None, words: str) -> None:
+    given = {} if pattern is None else {"pattern": pattern}
+    with pytest.raises(UsageError, match=words):
+        subject_rule(source, "set", **given)
+
+
+def test_pictures_without_a_subject_are_named() -> None:
+    with pytest.raises(BadInput, match="no sub-folder"):
+        subject_rule("folder", "set")("a.png")
+    with pytest.raises(BadInput, match="no subject found"):
+        subject_rule("regex", "set")("a.png")
+    assert subject_rule("regex", "set")("x/0002_c1s1_000451_03.jpg") == "set/0002"
+    assert subject_rule("none", "set")("a.png") == "set/picture:a.png"
