@@ -21,7 +21,8 @@ from modeling.encryption.errors import (
 )
 from modeling.encryption.key_lookup import KeySnapshot, check_usable, fits, missing_key
 from modeling.encryption.keyring_root import new_root, unlock_root
-from modeling.encryption.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, KeyRow
+from modeling.encryption.keyring_rows import KeyRow
+from modeling.encryption.keyring_store import BUSY_TIMEOUT_MS, KeyringStore
 from modeling.encryption.keyring_table import KeyTable
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.master import KeyFile, Master

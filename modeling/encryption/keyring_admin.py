@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modeling.encryption.errors import KeyringExists, MissingKey, UsageError
 from modeling.encryption.keyring import Keyring
-from modeling.encryption.keyring_store import KeyRow
+from modeling.encryption.keyring_rows import KeyRow
 from modeling.encryption.master import KeyFile, Master
 from modeling.encryption.primitives import random_key
 from modeling.encryption.secret_files import new_private_file

@@ -12,7 +12,8 @@ from modeling.encryption.errors import (
     WrongKey,
     WrongMaster,
 )
-from modeling.encryption.keyring_store import FORMAT, HeadRow, KeyRow
+from modeling.encryption.keyring_rows import HeadRow, KeyRow
+from modeling.encryption.keyring_store import FORMAT
 from modeling.encryption.master import KDF_ARGON2ID, KDF_SALT_BYTES, KeyFile, Master
 from modeling.encryption.primitives import open_sealed, random_key, seal
 

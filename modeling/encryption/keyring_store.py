@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 from modeling.encryption.errors import KeyringCorrupt, KeyringLocked, StorageError
+from modeling.encryption.keyring_rows import HeadRow, KeyRow, typed
 
 FORMAT = 1
 BUSY_TIMEOUT_MS = 20_000
@@ -42,43 +43,6 @@ _PRAGMAS = (
 )
 
 
-@dataclass(frozen=True)
-class HeadRow:
-    """The one row about the keyring itself."""
-
-    format: int
-    keyring_id: bytes
-    kdf: str
-    kdf_params: str
-    kdf_salt: bytes
-    root_wrap: bytes
-    epoch: int
-    rows_mac: bytes
-
-
-@dataclass(frozen=True)
-class KeyRow:
-    """One key, or what is left of it."""
-
-    key_id: bytes
-    subject_tag: bytes
-    label_ct: bytes | None
-    generation: int
-    state: str
-    imported: int
-    wrapped: bytes | None
-    created_day: int
-
-    def to_bytes(self) -> bytes:
-        """Return an encoding in which two different rows never look alike."""
-        parts = []
-        for value in astuple(self):
-            encoded = b"" if value is None else value if isinstance(value, bytes) else b"%a" % value
-            tag = b"-" if value is None else b"+"
-            parts.append(tag + len(encoded).to_bytes(4, "big") + encoded)
-        return b"".join(parts)
-
-
 class KeyringStore:
     """A connection to one keyring file."""
 
@@ -95,13 +59,10 @@ class KeyringStore:
             StorageError: It cannot be read or written.
         """
         self.path = path
-        with self.translated():
-            self._connection = _connect(path, busy_timeout_ms)
+        with self._connected(busy_timeout_ms):
             if _one(self._connection, "PRAGMA application_id") != _APPLICATION_ID:
-                self._connection.close()
                 raise KeyringCorrupt(f"{path} is not a keyring")
             if _schema_of(self._connection) != _expected_schema():
-                self._connection.close()
                 raise KeyringCorrupt(f"the tables of {path} are not a keyring's; restore a backup")
 
     @classmethod
@@ -109,11 +70,26 @@ class KeyringStore:
         """Write the schema into an empty file and open it."""
         store = cls.__new__(cls)
         store.path = path
-        with store.translated():
-            store._connection = _connect(path, BUSY_TIMEOUT_MS)
+        with store._connected(BUSY_TIMEOUT_MS):
             store._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             store._connection.executescript(_SCHEMA)
         return store
+
+    @contextmanager
+    def _connected(self, busy_timeout_ms: int) -> Iterator[None]:
+        """Connect with every setting the keyring relies on; whatever then fails closes again."""
+        with self.translated():
+            address = f"{self.path.absolute().as_uri()}?mode=rw"
+            self._connection = sqlite3.connect(
+                address, uri=True, isolation_level=None, timeout=busy_timeout_ms / 1000
+            )
+            try:
+                for pragma in _PRAGMAS:
+                    self._connection.execute(pragma)
+                yield
+            except BaseException:
+                self._connection.close()
+                raise
 
     def close(self) -> None:
         """Close the connection."""
@@ -158,7 +134,7 @@ class KeyringStore:
         """Return the row about the keyring."""
         names = ", ".join(field.name for field in fields(HeadRow))
         rows = self._connection.execute(f"SELECT {names} FROM keyring").fetchall()
-        head: HeadRow = _typed(HeadRow, rows[0] if len(rows) == 1 else (), self.path)
+        head: HeadRow = typed(HeadRow, rows[0] if len(rows) == 1 else (), self.path)
         if head.epoch < 0:  # no unsigned number, so no code over it could be computed
             raise KeyringCorrupt(f"keyring {self.path} has epoch {head.epoch}; restore a backup")
         return head
@@ -174,7 +150,7 @@ class KeyringStore:
         """Return every key row, ordered by key_id."""
         names = ", ".join(field.name for field in fields(KeyRow))
         found = self._connection.execute(f"SELECT {names} FROM keys ORDER BY key_id")
-        return [_typed(KeyRow, row, self.path) for row in found]
+        return [typed(KeyRow, row, self.path) for row in found]
 
     def put_head(self, head: HeadRow) -> None:
         """Write the row about the keyring."""
@@ -212,17 +188,6 @@ class KeyringStore:
         )
 
 
-def _connect(path: Path, busy_timeout_ms: int) -> sqlite3.Connection:
-    """Open an existing file with every setting the keyring relies on."""
-    address = f"{path.absolute().as_uri()}?mode=rw"
-    connection = sqlite3.connect(
-        address, uri=True, isolation_level=None, timeout=busy_timeout_ms / 1000
-    )
-    for pragma in _PRAGMAS:
-        connection.execute(pragma)
-    return connection
-
-
 def _one(connection: sqlite3.Connection, query: str) -> Any:
     """Return the single value of a query."""
     return connection.execute(query).fetchone()[0]
@@ -242,15 +207,3 @@ def _expected_schema() -> list[tuple[str, str, str]]:
         return _schema_of(connection)
     finally:
         connection.close()
-
-
-def _typed(record: type[Any], values: Sequence[Any], path: Path) -> Any:
-    """Return a record after checking the type of every column: SQLite itself does not."""
-    kinds = {"int": (int,), "str": (str,), "bytes": (bytes,), "bytes | None": (bytes, type(None))}
-    wanted = fields(record)
-    if len(values) != len(wanted) or not all(
-        isinstance(value, kinds[str(field.type)])
-        for value, field in zip(values, wanted, strict=True)
-    ):
-        raise KeyringCorrupt(f"a row of keyring {path} has the wrong form; restore a backup")
-    return record(*values)

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from modeling.encryption.errors import KeyringCorrupt, KeyringError
 from modeling.encryption.keyring_root import new_root, opened, row_aad, service_aad
-from modeling.encryption.keyring_store import SERVICES, HeadRow, KeyringStore, KeyRow
+from modeling.encryption.keyring_rows import HeadRow, KeyRow
+from modeling.encryption.keyring_store import SERVICES, KeyringStore
 from modeling.encryption.master import Master
 from modeling.encryption.primitives import derive_key, random_key, seal
 

@@ -8,6 +8,7 @@ import pickle
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -355,12 +356,23 @@ def test_passphrase_parameters_are_checked_before_memory_is_taken(path: Path, pa
 @pytest.mark.parametrize(
     "content", [b"", b"no database at all" * 99, b"SQLite format 3\0" + b"x" * 999]
 )
-def test_a_file_that_is_no_keyring(path: Path, master: KeyFile, content: bytes) -> None:
+def test_a_file_that_is_no_keyring(
+    path: Path, master: KeyFile, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, connect = [], sqlite3.connect
+
+    def noting(*args: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **options))
+        return made[-1]
+
     master.create_if_missing()
     path.touch(0o600)
     path.write_bytes(content)
+    monkeypatch.setattr(sqlite3, "connect", noting)
     with pytest.raises(KeyringCorrupt):
         Keyring.open(path, master)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        made[0].execute("SELECT 1")
 
 
 def test_damaged_pages_are_corrupt_or_harmless(
