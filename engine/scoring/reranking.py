@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.scoring.features import Features, UnitFeatures
-from engine.scoring.matching import Matching
+from engine.scoring.matching import JUNK_PID, Matching
 from engine.scoring.memory import MIB, memory_budget_mib, require_memory
 from engine.scoring.neighbors import TILE, Images, nearest_neighbors
 from engine.scoring.precision import exact_float32
@@ -51,7 +52,8 @@ def score_reranked(
 
     Args:
         query: Query set.
-        gallery: Gallery; products are made in float32 on its device. Junk is dropped first.
+        gallery: Gallery; products are made in float32 on its device. Junk is dropped first on both
+            sides: it is nobody's neighbour.
         k1: Neighbours that can be reciprocal.
         k2: Neighbours whose weights are averaged; 1 leaves this out.
         lambda_value: Share of the original distance, 0 to 1.
@@ -63,17 +65,24 @@ def score_reranked(
     """
     gallery = _without_junk(gallery)
     matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
+    sound = query.pids.cpu().numpy() != JUNK_PID
+    renumbered = replace(matching, queries=(np.cumsum(sound) - 1)[matching.queries])
     reranker = Reranker(
-        query, gallery, k1=k1, k2=k2, lambda_value=lambda_value, memory_mib=memory_mib
+        _without_junk(query),
+        gallery,
+        k1=k1,
+        k2=k2,
+        lambda_value=lambda_value,
+        memory_mib=memory_mib,
     )
     images = reranker.images
     collector = RankCollector(matching, images.gallery.broken)
     rows = max(1, int(_ROWS_MIB * MIB / (16 * images.num_gallery)))
     with torch.inference_mode(), exact_float32(images.device):
         for chosen in query_chunks(matching, rows):
-            collector.add(chosen, reranker.distances(matching.queries[chosen]).neg_())
+            collector.add(chosen, reranker.distances(renumbered.queries[chosen]).neg_())
     return scores_of_ranks(
-        collector.result(worst_rows(images.query, images.gallery, matching)),
+        collector.result(worst_rows(images.query, images.gallery, renumbered)),
         matching,
         query,
         degenerate=images.query.degenerate or images.gallery.degenerate,
@@ -81,20 +90,20 @@ def score_reranked(
     )
 
 
-def _without_junk(gallery: Features) -> Features:
-    keep = gallery.pids != -1
+def _without_junk(images: Features) -> Features:
+    keep = images.pids != JUNK_PID
     if bool(keep.all()):
-        return gallery
-    on_device = keep.to(gallery.embeddings.device)
-    camids = gallery.camids[keep.to(gallery.camids.device)]
-    return Features(gallery.embeddings[on_device], gallery.pids[keep], camids)
+        return images
+    on_device = keep.to(images.embeddings.device)
+    camids = images.camids[keep.to(images.camids.device)]
+    return Features(images.embeddings[on_device], images.pids[keep], camids)
 
 
 class Reranker:
     """The re-ranked distances of queries (Q) to a gallery (G); takes the time when it is made.
 
     Args:
-        query: Query set.
+        query: Query set without junk.
         gallery: Gallery without junk.
         k1: Neighbours that can be reciprocal.
         k2: Neighbours whose weights are averaged.

@@ -80,12 +80,13 @@ def test_distances_equal_the_dense_definition(seed, k1, k2, spread):
 @pytest.mark.parametrize("lambda_value", [0.0, 0.3, 1.0])
 def test_scores_equal_the_dense_definition(layout, lambda_value):
     query, gallery = clustered(1)
-    gallery[1][:5] = -1  # junk takes no part, not even as a neighbour
-    sound = [one[gallery[1] != -1] for one in gallery]
-    dist = naive_reranked_distances(query[0], sound[0], lambda_value=lambda_value)
-    expected = naive_scores(dist, *query[1:], *sound[1:])
+    gallery[1][:5] = query[1][[2, 9]] = -1  # junk takes no part, not even as a neighbour
+    asked, sound = ([one[part[1] != -1] for one in part] for part in (query, gallery))
+    dist = naive_reranked_distances(asked[0], sound[0], lambda_value=lambda_value)
+    expected = naive_scores(dist, *asked[1:], *sound[1:])
     scores = score_reranked(features(query), features(gallery), lambda_value=lambda_value)
-    assert scores.num_gallery == 85
+    assert (scores.num_gallery, scores.skipped["junk"]) == (85, 2)
+    assert not {2, 9} & set(scores.per_query.index.tolist())
     if lambda_value:  # with Jaccard distances alone everybody far away is tied but for rounding
         assert scores.mAP == pytest.approx(expected["mAP"], abs=1e-9)
         np.testing.assert_allclose(scores.cmc, expected["cmc"])
@@ -115,9 +116,8 @@ def test_fewer_images_than_neighbours():
 
 @pytest.mark.parametrize("value", [torch.nan, 0.0])
 def test_broken_features_are_flagged_and_come_last(value):
-    embeddings = torch.eye(6)
-    embeddings[0] = value
-    query = Features(embeddings[:2].clone(), [1, 2], [0, 0])
+    query = Features(torch.eye(6)[[5, 0, 1]], [-1, 1, 2], [0, 0, 0])  # junk first: others move up
+    query.embeddings[1] = value
     scores = score_reranked(query, Features(torch.eye(6), [1, 2, 3, 4, 5, 6], [1] * 6))
     assert scores.degenerate
     assert scores.per_query.first_rank.tolist() == [6, 1]
