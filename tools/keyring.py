@@ -42,7 +42,7 @@ _NEXT_LINE = "- for standard input, after the keyring's own"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         run: Callable[[argparse.Namespace], None] = arguments.run
         run(arguments)
@@ -57,18 +57,32 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; --keyring and the master may stand before or after the command."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.keyring is None:
+        parser.error("the following arguments are required: --keyring")
+    if arguments.master is not None and arguments.passphrase_file is not None:
+        parser.error("argument --passphrase-file: not allowed with argument --master")
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--keyring", type=Path, required=True, help="the keyring file")
-    add_master_arguments(parser)
+    # What is not given after the command must not undo what stands before it.
+    again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    for place in (parser, again):
+        place.add_argument("--keyring", type=Path, help="the keyring file (required)")
+        add_master_arguments(place)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         text = (run.__doc__ or "").strip()
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=text, parents=[again])
         sub.set_defaults(run=run)
         return sub
 

@@ -158,6 +158,21 @@ def test_mistakes_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_keyring_and_master_may_stand_after_the_command(
+    base: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["init", *base]) == 0
+    _sealing(base, "set/2", "set/3")
+    for line in (
+        ["list", *base],
+        [*base[:2], "list", "set/2", *base[2:]],
+        [*base[2:], "list", *base[:2]],
+    ):
+        capsys.readouterr()
+        assert tool.main(line) == 0
+        assert "set/2" in capsys.readouterr().out
+
+
 def test_usage_mistakes_exit_with_2(base: list[str]) -> None:
     two_masters = ["--new-master", "new.key", "--new-passphrase-file", "-"]
     for wrong in (
@@ -165,6 +180,7 @@ def test_usage_mistakes_exit_with_2(base: list[str]) -> None:
         ["list"],
         [*base, "--passphrase-file", "-", "list"],
         [*base, "rekey", *two_masters],
+        [*base, "list", "--passphrase-file", "-"],
     ):
         with pytest.raises(SystemExit) as caught:
             tool.main(wrong)
