@@ -121,7 +121,8 @@ class RankCollector:
         def count(rows: Indices, way: Callable[[Row, Indices, Row], Indices]) -> None:
             row, spare = np.empty((2, products.shape[1]), np.float32)
             for index in rows.tolist():
-                np.multiply(products[index], 1.0 if scale is None else scale, out=row)
+                with np.errstate(invalid="ignore"):  # infinity of a broken image times 0
+                    np.multiply(products[index], 1.0 if scale is None else scale, out=row)
                 row[broken] = _BROKEN
                 row[junk] = -np.inf
                 row[hidden[index]] = -np.inf

@@ -233,12 +233,14 @@ def test_features_without_a_direction_are_flagged_and_not_scored_as_perfect(what
     assert np.isfinite([scores.mAP, scores.mINP]).all()
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0])
 @pytest.mark.parametrize("count", [2, 20, 30])
 def test_broken_matches_come_after_every_wrong_image_wherever_they_lie(value, count, counting):
     embeddings = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     embeddings[:count] = value
-    pids, query = [1, 1] + [2] * 28, Features(torch.eye(8)[:2], [1, 1], [0, 0])
+    query = Features(torch.randn(2, 8).abs(), [1, 1], [0, 0])  # times infinity: infinity
+    pids = [1, 1] + [2] * 28
     for order in (range(30), range(29, -1, -1)):
         order = list(order)
         gallery = Features(embeddings[order], torch.tensor(pids)[order], [1] * 30)
