@@ -111,6 +111,7 @@ def build_evaluator(
         retrieval=(),
         image_quality={},
         notes=splits.notes | notes | _protocol_notes(cfg, cipher),
+        caution=cipher.caution if cipher else "",
         versions=environment_report(model.device),
     )
     return Evaluator(

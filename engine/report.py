@@ -88,6 +88,7 @@ class EvalReport:
         image_quality: Against raw, by kind of image.
         reranked: The same rows after k-reciprocal re-ranking, where asked for.
         notes: Facts a reader needs beside the numbers.
+        caution: A line under the retrieval scores of encrypted images; '' for none.
         versions: Software and machine.
     """
 
@@ -100,6 +101,7 @@ class EvalReport:
     image_quality: dict[str, ImageQuality]
     reranked: tuple[RetrievalRow, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
+    caution: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
     def row(self, query: str, gallery: str, key: str = "none") -> RetrievalRow:
@@ -184,8 +186,9 @@ class EvalReport:
             *_retrieval_lines("retrieval", self.retrieval),
         ]
         if self.reranked:
-            lines += _retrieval_lines("retrieval, re-ranked", self.reranked)
+            lines += _retrieval_lines("re-ranked", self.reranked)
         lines += [
+            *([self.caution] if self.caution else []),
             "",
             f"{'image quality against raw':<30}{'PSNR dB':>9}{'SSIM':>9}",
             *(

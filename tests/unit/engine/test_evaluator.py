@@ -260,3 +260,11 @@ def test_what_the_report_carries(make_scene: Callable[..., Scene]) -> None:
     assert report.notes["encryption"] == "additive (not secure)"
     assert "single camera" in report.notes["protocol"]
     assert {"torch", "python", "device"} <= set(report.versions)
+
+
+@pytest.mark.parametrize(("cipher", "said"), [(AdditiveCipher, 1), (AeadCipher, 0), (None, 0)])
+def test_the_table_says_that_a_repeated_pad_is_a_fingerprint(
+    make_scene: Callable[..., Scene], cipher: type[AdditiveCipher | AeadCipher] | None, said: int
+) -> None:
+    report = make_scene().evaluator(cipher() if cipher else None).evaluate(1)
+    assert report.table().count("this leak, not re-ID") == said
