@@ -28,7 +28,8 @@ IMAGE_KINDS = ("desensitized", "anonymized", "encrypted", "decrypted", "recovere
 
 _METRIC_DEFINITION = (
     "cosine distance on the feature after the BNNeck; gallery images of the query's identity and "
-    "camera are ignored; mAP is the mean over queries of plain average precision"
+    "camera are ignored, unless the notes name other matches; mAP is the mean over queries of "
+    "plain average precision"
 )
 
 

@@ -256,9 +256,12 @@ def test_scores_do_not_depend_on_the_batch(make_scene: Callable[..., Scene]) -> 
 
 
 def test_what_the_report_carries(make_scene: Callable[..., Scene]) -> None:
-    report = make_scene().evaluator(AdditiveCipher(), "TEST.CROSS_CAMERA", "False").evaluate(1)
+    scene = make_scene()
+    scene.splits.notes["protocol"] = "MSMT17, trained on trainval"
+    report = scene.evaluator(AdditiveCipher(), "TEST.CROSS_CAMERA", "False").evaluate(1)
     assert report.notes["encryption"] == "additive (not secure)"
-    assert "single camera" in report.notes["protocol"]
+    assert "single camera" in report.notes["matches"]
+    assert report.notes["protocol"] == "MSMT17, trained on trainval"  # both are said
     assert {"torch", "python", "device"} <= set(report.versions)
 
 
