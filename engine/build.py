@@ -21,6 +21,7 @@ from modeling.objectives import Objectives
 from modeling.privacy_networks import PrivacyNetworks
 from solver.build import build_optimizers
 from solver.optimizers import Optimizers
+from utils.config_tree import changed
 from utils.errors import UserError
 from utils.metric_writer import MetricWriter
 
@@ -57,6 +58,8 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     step = _build_step(model, objectives, optimizers, supervision)
     loader = build_train_loader(cfg, splits, model.device)
     validation = _build_validation(cfg, model, splits)
+    if saved is not None:  # before the writer: a resume that is refused must drop no numbers
+        optimizers.load_state_dict(saved["optimizers"])
     trainer = Trainer(
         step=step,
         networks=model.nets,
@@ -89,11 +92,7 @@ def _start(cfg: CfgNode) -> CfgNode:
     """Return the configuration to build networks from: a resume needs nobody's start weights."""
     if not cfg.SOLVER.RESUME:
         return cfg
-    resumed = cfg.clone()
-    resumed.defrost()
-    resumed.MODEL.PRETRAIN_CHOICE = "self"  # start values, which the checkpoint replaces
-    resumed.freeze()
-    return resumed
+    return changed(cfg, {"MODEL.PRETRAIN_CHOICE": "self"})  # the checkpoint replaces start values
 
 
 def _build_step(

@@ -111,6 +111,7 @@ def build_evaluator(
         retrieval=(),
         image_quality={},
         notes=splits.notes | notes | _protocol_notes(cfg, cipher),
+        caution=cipher.caution if cipher else "",
         versions=environment_report(model.device),
     )
     return Evaluator(
@@ -145,7 +146,9 @@ def _sides(splits: DatasetSplits, split: str) -> tuple[tuple[Sample, ...], tuple
 def _protocol_notes(cfg: CfgNode, cipher: Cipher | None) -> dict[str, str]:
     notes = {"desensitized by": f"{cfg.INPUT.TYPE} {cfg.INPUT.RADIUS:g}"}
     if not cfg.TEST.CROSS_CAMERA:
-        notes["protocol"] = "single camera: gallery images of the query's camera are not ignored"
+        notes["matches"] = (
+            "of the query's own camera too, as for a single camera (TEST.CROSS_CAMERA False)"
+        )
     if cipher is not None:
         notes["encryption"] = cipher.name + ("" if cipher.secure else " (not secure)")
         if cfg.TEST.RECOVERY_WITH_KEY == "off":

@@ -28,7 +28,8 @@ IMAGE_KINDS = ("desensitized", "anonymized", "encrypted", "decrypted", "recovere
 
 _METRIC_DEFINITION = (
     "cosine distance on the feature after the BNNeck; gallery images of the query's identity and "
-    "camera are ignored; mAP is the mean over queries of plain average precision"
+    "camera are ignored, unless the notes name other matches; mAP is the mean over queries of "
+    "plain average precision"
 )
 
 
@@ -88,6 +89,7 @@ class EvalReport:
         image_quality: Against raw, by kind of image.
         reranked: The same rows after k-reciprocal re-ranking, where asked for.
         notes: Facts a reader needs beside the numbers.
+        caution: A line under the retrieval scores of encrypted images; '' for none.
         versions: Software and machine.
     """
 
@@ -100,6 +102,7 @@ class EvalReport:
     image_quality: dict[str, ImageQuality]
     reranked: tuple[RetrievalRow, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
+    caution: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
     def row(self, query: str, gallery: str, key: str = "none") -> RetrievalRow:
@@ -184,8 +187,9 @@ class EvalReport:
             *_retrieval_lines("retrieval", self.retrieval),
         ]
         if self.reranked:
-            lines += _retrieval_lines("retrieval, re-ranked", self.reranked)
+            lines += _retrieval_lines("re-ranked", self.reranked)
         lines += [
+            *([self.caution] if self.caution else []),
             "",
             f"{'image quality against raw':<30}{'PSNR dB':>9}{'SSIM':>9}",
             *(

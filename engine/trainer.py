@@ -219,13 +219,14 @@ class Trainer:
         }
 
     def restore(self, epoch: int, saved: dict[str, Any]) -> None:
-        """Go on after ``epoch`` from what ``training_state`` gave; the networks are loaded already.
+        """Go on after ``epoch`` from what ``training_state`` gave.
+
+        Networks and optimisers are loaded already: what does not fit has been refused.
 
         Args:
             epoch: Last finished epoch.
             saved: The ``training`` part of the native checkpoint.
         """
-        self.optimizers.load_state_dict(saved["optimizers"])
         if epoch:  # rates are no part of what is loaded
             set_learning_rate(self.optimizers, epoch)
         self.centers.load_state_dict(saved["centers"])

@@ -68,9 +68,15 @@ def load_matching(
     if foreign:
         problems.append(f"the network has no {_listing(foreign)}")
     if problems:
+        # Where only the number of classes differs, the architecture is right and the data is not.
+        other_people = len(problems) == 1 and problems[0].startswith(CLASSIFIER_KEY)
+        remedy = (
+            "train on the identities it was trained on"
+            if other_people and state[CLASSIFIER_KEY].shape[1:] == own[CLASSIFIER_KEY].shape[1:]
+            else "use the MODEL.NAME, MODEL.NGF, MODEL.NDF and UNET.NUM_DOWNS it was trained with"
+        )
         raise UserError(
-            f"{source} does not fit {type(module).__name__}: {_listing(problems, '; ')}; use the "
-            "MODEL.NAME, MODEL.NGF, MODEL.NDF and UNET.NUM_DOWNS it was trained with"
+            f"{source} does not fit {type(module).__name__}: {_listing(problems, '; ')}; {remedy}"
         )
     module.load_state_dict({key: state[key] for key in shared}, strict=False)
 

@@ -12,10 +12,24 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from yacs.config import CfgNode
+
 from configs import loading
+from configs.defaults import KEYS, get_value
 from engine.checkpoint import NATIVE_NAMES
 from engine.report import DIRECTIONS, EvalReport
 from tools.main import exit_code_of, run
+from utils.errors import UserError
+
+# What a training is made of; where and how fast it runs may change on the way.
+_OF_THE_TRAINING = (
+    "MODEL.", "UNET.", "LOSS.", "INPUT.", "DATASETS.NAMES", "SYNTHETIC.", "MSMT17.", "CUHK03.",
+    "DATALOADER.", "SOLVER.",
+)  # fmt: skip
+_MAY_CHANGE = (
+    "MODEL.DEVICE", "MODEL.DEVICE_ID", "DATALOADER.NUM_WORKERS", "SOLVER.RESUME",
+    "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD",
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo.yml"
@@ -61,11 +75,38 @@ def train_and_test(method: str, output: Path, overrides: Sequence[str]) -> Outco
     start = time.monotonic()
     common = (*METHODS[method], *overrides)
     resume = str((folder / NATIVE_NAMES["latest"]).exists())
-    run(loading.load(CONFIG, [*common, "OUTPUT_DIR", str(folder), "SOLVER.RESUME", resume]))
+    training = [*common, "OUTPUT_DIR", str(folder), "SOLVER.RESUME", resume]
+    cfg = loading.load(CONFIG, training)
+    _refuse_another(cfg, folder)
+    run(cfg)
     test = ("TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self", "SOLVER.RESUME", "False")
     where = ("MODEL.PRETRAIN_DIR", str(folder), "OUTPUT_DIR", str(output / f"{method}-test"))
     report = run(loading.load(CONFIG, [*common, *test, *where]))
     return Outcome(report, time.monotonic() - start, folder)
+
+
+def _refuse_another(cfg: CfgNode, folder: Path) -> None:
+    """Refuse to go on with a demo of other values: its old numbers would pass for theirs.
+
+    Raises:
+        UserError: Names the values.
+    """
+    path = folder / "config.yml"
+    if not path.is_file():
+        return
+    before = loading.load(path)
+    other = [
+        f"{key.name} {was} (now {now})"
+        for key in KEYS
+        if key.name.startswith(_OF_THE_TRAINING)
+        and key.name not in _MAY_CHANGE
+        and (was := get_value(before, key.name)) != (now := get_value(cfg, key.name))
+    ]
+    if other:
+        raise UserError(
+            f"{folder} holds a demo with {', '.join(other)}; give another --output, or delete "
+            f"{folder} to train anew"
+        )
 
 
 def comparison(outcomes: Mapping[str, Outcome]) -> str:

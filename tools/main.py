@@ -29,6 +29,7 @@ from engine.scoring.details import (
     save_calibrations,
     save_details,
 )
+from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
@@ -108,12 +109,8 @@ def _evaluation_alone(cfg: CfgNode) -> CfgNode:
 
 def _evaluating_output(cfg: CfgNode) -> CfgNode:
     """Return the configuration that evaluates the checkpoint in OUTPUT_DIR."""
-    evaluation = cfg.clone()
-    evaluation.defrost()
-    evaluation.MODEL.PRETRAIN_CHOICE = "self"
-    evaluation.MODEL.PRETRAIN_DIR = cfg.OUTPUT_DIR
-    evaluation.freeze()
-    return evaluation
+    own = {"MODEL.PRETRAIN_CHOICE": "self", "MODEL.PRETRAIN_DIR": cfg.OUTPUT_DIR}
+    return changed(cfg, own)
 
 
 def _train(cfg: CfgNode) -> CfgNode:
@@ -121,11 +118,8 @@ def _train(cfg: CfgNode) -> CfgNode:
     trainer = build_trainer(cfg)
     loading.dump(cfg, Path(cfg.OUTPUT_DIR) / "config.yml")
     trainer.fit()
-    evaluation = _evaluating_output(cfg)
-    evaluation.defrost()
-    evaluation.EVAL.SPLIT = "test" if trainer.validation is None else "val"
-    evaluation.freeze()
-    return evaluation
+    split = "test" if trainer.validation is None else "val"
+    return changed(_evaluating_output(cfg), {"EVAL.SPLIT": split})
 
 
 def main(argv: list[str] | None = None) -> int:

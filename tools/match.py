@@ -12,7 +12,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from PIL import Image
 
-from data.images import read_rgb
+from data.images import BadImage, read_rgb
 from engine.api import Anonymizer
 from engine.scoring.details import CALIBRATION_NAME
 from modeling.encryption.png_format import CHUNK_NAME
@@ -67,7 +67,10 @@ def picture_of(path: Path) -> Image.Image:
                     f"{path} is sealed; open it first (tools/protect.py open) and give the "
                     "anonymized picture, which is of the kind protected"
                 )
-    return read_rgb(str(path))
+    try:
+        return read_rgb(str(path))
+    except BadImage as error:  # its own sentence is for data sets, which may leave a picture out
+        raise UserError(f"{path}: {error.reason}; give another copy of it") from error
 
 
 def compare(args: argparse.Namespace) -> bool:

@@ -46,8 +46,16 @@ def is_image_name(name: str) -> bool:
 def list_images(folder: Path) -> list[Path]:
     """List the pictures directly in a folder, sorted by name whatever the file system's order."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if is_image_name(entry.name) and entry.is_file()]
+        names = [e.name for e in entries if is_image_name(e.name) and _is_file_or_dead_link(e)]
     return [folder / name for name in sorted(names)]
+
+
+def _is_file_or_dead_link(entry: os.DirEntry[str]) -> bool:
+    """Tell files, and links whose target is gone: opened, they get their name in an error.
+
+    Left out here, the pictures of a split whose source was moved would be missed in silence.
+    """
+    return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
 
 
 def list_folders(folder: Path) -> list[Path]:

@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from data.people.appearance import Person, draw_people
-from data.people.cameras import MAX_CAMERAS, build_camera
-from data.people.photograph import draw_track, photograph
+from data.people.appearance import draw_people
+from data.people.cameras import MAX_CAMERAS
+from data.people.walks import Walk, draw_walks
 from utils.errors import UserError
 from utils.progress import Progress
 
 DRAWING_VERSION = 3  # raise it with every change that moves a pixel
-_QUALITY = 92
 _MAX_IDENTITIES = 4000  # with validation and test identities within PPPP
 _MAX_IMAGES = 50
 _RECORD = "synthetic.json"
 _TEMPORARY = ".synthetic-unfinished-"
 _STALE_S = 86_400.0
-_MIN_PARALLEL = 400  # pictures below which starting processes costs more than it saves
 TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY = (
     "bounding_box_train", "bounding_box_val_query", "bounding_box_val_gallery",
     "query", "bounding_box_test",
@@ -103,19 +94,6 @@ class SyntheticOptions:
             f"synthetic-v{DRAWING_VERSION}-{self.identities}x{self.cameras}x{self.images}"
             f"-seed{self.seed}"
         )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One walk of one person past one camera."""
-
-    person: Person
-    pid: int
-    number: int  # of the person in the whole set, seeds the drawing
-    camera: int
-    first: str  # folder of the first picture
-    rest: str
-    images: int
 
 
 def ensure_synthetic(
@@ -190,10 +168,10 @@ def _sweep(root: Path) -> None:
 def _write_set(folder: Path, options: SyntheticOptions) -> None:
     for name in FOLDERS:
         (folder / name).mkdir()
-    jobs = list(_plan(options))
-    total = sum(job.images for job in jobs)
+    walks = list(_plan(options))
+    total = sum(walk.images for walk in walks)
     with Progress(total, "Drawing people") as progress:
-        for done in _run(folder, jobs, options.seed):
+        for done in draw_walks(folder, walks, options.seed):
             progress.update(done)
     (folder / "README.txt").write_text(_README, encoding="utf-8")
     record = {
@@ -205,7 +183,7 @@ def _write_set(folder: Path, options: SyntheticOptions) -> None:
     (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _plan(options: SyntheticOptions) -> Iterator[_Job]:
+def _plan(options: SyntheticOptions) -> Iterator[Walk]:
     """Yield every walk, camera by camera, so that a process draws few scenes."""
     counts = options.counts
     kept = counts["train"] + counts["val"] + counts["test"]
@@ -218,60 +196,6 @@ def _plan(options: SyntheticOptions) -> Iterator[_Job]:
     for camera in range(options.cameras):
         for number, (first, rest) in enumerate(places):
             person = people[number]
-            yield _Job(person, number + 1, number, camera, first, rest, options.images)
+            yield Walk(person, number + 1, number, camera, first, rest, options.images)
         for number in range(kept + camera, len(people), options.cameras):
-            yield _Job(people[number], 0, number, camera, GALLERY, GALLERY, 1)
-
-
-def _run(folder: Path, jobs: list[_Job], seed: int) -> Iterator[int]:
-    """Draw jobs, in processes where that pays; yields the number of pictures just drawn."""
-    size = 24
-    chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
-    workers = min(os.cpu_count() or 1, 8, len(chunks))
-    few = sum(job.images for job in jobs) < _MIN_PARALLEL
-    if workers < 2 or few or not _can_start_processes():
-        for job in jobs:
-            yield _draw([job], folder, seed)
-        return
-    waiting = set(range(len(chunks)))
-    try:
-        # "spawn": a fork of a process that has started torch's threads may hang.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context)
-        try:
-            futures = {pool.submit(_draw, chunks[i], folder, seed): i for i in waiting}
-            for future in as_completed(futures):
-                done = future.result()
-                waiting.discard(futures[future])
-                yield done
-        finally:
-            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest
-    except BrokenProcessPool:  # e.g. one was ended for want of memory
-        for index in sorted(waiting):
-            yield _draw(chunks[index], folder, seed)
-
-
-def _can_start_processes() -> bool:
-    """Whether new processes can import what runs here: a program on standard input they cannot."""
-    program = getattr(sys.modules["__main__"], "__file__", None)
-    found = program is None or Path(program).is_file()
-    return found and not multiprocessing.current_process().daemon
-
-
-def _draw(jobs: list[_Job], folder: Path, seed: int) -> int:
-    """Draw walks into their folders; returns the number of pictures."""
-    drawn = 0
-    for job in jobs:
-        rng = np.random.default_rng([seed, 37, job.number, job.camera])
-        track = draw_track(build_camera(seed, job.camera)[0], rng)
-        frame = int(rng.integers(1, 90000))
-        for index in range(job.images):
-            picture = photograph(job.person, seed, job.camera, track, rng, careless=job.pid == 0)
-            # A distractor's frame is its own number, so that no two pictures share a name.
-            shown = 100_000 + job.number if job.pid == 0 else frame
-            name = f"{job.pid:04d}_c{job.camera + 1}s1_{shown:06d}_{index:02d}.jpg"
-            target = folder / (job.first if index == 0 else job.rest) / name
-            picture.save(target, quality=_QUALITY, subsampling=0)
-            frame += int(rng.integers(8, 30))
-            drawn += 1
-    return drawn
+            yield Walk(people[number], 0, number, camera, GALLERY, GALLERY, 1)

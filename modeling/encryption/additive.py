@@ -48,6 +48,10 @@ class AdditiveCipher:
     name: ClassVar[str] = "additive"
     secure: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    caution: ClassVar[str] = (
+        "wrong, ciphertext: every picture of a person carries the same pad, so that noise matches "
+        "noise; high protected -> protected rates are this leak, not re-ID"
+    )
     _warned: ClassVar[bool] = False
 
     def __init__(self, keys: EvaluationKeys | None = None) -> None:

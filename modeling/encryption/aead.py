@@ -72,6 +72,7 @@ class AeadCipher:
     name: ClassVar[str] = "aead"
     secure: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+    caution: ClassVar[str] = ""
 
     def __init__(
         self, keys: EvaluationKeys | None = None, levels: PixelLevels | None = None

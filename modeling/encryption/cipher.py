@@ -52,12 +52,14 @@ class Cipher(Protocol):
         name: Name in CIPHERS and in ISED.SCHEME.
         secure: Whether it withstands the attacks of docs/ISED.md.
         exact: Whether the law holds bit for bit (otherwise within 1e-6).
+        caution: What has to be said beside scores of its encrypted images; '' for nothing.
         keys: The right keys, to seal with and to open with.
     """
 
     name: ClassVar[str]
     secure: ClassVar[bool]
     exact: ClassVar[bool]
+    caution: ClassVar[str]
 
     @property
     def keys(self) -> EvaluationKeys:

@@ -93,3 +93,15 @@ def test_match_refuses_a_sealed_picture(
     arguments = [pictures[0], str(sealed), "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*arguments, "--kinds", "raw", "protected"]) == 2
     assert "sealed.png is sealed; open it first" in capsys.readouterr().err
+
+
+def test_match_names_a_file_that_is_no_picture(
+    trained: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In words of its own: it has no option to leave a picture out."""
+    letter = tmp_path / "letter.jpg"
+    letter.write_text("dear sir", encoding="utf-8")
+    arguments = [str(letter), pictures[0], "--checkpoint", str(trained), "--threshold", "0.5"]
+    assert match.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {letter}: the file is not a picture; give another copy of it\n"

@@ -235,6 +235,19 @@ def test_truncated_pictures_are_named_and_counted(tmp_path: Path) -> None:
     assert "--skip-bad" in text
 
 
+def test_a_link_whose_picture_is_gone_is_named(tmp_path: Path) -> None:
+    """A split made of links outlives a move of its source by name only."""
+    query = trees.market1501(tmp_path) / "query"
+    (query / "0001_c1s1_000001_00.jpg").symlink_to(tmp_path / "moved" / "away.jpg")
+    (query / "0002_c1s1_000001_00.jpg").symlink_to(tmp_path)  # a folder is no picture
+    assert len(load_splits("market1501", tmp_path).query) == 13
+    options = CheckOptions(batch_size=8, num_instances=4, open_images=True)
+    (report,) = check_root(tmp_path, options)
+    (bad,) = (problem for problem in report.problems if problem.code == "bad-images")
+    assert "0001_c1s1_000001_00.jpg (no such file)" in bad.text
+    assert "1 of" in bad.text
+
+
 def test_absent_and_unknown(tmp_path: Path) -> None:
     (tmp_path / "holidays").mkdir()
     with pytest.raises(DatasetError, match=r"found holidays/") as caught:

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.datasets import synthetic
 from data.datasets.synthetic import FOLDERS, SyntheticOptions, ensure_synthetic
+from data.people import walks as drawing
 from data.people.appearance import GARMENT_COLOURS, draw_people
 from data.people.cameras import build_camera
 from data.people.figure import build_figure
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_bytes(tree, tmp_path):
 
 
 def test_processes_draw_what_one_process_draws(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "_MIN_PARALLEL", 0)
+    monkeypatch.setattr(drawing, "_MIN_PARALLEL", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert contents(ensure_synthetic(tmp_path, **SMALL)) == contents(tree)
 

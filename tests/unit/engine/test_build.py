@@ -58,3 +58,20 @@ def test_a_resume_needs_no_start_weights(tmp_path: Path, monkeypatch: pytest.Mon
     assert trainer.state.epoch == 1
     saved = tiny.native(run)["networks"]["C"]
     tiny.assert_equal(dict(trainer.step.nets.reid.state_dict()), dict(saved))
+
+
+def test_a_refused_resume_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after epoch 2, before its checkpoint: its numbers wait for a resume that is right."""
+    tiny.install(monkeypatch)
+    run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    with MetricWriter(run) as writer:
+        writer.scalars({"loss/total": 1.5}, epoch=2, step=12)
+
+    def kept() -> dict[Path, bytes]:
+        files = (path for path in run.rglob("*") if path.is_file() and path.name != "log.txt")
+        return {path: path.read_bytes() for path in files}
+
+    before = kept()
+    with pytest.raises(UserError, match="MODEL.CENTER_LOSS"):
+        _trainer(tmp_path, "MODEL.MODE", "C", "MODEL.CENTER_LOSS", "off", "SOLVER.RESUME", "True")
+    assert kept() == before

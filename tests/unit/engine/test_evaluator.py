@@ -256,7 +256,18 @@ def test_scores_do_not_depend_on_the_batch(make_scene: Callable[..., Scene]) -> 
 
 
 def test_what_the_report_carries(make_scene: Callable[..., Scene]) -> None:
-    report = make_scene().evaluator(AdditiveCipher(), "TEST.CROSS_CAMERA", "False").evaluate(1)
+    scene = make_scene()
+    scene.splits.notes["protocol"] = "MSMT17, trained on trainval"
+    report = scene.evaluator(AdditiveCipher(), "TEST.CROSS_CAMERA", "False").evaluate(1)
     assert report.notes["encryption"] == "additive (not secure)"
-    assert "single camera" in report.notes["protocol"]
+    assert "single camera" in report.notes["matches"]
+    assert report.notes["protocol"] == "MSMT17, trained on trainval"  # both are said
     assert {"torch", "python", "device"} <= set(report.versions)
+
+
+@pytest.mark.parametrize(("cipher", "said"), [(AdditiveCipher, 1), (AeadCipher, 0), (None, 0)])
+def test_the_table_says_that_a_repeated_pad_is_a_fingerprint(
+    make_scene: Callable[..., Scene], cipher: type[AdditiveCipher | AeadCipher] | None, said: int
+) -> None:
+    report = make_scene().evaluator(cipher() if cipher else None).evaluate(1)
+    assert report.table().count("this leak, not re-ID") == said

@@ -134,3 +134,24 @@ def test_the_table_names_every_row() -> None:
         pattern = rf"{row.query} -> {row.gallery} +{row.key} +{100 * row.rank1:.1f}%"
         assert re.search(pattern, table), pattern
     assert "desensitized" in table
+
+
+def test_heads_and_rows_stand_in_columns() -> None:
+    report = _report()
+    lines = replace(report, reranked=report.retrieval).table().splitlines()
+    heads = [line for line in lines if "query -> gallery" in line]
+    assert len(heads) == 2
+    for head in heads:
+        assert re.search(r"gallery +key +rank-1 +-5 +-10 +mAP +mINP$", head), head
+    rows = [line for line in lines if re.match("  (raw|protected) -> ", line)]
+    ends = {line.index(line.split()[3]) for line in rows} | {line.index("key") for line in heads}
+    assert len(ends) == 1
+    assert len({len(line) for line in heads + rows}) == 1
+
+
+def test_a_caution_is_one_line_under_the_scores() -> None:
+    lines = replace(_report(), caution="noise matches noise").table().splitlines()
+    place = lines.index("noise matches noise")
+    assert "ciphertext" in lines[place - 1]
+    assert lines[place + 1] == ""
+    assert "noise matches noise" not in _report().table()

@@ -92,8 +92,12 @@ def test_number_of_classes_comes_from_the_checkpoint() -> None:
     assert num_classes_of(state) == 17
     assert num_classes_of({f"module.{key}": value for key, value in state.items()}) == 17
     load_matching(ReIDNetwork(num_classes_of(state), "resnet18"), state, "C.pth")
-    with pytest.raises(UserError, match=r"classifier.weight has shape \(17, 512\), the network"):
+    shapes = r"classifier.weight has shape \(17, 512\), the network"
+    with pytest.raises(UserError, match=shapes) as told:
         load_matching(ReIDNetwork(16, "resnet18"), state, "C.pth")
+    # Another data set, not another architecture: naming MODEL.NAME would send people astray.
+    assert "identities it was trained on" in str(told.value)
+    assert "MODEL.NAME" not in str(told.value)
 
 
 def test_a_state_without_classifier_has_no_number_of_classes() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
+from configs import loading
 from tools import demo
 
 
@@ -43,3 +44,31 @@ def test_an_interruption_says_how_the_demo_goes_on(
     monkeypatch.setattr(demo, "run", run)
     assert demo.main(["--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
+
+
+def test_a_demo_of_other_values_is_not_taken_for_this_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[CfgNode] = []
+
+    def run(cfg: CfgNode) -> None:
+        seen.append(cfg)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", run)
+    output = ["--output", str(tmp_path)]
+    loading.dump(loading.load(demo.CONFIG, ["MODEL.NGF", "8"]), _made(tmp_path / "full"))
+    assert demo.main([*output, "SOLVER.BASE_LR", "0.01"]) == 2
+    error = capsys.readouterr().err
+    assert "MODEL.NGF 8 (now 16), SOLVER.BASE_LR 0.00035 (now 0.01)" in error
+    assert "another --output" in error
+    assert not seen
+    # On another device, with its images elsewhere, it is the same demo.
+    same = ["MODEL.NGF", "8", "MODEL.DEVICE", "cpu", "DATASETS.ROOT_DIR", str(tmp_path)]
+    assert demo.main([*output, *same]) == 130
+    assert len(seen) == 1
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder / "config.yml"
