@@ -46,7 +46,7 @@ from layers.collectives import gather_for_one_loss, in_parallel
 from layers.non_local import NonLocalBlock
 from layers.synced_norm import SyncedBatchNorm
 from modeling.objectives import Objectives
-from modeling.outputs import LossDict, PrivacyOutput
+from modeling.outputs import LossDict
 from modeling.privacy_networks import Networks, PrivacyNetworks
 
 _LOGGER = logging.getLogger("reid_baseline")

@@ -88,8 +88,8 @@ class Watch:
         Returns where ``error`` was first, and is to be raised as it is.
 
         Raises:
-            RankLostError, KeyboardInterrupt: On the first process, if another one was first. Processes
-                besides the first end here and now.
+            RankLostError, KeyboardInterrupt: On the first process, if another one failed before.
+                Processes besides the first end here and now.
         """
         self._ending.acquire()  # never released: this process is ending
         if not _is_symptom(error):

@@ -7,7 +7,7 @@ the same mathematics in a few differentiable operations, for CPUs.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layers.collectives import gather_for_own_losses
