@@ -102,11 +102,12 @@ class _Phase(nn.Module):
     def __init__(self, networks: Sequence[nn.Module], run: Callable[..., Any]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self._run = run
+        # In a tuple: if it is a module, its other networks must not become parts of this one.
+        self._run = (run,)
 
     def forward(self, *inputs: Any) -> Any:
         """Run the computation."""
-        return self._run(*inputs)
+        return self._run[0](*inputs)
 
 
 def parallel_phases(nets: Networks, alone: Phases, device: torch.device) -> Phases:
@@ -137,7 +138,7 @@ def _averaging(phase: _Phase) -> DistributedDataParallel:
     # Buffers are batch statistics, the same everywhere already. The option's name has changed.
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    chosen: dict[str, Any] = {name: False}
+    chosen: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
     return DistributedDataParallel(phase, **chosen)
 
 

@@ -100,14 +100,22 @@ class Watch:
         self._end(self._cause())
 
     def _tell(self, reason: str, kind: type[BaseException] | None = None) -> bool:
-        """Say why the run ends, if nobody has, and wait until the first process knows."""
+        """Say why the run ends, if nobody has, and wait until the others know."""
         if self._store.add("claims", 1) != 1:
             return False
         self._store.set("failed", _INTERRUPTED if kind is KeyboardInterrupt else reason)
-        give_up = time.monotonic() + _PATIENCE_S
-        while self._rank and time.monotonic() < give_up and not self._store.check(["told"]):
-            time.sleep(BEAT_S / 10)
+        self._linger()
         return True
+
+    def _linger(self) -> None:
+        """Wait a little until all know why the run ends: this process may keep the store."""
+        self._store.set(f"heard/{self._rank}", "")
+        give_up = time.monotonic() + _PATIENCE_S
+        waiting = [other for other in self._heard if self._rank == 0 or other == 0]
+        while waiting and time.monotonic() < give_up:
+            keys = ("heard", "left")
+            waiting = [o for o in waiting if not any(self._store.check([f"{k}/{o}"]) for k in keys)]
+            time.sleep(BEAT_S / 10)
 
     def _cause(self) -> str:
         """Find out what ended the run: what somebody said, or who fell silent."""
@@ -129,12 +137,12 @@ class Watch:
     def _end(self, reason: str) -> NoReturn:
         """End this process because of another one; the first speaks, unless it is the one."""
         interrupted = reason == _INTERRUPTED
+        with suppress(RuntimeError):
+            self._linger()
         if self._rank:
             os._exit(130 if interrupted else RankLostError.exit_code)
         if interrupted:
             raise KeyboardInterrupt
-        with suppress(RuntimeError):
-            self._store.set("told", "")
         raise RankLostError(f"{reason}; what was saved is whole") from None
 
     def _listen(self) -> None:
@@ -193,9 +201,8 @@ class Watch:
                 print("interrupted" if interrupted else f"error: {text}", file=sys.stderr)  # noqa: T201
                 sys.stderr.flush()
                 sys.stdout.flush()
-        if self._rank == 0:
-            with suppress(RuntimeError):
-                self._store.set("told", "")
+        with suppress(RuntimeError):
+            self._linger()
         os._exit(130 if interrupted else RankLostError.exit_code)
 
 
