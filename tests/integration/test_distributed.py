@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -19,6 +21,7 @@ from engine.train_step import StepOutput
 from modeling.encryption.keyring import Keyring
 from solver import build as solver_build
 from tests.fixtures import ranks, tiny
+from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import PEOPLE, make_scene
 from tests.integration.test_evaluate_only import _evaluation
 from tools import protect
@@ -129,6 +132,44 @@ def test_a_killed_process_ends_the_run_and_a_restart_ends_like_it_had_not(
     assert "Restarted by torchrun" in (parts / "log.txt").read_text("utf-8")
     whole = ranks.run_program(tmp_path, *plan, output="whole")
     tiny.assert_same_end(whole, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_torchrun_restarts_a_killed_process(tmp_path: Path, restarts: int) -> None:
+    """With torchrun itself: it names who was killed, or goes on from the last checkpoint."""
+    plan = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
+    options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
+    script = str(ROOT / "tests/fixtures/tiny_program.py")
+    argv = tiny.arguments(tmp_path, *plan, output="parts")
+    parts = tmp_path / "parts"
+    with (tmp_path / "terminal.txt").open("w") as stream:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options, script, *argv],
+            stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        give_up = time.monotonic() + 120
+        while not _has_epoch(parts, 2):
+            assert agent.poll() is None, (tmp_path / "terminal.txt").read_text("utf-8")
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+        victim = _children(agent.pid)[-1]
+        os.kill(victim, signal.SIGKILL)
+        code = agent.wait(120)
+    text = (tmp_path / "terminal.txt").read_text("utf-8")
+    assert code == (0 if restarts else 1), text
+    if not restarts:
+        assert "exitcode  : -9" in text.replace(": -9 ", ": -9")
+        assert "ended without a word" in (parts / "log.txt").read_text("utf-8")
+        ranks.run_program(tmp_path, *plan, *RESUME, output="parts")
+    whole = ranks.run_program(tmp_path, *plan, output="whole")
+    tiny.assert_same_end(whole, parts)
+
+
+def _children(pid: int) -> list[int]:
+    """Processes started by a process, in the order of their numbers."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
+    return sorted(map(int, text.split()))
 
 
 def test_a_restart_leaves_alone_what_the_first_start_refused(tmp_path: Path) -> None:
