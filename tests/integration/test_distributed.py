@@ -51,7 +51,7 @@ def _damped(patch: pytest.MonkeyPatch) -> None:
 
 def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, upgradation, validation, results: up to rounding, over a change of the target."""
-    plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.01", "TEST.IMS_PER_BATCH", "4")
+    plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.002", "TEST.IMS_PER_BATCH", "4")
     two = ranks.run_program(tmp_path, *plan, output="two", prepare=_damped)
     _damped(monkeypatch)
     one = tiny.run(tmp_path, *plan, output="one")
