@@ -50,8 +50,12 @@ def _damped(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training, upgradation, validation, results: up to rounding, over a change of the target."""
-    plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.002", "TEST.IMS_PER_BATCH", "4")
+    """Training, upgradation, validation: up to rounding, over a change of the target in epoch 2.
+
+    One process parts from itself at the same pace if its weights are changed by 1e-7: at the rate of
+    epoch 2 a rounding error of an adversarial loss grows some threefold with every step.
+    """
+    plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.0001", "TEST.IMS_PER_BATCH", "4")
     two = ranks.run_program(tmp_path, *plan, output="two", prepare=_damped)
     _damped(monkeypatch)
     one = tiny.run(tmp_path, *plan, output="one")
@@ -60,7 +64,8 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for expected, got in zip(*curves, strict=True):
         for name, value in expected.items():
             if name.startswith("loss/"):
-                assert math.isclose(got[name], value, rel_tol=2e-4), (expected["step"], name)
+                close = 1e-5 if expected["epoch"] == 1 else 2e-5 if name == "loss/total" else 2e-3
+                assert math.isclose(got[name], value, rel_tol=close), (expected["step"], name)
     first, last = (tiny.losses(two)[index]["loss/total"] for index in (0, -2))
     assert abs(last - first) > 1e-2 * first  # it learns: the curves are no straight lines
     assert tiny.native(two)["training"]["supervision"]["state"]["in_force"]
