@@ -52,8 +52,8 @@ def _damped(patch: pytest.MonkeyPatch) -> None:
 def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, upgradation, validation: up to rounding, over a change of the target in epoch 2.
 
-    One process parts from itself at the same pace if its weights are changed by 1e-7: at the rate of
-    epoch 2 a rounding error of an adversarial loss grows some threefold with every step.
+    One process parts from itself at the same pace if its weights are changed by 1e-7: in epoch 2 a
+    rounding error of an adversarial loss grows some threefold with every step.
     """
     plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.0001", "TEST.IMS_PER_BATCH", "4")
     two = ranks.run_program(tmp_path, *plan, output="two", prepare=_damped)
