@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -29,6 +31,8 @@ BEAT_S = 0.5
 SILENT_S = 30.0  # a busy machine may delay a thread by seconds, not by this
 _PATIENCE_S = 4 * BEAT_S  # how long an ending process waits for the reason, or for its hearing
 _INTERRUPTED = "interrupted"
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_HEED_S = 10.0
 
 
 class RankLostError(UserError):
@@ -73,12 +77,14 @@ class Watch:
         self._alive = time.monotonic()
         self._closing = threading.Event()
         self._ending = threading.Lock()  # whoever holds it speaks for this process
+        self._signals = _Signals()
         for work in (self._listen, self._guard):
             threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
 
     def close(self) -> None:
         """Say goodbye."""
         self._closing.set()
+        self._signals.close()
         with suppress(RuntimeError):  # the store may be gone already
             self._store.set(f"left/{self._rank}", "")
 
@@ -109,13 +115,16 @@ class Watch:
 
     def _linger(self) -> None:
         """Wait a little until all know why the run ends: this process may keep the store."""
-        self._store.set(f"heard/{self._rank}", "")
         give_up = time.monotonic() + _PATIENCE_S
         waiting = [other for other in self._heard if self._rank == 0 or other == 0]
-        while waiting and time.monotonic() < give_up:
-            keys = ("heard", "left")
-            waiting = [o for o in waiting if not any(self._store.check([f"{k}/{o}"]) for k in keys)]
-            time.sleep(BEAT_S / 10)
+        keys = ("heard", "left")
+        with suppress(RuntimeError):  # the store may end before this process
+            self._store.set(f"heard/{self._rank}", "")
+            while waiting and time.monotonic() < give_up:
+                waiting = [
+                    o for o in waiting if not any(self._store.check([f"{k}/{o}"]) for k in keys)
+                ]
+                time.sleep(BEAT_S / 10)
 
     def _cause(self) -> str:
         """Find out what ended the run: what somebody said, or who fell silent."""
@@ -137,8 +146,7 @@ class Watch:
     def _end(self, reason: str) -> NoReturn:
         """End this process because of another one; the first speaks, unless it is the one."""
         interrupted = reason == _INTERRUPTED
-        with suppress(RuntimeError):
-            self._linger()
+        self._linger()
         if self._rank:
             os._exit(130 if interrupted else RankLostError.exit_code)
         if interrupted:
@@ -154,6 +162,9 @@ class Watch:
                 self._store.add(f"beat/{self._rank}", 1)
                 if self._store.check(["failed"]):
                     self._stop(self._store.get("failed").decode())
+                if self._signals.unheeded():
+                    self._tell("interrupted", KeyboardInterrupt)
+                    self._stop(_INTERRUPTED)
                 silent = self._silent(paused)
             except RuntimeError as error:
                 if not self._closing.is_set():
@@ -201,9 +212,40 @@ class Watch:
                 print("interrupted" if interrupted else f"error: {text}", file=sys.stderr)  # noqa: T201
                 sys.stderr.flush()
                 sys.stdout.flush()
-        with suppress(RuntimeError):
-            self._linger()
+        self._linger()
         os._exit(130 if interrupted else RankLostError.exit_code)
+
+
+class _Signals:
+    """Signals to end that the main thread does not heed, as it waits in a collective or for a GPU.
+
+    Python runs a handler only when the main thread gets back to it; the number of the signal is
+    written to a socket at once.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = socket.socketpair()
+        for end in (self._read, self._write):
+            end.setblocking(False)
+        self._since: float | None = None
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+
+    def unheeded(self) -> bool:
+        """Tell whether there was one a while ago; it has not ended the process yet."""
+        with suppress(BlockingIOError, OSError):
+            if any(number in _ENDING for number in self._read.recv(64)) and self._since is None:
+                self._since = time.monotonic()
+        if self._since is None or time.monotonic() - self._since < _HEED_S:
+            return False
+        # A command with handlers of its own finishes what is under way, however long that takes.
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._main:
+            signal.set_wakeup_fd(-1)
 
 
 def _is_symptom(error: BaseException) -> bool:

@@ -266,6 +266,22 @@ def test_the_keyboard_ends_all(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+def _second_sleeps(patch: pytest.MonkeyPatch) -> None:
+    if os.environ["RANK"] == "1":
+        patch.setattr("solver.optimizers.Optimizers.step_main", lambda self: time.sleep(120))
+
+
+@pytest.mark.slow
+def test_the_keyboard_ends_a_process_that_waits_in_a_collective(tmp_path: Path) -> None:
+    """Python's handler cannot run there: the other one never comes, and is not interrupted."""
+    processes = ranks.start_program(tmp_path, prepare=_second_sleeps)
+    _wait_until(lambda: "Images: 3" in ranks.terminal(tmp_path, 0), processes)
+    time.sleep(3)
+    assert processes[0].pid is not None
+    os.kill(processes[0].pid, signal.SIGINT)
+    assert ranks.wait(processes, PROMPTLY_S) == [130, 130], ranks.terminal(tmp_path)
+
+
 def test_a_batch_that_cannot_be_shared_is_told_once(tmp_path: Path) -> None:
     processes = ranks.start_program(tmp_path, "SOLVER.IMS_PER_BATCH", "12")
     codes = ranks.wait(processes, PROMPTLY_S)
