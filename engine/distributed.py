@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from engine.signals import handling
 from engine.watch import RankLostError, Terminated, Watch
 from utils.device import resolve_device
 from utils.errors import UserError
@@ -117,11 +117,11 @@ def _group(found: World) -> Iterator[None]:
     shown, Progress.shown = Progress.shown, found.is_main
     watch = Watch(found.rank, found.size, attempt=found.restarts)
     try:
-        with _signals({signal.SIGTERM: _terminated}):
+        with handling({signal.SIGTERM: _terminated}):
             yield
             barrier()
     except BaseException as error:
-        with _signals(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
+        with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
             watch.end_with(error)
         raise
     finally:
@@ -132,19 +132,6 @@ def _group(found: World) -> Iterator[None]:
 
 def _terminated(*_: object) -> None:
     raise Terminated
-
-
-@contextmanager
-def _signals(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
-    """Handle signals for a while; only the main thread may."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, new) for number, new in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def leave(code: int) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import socket
 import sys
 import threading
 import time
@@ -23,6 +21,7 @@ from typing import NoReturn
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from engine.signals import UnheededSignals
 from utils.errors import UserError
 
 _LOGGER = logging.getLogger("reid_baseline")
@@ -31,8 +30,6 @@ BEAT_S = 0.5
 SILENT_S = 30.0  # a busy machine may delay a thread by seconds, not by this
 _PATIENCE_S = 4 * BEAT_S  # how long an ending process waits for the reason, or for its hearing
 _INTERRUPTED = "interrupted"
-_ENDING = (signal.SIGINT, signal.SIGTERM)
-_HEED_S = 10.0
 
 
 class RankLostError(UserError):
@@ -77,7 +74,7 @@ class Watch:
         self._alive = time.monotonic()
         self._closing = threading.Event()
         self._ending = threading.Lock()  # whoever holds it speaks for this process
-        self._signals = _Signals()
+        self._signals = UnheededSignals()
         for work in (self._listen, self._guard):
             threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
 
@@ -214,38 +211,6 @@ class Watch:
                 sys.stdout.flush()
         self._linger()
         os._exit(130 if interrupted else RankLostError.exit_code)
-
-
-class _Signals:
-    """Signals to end that the main thread does not heed, as it waits in a collective or for a GPU.
-
-    Python runs a handler only when the main thread gets back to it; the number of the signal is
-    written to a socket at once.
-    """
-
-    def __init__(self) -> None:
-        self._read, self._write = socket.socketpair()
-        for end in (self._read, self._write):
-            end.setblocking(False)
-        self._since: float | None = None
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-
-    def unheeded(self) -> bool:
-        """Tell whether there was one a while ago; it has not ended the process yet."""
-        with suppress(BlockingIOError, OSError):
-            if any(number in _ENDING for number in self._read.recv(64)) and self._since is None:
-                self._since = time.monotonic()
-        if self._since is None or time.monotonic() - self._since < _HEED_S:
-            return False
-        # A command with handlers of its own finishes what is under way, however long that takes.
-        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-    def close(self) -> None:
-        """Stop listening."""
-        if self._main:
-            signal.set_wakeup_fd(-1)
 
 
 def _is_symptom(error: BaseException) -> bool:

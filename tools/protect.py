@@ -86,9 +86,8 @@ def _interrupt(*_: object) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Command, *places: tuple[str, str]) -> argparse.ArgumentParser:
@@ -202,8 +201,8 @@ def _protect(arguments: argparse.Namespace) -> int:
             summary = protect_folder(
                 arguments.input, arguments.output, model, keyring, options, report=report, stop=stop
             )
-            if not is_main():  # the first speaks for all
-                return 0
+            if not is_main():
+                return 0  # the first speaks for all
             _say(summary, arguments.output, bar.rate)
     others = other_files(arguments.input)
     if others:  # a HEIC or GIF whose original somebody deletes, trusting that all was sealed
