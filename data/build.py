@@ -53,8 +53,11 @@ def build_train_loader(
     *,
     rank: int = 0,
     world_size: int = 1,
+    sharers: int = 1,
 ) -> TrainLoader:
     """Make the loader of augmented P x K batches.
+
+    Over the epochs a process sees every picture, so each keeps all of them.
 
     Args:
         cfg: The configuration.
@@ -62,6 +65,7 @@ def build_train_loader(
         device: Where batches are made.
         rank: This process of a distributed run, counted from 0.
         world_size: Number of processes; SOLVER.IMS_PER_BATCH is that of all of them together.
+        sharers: How many of them share the memory of this machine.
 
     Raises:
         UserError: If there are too few identities for a batch, or pictures are bad.
@@ -69,7 +73,7 @@ def build_train_loader(
     if not splits.train:
         raise UserError(f"{splits.name} has no training images; train on another data set")
     desensitizer = _desensitizer(cfg)
-    source = _source(cfg, splits.train, device, desensitizer, for_training=True)
+    source = _source(cfg, splits.train, device, desensitizer, for_training=True, sharers=sharers)
     sampler = IdentitySampler(
         [splits.train[place].pid for place in source.usable.tolist()],
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -96,22 +100,46 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(cfg: CfgNode, samples: Sequence[Sample], device: torch.device) -> EvalLoader:
+def build_eval_loader(
+    cfg: CfgNode,
+    samples: Sequence[Sample],
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    sharers: int = 1,
+) -> EvalLoader:
     """Make a loader over samples in order, not augmented.
+
+    Of several processes each takes, and decodes, a run of whole batches: those of all, one process
+    after the other, are the batches of a single one, so that every number is the same.
 
     Decoded images are shared with every living loader over the same list: keep the loader, and
     validation decodes once.
 
+    Args:
+        cfg: The configuration.
+        samples: All of them, whoever takes which.
+        device: Where batches are made.
+        rank: This process of a distributed run, counted from 0.
+        world_size: Number of processes.
+        sharers: How many of them share the memory of this machine.
+
     Raises:
         UserError: If pictures are bad.
     """
+    size = cfg.TEST.IMS_PER_BATCH
+    if world_size > 1:
+        num_batches = -(-len(samples) // size)
+        first, end = (size * (num_batches * one // world_size) for one in (rank, rank + 1))
+        samples = samples[first:end]
     desensitizer = _desensitizer(cfg)
     return EvalLoader(
-        _source(cfg, samples, device, desensitizer, for_training=False),
+        _source(cfg, samples, device, desensitizer, for_training=False, sharers=sharers),
         samples,
         desensitizer=desensitizer,
         pixel_space=PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
-        batch_size=cfg.TEST.IMS_PER_BATCH,
+        batch_size=size,
         device=device,
     )
 
@@ -127,6 +155,7 @@ def _source(
     desensitizer: Desensitizer,
     *,
     for_training: bool,
+    sharers: int,
 ) -> PixelSource:
     """Decode the pictures of a list, or take them from a loader that has them already."""
     paths = tuple(sample.path for sample in samples)
@@ -147,6 +176,7 @@ def _source(
         limit_mib=cfg.CACHE.LIMIT_MIB,
         with_desensitized=keep,
         taken_bytes=sum(source.num_bytes for source in _SOURCES.values()),
+        sharers=sharers,
     )
     get_logger().info("Images: %s", plan.reason)
     workers, skip_bad = cfg.DATALOADER.NUM_WORKERS, cfg.CACHE.SKIP_BAD

@@ -102,6 +102,9 @@ class TrainLoader:
 class EvalLoader:
     """All usable samples in order, not augmented; the last batch may be short.
 
+    A batch holds the usable ones of ``batch_size`` samples: one without a bad picture is the same
+    whether or not another has one, and whichever process of several makes it.
+
     Test-time noise is a function of (seed, image), whatever batch the image comes in.
 
     Args:
@@ -140,13 +143,19 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-self.num_images // self._batch_size)
+        return len(self._plan())
+
+    def _plan(self) -> tuple[Tensor, ...]:
+        """Return the places of each batch; none is empty."""
+        usable = self.source.usable
+        if not len(usable):  # split would make one empty batch
+            return ()
+        _, counts = torch.unique_consecutive(usable // self._batch_size, return_counts=True)
+        return usable.split(counts.tolist())
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield all batches; labels are -1."""
-        if not self.num_images:  # split would make one empty batch
-            return
-        plan = self.source.usable.split(self._batch_size)
+        plan = self._plan()
         for places, pixels in zip(plan, self.source.batches(plan), strict=True):
             raw, desensitized = _on_device(pixels, self._device, self._desensitizer, None)
             yield self._identities.batch(

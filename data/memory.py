@@ -42,6 +42,7 @@ def plan_cache(
     limit_mib: int = -1,
     with_desensitized: bool = False,
     taken_bytes: int = 0,
+    sharers: int = 1,
 ) -> CachePlan:
     """Decide where the decoded images of one list are kept.
 
@@ -56,6 +57,7 @@ def plan_cache(
         limit_mib: Most memory for them, MiB; -1: by what is free.
         with_desensitized: Whether it pays to keep desensitized images too, if they fit.
         taken_bytes: What images of other lists already take of limit_mib.
+        sharers: Processes on this machine, each of which keeps images of its own in host memory.
 
     Raises:
         UserError: If the mode is unknown, or was asked for and cannot hold the images.
@@ -70,7 +72,9 @@ def plan_cache(
     for place in places if mode == "auto" else [mode]:
         if place == "stream":
             break
-        free = _free_bytes(device if place == "device" else torch.device("cpu"))
+        # Every process has a GPU of its own, but the host's memory is for all of them.
+        on_host = place == "memory"
+        free = _free_bytes(torch.device("cpu")) // sharers if on_host else _free_bytes(device)
         # A place that was asked for by name may be filled to the brim.
         share = 1.0 if place == mode else _FREE_SHARE[place]
         room = max(0, limit_mib * MIB - taken_bytes) if limit_mib >= 0 else int(free * share)

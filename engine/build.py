@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from yacs.config import CfgNode
@@ -10,11 +11,13 @@ from yacs.config import CfgNode
 from data.build import build_splits, build_train_loader
 from data.records import DatasetSplits
 from engine.checkpoint import load_networks
+from engine.distributed import first_on_machine, from_main, is_main, world
 from engine.evaluation import build_evaluator, build_pictures
 from engine.model import Model, build_model, load_pretrained, model_info
+from engine.parallel import over_processes, parallel_phases, shared_step
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision, UpgradePolicy
-from engine.train_step import BaselineStep, JointStep, TrainStep
+from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
 from engine.trainer import Trainer, TrainPlan, ValidationRun
 from modeling.build import build_objectives
 from modeling.objectives import Objectives
@@ -23,7 +26,7 @@ from solver.build import build_optimizers
 from solver.optimizers import Optimizers
 from utils.config_tree import changed
 from utils.errors import UserError
-from utils.metric_writer import MetricWriter
+from utils.metric_writer import MetricWriter, SilentWriter
 
 
 def build_trainer(cfg: CfgNode) -> Trainer:
@@ -32,7 +35,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     Raises:
         UserError: If the data, a checkpoint or a combination of values does not allow it.
     """
-    splits = build_splits(cfg)
+    splits = first_on_machine(lambda: build_splits(cfg))
     policy = _policy(cfg)
     if policy.enabled and not splits.has_validation:
         raise UserError(
@@ -41,22 +44,29 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             "out"
         )
     label_of = splits.label_of
-    model = build_model(_start(cfg), len(label_of))
+    # One process of a machine may have to fetch the start weights for all.
+    model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
-        load_networks(model.nets.official_networks, load_pretrained(cfg))
+        load_networks(model.nets.official_networks, from_main(lambda: load_pretrained(cfg)))
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)
     centers = nn.Identity() if objectives.centers is None else objectives.centers
     centers.to(model.device)
     optimizers = build_optimizers(cfg, model.nets, objectives.centers)
     folder = RunFolder(
-        Path(cfg.OUTPUT_DIR), model.nets.official_networks, model_info(cfg, label_of)
+        Path(cfg.OUTPUT_DIR),
+        model.nets.official_networks,
+        model_info(cfg, label_of),
+        writes=is_main(),
     )
     epoch, saved = folder.load_latest() if cfg.SOLVER.RESUME else (0, None)
-    if saved is None:
+    if saved is None and is_main():
         folder.refuse_overwriting()
     supervision = Supervision(policy)
     step = _build_step(model, objectives, optimizers, supervision)
-    loader = build_train_loader(cfg, splits, model.device)
+    here = world()
+    loader = build_train_loader(
+        cfg, splits, model.device, rank=here.rank, world_size=here.size, sharers=here.local_size
+    )
     validation = _build_validation(cfg, model, splits)
     if saved is not None:  # before the writer: a resume that is refused must drop no numbers
         optimizers.load_state_dict(saved["optimizers"])
@@ -76,11 +86,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
         folder=folder,
         # Last of all: it drops what an interrupted run wrote beyond the epoch resumed from; a run
         # of its own drops nothing.
-        writer=MetricWriter(
-            cfg.OUTPUT_DIR,
-            resume_epoch=None if saved is None else epoch,
-            resume_step=None if saved is None else saved["step"],
-        ),
+        writer=_build_writer(cfg, epoch, saved),
         validation=validation,
     )
     if saved is not None:
@@ -98,9 +104,24 @@ def _start(cfg: CfgNode) -> CfgNode:
 def _build_step(
     model: Model, objectives: Objectives, optimizers: Optimizers, supervision: Supervision
 ) -> TrainStep:
-    if isinstance(model.nets, PrivacyNetworks):
-        return JointStep(model.nets, objectives, optimizers, supervision, model.autocast)
-    return BaselineStep(model.nets, objectives, optimizers, model.autocast)
+    nets, objectives = model.nets, over_processes(objectives)
+    phases = parallel_phases(nets, phases_of(nets, objectives), model.device)
+    if isinstance(nets, PrivacyNetworks):
+        joint = JointStep(nets, objectives, optimizers, supervision, model.autocast, phases)
+        return shared_step(joint)
+    return shared_step(BaselineStep(nets, objectives, optimizers, model.autocast, phases))
+
+
+def _build_writer(
+    cfg: CfgNode, epoch: int, saved: dict[str, Any] | None
+) -> MetricWriter | SilentWriter:
+    if not is_main():
+        return SilentWriter()
+    return MetricWriter(
+        cfg.OUTPUT_DIR,
+        resume_epoch=None if saved is None else epoch,
+        resume_step=None if saved is None else saved["step"],
+    )
 
 
 def _policy(cfg: CfgNode) -> UpgradePolicy:
@@ -114,4 +135,4 @@ def _build_validation(cfg: CfgNode, model: Model, splits: DatasetSplits) -> Vali
         return None
     # Nothing is encrypted here: keys change no decision, and each key state costs a pass.
     evaluator = build_evaluator(cfg, model, splits, "val", None, {})
-    return ValidationRun(evaluator.evaluate, build_pictures(cfg, model, evaluator.query))
+    return ValidationRun(evaluator.evaluate, build_pictures(cfg, model, evaluator.query_samples))

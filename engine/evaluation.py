@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from data.checks import check_positives
 from data.loaders import EvalLoader
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import LoadedWeights
+from engine.distributed import all_gather, first_on_machine, from_main, world
 from engine.evaluator import Evaluator
 from engine.model import Model, load_pretrained, pretrained_model
 from engine.pictures import picture_grid
@@ -52,8 +53,8 @@ def build_evaluation(cfg: CfgNode) -> Evaluation:
     Raises:
         UserError: If the data or the checkpoint does not allow it.
     """
-    splits = build_splits(cfg)
-    weights = load_pretrained(cfg)
+    splits = first_on_machine(lambda: build_splits(cfg))
+    weights = from_main(lambda: load_pretrained(cfg))
     model = pretrained_model(cfg, weights)
     best = weights.info.get("best", {})
     unqualified = best.get("can_qualify", False) and not best["qualified"]
@@ -63,7 +64,7 @@ def build_evaluation(cfg: CfgNode) -> Evaluation:
     cipher = build_cipher(cfg) if isinstance(model.nets, PrivacyNetworks) else None
     notes = {"weights": note} | _other_desensitizer(cfg, weights)
     evaluator = build_evaluator(cfg, model, splits, cfg.EVAL.SPLIT, cipher, notes)
-    draw = build_pictures(cfg, model, evaluator.query)
+    draw = build_pictures(cfg, model, evaluator.query_samples)
     return Evaluation(evaluator, weights.epoch, draw)
 
 
@@ -112,21 +113,44 @@ def build_evaluator(
         image_quality={},
         notes=splits.notes | notes | _protocol_notes(cfg, cipher),
         caution=cipher.caution if cipher else "",
-        versions=environment_report(model.device),
+        versions=environment_report(model.device) | _processes(),
     )
+    sides = [_loader(cfg, samples, model) for samples in (query, gallery)]
     return Evaluator(
         views=_build_views(cfg, model, cipher),
         networks=model.nets,
-        query=build_eval_loader(cfg, query, model.device),
-        gallery=build_eval_loader(cfg, gallery, model.device),
-        query_samples=query,
-        gallery_samples=gallery,
+        query=sides[0],
+        gallery=sides[1],
+        query_samples=_usable(sides[0]),
         pixels=model.pixels,
         autocast=model.autocast,
         template=template,
         cross_camera=cfg.TEST.CROSS_CAMERA,
         re_ranking=cfg.TEST.RE_RANKING == "on",
     )
+
+
+def _loader(cfg: CfgNode, samples: Sequence[Sample], model: Model) -> EvalLoader:
+    """Return the loader of this process's share of a side."""
+    here = world()
+    return build_eval_loader(
+        cfg,
+        samples,
+        model.device,
+        rank=here.rank,
+        world_size=here.size,
+        sharers=here.local_size,
+    )
+
+
+def _usable(loader: EvalLoader) -> tuple[Sample, ...]:
+    """Return the samples of a side, of all processes, whose pictures are sound."""
+    own = [loader.samples[place] for place in loader.source.usable.tolist()]
+    return tuple(sample for part in all_gather(own) for sample in part)
+
+
+def _processes() -> dict[str, str]:
+    return {"processes": str(world().size)} if world().size > 1 else {}
 
 
 def _sides(splits: DatasetSplits, split: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -163,13 +187,14 @@ def _build_views(cfg: CfgNode, model: Model, cipher: Cipher | None) -> ViewMaker
     return BaselineViews(model.nets)
 
 
-def build_pictures(cfg: CfgNode, model: Model, shown: EvalLoader) -> Callable[[], Image.Image]:
-    """Return what draws a sheet of a few people of a loader in every kind of image.
+def build_pictures(
+    cfg: CfgNode, model: Model, shown: Sequence[Sample]
+) -> Callable[[], Image.Image]:
+    """Return what draws a sheet of a few people in every kind of image.
 
     The people are chosen once, the model is taken as it is when the sheet is drawn.
     """
-    samples = [shown.samples[index] for index in shown.source.usable.tolist()]
-    first_of = {sample.pid: sample for sample in reversed(samples)}
+    first_of = {sample.pid: sample for sample in reversed(shown)}
     chosen = tuple(first_of[pid] for pid in sorted(first_of)[:_NUM_PICTURES])
     # A few images may be several batches: TEST.IMS_PER_BATCH decides.
     batches = tuple(build_eval_loader(cfg, chosen, model.device))

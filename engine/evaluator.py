@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from data.loaders import EvalLoader
 from data.records import Batch, Sample
+from engine.distributed import from_main
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
 from engine.scoring.image_quality import ImageQuality, QualityAccumulator
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import Features, RetrievalScores, score_directions
+from engine.share import Share, gathered
 from engine.views import ViewMaker, Views
 from layers.pixels import PixelSpace
 from utils.progress import Progress
@@ -57,8 +59,8 @@ class Evaluator:
     Attributes:
         views: Makes the images of a batch.
         networks: Every network in use; put into evaluation mode.
-        query, gallery: Images of the split, in order.
-        query_samples, gallery_samples: What the loaders were made from, for subject labels.
+        query, gallery: Images of the split, in order; of several processes, this one's share.
+        query_samples: The queries that are scored, of all processes.
         pixels: Pixel space of the images.
         autocast: Context that the networks run in.
         template: Report with everything that does not depend on the scores.
@@ -71,7 +73,6 @@ class Evaluator:
     query: EvalLoader
     gallery: EvalLoader
     query_samples: Sequence[Sample]
-    gallery_samples: Sequence[Sample]
     pixels: PixelSpace
     autocast: Callable[[], AbstractContextManager[object]]
     template: EvalReport
@@ -79,18 +80,26 @@ class Evaluator:
     re_ranking: bool = False
 
     def evaluate(self, epoch: int) -> EvalReport:
-        """Return the report of the current weights, which are those of ``epoch``."""
-        return self.report(self.extract(), epoch)
+        """Return the report of the current weights, which are those of ``epoch``.
+
+        Of several processes the first scores what all have found; all get its report.
+        """
+        found = self.extract()
+        return from_main(lambda: self.report(found, epoch))
 
     @torch.inference_mode()
     def extract(self) -> Extraction:
-        """Run the networks over the split, once."""
+        """Run the networks over the split, once.
+
+        Of several processes each runs its share, and the first gets everything; what the others
+        get is of no use.
+        """
         was_training = self.networks.training
         self.networks.eval()
         quality: dict[str, QualityAccumulator] = {}
         try:
-            query = self._pass(self.query, self.query_samples, quality, "query")
-            gallery = self._pass(self.gallery, self.gallery_samples, quality, "gallery")
+            query = self._pass(self.query, quality, "query")
+            gallery = self._pass(self.gallery, quality, "gallery")
         finally:
             self.networks.train(was_training)
         return Extraction(query, gallery, {kind: one.result() for kind, one in quality.items()})
@@ -108,33 +117,33 @@ class Evaluator:
             image_quality=found.image_quality,
         )
 
-    def _pass(
-        self,
-        loader: EvalLoader,
-        samples: Sequence[Sample],
-        quality: dict[str, QualityAccumulator],
-        name: str,
-    ) -> Side:
+    def _pass(self, loader: EvalLoader, quality: dict[str, QualityAccumulator], name: str) -> Side:
         """Run the networks over one side once; adds to ``quality``."""
         embeddings: dict[str, list[Tensor]] = {}
+        found: dict[str, QualityAccumulator] = {}
         pids, camids, refused = [], [], dict[str, int]()
         with Progress(loader.num_images, f"Evaluate {name}") as bar:
             for batch in loader:
-                views = self._views(batch, samples, embeddings)
+                views = self._views(batch, loader.samples, embeddings)
                 raw = self.pixels.denormalize(batch.raw)
                 for kind, images in views.kinds.items():
-                    accumulator = quality.setdefault(kind, QualityAccumulator())
+                    accumulator = found.setdefault(kind, QualityAccumulator())
                     accumulator.update(raw, self.pixels.denormalize(images))
                 for state, count in views.num_refused.items():
                     refused[state] = refused.get(state, 0) + count
                 pids.append(batch.pid)
                 camids.append(batch.camid)
                 bar.update(len(batch))
-        pid, camid = torch.cat(pids), torch.cat(camids)
+        share = Share(embeddings, pids, camids, refused, found)
+        share = gathered(share)
+        for kind, accumulator in share.quality.items():
+            quality.setdefault(kind, QualityAccumulator()).add(accumulator)
+        pid, camid = torch.cat(share.pids), torch.cat(share.camids)
         features = {
-            state: Features(torch.cat(parts), pid, camid) for state, parts in embeddings.items()
+            state: Features(torch.cat(parts), pid, camid)
+            for state, parts in share.embeddings.items()
         }
-        return Side(features, refused)
+        return Side(features, share.refused)
 
     def _views(
         self, batch: Batch, samples: Sequence[Sample], embeddings: dict[str, list[Tensor]]

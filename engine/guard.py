@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.records import Batch
 from engine.checkpoint import save_file
+from engine.distributed import world
 from modeling.outputs import LossDict
 from utils.errors import UserError
 from utils.files import WriteError
@@ -86,7 +87,8 @@ class LossGuard:
                 self._stop(bad, values, due)
 
     def _stop(self, bad: dict[str, float], values: dict[str, float], due: _Pending) -> None:
-        path = self._folder / "nan_batch.pth"
+        rank = world().rank  # every process has a part of the batch
+        path = self._folder / (f"nan_batch_rank{rank}.pth" if rank else "nan_batch.pth")
         batch = due.batch
         content = {
             "step": due.step,

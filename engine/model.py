@@ -14,12 +14,13 @@ from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
 from engine.compatibility import differences
+from engine.distributed import device_of_rank
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
 from modeling.build import build_networks
 from modeling.privacy_networks import Networks
 from modeling.state import num_classes_of
-from utils.device import resolve_device, resolve_precision
+from utils.device import resolve_precision
 from utils.seeding import seed_everything
 
 _LOGGER = logging.getLogger("reid_baseline")
@@ -58,7 +59,7 @@ class Model:
 
 def build_model(cfg: CfgNode, num_classes: int) -> Model:
     """Build networks with start values drawn from SOLVER.SEED, and move them to their device."""
-    device = resolve_device(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
     if device.type == "cuda":  # streams, events and pinned memory are those of the current GPU
         torch.cuda.set_device(device)
     seed_everything(cfg.SOLVER.SEED)

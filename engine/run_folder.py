@@ -18,6 +18,7 @@ from engine.checkpoint import (
     training_in,
 )
 from engine.compatibility import run_differences
+from engine.distributed import from_main
 from modeling.state import load_matching
 
 _LOGGER = logging.getLogger("reid_baseline")
@@ -30,22 +31,32 @@ class RunFolder:
         path: OUTPUT_DIR.
         networks: All networks by letter.
         info: Architecture and preprocessing, kept in the native files.
+        writes: Whether this process saves; of several processes only the first does.
     """
 
     def __init__(
-        self, path: Path, networks: Mapping[str, nn.Module], info: Mapping[str, Any]
+        self,
+        path: Path,
+        networks: Mapping[str, nn.Module],
+        info: Mapping[str, Any],
+        *,
+        writes: bool = True,
     ) -> None:
-        self.path = path
+        self.path, self.writes = path, writes
         self._networks = dict(networks)
         self._info = dict(info)
 
     def save_latest(self, epoch: int, training: Mapping[str, Any]) -> None:
         """Save the native file first: it is the one that a resume needs."""
+        if not self.writes:
+            return
         save_native(self.path, "latest", self._networks, epoch, self._info, training)
         save_official(self.path, "latest", self._networks)
 
     def save_best(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Save the weights of the best validation, with its numbers."""
+        if not self.writes:
+            return
         info = self._info | {"best": dict(record)}
         save_native(self.path, "best", self._networks, epoch, info)
         save_official(self.path, "best", self._networks)
@@ -66,11 +77,19 @@ class RunFolder:
     def load_latest(self) -> tuple[int, dict[str, Any]]:
         """Load the networks; returns the epoch and what ``save_latest`` was given.
 
+        The first process reads for all: only it needs the folder, and all resume from one point.
+
         Raises:
             CheckpointError: If the file is missing, damaged, of another architecture, or of a
                 training on other images or people.
         """
         path = self.path / NATIVE_NAMES["latest"]
+        content = from_main(lambda: self._read(path))
+        for letter, network in self._networks.items():
+            load_matching(network, content["networks"][letter], f"{path} ({letter})")
+        return content["epoch"], content["training"]
+
+    def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise CheckpointError(
                 f"SOLVER.RESUME is True, but {path} does not exist; expected the OUTPUT_DIR of an "
@@ -88,6 +107,4 @@ class RunFolder:
                 f"{path} was trained with {', '.join(differing)}; give the same values to go on, "
                 "or choose another OUTPUT_DIR"
             )
-        for letter, network in self._networks.items():
-            load_matching(network, content["networks"][letter], f"{path} ({letter})")
-        return content["epoch"], content["training"]
+        return content

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from modeling.objectives import (
     reid_losses,
     weighted,
 )
-from modeling.outputs import LossDict, ReIDPair
-from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
+from modeling.outputs import LossDict, PrivacyOutput, ReIDPair
+from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly
 from solver.optimizers import Optimizers
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -47,6 +47,29 @@ class StepOutput:
     def numbers(self) -> LossDict:
         """Return all of them under their names."""
         return self.losses | {"total": self.total, "accuracy": self.accuracy}
+
+
+@dataclass(frozen=True)
+class Phases:
+    """What of a step runs networks that learn; several processes wrap it (engine.parallel).
+
+    Attributes:
+        forward: The networks but the discriminators, on raw (and desensitized) images.
+        judge: Losses of the discriminators from raw images, target and the networks' output.
+    """
+
+    forward: Callable[..., Any]
+    judge: Callable[[Tensor, Tensor, PrivacyOutput], LossDict]
+
+
+def phases_of(nets: Networks, objectives: Objectives) -> Phases:
+    """Return the phases of a step in one process."""
+
+    def judge(raw: Tensor, target: Tensor, out: PrivacyOutput) -> LossDict:
+        assert isinstance(nets, PrivacyNetworks)
+        return discriminator_losses(nets, raw, target, out, objectives)
+
+    return Phases(nets, judge)
 
 
 class TrainStep(Protocol):
@@ -72,6 +95,7 @@ class JointStep:
         optimizers: Optimisers of everything that learns.
         supervision: Gives the anonymization target.
         autocast: Context that the networks run in; losses are float32 all the same.
+        phases: The forward passes.
     """
 
     nets: PrivacyNetworks
@@ -79,6 +103,7 @@ class JointStep:
     optimizers: Optimizers
     supervision: Supervision
     autocast: Autocast
+    phases: Phases
 
     @property
     def anonymizer(self) -> nn.Module:
@@ -90,8 +115,8 @@ class JointStep:
         raw, nets, objectives = batch.raw, self.nets, self.objectives
         with self.autocast():
             target = self.supervision.target(raw, batch.desensitized)
-            out = nets(raw)
-            judged = discriminator_losses(nets, raw, target, out, objectives)
+            out = self.phases.forward(raw)
+            judged = self.phases.judge(raw, target, out)
         weighted(judged).backward()
         self.optimizers.step_discriminators()
 
@@ -113,12 +138,14 @@ class BaselineStep:
         objectives: Losses and their weights.
         optimizers: Optimisers of the network and the centres.
         autocast: Context that the network runs in; losses are float32 all the same.
+        phases: The forward pass; nothing is judged.
     """
 
     nets: ReIDOnly
     objectives: Objectives
     optimizers: Optimizers
     autocast: Autocast
+    phases: Phases
 
     @property
     def anonymizer(self) -> None:
@@ -128,7 +155,7 @@ class BaselineStep:
     def __call__(self, batch: Batch) -> StepOutput:
         """Update the re-ID network and the centres on one batch."""
         with self.autocast():
-            out = self.nets(batch.raw, batch.desensitized)
+            out = self.phases.forward(batch.raw, batch.desensitized)
             losses = reid_losses(out, batch.label, self.objectives)
         total = weighted(losses, self.objectives.weights)
         total.backward()

@@ -20,7 +20,7 @@ from engine.supervision import Supervision
 from engine.train_step import StepOutput, TrainStep
 from modeling.outputs import LossDict
 from solver.optimizers import Optimizers, set_learning_rate
-from utils.metric_writer import MetricWriter
+from utils.metric_writer import MetricWriter, SilentWriter
 from utils.progress import Progress
 
 _LOGGER = logging.getLogger("reid_baseline")
@@ -119,7 +119,7 @@ class Trainer:
     supervision: Supervision
     plan: TrainPlan
     folder: RunFolder
-    writer: MetricWriter
+    writer: MetricWriter | SilentWriter
     validation: ValidationRun | None
     state: TrainState = field(default_factory=TrainState)
 
@@ -176,9 +176,10 @@ class Trainer:
 
     def _validate(self, epoch: int, validation: ValidationRun) -> EvalReport:
         report = validation.evaluate(epoch)
-        sheet = validation.draw()
-        save_picture(sheet, self.folder.path / "pictures" / f"epoch_{epoch:03d}.png")
-        self.writer.picture("pictures", as_tensor(sheet), step=self.state.step)
+        if self.folder.writes:
+            sheet = validation.draw()
+            save_picture(sheet, self.folder.path / "pictures" / f"epoch_{epoch:03d}.png")
+            self.writer.picture("pictures", as_tensor(sheet), step=self.state.step)
         for line in report.log_lines():
             _LOGGER.info(line)
         _LOGGER.info("\n%s", report.table())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from layers.precision import full_precision
+from layers.synced_norm import over_processes, update_running
 
 
 class NonLocalBlock(nn.Module):
@@ -24,10 +25,15 @@ class NonLocalBlock(nn.Module):
 
     Args:
         channels: Channels C of the feature map.
+
+    Attributes:
+        synchronized: Whether the batch is that of all processes of a run together. Two numbers for
+            each travel then, where a synchronised batch norm of W(y) would send 2 C.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.synchronized = False
         self.g = nn.Conv2d(channels, 1, 1)
         self.W = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels))
         self.theta = nn.Conv2d(channels, 1, 1)
@@ -42,7 +48,7 @@ class NonLocalBlock(nn.Module):
         """Map (B, C, H, W) to the same shape, type and memory format."""
         response = self._response(features)
         norm = self.W[1]
-        if type(norm) is not nn.BatchNorm2d:  # e.g. synchronised across devices: the plain form
+        if type(norm) is not nn.BatchNorm2d:  # another kind of norm: the plain form
             return features + self.W(response.to(features.dtype))
         with full_precision(features):
             scale, shift = self._affine(response)
@@ -67,8 +73,12 @@ class NonLocalBlock(nn.Module):
         weight, bias = conv.weight.flatten(), _bias(conv)
         if norm.training:
             variance, mean = torch.var_mean(response, correction=0)
+            count = response.numel()
+            if self.synchronized:
+                mean, variance, num_processes = over_processes(mean, variance)
+                count *= num_processes
             channel_mean, channel_var = weight * mean + bias, weight.square() * variance
-            _update_running(norm, channel_mean, channel_var, response.numel())
+            update_running(norm, channel_mean, channel_var, count)
         else:
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -80,15 +90,3 @@ class NonLocalBlock(nn.Module):
 def _bias(conv: nn.Conv2d) -> Tensor:
     assert conv.bias is not None
     return conv.bias
-
-
-@torch.no_grad()
-def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Move the running statistics as nn.BatchNorm2d does (unbiased variance)."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)

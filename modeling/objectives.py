@@ -20,6 +20,12 @@ from modeling.outputs import LossDict, PrivacyOutput, ReIDOutput, ReIDPair
 from modeling.privacy_networks import PrivacyNetworks
 
 TripletLoss = Callable[[Tensor, Tensor], Tensor]
+# Features (b, D) and labels (b,) of this process's images -> those of the whole batch.
+WholeBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _as_they_are(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return features, labels
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Objectives:
         centers: Centre loss, or None where MODEL.CENTER_LOSS is off.
         gan: Adversarial loss of a prediction and whether it should be judged real.
         weights: Weight of every term of ``generator_losses`` and ``reid_losses`` by name.
+        whole_batch: Gathers what triplet and centre losses compare, where several processes share a
+            batch.
     """
 
     triplet: TripletLoss
@@ -39,6 +47,7 @@ class Objectives:
     centers: CenterLoss | None
     gan: GANLoss
     weights: Mapping[str, float]
+    whole_batch: WholeBatch = _as_they_are
 
 
 def loss_weights(
@@ -150,13 +159,14 @@ def weighted(losses: LossDict, weights: Mapping[str, float] | None = None) -> Te
 
 
 def _identity_losses(output: ReIDOutput, label: Tensor, objectives: Objectives) -> LossDict:
+    features, labels = objectives.whole_batch(output.feature, label)
     with full_precision(output.logits):
         losses = {
             "cross_entropy": functional.cross_entropy(
                 output.logits.float(), label, label_smoothing=objectives.label_smoothing
             ),
-            "triplet": objectives.triplet(output.feature, label),
+            "triplet": objectives.triplet(features, labels),
         }
     if objectives.centers is not None:
-        losses["center"] = objectives.centers(output.feature, label)
+        losses["center"] = objectives.centers(features, labels)
     return losses

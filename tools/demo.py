@@ -82,6 +82,7 @@ def train_and_test(method: str, output: Path, overrides: Sequence[str]) -> Outco
     test = ("TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self", "SOLVER.RESUME", "False")
     where = ("MODEL.PRETRAIN_DIR", str(folder), "OUTPUT_DIR", str(output / f"{method}-test"))
     report = run(loading.load(CONFIG, [*common, *test, *where]))
+    assert report is not None  # the demo is one process
     return Outcome(report, time.monotonic() - start, folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.build import build_trainer
 from engine.checkpoint import training_in
+from engine.distributed import World, from_main, is_main, joined, leave
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
+from engine.launch import Launch
 from engine.pictures import save_picture
 from engine.report import EvalReport
 from engine.scoring.details import (
@@ -50,21 +53,24 @@ Every key, its meaning and its allowed values are in docs/configuration.md.
 """
 
 
-def run(cfg: CfgNode) -> EvalReport:
+def run(cfg: CfgNode) -> EvalReport | None:
     """Train, unless TEST.EVALUATE_ONLY is on, and evaluate; writes everything to OUTPUT_DIR.
 
     After a training the best weights (the latest where nothing was validated) are scored on the
     validation split, or, where there is none, on the test split.
+
+    Returns:
+        The report; None in processes of a distributed run besides the first.
     """
-    output_dir = ensure_folder(cfg.OUTPUT_DIR)
-    for folder in (output_dir, output_dir / "pictures"):
-        remove_leftovers(folder)
-    logger = setup_logger(output_dir)
+    logger = _start(cfg)
     set_threads(cfg.RUNTIME.THREADS)
+    output_dir = Path(cfg.OUTPUT_DIR)
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
     cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)
     found = evaluation.evaluator.extract()
+    if not is_main():
+        return None
     report = evaluation.evaluator.report(found, evaluation.epoch)
     report.save(output_dir / "results.json")
     save_picture(evaluation.draw(), output_dir / "pictures.png")
@@ -72,10 +78,21 @@ def run(cfg: CfgNode) -> EvalReport:
         logger.info(line)
     logger.info("\n%s", report.table())
     _extras(cfg, evaluation, found)
+    Launch.done(output_dir)
     logger.info(
         "Results are in %s, pictures in pictures.png beside it", output_dir / "results.json"
     )
     return report
+
+
+def _start(cfg: CfgNode) -> logging.Logger:
+    """Prepare OUTPUT_DIR and the log; of several processes only the first writes."""
+    if not is_main():
+        return setup_logger(level=logging.WARNING)
+    output_dir = ensure_folder(cfg.OUTPUT_DIR)
+    for folder in (output_dir, output_dir / "pictures"):
+        remove_leftovers(folder)
+    return setup_logger(output_dir)
 
 
 def _extras(cfg: CfgNode, evaluation: Evaluation, found: Extraction) -> None:
@@ -96,6 +113,8 @@ def _evaluation_alone(cfg: CfgNode) -> CfgNode:
     output_dir = Path(cfg.OUTPUT_DIR)
     if cfg.SOLVER.RESUME:
         return _evaluating_output(cfg)  # config.yml there is that of the training
+    if not is_main():
+        return cfg
     training = training_in(output_dir)
     if training is not None:
         raise UserError(
@@ -115,11 +134,22 @@ def _evaluating_output(cfg: CfgNode) -> CfgNode:
 
 def _train(cfg: CfgNode) -> CfgNode:
     """Train; returns the configuration that evaluates what came out."""
+    folder = Path(cfg.OUTPUT_DIR)
+    launched = from_main(lambda: Launch.begin(folder))
+    cfg = _resuming(cfg) if launched.resumes else cfg
     trainer = build_trainer(cfg)
-    loading.dump(cfg, Path(cfg.OUTPUT_DIR) / "config.yml")
+    if is_main():
+        loading.dump(cfg, folder / "config.yml")
+        launched.accepted()
     trainer.fit()
     split = "test" if trainer.validation is None else "val"
     return changed(_evaluating_output(cfg), {"EVAL.SPLIT": split})
+
+
+def _resuming(cfg: CfgNode) -> CfgNode:
+    """Return the configuration of a run that torchrun has restarted."""
+    get_logger().info("Restarted by torchrun: going on from the last checkpoint")
+    return changed(cfg, {"SOLVER.RESUME": True})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,7 +164,12 @@ def main(argv: list[str] | None = None) -> int:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys that override the file"
     )
     args = parser.parse_args(argv)
-    return exit_code_of(lambda: run(loading.load(args.config_file, args.opts)))
+
+    def work() -> None:
+        with joined():
+            run(from_main(lambda: loading.load(args.config_file, args.opts)))
+
+    return exit_code_of(work)
 
 
 def exit_code_of(
@@ -143,6 +178,8 @@ def exit_code_of(
     "SOLVER.RESUME True",
 ) -> int:
     """Do something; what a user can mend becomes one line and an exit code, not a traceback."""
+    here = World.from_environment()
+    who = "" if here.is_main else f"rank {here.rank}: "
     try:
         with _plain_warnings():
             work()
@@ -150,18 +187,19 @@ def exit_code_of(
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             if get_logger().handlers:
                 get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {who}{error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     except torch.cuda.OutOfMemoryError as error:
         print(
-            f"error: the GPU ran out of memory ({str(error).splitlines()[0]}); lower "
+            f"error: {who}the GPU ran out of memory ({str(error).splitlines()[0]}); lower "
             "SOLVER.IMS_PER_BATCH or TEST.IMS_PER_BATCH, or keep images off it with CACHE.MODE "
             "memory",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        if here.is_main:
+            print(interrupted, file=sys.stderr)
         return 130
     return 0
 
@@ -178,4 +216,4 @@ def _plain_warnings() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

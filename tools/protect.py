@@ -11,8 +11,9 @@ Examples:
     python3 tools/protect.py search someone.jpg sealed --checkpoint log/run --keyring keys.db \
         --master master.key -k 5
 
-The same command goes on after an interruption. Exit codes: 0 all done, 1 some failed, 2 usage,
-3 environment (disk, device), 4 keyring, 5 at least one authentication failure, 130 interrupted.
+The same command goes on after an interruption; `torchrun --nproc_per_node N` shares `protect` among
+N processes (docs/DISTRIBUTED.md). Exit codes: 0 all done, 1 some failed, 2 usage, 3 environment
+(disk, device), 4 keyring, 5 at least one authentication failure, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,14 +26,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-if __package__ in (
-    None,
-    "",
-):  # run as a file: import from the repository root, not from this folder
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
     from engine.api import PUBLISHED, Anonymizer
+    from engine.distributed import device_of_rank, is_main, joined, leave, share
     from engine.protecting.opened_folder import OpenOptions, write_opened
     from engine.protecting.protection import ProtectOptions, Summary, list_sources, protect_folder
     from engine.protecting.sealed_folder import check_apart
@@ -65,7 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         run: Command = arguments.run
-        return run(arguments)
+        with joined() as here:
+            if here.size > 1 and run is not _protect:
+                raise UsageError("torchrun shares out `protect` only; run this without it")
+            return run(arguments)
     except UserError as error:
         print(_line(error), file=sys.stderr)
         return error.exit_code
@@ -85,9 +87,8 @@ def _interrupt(*_: object) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Command, *places: tuple[str, str]) -> argparse.ArgumentParser:
@@ -171,7 +172,8 @@ def _keyring(arguments: argparse.Namespace) -> Keyring:
 
 def _model(arguments: argparse.Namespace) -> Anonymizer:
     """Load the networks of the command line."""
-    return Anonymizer.from_checkpoint(arguments.checkpoint, device=arguments.device)
+    chosen = str(device_of_rank(arguments.device))
+    return Anonymizer.from_checkpoint(arguments.checkpoint, device=chosen)
 
 
 def _protect(arguments: argparse.Namespace) -> int:
@@ -187,8 +189,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     options = ProtectOptions(
         dataset, rule, arguments.batch, max(0, arguments.workers), arguments.overwrite
     )
-    total = len(list_sources(arguments.input))
-    stop = threading.Event()
+    total, stop = len(share(list_sources(arguments.input))), threading.Event()
     with _keyring(arguments) as keyring:
         model = _model(arguments)
         with _stopping_at_signals(stop), Progress(total, "Protect") as bar:
@@ -201,6 +202,8 @@ def _protect(arguments: argparse.Namespace) -> int:
             summary = protect_folder(
                 arguments.input, arguments.output, model, keyring, options, report=report, stop=stop
             )
+            if not is_main():
+                return 0  # the first speaks for all
             _say(summary, arguments.output, bar.rate)
     others = other_files(arguments.input)
     if others:  # a HEIC or GIF whose original somebody deletes, trusting that all was sealed
@@ -310,4 +313,4 @@ def _line(error: UserError, path: str = "") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

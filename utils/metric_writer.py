@@ -139,6 +139,22 @@ class MetricWriter:
                 raise
 
 
+class SilentWriter:
+    """Takes what :class:`MetricWriter` takes and writes nothing, in processes besides the first."""
+
+    def scalars(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
+        """Do nothing."""
+
+    def picture(self, name: str, image: Tensor, *, step: int) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> SilentWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the records of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
     path = Path(path)

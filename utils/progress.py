@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import ClassVar
 
 from tqdm import tqdm
 
@@ -19,9 +20,14 @@ class Progress:
     On a terminal it is a bar that vanishes at the end. Elsewhere (a file, a pipe, CI) it is silent
     but for a log line every half minute: a long run shows that it lives, a short one says nothing.
 
+    Attributes:
+        shown: Whether bars are drawn at all; of several processes on one terminal only one draws.
+
     Example:
         ``with Progress(len(samples), "Epoch 3") as bar: bar.update(len(batch), loss=1.2)``
     """
+
+    shown: ClassVar[bool] = True
 
     def __init__(
         self, total: int, description: str, *, unit: str = "img", quiet_s: float = _QUIET_S
@@ -38,7 +44,7 @@ class Progress:
         self._description, self._unit, self._quiet_s = description, unit, quiet_s
         self._total, self._done, self._note = total, 0, ""
         self._start = self._last = time.monotonic()
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             self._bar = tqdm(
                 total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True
             )
@@ -54,7 +60,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last >= self._quiet_s:
+        elif self.shown and time.monotonic() - self._last >= self._quiet_s:
             self._last = time.monotonic()
             get_logger().info(self.line())
 

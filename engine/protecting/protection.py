@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from engine.api import Anonymizer
+from engine.distributed import all_gather, from_main, is_main, share
 from engine.protecting.sealed_folder import Manifest, check_apart
 from engine.protecting.sealing_work import (
     Job,
@@ -125,6 +126,11 @@ def protect_folder(
 ) -> Summary:
     """Anonymize and seal every picture below a folder.
 
+    Of several processes started by torchrun each takes every N-th picture; the keyring's own
+    transactions and the outputs' names, which are taken once and for all, keep them apart. All get
+    the summary of all, and the first writes the one manifest. If any fails, files that are finished
+    are whole and the same call puts them into it.
+
     The same call goes on after any interruption: the output name is a function of the input, and an
     output that is there is opened and its source compared.
 
@@ -142,13 +148,7 @@ def protect_folder(
         StorageError, KeyringError: Nothing can go on; finished files are whole.
     """
     check_apart(source, target, keyring.store.path)
-    paths = list_sources(source)
-    try:
-        ensure_folder(target)
-    except UserError as error:
-        raise StorageError(str(error)) from None
-    remove_leftovers(target)
-    Manifest.load(target, keyring.manifest_key())  # before any work: it may be another keyring's
+    paths = share(from_main(lambda: _prepare(source, target, keyring)))
     summary = Summary()
 
     def note(outcome: Outcome) -> None:
@@ -162,10 +162,38 @@ def protect_folder(
     try:
         run.go(jobs)
         summary.interrupted = run.stop.is_set()
+        summary = _together(all_gather(summary))
     finally:
-        with suppress(UserError, OSError):  # an error under way says more than this one
-            _add_to_manifest(target, keyring.manifest_key(), options.dataset, summary.digests)
+        if is_main():
+            with suppress(UserError, OSError):  # an error under way says more than this one
+                _add_to_manifest(target, keyring.manifest_key(), options.dataset, summary.digests)
     return summary
+
+
+def _prepare(source: Path, target: Path, keyring: Keyring) -> list[str]:
+    """Make the output folder; return the sources. Before any process works in it."""
+    paths = list_sources(source)
+    try:
+        ensure_folder(target)
+    except UserError as error:
+        raise StorageError(str(error)) from None
+    remove_leftovers(target)
+    Manifest.load(target, keyring.manifest_key())  # before any work: it may be another keyring's
+    return paths
+
+
+def _together(summaries: list[Summary]) -> Summary:
+    """Return the summary of what several processes have done."""
+    first, *others = summaries
+    for one in others:
+        first.sealed += one.sealed
+        first.kept += one.kept
+        first.failed += one.failed
+        first.exif += one.exif
+        first.exit_code = max(first.exit_code, one.exit_code)
+        first.interrupted |= one.interrupted
+        first.digests |= one.digests
+    return first
 
 
 def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, str]) -> None:
@@ -179,7 +207,7 @@ def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, 
 
 
 def _jobs(
-    paths: list[str], keyring: Keyring, options: ProtectOptions, note: Report
+    paths: Sequence[str], keyring: Keyring, options: ProtectOptions, note: Report
 ) -> tuple[list[Job], KeySnapshot]:
     """Return a job for every path whose subject can be sealed for, and the keys."""
     subjects: dict[str, str] = {}

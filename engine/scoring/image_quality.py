@@ -73,6 +73,24 @@ class QualityAccumulator:
         self._ssim.append(structural_similarity(raw, image))
         self._values += [raw[0].numel()] * len(raw) if len(raw) else []
 
+    def add(self, other: QualityAccumulator) -> None:
+        """Add the images of another accumulator after those that are here."""
+        self._error += other._error
+        self._ssim += other._ssim
+        self._values += other._values
+
+    def rows(self) -> Tensor:
+        """Return squared error, SSIM and number of values of each image, float64 (N, 3)."""
+        return torch.stack(self._collected(), 1) if self._values else torch.zeros(0, 3).double()
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> QualityAccumulator:
+        """Return an accumulator that has seen the images of :meth:`rows`, exactly."""
+        one = cls()
+        one._error, one._ssim = [rows[:, 0].float()], [rows[:, 1].float()]
+        one._values = rows[:, 2].long().tolist()
+        return one
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._values)

@@ -78,3 +78,11 @@ def test_free_memory_of_this_machine_is_found(monkeypatch):
     assert memory._free_bytes(CPU) > 16 * MIB
     monkeypatch.setattr(memory, "_left_in_container", lambda: 5)
     assert memory._free_bytes(CPU) == 5
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 100 * memory.MIB)
+    size, images = (256, 128), 320  # 30 MiB
+    alone = memory.plan_cache(images, size, torch.device("cpu"))
+    together = memory.plan_cache(images, size, torch.device("cpu"), sharers=2)
+    assert (alone.mode, together.mode) == ("memory", "stream")
