@@ -23,6 +23,7 @@ from utils.files import atomic_write
 from utils.logger import get_logger
 
 CALIBRATION_NAME = "calibration.json"
+PER_QUERY_NAME = "per_query.csv"
 _CALIBRATED_FPR = 1e-3
 _PER_QUERY = (
     "pid", "camid", "num_matches", "first_rank", "last_rank", "average_precision",
@@ -56,7 +57,7 @@ def save_details(
     content = {name: one.to_json(per_query=False) for name, one in details.items()}
     _save_json(content, folder / "details.json")
     with (
-        atomic_write(folder / "per_query.csv") as temporary,
+        atomic_write(folder / PER_QUERY_NAME) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.scoring.paired import QueryResult, differences, read_queries
+from utils.errors import UserError
+
+HEAD = "direction,path,pid,camid,num_matches,first_rank,last_rank,average_precision,inp\n"
+
+
+def results(rank1: list[float], ap: list[float], people: int) -> dict[str, QueryResult]:
+    return {
+        f"{place}.png": QueryResult(place % people, *pair)
+        for place, pair in enumerate(zip(rank1, ap, strict=True))
+    }
+
+
+def test_equal_models_differ_by_nothing() -> None:
+    one = results([1, 0, 1, 1], [0.5, 0.1, 1.0, 0.75], people=2)
+    for found in differences(one, one).values():
+        assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_a_difference_is_that_of_the_means_and_pairs_share_the_luck() -> None:
+    """Queries differ widely, models by a hair: their own intervals overlap."""
+    rng = np.random.default_rng(5)
+    ap = rng.uniform(0.0, 0.9, 200)
+    better = ap + rng.uniform(0.01, 0.03, 200)
+    zeros = [0.0] * 200
+    found = differences(results(zeros, ap.tolist(), 40), results(zeros, better.tolist(), 40))
+    assert found["mAP"].value == pytest.approx((better - ap).mean())
+    assert 0.01 < found["mAP"].low < found["mAP"].value < found["mAP"].high < 0.03
+    assert found["rank1"].value == 0
+
+
+def test_the_sign_says_second_minus_first() -> None:
+    worse, better = results([0, 0], [0.1, 0.2], 2), results([1, 1], [0.6, 0.7], 2)
+    assert differences(worse, better)["rank1"].value == 1
+    assert differences(better, worse)["mAP"].value == pytest.approx(-0.5)
+
+
+def test_other_queries_are_refused() -> None:
+    one = results([1, 0], [1, 0.5], 2)
+    other = {"x.png": QueryResult(1, 1.0, 1.0), "0.png": one["0.png"]}
+    with pytest.raises(UserError, match=r"1\.png in one alone.*EVAL\.DETAILS on"):
+        differences(one, other)
+    with pytest.raises(UserError, match="0 queries are compared with 0 others"):
+        differences({}, {})
+
+
+def test_reads_what_an_evaluation_wrote(tmp_path: Path) -> None:
+    rows = "raw->raw,a.png,7,0,2,1,3,0.83,0.5\nraw->raw,b.png,8,1,1,4,4,0.25,0.25\n"
+    (tmp_path / "per_query.csv").write_text(HEAD + rows, "utf-8")
+    assert read_queries(tmp_path) == {
+        "raw->raw": {"a.png": QueryResult(7, 1.0, 0.83), "b.png": QueryResult(8, 0.0, 0.25)}
+    }
+
+
+def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"per_query\.csv does not exist; evaluate both"):
+        read_queries(tmp_path)
+    for text in (
+        "name,value\na,1\n",
+        HEAD + "raw->raw,a.png\n",
+        HEAD + "raw->raw,a,x,0,2,1,3,1,1\n",
+    ):
+        (tmp_path / "per_query.csv").write_text(text, "utf-8")
+        with pytest.raises(UserError, match="not a table of per-query results"):
+            read_queries(tmp_path)

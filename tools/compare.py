@@ -1,0 +1,77 @@
+"""Compare evaluations query by query: which differences are more than luck?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from engine.report import DIRECTIONS
+from engine.scoring.bootstrap import Interval
+from engine.scoring.paired import differences, read_queries
+from utils.errors import UserError
+
+_EXAMPLES = """examples:
+  python3 tools/compare.py demo/base-test demo/without-test demo/full-test
+  python3 tools/compare.py log/mosaic-test log/blur-test
+
+Each folder is the OUTPUT_DIR of an evaluation with EVAL.DETAILS on; every one is compared with the
+one before it.
+"""
+
+
+def difference_table(folders: Sequence[Path]) -> str:
+    """Return the differences of each evaluation to the one before, for every direction.
+
+    Raises:
+        UserError: A folder holds no per-query results, or those of other queries.
+    """
+    tables = {folder: read_queries(folder) for folder in folders}
+    lines = [f"{'points on the same queries, 95 % over people':<46}{'rank-1':>24}{'mAP':>24}"]
+    for query, gallery in DIRECTIONS:
+        direction = f"{query}->{gallery}"
+        lines.append(f"  {direction}")
+        for before, after in pairwise(folders):
+            sides = [tables[folder].get(direction, {}) for folder in (before, after)]
+            found = differences(*sides)
+            name = f"    {_name(after)} - {_name(before)}"
+            lines.append(f"{name:<46}" + "".join(f"{_cell(found[k]):>24}" for k in found))
+    lines.append("An interval that holds 0 shows no difference: more people or seeds may.")
+    return "\n".join(lines)
+
+
+def _name(folder: Path) -> str:
+    return folder.name.removesuffix("-test")
+
+
+def _cell(found: Interval) -> str:
+    value, low, high = (100 * bound for bound in (found.value, found.low, found.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="two or more")
+    args = parser.parse_args(argv)
+    if len(args.folders) < 2:
+        parser.error("one folder was given; expected two or more")
+    try:
+        print(difference_table(args.folders))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
