@@ -11,7 +11,7 @@ from data.build import build_splits, build_train_loader
 from data.records import DatasetSplits
 from engine.checkpoint import load_networks
 from engine.evaluation import build_evaluator, build_pictures
-from engine.model import Model, build_model, load_pretrained, model_info
+from engine.model import Model, build_model, compile_model, load_pretrained, model_info
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BaselineStep, JointStep, TrainStep
@@ -41,6 +41,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
         )
     label_of = splits.label_of
     model = build_model(_start(cfg), len(label_of))
+    compile_model(cfg, model)
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
         load_networks(model.nets.official_networks, load_pretrained(cfg))
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)

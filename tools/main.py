@@ -28,6 +28,7 @@ from engine.scoring.details import (
     save_calibrations,
     save_details,
 )
+from utils.allocator import keep_freed_memory
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
@@ -59,6 +60,7 @@ def run(cfg: CfgNode) -> EvalReport:
         remove_leftovers(folder)
     logger = setup_logger(output_dir)
     set_threads(cfg.RUNTIME.THREADS)
+    keep_freed_memory()
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
     cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)
