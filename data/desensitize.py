@@ -119,7 +119,11 @@ class Noise(Desensitizer):
 
     def __call__(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """See :meth:`Desensitizer.__call__`."""
-        keys = content_keys(images, self.seed) if keys is None else keys.to(images.device, non_blocking=True)
+        keys = (
+            content_keys(images, self.seed)
+            if keys is None
+            else keys.to(images.device, non_blocking=True)
+        )
         noisy = torch.empty_like(images, memory_format=torch.contiguous_format)
         step = _NOISE_CHUNK if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), step):

@@ -12,7 +12,7 @@ from engine.train_step import StepOutput, TrainStep
 from utils.errors import UserError
 
 
-class BatchTooLarge(UserError):
+class BatchTooLarge(UserError):  # noqa: N818 - the name that says it
     """A training step ran out of GPU memory."""
 
     exit_code = 1
@@ -52,9 +52,7 @@ def step_that_fits(
     )
 
 
-def _largest(
-    step: TrainStep, batch: Batch, num_instances: int, clean: Callable[[], None]
-) -> int:
+def _largest(step: TrainStep, batch: Batch, num_instances: int, clean: Callable[[], None]) -> int:
     """Return the most images that a step takes; 0 if not even two identities fit."""
     fits, fails = 1, -(-len(batch) // num_instances)  # identities; one is too few to learn from
     while fails - fits > 1:

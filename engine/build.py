@@ -55,7 +55,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if saved is None:
         folder.refuse_overwriting()
     supervision = Supervision(policy)
-    step = _build_step(model, objectives, optimizers, supervision)
+    step = build_step(model, objectives, optimizers, supervision)
     loader = build_train_loader(cfg, splits, model.device)
     validation = _build_validation(cfg, model, splits)
     trainer = Trainer(
@@ -97,9 +97,10 @@ def _start(cfg: CfgNode) -> CfgNode:
     return resumed
 
 
-def _build_step(
+def build_step(
     model: Model, objectives: Objectives, optimizers: Optimizers, supervision: Supervision
 ) -> TrainStep:
+    """Return the step of the joint model, or of the baseline."""
     if isinstance(model.nets, PrivacyNetworks):
         return JointStep(model.nets, objectives, optimizers, supervision, model.autocast)
     return BaselineStep(model.nets, objectives, optimizers, model.autocast)

@@ -11,17 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-class Recomputable(nn.Module):
-    """A network that can keep only the inputs of its parts for the backward pass.
+class Recomputable:
+    """What a network inherits that can keep only the inputs of its parts for the backward pass.
 
     Attributes:
         recompute: Whether it does, when gradients are taken; off at first. Nothing else changes:
             outputs, gradients and running statistics stay the same.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.recompute = False
+    recompute: bool = False
 
     def run_part(self, part: nn.Module, features: Tensor) -> Tensor:
         """Return ``part(features)``, whose inner activations are dropped if so chosen.

@@ -13,7 +13,7 @@ from utils.errors import UserError
 MINIMUM_DOWNS = 5  # width doubles over the first three levels and must have reached its maximum
 
 
-class UNet(Recomputable):
+class UNet(nn.Module, Recomputable):
     """Image-to-image network with skip connections, 256 x 128 pixels and 7 levels by default.
 
     Width doubles from ``width`` to 8 ``width`` over the first levels and stays there. State-dict

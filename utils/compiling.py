@@ -47,7 +47,13 @@ def resolve_compile(name: str, device: torch.device) -> bool:
 
 def _missing(device: torch.device) -> str:
     """Say what compiling lacks; empty where nothing."""
-    compilers = (os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang", "cc")
+    compilers = (
+        os.environ.get("CXX", "g++"),
+        os.environ.get("CC", "gcc"),
+        "clang++",
+        "clang",
+        "cc",
+    )
     if not any(shutil.which(name) for name in compilers):
         return "no C++ compiler is installed (looked for $CXX, g++ and clang++)"
     if device.type == "cuda":
