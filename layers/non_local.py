@@ -68,8 +68,7 @@ class NonLocalBlock(nn.Module):
         if norm.training:
             variance, mean = torch.var_mean(response, correction=0)
             channel_mean, channel_var = weight * mean + bias, weight.square() * variance
-            if norm.track_running_stats:
-                _update_running(norm, channel_mean, channel_var, response.numel())
+            _update_running(norm, channel_mean, channel_var, response.numel())
         else:
             assert norm.running_mean is not None
             assert norm.running_var is not None

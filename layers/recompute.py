@@ -50,16 +50,21 @@ def set_recompute(network: nn.Module, recompute: bool) -> None:
 
 @contextmanager
 def _without_statistics(part: nn.Module) -> Iterator[None]:
-    """Let batch norms use the batch's statistics without adding them to the running ones again."""
-    norms = [
-        module
-        for module in part.modules()
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    """Let batch norms add the batch to copies of their running statistics: it is counted already.
+
+    They cannot do without statistics here: torch would then keep fewer tensors than in the forward
+    pass, and refuses.
+    """
+    kept = [
+        (norm, name, buffer)
+        for norm in part.modules()
+        if isinstance(norm, _BatchNorm) and norm.training
+        for name, buffer in norm.named_buffers(recurse=False)
     ]
-    for norm in norms:
-        norm.track_running_stats = False
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
