@@ -122,7 +122,7 @@ KEYS: tuple[Key, ...] = (
     Key("SOLVER.IMS_PER_BATCH", 80, _COUNT, "images in a training batch"),
     Key("SOLVER.GRAD_CHECKPOINT", False, Flag(),
         "compute activations again in the backward pass instead of keeping them: the same numbers "
-        "with less memory and about a quarter more time, for small GPUs"),
+        "with less memory and about a fifth more FLOPs, for small GPUs"),
     Key("SOLVER.VAL_PERIOD", 10, _COUNT, "epochs between validations"),
     Key("SOLVER.CHECKPOINT_PERIOD", 1, _COUNT, "epochs between checkpoints"),
     Key("SOLVER.LOG_PERIOD", 20, _COUNT, "batches between log lines"),

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
@@ -80,5 +81,7 @@ def uncompiled() -> AbstractContextManager[object]:
     For passes so short or so varied in size that compiling would cost more than it gives. Before
     torch 2.6 there is no such switch, and they are compiled.
     """
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled; loading it takes seconds
+        return contextlib.nullcontext()
     set_stance = getattr(torch.compiler, "set_stance", None)
     return contextlib.nullcontext() if set_stance is None else set_stance("force_eager")
