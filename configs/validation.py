@@ -148,6 +148,14 @@ def _device(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def _compiling(cfg: CfgNode) -> Iterator[str]:
+    if cfg.SOLVER.GRAD_CHECKPOINT and cfg.RUNTIME.COMPILE == "on":
+        yield (
+            "RUNTIME.COMPILE is on with SOLVER.GRAD_CHECKPOINT True; expected one of the two: what "
+            "is compiled cannot leave the running statistics alone when it is computed again"
+        )
+
+
 def _normalisation(cfg: CfgNode) -> Iterator[str]:
     if cfg.LOSS.TRIPLET_NORMALIZED and cfg.MODEL.WEIGHT_REGULARIZED_TRIPLET == "off":
         yield (
@@ -165,5 +173,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[str]]], ...] 
     (("MODEL.PRETRAIN_CHOICE", "MODEL.PRETRAIN_DIR"), _pretraining),
     (("TEST.EVALUATE_ONLY", "MODEL.PRETRAIN_CHOICE", "SOLVER.RESUME"), _evaluation),
     (("MODEL.DEVICE", "MODEL.DEVICE_ID"), _device),
+    (("SOLVER.GRAD_CHECKPOINT", "RUNTIME.COMPILE"), _compiling),
     (("LOSS.TRIPLET_NORMALIZED", "MODEL.WEIGHT_REGULARIZED_TRIPLET"), _normalisation),
 )

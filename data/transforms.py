@@ -105,7 +105,7 @@ class Augmentation:
         Returns:
             Normalised float32 (B, 3, H, W) on the device of the images.
         """
-        fill = torch.tensor(self.pixel_space.mean, device=images.device).view(3, 1, 1)
+        fill = self.pixel_space.mean_on(images.device)
         if images.device.type != "cpu":
             draw = draw.to(images.device)
             moved = _move_by_windows(images, draw, self.padding)

@@ -13,7 +13,7 @@ from data.records import DatasetSplits
 from engine.checkpoint import load_networks
 from engine.distributed import first_on_machine, from_main, is_main, world
 from engine.evaluation import build_evaluator, build_pictures
-from engine.model import Model, build_model, load_pretrained, model_info
+from engine.model import Model, build_model, compile_model, load_pretrained, model_info
 from engine.parallel import over_processes, parallel_phases, shared_step
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision, UpgradePolicy
@@ -46,6 +46,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     label_of = splits.label_of
     # One process of a machine may have to fetch the start weights for all.
     model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
+    compile_model(cfg, model)
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
         load_networks(model.nets.official_networks, from_main(lambda: load_pretrained(cfg)))
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)
@@ -62,7 +63,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if saved is None and is_main():
         folder.refuse_overwriting()
     supervision = Supervision(policy)
-    step = _build_step(model, objectives, optimizers, supervision)
+    step = build_step(model, objectives, optimizers, supervision)
     here = world()
     loader = build_train_loader(
         cfg, splits, model.device, rank=here.rank, world_size=here.size, sharers=here.local_size
@@ -101,9 +102,10 @@ def _start(cfg: CfgNode) -> CfgNode:
     return changed(cfg, {"MODEL.PRETRAIN_CHOICE": "self"})  # the checkpoint replaces start values
 
 
-def _build_step(
+def build_step(
     model: Model, objectives: Objectives, optimizers: Optimizers, supervision: Supervision
 ) -> TrainStep:
+    """Return the step of the joint model, or of the baseline; of several processes, shared."""
     nets, objectives = model.nets, over_processes(objectives)
     phases = parallel_phases(nets, phases_of(nets, objectives), model.device)
     if isinstance(nets, PrivacyNetworks):

@@ -24,6 +24,7 @@ from engine.views import BaselineViews, JointViews, ViewMaker, images_by_kind
 from modeling.encryption.build import build_cipher
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks
+from utils.compiling import uncompiled
 from utils.environment import environment_report
 from utils.errors import UserError
 
@@ -205,7 +206,7 @@ def build_pictures(
     def draw() -> Image.Image:
         was_training = model.nets.training
         model.nets.eval()
-        with model.autocast():
+        with uncompiled(), model.autocast():
             kinds = images_by_kind(views, batches, chosen)
         model.nets.train(was_training)
         return picture_grid(kinds, model.pixels)

@@ -19,6 +19,7 @@ from engine.scoring.retrieval import Features, RetrievalScores, score_directions
 from engine.share import Share, gathered
 from engine.views import ViewMaker, Views
 from layers.pixels import PixelSpace
+from utils.compiling import uncompiled
 from utils.progress import Progress
 
 # By what query and gallery are: ``raw``, or the key state of a protected image.
@@ -98,8 +99,9 @@ class Evaluator:
         self.networks.eval()
         quality: dict[str, QualityAccumulator] = {}
         try:
-            query = self._pass(self.query, quality, "query")
-            gallery = self._pass(self.gallery, quality, "gallery")
+            with uncompiled():  # a few seconds of work, with batches of other sizes
+                query = self._pass(self.query, quality, "query")
+                gallery = self._pass(self.gallery, quality, "gallery")
         finally:
             self.networks.train(was_training)
         return Extraction(query, gallery, {kind: one.result() for kind, one in quality.items()})
@@ -152,9 +154,11 @@ class Evaluator:
         subjects = [samples[index].subject for index in batch.index.tolist()]
         with self.autocast():
             views = self.views(batch, subjects)
+            done: dict[int, Tensor] = {}  # two key states may be shown the very same images
             for state, images in {"raw": batch.raw, **views.protected}.items():
-                embedding = self.views.reid.embed(images)  # no classifier: nobody reads logits
-                embeddings.setdefault(state, []).append(embedding)
+                if id(images) not in done:  # no classifier: nobody reads logits
+                    done[id(images)] = self.views.reid.embed(images)
+                embeddings.setdefault(state, []).append(done[id(images)])
         return views
 
     def _scores(self, query: Side, gallery: Side) -> Scores:

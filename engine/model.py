@@ -20,6 +20,7 @@ from layers.pixels import PixelSpace
 from modeling.build import build_networks
 from modeling.privacy_networks import Networks
 from modeling.state import num_classes_of
+from utils.compiling import compile_in_place, resolve_compile
 from utils.device import resolve_precision
 from utils.seeding import seed_everything
 
@@ -69,6 +70,20 @@ def build_model(cfg: CfgNode, num_classes: int) -> Model:
     torch.backends.cudnn.allow_tf32 = precision != torch.float32
     _LOGGER.info("Computing on %s in %s", device, str(precision).removeprefix("torch."))
     return Model(nets, device, precision, PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+
+
+def compile_model(cfg: CfgNode, model: Model) -> None:
+    """Compile what a training step runs, as RUNTIME.COMPILE asks; not with SOLVER.GRAD_CHECKPOINT.
+
+    The re-ID network's head stays as it is: it is small, and its precision is chosen by hand.
+    """
+    if cfg.SOLVER.GRAD_CHECKPOINT or not resolve_compile(cfg.RUNTIME.COMPILE, model.device):
+        return
+    networks = model.nets.official_networks
+    compile_in_place(
+        model.nets.reid.base if letter == "C" else networks[letter] for letter in networks
+    )
+    _LOGGER.info("The first steps take minutes longer: they compile the networks (RUNTIME.COMPILE)")
 
 
 def load_pretrained(cfg: CfgNode) -> LoadedWeights:

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import nn
 
 from data.loaders import TrainLoader
+from data.records import Batch
+from engine.batch_fit import step_that_fits
 from engine.guard import LossGuard
 from engine.pictures import as_tensor, save_picture
 from engine.report import EvalReport
@@ -147,7 +149,7 @@ class Trainer:
         guard, meter, num_images = LossGuard(self.folder.path), _Meter(), 0
         with Progress(self.loader.num_images, f"Epoch {epoch}") as bar:
             for iteration, batch in enumerate(self.loader, start=1):
-                output = self.step(batch)
+                output = self._step(batch)
                 self.state.step += 1
                 num_images += len(batch)
                 guard.observe(output.losses, batch, self.state.step)
@@ -164,6 +166,16 @@ class Trainer:
             "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]",
             epoch, seconds / len(self.loader), speed,
         )  # fmt: skip
+
+    def _step(self, batch: Batch) -> StepOutput:
+        sampler = self.loader.sampler
+        return step_that_fits(
+            self.step,
+            batch,
+            num_instances=sampler.num_instances,
+            clean=self.optimizers.zero_grad,
+            alone=sampler.world_size == 1,
+        )
 
     def _log(self, epoch: int, iteration: int, rate: float, average: dict[str, float]) -> None:
         _LOGGER.info(

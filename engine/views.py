@@ -83,6 +83,8 @@ class JointViews:
             for state in ("right", "wrong", "ciphertext"):
                 reading = read_sealed(self._cipher, sealed, state)
                 protected[state], refused[state] = reading.images, reading.num_refused
+            if refused["wrong"] == len(sealed):  # all are shown as an observer sees them: one pass
+                protected["wrong"] = protected["ciphertext"]
             kinds |= {"encrypted": protected["ciphertext"], "decrypted": protected["right"]}
             to_recover = protected["right" if self._recover_with_key else "ciphertext"]
         kinds["recovered"] = self._nets.recovery(to_recover).float()

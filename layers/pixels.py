@@ -91,6 +91,10 @@ class PixelSpace:
         """Normalised value of a zero pixel in each channel."""
         return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
+    def mean_on(self, device: torch.device) -> Tensor:
+        """Return the mean, float32 (3, 1, 1), on a device."""
+        return self._on(device)[0]
+
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._constants:
             self._constants[device] = (

@@ -13,4 +13,6 @@ def full_precision(like: Tensor) -> torch.autocast:
     are small, so float32 costs nothing there. Inputs still have to be turned to float32 by
     ``.float()``, because the context casts nothing.
     """
-    return torch.autocast(like.device.type, enabled=False)
+    # Tensors without values, on which FLOPs are counted, know no autocast of their own.
+    device = "cpu" if like.is_meta else like.device.type
+    return torch.autocast(device, enabled=False)

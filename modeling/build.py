@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from layers.center import CenterLoss
 from layers.gan import GAN_LOSSES, GANLoss
+from layers.recompute import set_recompute
 from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
 from modeling.discriminator import PatchDiscriminator
 from modeling.objectives import Objectives, TripletLoss, loss_weights
@@ -29,7 +30,7 @@ def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
     """Build the networks of MODEL.MODE on the CPU, with start values from the global generator.
 
     Reads MODEL.{MODE, NAME, LAST_STRIDE, STEM_RELU, PRETRAIN_CHOICE, PRETRAIN_PATH, OUTPUT_MODE,
-    NGF, NDF}, UNET.NUM_DOWNS, INPUT.IMG_SIZE and RUNTIME.CHANNELS_LAST.
+    NGF, NDF}, UNET.NUM_DOWNS, INPUT.IMG_SIZE, SOLVER.GRAD_CHECKPOINT and RUNTIME.CHANNELS_LAST.
 
     Args:
         cfg: The configuration.
@@ -47,6 +48,7 @@ def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
     networks: Networks = modes[cfg.MODEL.MODE](cfg, num_classes)
     if cfg.RUNTIME.CHANNELS_LAST:
         networks.to(memory_format=torch.channels_last)
+    set_recompute(networks, cfg.SOLVER.GRAD_CHECKPOINT)
     return networks
 
 

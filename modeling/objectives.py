@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -153,9 +154,17 @@ def weighted(losses: LossDict, weights: Mapping[str, float] | None = None) -> Te
         weights: Weight of each name; all 1 if None. A name without a weight is a KeyError, a
             weight without its term is left out.
     """
-    factors = [1.0 if weights is None else weights[name] for name in losses]
     terms = torch.stack([loss.float() for loss in losses.values()])
-    return (terms * terms.new_tensor(factors)).sum()
+    if weights is None:
+        return terms.sum()
+    return (terms * _factors(tuple(weights[name] for name in losses), terms.device)).sum()
+
+
+@lru_cache(maxsize=16)
+def _factors(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return weights as a tensor; made once, since a GPU makes the host wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def _identity_losses(output: ReIDOutput, label: Tensor, objectives: Objectives) -> LossDict:

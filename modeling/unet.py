@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from layers.initialization import initialize_gan_weights
+from layers.recompute import Recomputable
 from layers.unet_blocks import InnermostBlock, MiddleBlock, OutermostBlock
 from utils.errors import UserError
 
 MINIMUM_DOWNS = 5  # width doubles over the first three levels and must have reached its maximum
 
 
-class UNet(nn.Module):
+class UNet(nn.Module, Recomputable):
     """Image-to-image network with skip connections, 256 x 128 pixels and 7 levels by default.
 
     Width doubles from ``width`` to 8 ``width`` over the first levels and stays there. State-dict
@@ -52,7 +53,7 @@ class UNet(nn.Module):
             UserError: If H or W is not divisible by 2^num_downs.
         """
         check_divisible(tuple(image.shape[-2:]), self.num_downs)
-        return torch.tanh(self.model(image).float())
+        return torch.tanh(self.run_part(self.model, image).float())
 
 
 def check_divisible(size: tuple[int, ...], num_downs: int) -> None:

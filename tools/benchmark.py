@@ -13,11 +13,13 @@ if __package__ in (
 ):  # run as a file: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.benchmarks import ised, retrieval
+from tools.benchmarks import data, evaluation, ised, retrieval, step
 from utils.errors import UserError
 
 # Name of the subcommand -> module with ``add_arguments(parser)`` and ``run(arguments)``.
-BENCHMARKS: dict[str, ModuleType] = {"retrieval": retrieval, "ised": ised}
+BENCHMARKS: dict[str, ModuleType] = {
+    "data": data, "step": step, "eval": evaluation, "retrieval": retrieval, "ised": ised,
+}  # fmt: skip
 
 _EXAMPLES = """examples:
   python3 tools/benchmark.py retrieval --size market

@@ -32,6 +32,7 @@ from engine.scoring.details import (
     save_calibrations,
     save_details,
 )
+from utils.allocator import keep_freed_memory
 from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
@@ -65,6 +66,7 @@ def run(cfg: CfgNode) -> EvalReport | None:
     logger = _start(cfg)
     set_threads(cfg.RUNTIME.THREADS)
     output_dir = Path(cfg.OUTPUT_DIR)
+    keep_freed_memory()
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
     cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)

@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as ClassificationResNet
 
 from layers.non_local import NonLocalBlock
+from layers.recompute import Recomputable
 from utils.errors import UserError
 
 
@@ -29,7 +30,7 @@ class ResNetDesign:
     non_local: tuple[int, int] = (0, 0)
 
 
-class ResNetBackbone(ClassificationResNet):
+class ResNetBackbone(ClassificationResNet, Recomputable):
     """torchvision's ResNet without its head, changed as the AGW family of re-ID networks asks.
 
     Args:
@@ -62,25 +63,22 @@ class ResNetBackbone(ClassificationResNet):
         features = self.bn1(self.conv1(image))
         if self.stem_relu:
             features = self.relu(features)
-        features = self.layer1(self.maxpool(features))
-        if self.has_non_local:
-            features = _with_non_local(features, self.layer2, self.NL_2)
-            features = _with_non_local(features, self.layer3, self.NL_3)
-        else:
-            features = self.layer3(self.layer2(features))
-        out: Tensor = self.layer4(features)
-        return out
+        features = self._stage(self.maxpool(features), self.layer1)
+        features = self._stage(features, self.layer2, self.NL_2 if self.has_non_local else ())
+        features = self._stage(features, self.layer3, self.NL_3 if self.has_non_local else ())
+        return self._stage(features, self.layer4)
 
-
-def _with_non_local(features: Tensor, stage: nn.Module, non_local: nn.ModuleList) -> Tensor:
-    """Run a stage with one non-local block after each of its last ``len(non_local)`` blocks."""
-    blocks = list(stage.children())
-    first = len(blocks) - len(non_local)
-    for index, block in enumerate(blocks):
-        features = block(features)
-        if index >= first:
-            features = non_local[index - first](features)
-    return features
+    def _stage(
+        self, features: Tensor, stage: nn.Module, non_local: nn.ModuleList | tuple[()] = ()
+    ) -> Tensor:
+        """Run a stage with one non-local block after each of its last ``len(non_local)`` blocks."""
+        blocks = list(stage.children())
+        first = len(blocks) - len(non_local)
+        for index, block in enumerate(blocks):
+            features = self.run_part(block, features)
+            if index >= first:
+                features = self.run_part(non_local[index - first], features)
+        return features
 
 
 def _set_stride(block: nn.Module, stride: int) -> None:

@@ -16,6 +16,7 @@ from utils.files import atomic_write
 
 _KIB_PER_MIB = 1024
 _BYTES_PER_MIB = 2**20
+_STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
@@ -34,6 +35,10 @@ class PeakMemory:
     def _peak(self) -> float:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / _BYTES_PER_MIB
+        if _STATUS.exists():
+            # The system's other count, ru_maxrss, starts at what the parent held when it forked.
+            line = next(x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
+            return int(line.split()[1]) / _KIB_PER_MIB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (_BYTES_PER_MIB if sys.platform == "darwin" else _KIB_PER_MIB)
 

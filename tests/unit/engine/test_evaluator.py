@@ -271,3 +271,25 @@ def test_the_table_says_that_a_repeated_pad_is_a_fingerprint(
 ) -> None:
     report = make_scene().evaluator(cipher() if cipher else None).evaluate(1)
     assert report.table().count("this leak, not re-ID") == said
+
+
+@pytest.mark.parametrize(("name", "passes"), [("additive", 5), ("aead", 4), (None, 2)])
+def test_no_image_is_embedded_twice(
+    make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, name: str | None, passes: int
+) -> None:
+    """Wrong keys of aead are refused: what is shown then is what anybody sees, and seen once."""
+    scene = make_scene()
+    reid, seen = scene.model.nets.reid, list[int]()
+    embed = reid.embed
+
+    def counting(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return embed(images)
+
+    monkeypatch.setattr(reid, "embed", counting)
+    evaluator = scene.evaluator(CIPHERS[name]() if name else None)
+    found = evaluator.extract()
+    assert sum(seen) == passes * (len(scene.splits.query) + len(scene.splits.gallery))
+    if name == "aead":
+        features = found.query.features
+        assert torch.equal(features["wrong"].embeddings, features["ciphertext"].embeddings)

@@ -1,0 +1,87 @@
+"""A batch that does not fit names the size that does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.records import Batch
+from engine.batch_fit import BatchTooLarge, step_that_fits
+from engine.train_step import JointStep, StepOutput
+from tests.fixtures import tiny
+from tools import main as command
+
+
+class Step:
+    """Takes batches up to a size."""
+
+    anonymizer = None
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.sizes = limit, list[int]()
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        self.sizes.append(len(batch))
+        if len(batch) > self.limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU")
+        return StepOutput({}, torch.zeros(()), torch.zeros(()))
+
+
+def _batch(count: int) -> Batch:
+    number = torch.arange(count)
+    return Batch(number, number, number, number, number, number)
+
+
+@pytest.mark.parametrize("limit", range(8, 48, 3))
+def test_the_largest_that_fits_is_named(limit: int) -> None:
+    step, cleaned = Step(limit), []
+    with pytest.raises(BatchTooLarge) as caught:
+        step_that_fits(
+            step, _batch(48), num_instances=4, clean=lambda: cleaned.append(1), alone=True
+        )
+    assert f"SOLVER.IMS_PER_BATCH {limit // 4 * 4} instead of 48" in str(caught.value)
+    assert "Tried to allocate" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(size % 4 == 0 and size >= 8 for size in step.sizes)
+    assert len(cleaned) == len(step.sizes) - 1 <= 5
+
+
+def test_nothing_fits() -> None:
+    with pytest.raises(BatchTooLarge, match="no batch of two or more identities fits"):
+        step_that_fits(Step(3), _batch(16), num_instances=4, clean=lambda: None, alone=True)
+
+
+def test_other_ranks_are_not_left_waiting() -> None:
+    step = Step(3)
+    with pytest.raises(BatchTooLarge, match=r"halve SOLVER\.IMS_PER_BATCH"):
+        step_that_fits(step, _batch(16), num_instances=4, clean=lambda: None, alone=False)
+    assert step.sizes == [16]
+
+
+def test_what_fits_is_just_done() -> None:
+    step = Step(16)
+    step_that_fits(step, _batch(16), num_instances=4, clean=pytest.fail, alone=True)
+    assert step.sizes == [16]
+
+
+def test_a_run_ends_in_one_line_and_keeps_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.install(monkeypatch)
+    whole, calls = JointStep.__call__, []
+
+    def limited(self: JointStep, batch: Batch) -> StepOutput:
+        calls.append(len(batch))
+        if len(calls) > 7 and len(batch) > 12:  # in the second epoch
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(self, batch)
+
+    monkeypatch.setattr(JointStep, "__call__", limited)
+    overrides = ("SOLVER.IMS_PER_BATCH", "24", "DATALOADER.NUM_INSTANCE", "4")
+    assert command.main(tiny.arguments(tmp_path, *overrides, "SOLVER.MAX_EPOCHS", "9")) == 1
+    line = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert len(line) == 1
+    assert "SOLVER.IMS_PER_BATCH 12 instead of 24" in line[0]
+    assert tiny.native(tmp_path / "run")["epoch"] >= 1

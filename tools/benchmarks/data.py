@@ -1,0 +1,199 @@
+"""Speed of making training batches from the cache, beside the published pipeline.
+
+Both make normalised raw and desensitized images at 256 x 128 of the same drawn JPEG files: this
+project from decoded 8-bit images on whole batches, the plain one picture by picture with Pillow,
+decoding included, in as many worker processes as there are threads. Turn by turn, in processes of
+their own; the best turn of each counts. Only normalisation and noise count as FLOPs.
+
+Examples:
+    python3 tools/benchmark.py data
+    python3 tools/benchmark.py data --type blur --threads 2 --json data.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.desensitize import make_desensitizer
+from data.loaders import TrainLoader
+from data.memory import plan_cache
+from data.records import Sample
+from data.samplers import IdentitySampler
+from data.store import PixelSource, ResidentPixels, StreamedPixels
+from data.transforms import Augmentation
+from layers.pixels import PixelSpace
+from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
+from tools.benchmarks.measuring import write_json
+from tools.benchmarks.plain_data import PlainImages, plain_batches
+from utils.allocator import keep_freed_memory
+from utils.device import device_name, resolve_device, set_threads
+
+RADII = {"mosaic": 24.0, "blur": 12.0, "noise": 0.5}  # published strengths
+_MEAN, _STD, _PADDING = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5), 10
+_SMALL = (64, 128)  # width and height of Market-1501's files, px
+_INSTANCES, _SHOTS = 4, 8
+# Per value and kind of image: through 255, less the mean, through the deviation; noise: times the
+# deviation, plus the value, rounded, clamped.
+_NORMALISE_FLOPS, _NOISE_FLOPS = 3, 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both pipelines make.
+
+    Attributes:
+        folder: Where the pictures are.
+        kind: Desensitizer.
+        size: Height and width, px.
+        batch: Images in a batch.
+        mode: CACHE.MODE.
+        device: Where batches are made.
+        workers: Worker processes of the plain pipeline, and of a streaming cache.
+    """
+
+    folder: str
+    kind: str
+    size: tuple[int, int]
+    batch: int
+    mode: str
+    device: str
+    workers: int
+
+    @property
+    def paths(self) -> list[str]:
+        """The pictures."""
+        return sorted(str(path) for path in Path(self.folder).iterdir())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's arguments."""
+    parser.add_argument("--type", choices=sorted(RADII), help="one desensitizer only")
+    parser.add_argument("--images", type=int, default=1600, help="pictures to draw (1600)")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 128), help="height, width (px)")
+    parser.add_argument("--batch", type=int, default=80, help="images in a batch (80)")
+    parser.add_argument(
+        "--cache", default="auto", choices=("auto", "device", "memory", "stream"),
+        help="CACHE.MODE (auto)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="turns, of which the best counts (3)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print, and write the file that was asked for; returns its content."""
+    set_threads(arguments.threads)
+    device, size = resolve_device(arguments.device), tuple(arguments.size)
+    place = Place(str(device), arguments.threads)
+    workers = arguments.threads or torch.get_num_threads()
+    found: dict[str, Any] = {}
+    print(
+        f"data: {size[0]} x {size[1]}, batch {arguments.batch}, cache {arguments.cache}, on "
+        f"{device_name(device)}, {workers} threads, torch {torch.__version__}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        draw_pictures(Path(folder), arguments.images)
+        for kind in [arguments.type] if arguments.type else ["mosaic", "blur", "noise"]:
+            settings = Settings(
+                folder, kind, (size[0], size[1]), arguments.batch, arguments.cache, str(device),
+                workers,
+            )  # fmt: skip
+            contenders: dict[str, Maker] = {
+                "plain": (make_plain, (settings,)),
+                "ours": (make_cached, (settings,)),
+            }
+            ceiling = matrix_product(device, torch.float32)
+            outcome, flops = (
+                contest(place, contenders, ceiling, arguments.repeats),
+                image_flops(kind, settings.size),
+            )
+            print(describe(kind, outcome, flops))
+            found[kind] = outcome.numbers(flops).as_dict()
+    if arguments.json is not None:
+        write_json(arguments.json, found)
+    return found
+
+
+def image_flops(kind: str, size: tuple[int, int]) -> float:
+    """Return floating-point operations that one raw and one desensitized image cost."""
+    each = 2 * _NORMALISE_FLOPS + (_NOISE_FLOPS if kind == "noise" else 0)
+    return float(each * 3 * size[0] * size[1])
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """Write JPEG files of smooth random pictures with grain, as large as Market-1501's."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3)).astype(np.uint8))
+        smooth = np.asarray(coarse.resize(_SMALL, Image.Resampling.BICUBIC)).astype(np.int16)
+        grain = rng.normal(0, 3, smooth.shape).round().astype(np.int16)
+        picture = np.clip(smooth + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def make_cached(settings: Settings) -> Work:
+    """Build this project's loader; one turn is an epoch."""
+    keep_freed_memory()
+    device, paths = torch.device(settings.device), settings.paths
+    desensitizer = make_desensitizer(settings.kind, RADII[settings.kind])
+    plan = plan_cache(
+        len(paths), settings.size, device, mode=settings.mode,
+        with_desensitized=desensitizer.cacheable,
+    )  # fmt: skip
+    print(f"  {settings.kind}: {plan.reason}", flush=True)
+    source: PixelSource
+    if plan.mode == "stream":
+        by_workers = desensitizer if desensitizer.cacheable and device.type == "cpu" else None
+        source = StreamedPixels(
+            paths, settings.size, num_workers=settings.workers, desensitizer=by_workers
+        )
+    else:
+        where = device if plan.mode == "device" else "cpu"
+        source = resident = ResidentPixels(paths, settings.size, device=where)
+        if plan.keep_desensitized:
+            resident.keep_desensitized(desensitizer)
+    samples = [
+        Sample(path, place // _SHOTS, 0, f"benchmark/train/{place // _SHOTS}")
+        for place, path in enumerate(paths)
+    ]
+    pids = [sample.pid for sample in samples]
+    loader = TrainLoader(
+        source, samples, {pid: pid for pid in pids},
+        sampler=IdentitySampler(
+            pids, batch_size=settings.batch, num_instances=_INSTANCES, seed=1
+        ),
+        desensitizer=desensitizer,
+        augmentation=Augmentation(PixelSpace(_MEAN, _STD), padding=_PADDING),
+        seed=1,
+        device=device,
+    )  # fmt: skip
+
+    def work() -> int:
+        return sum(len(batch) for batch in loader)
+
+    return work
+
+
+def make_plain(settings: Settings) -> Work:
+    """Build the published pipeline; one turn is an epoch."""
+    images = PlainImages(
+        settings.paths, settings.size, settings.kind, RADII[settings.kind], _MEAN, _STD, _PADDING
+    )
+    loader = plain_batches(images, settings.batch, settings.workers)
+    device = torch.device(settings.device)
+
+    def work() -> int:
+        return sum(len([one.to(device) for one in pair][0]) for pair in loader)
+
+    return work

@@ -1,0 +1,206 @@
+"""Speed of the evaluation pass, beside a plain float32 pass and the bare networks.
+
+The pass anonymizes, encrypts, decrypts with every key, embeds, recovers and compares drawn pictures
+with the networks of the configuration file (the published ones, random weights). The plain one does
+the same picture by picture through Pillow, then network by network in float32, contiguous, and
+fetches every result at once. The bare networks are what this project runs, on one batch, and
+nothing else: no pass can be faster.
+
+Examples:
+    python3 tools/benchmark.py eval --batch 32
+    python3 tools/benchmark.py eval --images 512 --json eval.json ISED.SCHEME aead
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.desensitize import make_desensitizer
+from data.records import DatasetSplits, Sample
+from data.store import decode
+from engine.evaluation import build_evaluator
+from engine.model import build_model
+from engine.scoring.image_quality import QualityAccumulator
+from layers.pixels import PixelSpace
+from modeling.encryption.build import build_cipher
+from modeling.encryption.cipher import KeyState, read_sealed
+from modeling.privacy_networks import PrivacyNetworks
+from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
+from tools.benchmarks.data import draw_pictures
+from tools.benchmarks.measuring import write_json
+from tools.benchmarks.networks import (
+    NUM_CLASSES,
+    add_network_arguments,
+    evaluation_flops,
+    network_config,
+    random_batch,
+)
+from tools.benchmarks.step import PLAIN
+from utils.allocator import keep_freed_memory
+from utils.device import device_name, resolve_device, resolve_precision, set_threads
+from utils.errors import UserError
+
+_SHOTS = 4  # pictures of a person, the first of which is the query
+_READINGS: tuple[KeyState, ...] = ("right", "wrong", "ciphertext")
+
+Given = tuple[str, tuple[str, ...], str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's arguments."""
+    add_network_arguments(parser)
+    parser.add_argument("--batch", type=int, default=0, help="images; 0: TEST.IMS_PER_BATCH")
+    parser.add_argument("--images", type=int, default=64, help="pictures of a turn (64)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print, and write the file that was asked for; returns its content."""
+    set_threads(arguments.threads)
+    device = resolve_device(arguments.device)
+    opts = tuple(arguments.opts)
+    if arguments.batch:
+        opts += ("TEST.IMS_PER_BATCH", str(arguments.batch))
+    given: Given = (arguments.config_file, opts, str(device))
+    cfg = network_config(*given)
+    if cfg.MODEL.MODE != "GCR":
+        raise UserError("MODEL.MODE is C; expected GCR: the pass of all networks is measured")
+    precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
+    # Raw, and anonymized ones read without encryption and with each key; aead refuses wrong keys,
+    # and then what they show is what anybody sees.
+    flops = evaluation_flops(cfg, 4 if cfg.ISED.SCHEME == "aead" else 5)
+    place = Place(str(device), arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        draw_pictures(Path(folder), arguments.images)
+        contenders: dict[str, Maker] = {
+            "plain": (make_plain_pass, (given, folder)),
+            "ours": (make_pass, (given, folder)),
+            "bare": (make_bare, (given, arguments.images)),
+        }
+        outcome = contest(place, contenders, matrix_product(device, precision), arguments.repeats)
+    title = (
+        f"eval: {Path(arguments.config_file).stem}, batch {cfg.TEST.IMS_PER_BATCH}, "
+        f"{cfg.ISED.SCHEME}, {flops / 1e9:.1f} GFLOP an image, "
+        f"{str(precision).removeprefix('torch.')}, on {device_name(device)}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    print(describe(title, outcome, flops))
+    ours, bare = outcome.images_per_s["ours"], outcome.images_per_s["bare"]
+    print(
+        f"  bare networks     {bare:12,.2f}   the pass has {100 * ours / bare:.0f} % of their speed"
+    )
+    numbers = outcome.numbers(flops).as_dict()
+    if arguments.json is not None:
+        write_json(arguments.json, numbers)
+    return numbers
+
+
+def make_pass(given: Given, folder: str) -> Work:
+    """Build this project's evaluation; one turn is its pass over all pictures."""
+    keep_freed_memory()
+    cfg = network_config(*given)
+    model = build_model(cfg, NUM_CLASSES)
+    query, gallery = _sides(folder)
+    splits = DatasetSplits("benchmark", query=query, gallery=gallery)
+    evaluator = build_evaluator(cfg, model, splits, "test", build_cipher(cfg), {})
+
+    def work() -> int:
+        evaluator.extract()
+        return len(query) + len(gallery)
+
+    return work
+
+
+def make_bare(given: Given, num_images: int) -> Work:
+    """Build the networks of the pass alone, on batches that are at hand."""
+    keep_freed_memory()
+    cfg = network_config(*given)
+    model = build_model(cfg, NUM_CLASSES)
+    nets = model.nets.eval()
+    assert isinstance(nets, PrivacyNetworks)
+    size = min(num_images, cfg.TEST.IMS_PER_BATCH)
+    raw = random_batch(cfg, size, model.device).raw
+    embedded = 4 if cfg.ISED.SCHEME == "aead" else 5
+
+    @torch.inference_mode()
+    def work() -> int:
+        for _ in range(-(-num_images // size)):
+            with model.autocast():
+                anonymized = nets.anonymizer(raw)
+                nets.recovery(anonymized)
+                for _ in range(embedded):
+                    nets.reid.embed(anonymized)
+        return -(-num_images // size) * size
+
+    return work
+
+
+def make_plain_pass(given: Given, folder: str) -> Work:
+    """Build the same evaluation in float32, written down plainly."""
+    config_file, opts, device = given
+    cfg = network_config(config_file, (*opts, *PLAIN), device)
+    model = build_model(cfg, NUM_CLASSES)
+    nets = model.nets.eval()
+    assert isinstance(nets, PrivacyNetworks)
+    cipher, batch = build_cipher(cfg), cfg.TEST.IMS_PER_BATCH
+    desensitizer = make_desensitizer(cfg.INPUT.TYPE, cfg.INPUT.RADIUS)
+    samples = [sample for side in _sides(folder) for sample in side]
+
+    @torch.no_grad()
+    def work() -> int:
+        quality: dict[str, QualityAccumulator] = {}
+        for start in range(0, len(samples), batch):
+            part = samples[start : start + batch]
+            pixels = torch.stack(
+                [
+                    torch.from_numpy(decode(one.path, tuple(cfg.INPUT.IMG_SIZE)).copy())
+                    for one in part
+                ]
+            )
+            raw, blurred = (
+                model.pixels.normalize(one.to(model.device))
+                for one in (pixels, desensitizer(pixels))
+            )
+            kinds = {"desensitized": blurred, "anonymized": nets.anonymizer(raw)}
+            sealed = cipher.seal(kinds["anonymized"], [one.subject for one in part])
+            seen = {state: read_sealed(cipher, sealed, state).images for state in _READINGS}
+            kinds |= {"encrypted": seen["ciphertext"], "decrypted": seen["right"]}
+            kinds["recovered"] = nets.recovery(seen["right"])
+            for images in (raw, kinds["anonymized"], *seen.values()):
+                nets.reid(images).embedding.cpu()
+            _compare(model.pixels, raw, kinds, quality)
+        for one in quality.values():
+            one.result()
+        return len(samples)
+
+    return work
+
+
+def _compare(
+    pixels: PixelSpace,
+    raw: torch.Tensor,
+    kinds: dict[str, torch.Tensor],
+    quality: dict[str, QualityAccumulator],
+) -> None:
+    for kind, images in kinds.items():
+        accumulator = quality.setdefault(kind, QualityAccumulator())
+        accumulator.update(pixels.denormalize(raw), pixels.denormalize(images))
+
+
+def _sides(folder: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Return the drawn pictures as query and gallery of people seen by two cameras."""
+    paths: Sequence[Path] = sorted(Path(folder).iterdir())
+    samples = [
+        Sample(
+            str(path), place // _SHOTS, int(place % _SHOTS > 0), f"benchmark/test/{place // _SHOTS}"
+        )
+        for place, path in enumerate(paths)
+    ]
+    query = tuple(sample for sample in samples if not sample.camid)
+    return query, tuple(sample for sample in samples if sample.camid)

@@ -1,0 +1,179 @@
+"""Speed of a training step, beside a plain float32 loop on the same networks.
+
+Both train the networks of the configuration file (the published ones) on one batch of random
+images, each in a process of its own, turn by turn; the best turn of each counts.
+
+The plain loop computes what its text says: float32, contiguous tensors, torch's Adam as it comes,
+losses read by the host at every step, and the allocator as it is.
+
+Examples:
+    python3 tools/benchmark.py step --batch 16
+    python3 tools/benchmark.py step --config_file configs/demo.yml --batch 40 --json step.json
+    python3 tools/benchmark.py step --profile log/profile RUNTIME.COMPILE on
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from engine.build import build_step
+from engine.model import build_model, compile_model
+from engine.supervision import Supervision, UpgradePolicy
+from modeling.build import build_objectives
+from modeling.freezing import frozen
+from modeling.objectives import discriminator_losses, generator_losses, reid_losses, weighted
+from modeling.privacy_networks import PrivacyNetworks
+from solver.build import build_optimizers
+from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
+from tools.benchmarks.measuring import write_json
+from tools.benchmarks.networks import (
+    NUM_CLASSES,
+    add_network_arguments,
+    network_config,
+    random_batch,
+    step_flops,
+)
+from utils.allocator import keep_freed_memory
+from utils.device import device_name, resolve_device, resolve_precision, set_threads
+
+PLAIN = (
+    "RUNTIME.PRECISION", "float32", "RUNTIME.CHANNELS_LAST", "False", "RUNTIME.COMPILE", "off",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's arguments."""
+    add_network_arguments(parser)
+    parser.add_argument("--batch", type=int, default=0, help="images; 0: SOLVER.IMS_PER_BATCH")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a turn (1)")
+    parser.add_argument(
+        "--profile", type=Path, metavar="DIR",
+        help="instead of measuring, write a trace and the table of the top kernels here",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print, and write the file that was asked for; returns its content."""
+    set_threads(arguments.threads)
+    device = resolve_device(arguments.device)
+    given = (arguments.config_file, tuple(arguments.opts), str(device))
+    cfg = network_config(*given)
+    batch = arguments.batch or cfg.SOLVER.IMS_PER_BATCH
+    if arguments.profile is not None:
+        profile_step(given, batch, arguments.profile)
+        return {}
+    precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
+    place, work = Place(str(device), arguments.threads), (batch, arguments.steps)
+    flops = step_flops(cfg)
+    contenders: dict[str, Maker] = {
+        "plain": (make_plain_step, (given, *work)),
+        "ours": (make_step, (given, *work)),
+    }
+    outcome = contest(place, contenders, matrix_product(device, precision), arguments.repeats)
+    title = (
+        f"step: {Path(arguments.config_file).stem}, batch {batch}, {flops / 1e9:.1f} GFLOP an "
+        f"image, {str(precision).removeprefix('torch.')}, on {device_name(device)}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    print(describe(title, outcome, flops))
+    numbers = outcome.numbers(flops)
+    if arguments.json is not None:
+        write_json(arguments.json, numbers.as_dict())
+    return numbers.as_dict()
+
+
+def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:
+    """Build this project's step as ``engine.build`` does."""
+    keep_freed_memory()
+    cfg = network_config(*given)
+    model = build_model(cfg, NUM_CLASSES)
+    compile_model(cfg, model)
+    objectives = build_objectives(cfg, NUM_CLASSES, model.nets.reid.feature_size)
+    centers = nn.Identity() if objectives.centers is None else objectives.centers
+    centers.to(model.device)
+    optimizers = build_optimizers(cfg, model.nets, objectives.centers)
+    step = build_step(model, objectives, optimizers, Supervision(UpgradePolicy()))
+    batch = random_batch(cfg, count, model.device)
+    model.nets.train()
+
+    def work() -> int:
+        for _ in range(steps):
+            step(batch)
+        return steps * count
+
+    return work
+
+
+def make_plain_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:
+    """Build the same networks in float32 with a loop written down plainly."""
+    config_file, opts, device = given
+    cfg = network_config(config_file, (*opts, *PLAIN), device)
+    model = build_model(cfg, NUM_CLASSES)
+    nets, objectives = model.nets.train(), build_objectives(
+        cfg, NUM_CLASSES, model.nets.reid.feature_size
+    )  # fmt: skip
+    judges = list(getattr(nets, "discriminators", ()))
+    learners = [network for network in nets.children() if network not in judges]
+    decay = cfg.SOLVER.WEIGHT_DECAY
+    judging: list[Optimizer] = [Adam(one.parameters(), weight_decay=decay) for one in judges]
+    learning: list[Optimizer] = [Adam(one.parameters(), weight_decay=decay) for one in learners]
+    if objectives.centers is not None:
+        centers = objectives.centers.to(model.device)
+        learning.append(SGD(centers.parameters(), lr=cfg.SOLVER.CENTER_LR))
+    batch = random_batch(cfg, count, model.device)
+
+    def step() -> dict[str, float]:
+        judged, losses = {}, {}
+        out = nets(batch.raw, batch.desensitized)
+        if isinstance(nets, PrivacyNetworks):
+            judged = discriminator_losses(nets, batch.raw, batch.desensitized, out, objectives)
+            _minimise(weighted(judged), judging)
+            with frozen(*judges):
+                losses = generator_losses(nets, batch.raw, batch.desensitized, out, objectives)
+        losses |= reid_losses(out, batch.label, objectives)
+        _minimise(weighted(losses, objectives.weights), learning)
+        return {name: loss.item() for name, loss in (judged | losses).items()}
+
+    def work() -> int:
+        for _ in range(steps):
+            step()
+        return steps * count
+
+    return work
+
+
+def _minimise(total: torch.Tensor, optimizers: list[Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    total.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def profile_step(given: tuple[str, tuple[str, ...], str], count: int, folder: Path) -> None:
+    """Write ``trace.json`` (for chrome://tracing or Perfetto) and ``kernels.txt`` of one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work = make_step(given, count, 1)
+    work()
+    work()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    on_gpu = torch.device(given[2]).type == "cuda"
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as found:
+        work()
+        if on_gpu:
+            torch.cuda.synchronize()
+    found.export_chrome_trace(str(folder / "trace.json"))
+    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    table = found.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
+    (folder / "kernels.txt").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    print(f"The trace is {folder / 'trace.json'}, the table kernels.txt beside it")
