@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +12,6 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-import json
 
 from engine.attacks.build import build_context, build_settings, check_anonymizer, run_record
 from engine.attacks.frontier import (
@@ -31,10 +31,12 @@ from utils.errors import UserError
 from utils.files import atomic_write, ensure_folder
 from utils.logger import setup_logger
 
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
 _EXAMPLES = """examples:
   python3 tools/frontier.py --checkpoint demo/without demo/full --output frontier
   python3 tools/frontier.py --checkpoint demo/full --strength 4 8 16 --output frontier
-  python3 tools/frontier.py --checkpoint demo/full --strength 4 8 16 --output frontier --budget 256 --epochs 4
+  python3 tools/frontier.py --checkpoint demo/full --strength 4 8 16 --budget 256 --epochs 4
+  python3 tools/frontier.py --checkpoint log/a log/b DATASETS.ROOT_DIR /data
 
 Each checkpoint (mode GCR) gives a point for its anonymized images, searched by its own re-ID
 network. Each --strength gives a point for images desensitized by INPUT.TYPE (of the first
@@ -141,9 +143,14 @@ def main(argv: list[str] | None = None) -> int:
         help="folder for results (default: frontier)",
     )  # fmt: skip
     add_settings(parser)
-    parser.add_argument("--set", dest="opts", nargs="+", default=[], metavar="KEY VALUE",
-                        help="keys that override config.yml")  # fmt: skip
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml; they come last"
+    )
+    given = sys.argv[1:] if argv is None else argv
+    # Options here take lists, which would swallow the keys.
+    first_key = next((at for at, word in enumerate(given) if _KEY.fullmatch(word)), len(given))
+    args = parser.parse_args(given[:first_key])
+    args.opts = [*args.opts, *given[first_key:]]
     return exit_code_of(lambda: frontier(args), "interrupted; the same command goes on")
 
 

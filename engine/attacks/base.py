@@ -72,7 +72,7 @@ def percent(measure: Measure) -> str:
 
 def decibels(measure: Measure) -> str:
     """Return a PSNR beside its floor."""
-    return f"{measure.value.value:.1f} dB (a blind guess: {measure.floor.value:.1f} dB)"
+    return f"{measure.value.value:.1f} dB (without the stored image: {measure.floor.value:.1f} dB)"
 
 
 def shows_own(measures: tuple[Measure, ...]) -> bool:

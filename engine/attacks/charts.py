@@ -19,7 +19,13 @@ from engine.pictures import picture_grid
 from layers.pixels import PixelSpace
 
 _FAILS, _HOLDS, _FLOOR = "#c0392b", "#1f6fb4", "#9a9a9a"
-_COLOURS = ("#555555", "#e08214", "#2a9d5c", "#c0392b", "#1f6fb4")
+_COLOURS = {
+    "raw": "#555555",
+    "desensitized": "#e08214",
+    "anonymized": "#2a9d5c",
+    "additive": "#c0392b",
+    "aead": "#1f6fb4",
+}
 _DPI = 110
 _UNITS = {"rate": "share", "dB": "dB", "ssim": "SSIM", "r": "correlation", "s": "s"}
 
@@ -55,22 +61,20 @@ def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
     names = [name for name in ("psnr", "ssim") if name in names] or names[:2]
     figure = Figure(figsize=(5.2 * len(names), 3.8), dpi=_DPI)
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for place, result in enumerate(shown):
+        for result in shown:
             x = [point.x for point in result.curve]
             found = [_named(point.measures, name) for point in result.curve]
-            colour = _COLOURS[place % len(_COLOURS)]
+            colour = _COLOURS.get(result.level, "black")
             ax.plot(x, [m.value.value for m in found], "o-", color=colour, label=result.level, ms=4)
             low, high = ([getattr(m.value, end) for m in found] for end in ("low", "high"))
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            if place == 0:
-                floor = [m.floor.value for m in found]
-                ax.plot(x, floor, "--", color=_FLOOR, label="blind guess")
+        ax.plot(x, [m.floor.value for m in found], "--", color=_FLOOR, label="blind guess")
         if x[-1] > 20:
             ax.set_xscale("log", base=2)
         ax.set_xticks(x, [f"{value:g}" for value in x])
         ax.minorticks_off()
         ax.set_xlabel(shown[0].curve_of)
-        ax.set_ylabel(f"{name} ({_UNITS[found[0].unit]})" if name == "psnr" else name.upper())
+        ax.set_ylabel("PSNR (dB)" if name == "psnr" else name.upper())
         ax.grid(alpha=0.25)
     ax.legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
@@ -126,6 +130,8 @@ def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:
     ax.set_title(name.replace("_", " "), fontsize=9)
     ax.set_xlabel(unit, fontsize=8)
     ax.tick_params(labelsize=8)
+    ax.use_sticky_edges = False  # a bar may not touch the frame: its end is what is read
+    ax.margins(x=0.06)
     ax.grid(axis="x", alpha=0.25)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.attacks.base import CipherAttack, Outcome, percent
 from engine.attacks.context import AttackContext
 from engine.attacks.filters import high_pass
-from engine.attacks.levels import Stored
+from engine.attacks.levels import CLEAR_LEVELS, Stored
 from engine.attacks.statistics import link_measures, share_measure, similarity_measures
 from modeling.encryption.picture import SealedPicture
 from modeling.encryption.png_format import encode
@@ -37,12 +37,18 @@ class NoisePrintLinkage:
             *context.sides(prints, prints),
             context.seed,
             cross_camera=context.cross_camera,
-            with_auc=True,
+            names=("rank1", "auc"),
         )
         sentence = (
             "Without key and network, by correlating fine noise alone, the same person comes first "
-            f"in {percent(measures[0])} of searches."
+            f"in {percent(measures[0])} of searches; a pair of one person correlates more than a "
+            f"pair of two in {percent(measures[1])}."
         )
+        if level in CLEAR_LEVELS:
+            sentence += (
+                " No noise is added at this level: what goes beyond chance are outlines in the "
+                "picture itself."
+            )
         values = {"measures": measures, "budget": 0, "budget_unit": "no training"}
         return Outcome(context.result(self.name, level, sentence, **values))
 
@@ -66,7 +72,7 @@ class MetadataLinkage(CipherAttack):
         agreement += (sizes[mask][:, None] == sizes[~mask][None]).float()
         measures = similarity_measures(
             agreement, query, gallery, context.seed,
-            cross_camera=context.cross_camera, with_auc=True,
+            cross_camera=context.cross_camera, names=("rank1", "auc"),
         )  # fmt: skip
         assert stored.sealed is not None
         named = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +36,9 @@ class KnownPlaintext(CipherAttack):
     """One image of a person is known with its ciphertext: what do the person's others give away?
 
     From the known pair follows a key stream, which is tried on the other ciphertexts. Which
-    algebra the stream obeys is found on public persons under keys of the attacker's own.
+    algebra the stream obeys is found on public persons under keys of the attacker's own. The known
+    image may resemble the others by itself: it is the blind guess, and the floor is the same attack
+    on ciphertexts of other persons, with the known pair kept.
     """
 
     name: ClassVar[str] = "known-plaintext"
@@ -54,8 +55,12 @@ class KnownPlaintext(CipherAttack):
         target, known = known_pairs(pids)
         opened = context.unit(_open(stored, target, known, method))
         truth = context.unit(stored.plain[target])
-        guess = context.mean_public("anonymized")
-        measures = image_measures(opened, truth, guess, pids[target], context.seed)
+        # He knows one image of the person: that he has before he sees any other ciphertext.
+        guess = context.unit(stored.plain[known])
+        measures = image_measures(
+            opened, truth, guess, pids[target], context.seed,
+            with_others=lambda deal: context.unit(_open(stored, target[deal], known, method)),
+        )  # fmt: skip
         result = context.result(
             self.name, level, _sentence(measures, "With one known image of a person"),
             measures=measures, num_images=len(target), details={"algebra": method}, **_NO_TRAINING,
@@ -66,7 +71,6 @@ class KnownPlaintext(CipherAttack):
             "other ciphertext": context.unit(stored.observed[target[show]]),
             "opened with it": opened[show],
             "truth": truth[show],
-            "blind guess": guess.expand_as(truth[show]),
         }
         return Outcome(result, columns)
 
@@ -116,7 +120,10 @@ class Averaging(CipherAttack):
 
 
 class Difference(CipherAttack):
-    """The difference of two ciphertexts of a person beside that of the two images."""
+    """The difference of two ciphertexts of a person beside that of the two images.
+
+    Both are taken in the same algebra, which is found on public persons.
+    """
 
     name: ClassVar[str] = "difference"
     question: ClassVar[str] = "Is the difference of two ciphertexts that of the images?"
@@ -131,7 +138,7 @@ class Difference(CipherAttack):
         stored, pids = context.stored(level), context.private.pids
         first, second = same_person(pids)
         seen = DIFFERENCES[method](stored.observed[first], stored.observed[second])
-        plain = stored.plain[first] - stored.plain[second]
+        plain = DIFFERENCES[method](stored.plain[first], stored.plain[second])
         value = interval_of(correlation(seen, plain).numpy(), pids[first], context.seed)
         rng = numpy_generator(context.seed, "deals of differences")
         deals = [
@@ -151,8 +158,8 @@ class Difference(CipherAttack):
         columns = {
             "first image": context.unit(stored.plain[first[show]]),
             "second image": context.unit(stored.plain[second[show]]),
-            "their difference": (plain[show] / 4 + 0.5).clamp(0, 1),
-            "of ciphertexts": (seen[show] / _spread(seen[show]) + 0.5).clamp(0, 1),
+            "their difference": _stretched(plain[show]),
+            "of ciphertexts": _stretched(seen[show]),
         }
         return Outcome(result, columns)
 
@@ -245,11 +252,14 @@ def _best_sigma(stored: Stored, count: int, context: AttackContext) -> float:
 def _correlation(stored: Stored, pids: Tensor, method: str) -> float:
     first, second = (places[:_TRIAL_IMAGES] for places in same_person(pids))
     seen = DIFFERENCES[method](stored.observed[first], stored.observed[second])
-    return float(correlation(seen, stored.plain[first] - stored.plain[second]).mean())
+    plain = DIFFERENCES[method](stored.plain[first], stored.plain[second])
+    return float(correlation(seen, plain).mean())
 
 
-def _spread(values: Tensor) -> float:
-    return max(1e-6, float(np.ptp(values.numpy())))
+def _stretched(values: Tensor) -> Tensor:
+    """Return values between 0 and 1, to be looked at."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low).clamp_min(1e-6)
 
 
 def _sentence(measures: tuple[Measure, ...], start: str) -> str:

@@ -46,11 +46,14 @@ class _ReIDAttack:
         stored = "ciphertexts" if level not in CLEAR_LEVELS else f"{level} pictures"
         text = (
             f"{self.who} finds the same person first among {stored} in "
-            f"{percent(measures['rank1'])} of cases"
+            f"{percent(measures['rank1'])} of cases, with a mean average precision of "
+            f"{percent(measures['mAP'])}"
         )
         if "to_raw_rank1" in measures:
-            named = percent(measures["to_raw_rank1"])
-            text += f", and among raw photographs in {named}"
+            text += (
+                f"; among raw photographs in {percent(measures['to_raw_rank1'])}, with "
+                f"{percent(measures['to_raw_mAP'])}"
+            )
         return text + "."
 
 

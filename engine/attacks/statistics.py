@@ -8,6 +8,7 @@ picture prior; so no bias of an attack can pass for a leak, and none can hide on
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from utils.seeding import numpy_generator
 
 # One image equal to its target would make every mean infinite; float32 ends near 158 dB.
 PSNR_CAP_DB = 200.0
-_IMAGE_DEALS = 20
+_IMAGE_DEALS = 12
 _RETRIEVAL_DEALS = 100
 
 Floats = NDArray[np.float64]
@@ -67,28 +68,38 @@ def quality(truth: Tensor, images: Tensor) -> tuple[Floats, Floats]:
 
 
 def image_measures(
-    attacked: Tensor, truth: Tensor, guess: Tensor, pids: Tensor, seed: int
+    attacked: Tensor,
+    truth: Tensor,
+    guess: Tensor,
+    pids: Tensor,
+    seed: int,
+    *,
+    with_others: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Measure, ...]:
     """Score pictures that an attacker made of N stored images.
 
     Args:
         attacked: His pictures, values in [0, 1] (N, 3, H, W).
         truth: What they should show (N, 3, H, W).
-        guess: What somebody without any information would answer (1, 3, H, W), such as the mean
-            public picture.
+        guess: What somebody who does not see the stored image would answer, (1, 3, H, W) or one
+            for each, such as the mean public picture.
         pids: Person of each image (N,).
         seed: Of resampling and dealing.
+        with_others: Repeats the attack with stored images of other persons, at these places (N,),
+            in place of the own ones; all else that the attacker knows stays. Left out: his pictures
+            depend on nothing else, and are dealt themselves.
 
     Returns:
         ``psnr`` and ``ssim`` beside those of the guess, and what decides: ``psnr_own_gain`` and
         ``ssim_own_gain``, how much closer each picture is to its own target than pictures that the
-        attacker made of other persons are.
+        attacker made of other persons' stored images are.
     """
     psnr, ssim = quality(truth, attacked)
     guessed = quality(truth, guess)
     rng = numpy_generator(seed, "deals of pictures")
     dealt = deal_to_others(pids, _IMAGE_DEALS, rng)
-    others = np.array([quality(truth, attacked[torch.from_numpy(deal)]) for deal in dealt])
+    remade = with_others or (lambda places: attacked[places])
+    others = np.array([quality(truth, remade(torch.from_numpy(deal))) for deal in dealt])
     measures = []
     for kind, (name, unit, own) in enumerate((("psnr", "dB", psnr), ("ssim", "ssim", ssim))):
         value, floor = (interval_of(v, pids, seed) for v in (own, guessed[kind]))
@@ -109,7 +120,7 @@ def link_measures(
     *,
     cross_camera: bool,
     prefix: str = "",
-    with_auc: bool = False,
+    names: Sequence[str] = ("rank1", "mAP"),
 ) -> tuple[Measure, ...]:
     """Score how well queries find images of their person, beside the same queries dealt anew.
 
@@ -122,10 +133,10 @@ def link_measures(
         seed: Of resampling and dealing.
         cross_camera: Whether gallery images of a query's own camera are ignored.
         prefix: Put before the names of the measures.
-        with_auc: Whether to add the area under the ROC curve, mean over queries.
+        names: Which scores of ``PairRules.scores``.
 
     Returns:
-        ``rank1`` and ``mAP``, and ``auc`` if asked for; all decide.
+        A measure for each name; all decide.
     """
     return similarity_measures(
         cosines(query, gallery),
@@ -134,7 +145,7 @@ def link_measures(
         seed,
         cross_camera=cross_camera,
         prefix=prefix,
-        with_auc=with_auc,
+        names=names,
     )
 
 
@@ -146,7 +157,7 @@ def similarity_measures(
     *,
     cross_camera: bool,
     prefix: str = "",
-    with_auc: bool = False,
+    names: Sequence[str] = ("rank1", "mAP"),
 ) -> tuple[Measure, ...]:
     """Do as :func:`link_measures` for similarities (Q, G); embeddings are not read."""
     matching = PairRules.of(query, gallery, cross_camera=cross_camera)
@@ -154,7 +165,7 @@ def similarity_measures(
 
     def scores(order: Places) -> dict[str, Floats]:
         found = matching.scores(similarity[torch.from_numpy(order)])
-        return found if with_auc else {name: found[name] for name in ("rank1", "mAP")}
+        return {name: found[name] for name in names}
 
     own = scores(np.arange(len(query)))
     rng = numpy_generator(seed, "deals of queries")

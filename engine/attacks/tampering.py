@@ -154,7 +154,8 @@ def tampered(one: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], Sea
         half = one.payload.shape[1] // 2
         spliced[:, half:] = other.payload[:, half:]
         yield "bit of a pixel flipped", lambda: through_file(_with(one, flip_bit(one.payload)))
-        yield "sides swapped", lambda: through_file(_with(one, _sides_swapped(one.payload)))
+        if one.payload.shape[1] != one.payload.shape[2]:  # a square would be unchanged
+            yield "sides swapped", lambda: through_file(_with(one, _sides_swapped(one.payload)))
         for name, place in _HEADER_PLACES.items():
             header = bytearray(one.headers[0])
             header[place] ^= 1
