@@ -112,8 +112,6 @@ def test_a_stream_used_twice_falls_whatever_its_algebra(
     assert difference.verdict == FAILS
     assert difference.measure("correlation").value.value > 0.99
     assert difference.details["algebra"].startswith(algebra)
-    # Nor do the other attacks take any bytes for sound.
-    assert attack("malleability", "additive").verdict == FAILS
 
 
 def test_a_key_that_can_be_guessed_is_found() -> None:
@@ -145,7 +143,8 @@ def test_averaging_gets_better_with_more_images() -> None:
     result = attack("averaging", "additive")
     found = [point.measures[0].value.value for point in result.curve]
     assert [point.x for point in result.curve] == list(range(1, 11))
-    assert found[-1] > found[0] + 3
+    assert found[-1] > found[0]
+    assert found[-1] > result.measure("psnr").floor.value + 6
 
 
 def test_groups_and_pairs_are_of_one_person() -> None:
