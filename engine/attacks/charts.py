@@ -59,7 +59,7 @@ def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
         return None
     names = [m.name for m in shown[0].curve[0].measures]
     names = [name for name in ("psnr", "ssim") if name in names] or names[:2]
-    figure = Figure(figsize=(5.2 * len(names), 3.8), dpi=_DPI)
+    figure = Figure(figsize=(5.2 * len(names) + 1.3, 3.8), dpi=_DPI)
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for result in shown:
             x = [point.x for point in result.curve]
@@ -76,7 +76,12 @@ def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
         ax.set_xlabel(shown[0].curve_of)
         ax.set_ylabel("PSNR (dB)" if name == "psnr" else name.upper())
         ax.grid(alpha=0.25)
-    ax.legend(fontsize=8)
+    handles, labels = ax.get_legend_handles_labels()
+    # The floor is the same at every level, or nearly so: one entry stands for all.
+    entries = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside right upper", fontsize=8, frameon=False
+    )
     figure.suptitle(title, fontsize=11)
     return drawn(figure)
 

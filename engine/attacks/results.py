@@ -9,6 +9,10 @@ from typing import Any
 
 from engine.scoring.bootstrap import Interval
 
+# Values that differ by less differ by rounding: where a network draws one picture for everybody,
+# value and floor are the same number, computed in two ways.
+_RESOLUTION = 1e-6
+
 HOLDS, FAILS, NOT_APPLICABLE = "holds", "fails", "not applicable"
 
 
@@ -37,8 +41,8 @@ class Measure:
     def beyond_floor(self) -> bool:
         """Whether the value's interval lies wholly on the bad side of the floor's interval."""
         if self.bad_side == "below":
-            return self.value.high < self.floor.low
-        return self.value.low > self.floor.high
+            return self.value.high < self.floor.low - _RESOLUTION
+        return self.value.low > self.floor.high + _RESOLUTION
 
 
 @dataclass(frozen=True)

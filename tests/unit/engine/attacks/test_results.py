@@ -22,6 +22,7 @@ def measure(low: float, high: float, *, decides: bool = True, bad_side: str = "a
         (0.45, 0.55, "above", HOLDS),  # within
         (0.55, 0.90, "above", HOLDS),  # the intervals overlap
         (0.60, 0.90, "above", HOLDS),  # they touch
+        (0.60 + 1e-9, 0.90, "above", HOLDS),  # by rounding
         (0.61, 0.90, "above", FAILS),  # wholly above
         (0.10, 0.20, "above", HOLDS),  # an attack worse than luck gains nothing
         (0.10, 0.20, "below", FAILS),  # but what an owner loses counts downwards
