@@ -77,11 +77,7 @@ def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
         ax.set_ylabel("PSNR (dB)" if name == "psnr" else name.upper())
         ax.grid(alpha=0.25)
     handles, labels = ax.get_legend_handles_labels()
-    # The floor is the same at every level, or nearly so: one entry stands for all.
-    entries = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside right upper", fontsize=8, frameon=False
-    )
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     return drawn(figure)
 
