@@ -13,7 +13,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
-from engine.attacks.build import build_context, build_settings, check_anonymizer, run_record
+from engine.attacks.build import plan_attacks
 from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
 from engine.attacks.results import Result
@@ -110,19 +110,18 @@ def attack(args: argparse.Namespace) -> list[str]:
     levels = chosen_levels(args.level, LEVELS)
     expected = None if args.expect is None else read_expectation(args.expect)
     cfg, start = checkpoint_config(args.checkpoint, args.opts)
-    check_anonymizer(cfg)
     output = ensure_folder(args.output)
     remove_leftovers(output)
     logger = setup_logger(output)
     set_threads(cfg.RUNTIME.THREADS)
-    settings = build_settings(
+    plan = plan_attacks(
         cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
         levels=levels, keys=args.keys, start=start,
     )  # fmt: skip
     suite = Suite(
         output,
-        run_record(cfg, settings),
-        lambda: build_context(cfg, settings, ensure_folder(output / "attackers")),
+        plan.record,
+        lambda: plan.make_context(ensure_folder(output / "attackers")),
     )
     results: list[Result] = suite.run(attacks)
     logger.info("\n%s", report(results))

@@ -13,7 +13,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from engine.attacks.build import build_context, build_settings, check_anonymizer, run_record
+from engine.attacks.build import plan_attacks
 from engine.attacks.frontier import (
     FrontierPoint,
     attacks_of,
@@ -92,17 +92,16 @@ def _name(path: Path, all_paths: Sequence[Path]) -> str:
 def measure(way: Way, args: argparse.Namespace) -> FrontierPoint:
     """Run the attacks of one point, or take them from its folder."""
     cfg, start = checkpoint_config(way.checkpoint, way.overrides)
-    check_anonymizer(cfg)
     set_threads(cfg.RUNTIME.THREADS)
-    settings = build_settings(
+    plan = plan_attacks(
         cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
         levels=(way.level,), keys=args.keys, start=start,
     )  # fmt: skip
     folder = ensure_folder(args.output / way.name.replace(" ", "_"))
     suite = Suite(
         folder,
-        run_record(cfg, settings),
-        lambda: build_context(cfg, settings, ensure_folder(folder / "attackers")),
+        plan.record,
+        lambda: plan.make_context(ensure_folder(folder / "attackers")),
     )
     return frontier_point(way.name, way.level, suite.run(chosen_attacks(attacks_of(way.level))))
 

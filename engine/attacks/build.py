@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits
-from data.records import Sample
+from data.records import DatasetSplits, Sample
 from engine.attacks.context import AttackContext, Makers, Settings
 from engine.attacks.levels import Protector
-from engine.attacks.people import ImageSet, choose_people
+from engine.attacks.people import Cast, ImageSet, choose_people
 from engine.attacks.training import Workbench
 from engine.checkpoint import LoadedWeights
 from engine.model import Model, load_pretrained, pretrained_model
@@ -36,7 +36,22 @@ _CONFIG_KEYS = (
 )  # fmt: skip
 
 
-def build_settings(
+@dataclass(frozen=True)
+class Plan:
+    """What is to be attacked, before anything is decoded or trained.
+
+    Attributes:
+        settings: Seed and budgets.
+        record: All that the numbers depend on, as plain values.
+        make_context: Builds the scene; attackers' networks are kept in the folder given.
+    """
+
+    settings: Settings
+    record: dict[str, Any]
+    make_context: Callable[[Path | None], AttackContext]
+
+
+def plan_attacks(
     cfg: CfgNode,
     *,
     seed: int,
@@ -46,41 +61,56 @@ def build_settings(
     levels: Sequence[str],
     keys: int,
     start: str,
-) -> Settings:
-    """Return the settings of a run; without a budget, as many public images as there are.
+) -> Plan:
+    """Read the data set and the weights, and check that they allow the attacks.
 
-    At most 4,096 are taken where no budget is given.
+    Args:
+        cfg: The checkpoint's configuration, with MODEL.PRETRAIN_CHOICE self.
+        seed: See ``Settings``.
+        budget: Likewise; None for as many public images as there are, at most 4,096.
+        epochs: Likewise.
+        people: Likewise.
+        levels: Likewise.
+        keys: Likewise.
+        start: Likewise.
 
     Raises:
-        UserError: The data set does not allow them.
+        UserError: The checkpoint has no anonymizer, or the data set has too few persons or images.
     """
+    check_anonymizer(cfg)
     splits = build_splits(cfg)
-    sides = (splits.train, splits.query, splits.gallery)
+
+    def cast(most: int) -> Cast:
+        return choose_people(
+            splits.train, splits.query, splits.gallery, budget=most, people=people, seed=seed
+        )
+
     if budget is None:
-        cast = choose_people(*sides, budget=1, people=people, seed=seed)
-        held_out = {sample.pid for sample in cast.validation}
-        available = sum(sample.pid not in held_out for sample in splits.train)
-        budget = min(_DEFAULT_BUDGET, available)
-    choose_people(*sides, budget=budget, people=people, seed=seed)
-    return Settings(seed, budget, epochs, people, tuple(levels), keys, start)
+        held_out = {sample.pid for sample in cast(1).validation}
+        budget = min(_DEFAULT_BUDGET, sum(sample.pid not in held_out for sample in splits.train))
+    settings = Settings(seed, budget, epochs, people, tuple(levels), keys, start)
+    chosen = cast(budget)
+    return Plan(
+        settings,
+        _record(cfg, settings, splits),
+        lambda folder: build_context(cfg, settings, chosen, folder),
+    )
 
 
-def build_context(cfg: CfgNode, settings: Settings, folder: Path | None) -> AttackContext:
+def build_context(
+    cfg: CfgNode, settings: Settings, cast: Cast, folder: Path | None
+) -> AttackContext:
     """Load the model of MODEL.PRETRAIN_DIR and decode the images of all roles.
 
     Args:
         cfg: The checkpoint's configuration.
         settings: Seed and budgets.
+        cast: Samples of all roles.
         folder: Where attackers' networks are kept for a resume; None keeps none.
 
     Raises:
         UserError: The data or the checkpoint does not allow it.
     """
-    splits = build_splits(cfg)
-    cast = choose_people(
-        splits.train, splits.query, splits.gallery,
-        budget=settings.budget, people=settings.people, seed=settings.seed,
-    )  # fmt: skip
     model = pretrained_model(cfg, load_pretrained(cfg))
     nets = model.nets.eval()
     joint = nets if isinstance(nets, PrivacyNetworks) else None
@@ -100,19 +130,6 @@ def build_context(cfg: CfgNode, settings: Settings, folder: Path | None) -> Atta
         cross_camera=cfg.TEST.CROSS_CAMERA,
         folder=folder,
     )
-
-
-def run_record(cfg: CfgNode, settings: Settings) -> dict[str, Any]:
-    """Return all that the numbers of a run depend on, as plain values."""
-    values: dict[str, Any] = {"format": FORMAT, "weights": fingerprint(load_pretrained(cfg))}
-    values |= {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
-    for name in _CONFIG_KEYS:
-        section, key = name.split(".")
-        value = cfg[section][key]
-        values[name] = list(value) if isinstance(value, tuple) else value
-    if cfg.DATASETS.NAMES == "synthetic":
-        values["SYNTHETIC"] = dict(cfg.SYNTHETIC)
-    return values
 
 
 def fingerprint(weights: LoadedWeights) -> str:
@@ -136,6 +153,26 @@ def check_anonymizer(cfg: CfgNode) -> None:
             f"{cfg.MODEL.PRETRAIN_DIR} is a training of mode {cfg.MODEL.MODE}, which has no "
             "anonymizer to attack; expected a training with MODEL.MODE GCR"
         )
+
+
+def _record(cfg: CfgNode, settings: Settings, splits: DatasetSplits) -> dict[str, Any]:
+    """Return all that the numbers of a run depend on, as plain values."""
+    values: dict[str, Any] = {"format": FORMAT, "weights": fingerprint(load_pretrained(cfg))}
+    values |= {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
+    for name in _CONFIG_KEYS:
+        section, key = name.split(".")
+        value = cfg[section][key]
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values | {"images": _digest(splits)}
+
+
+def _digest(splits: DatasetSplits) -> str:
+    """Return a digest of which images a data set has, wherever it lies."""
+    digest = hashlib.sha256()
+    for role in (splits.train, splits.query, splits.gallery):
+        rows = [f"{Path(s.path).name}/{s.pid}/{s.camid}" for s in role]
+        digest.update("\n".join([*rows, ""]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _makers(cfg: CfgNode, start: str) -> Makers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,11 @@ from engine.attacks.levels import Protector, Stored, own_key_per_person, seal
 from engine.attacks.people import ImageSet
 from engine.attacks.results import Result
 from engine.attacks.training import HeldOut, Workbench, train_reid
-from engine.checkpoint import save_file
+from engine.checkpoint import CheckpointError, save_file
 from engine.scoring.features import Features
 from modeling.objectives import Objectives
 from modeling.reid_network import ReIDNetwork
+from modeling.state import load_matching
 
 _LOGGER = logging.getLogger("reid_baseline")
 
@@ -161,7 +163,7 @@ class AttackContext:
             network = self.makers.reid(self.public.num_persons)
             path = None if self.folder is None else self.folder / "public_reid.pth"
             if path is not None and path.is_file():
-                network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+                load_matching(network, read_weights(path), str(path))
                 _LOGGER.info("The network that saw only raw images is taken from %s", path)
             else:
                 network = self._fit(network, "raw", "Re-ID on raw images")
@@ -194,3 +196,18 @@ class AttackContext:
         _LOGGER.info("%s: best after %d updates, held-out mAP %.1f %%", title, trained.best_step,
                      100 * trained.validation)  # fmt: skip
         return network
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of an attacker's network that an earlier run kept.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is damaged; delete it to train the network again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no weights; delete it to train the network again")
+    return found

@@ -14,6 +14,7 @@ from utils.seeding import numpy_generator
 
 MINIMUM_PERSONS = 6
 _VALIDATION_SHARE = 6  # one public person in so many is held out
+_VALIDATION_IMAGES = (64, 512)  # least and most of them that are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,7 @@ def choose_people(
             f"--budget is {budget}, but the public persons have {len(public)} images to train on "
             f"(and {len(validation)} held out); expected at most {len(public)}"
         )
+    least, most = _VALIDATION_IMAGES
     both = sorted({s.pid for s in query} & {s.pid for s in gallery})
     _check_count("private", len(both), "test identities with query and gallery images")
     chosen = {int(pid) for pid in rng.permutation(both)[:people]}
@@ -119,7 +121,7 @@ def choose_people(
     kept = [(s, is_query) for s, is_query in sides if s.pid in chosen]
     return Cast(
         public=tuple(public[:budget]),
-        validation=tuple(validation[: max(budget // 2, 64)]),
+        validation=tuple(validation[: min(max(budget // 2, least), most)]),
         private=tuple(s for s, _ in kept),
         is_query=tuple(is_query for _, is_query in kept),
     )

@@ -12,6 +12,7 @@ from typing import Any
 from engine.attacks.base import Attack, Outcome
 from engine.attacks.charts import curve_chart, picture_sheet, verdict_chart
 from engine.attacks.context import AttackContext
+from engine.attacks.registry import ATTACKS
 from engine.attacks.results import NOT_APPLICABLE, Result, not_applicable
 from engine.pictures import save_picture
 from utils.errors import UserError
@@ -57,7 +58,10 @@ class Suite:
             _write_json(path, now)
 
     def run(self, attacks: Sequence[Attack]) -> list[Result]:
-        """Run some attacks on all levels; returns their results and writes everything."""
+        """Run some attacks on all levels; returns their results and writes everything.
+
+        ``results.json``, ``verdicts.json`` and ``table.txt`` hold all that the folder has.
+        """
         results: list[Result] = []
         for number, attack in enumerate(attacks, 1):
             kept = self._kept(attack.name)
@@ -67,11 +71,17 @@ class Suite:
                 continue
             _LOGGER.info("%d/%d %s: %s", number, len(attacks), attack.name, attack.question)
             results += self._attack(attack)
+        self._summarise()
+        return results
+
+    def _summarise(self) -> None:
+        """Write what all finished attacks found, those of earlier calls among them."""
+        kept = [self._kept(name) for name in ATTACKS]
+        results = [result for found in kept if found is not None for result in found]
         _write_json(self.folder / RESULTS_NAME, [result.to_json() for result in results])
         _write_json(self.folder / VERDICTS_NAME, verdicts_of(results))
         with atomic_write(self.folder / TABLE_NAME) as temporary:
             temporary.write_text(report(results) + "\n", encoding="utf-8")
-        return results
 
     @property
     def context(self) -> AttackContext:

@@ -196,6 +196,31 @@ def test_output_of_other_settings_is_left_alone(
     assert (full_run / "results.json").read_bytes() == before
 
 
+def test_a_run_of_one_attack_hides_no_other(checkpoint: Path, full_run: Path) -> None:
+    before = read(full_run / "verdicts.json")
+    assert attack.main(command(checkpoint, full_run, "--only", "metadata")) == 0
+    assert read(full_run / "verdicts.json") == before
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(checkpoint: Path, tmp_path: Path) -> None:
+    only = [word for name in ("linkage", "wrong-key", "reid-tuned") for word in ("--only", name)]
+    keys = ("MODEL.DEVICE", "cuda", "RUNTIME.PRECISION", "bfloat16")
+    assert attack.main(command(checkpoint, tmp_path, *only, *keys)) == 0
+    verdicts = read(tmp_path / "verdicts.json")
+    assert verdicts["linkage"]["additive"] == "fails"
+
+
+def test_a_damaged_network_is_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "attackers").mkdir()
+    (tmp_path / "attackers/public_reid.pth").write_bytes(b"PK\3\4 nothing")
+    only = ("--only", "reid-public", "--level", "raw")
+    assert attack.main(command(checkpoint, tmp_path, *only)) == 2
+    assert "delete it to train the network again" in capsys.readouterr().err
+
+
 def test_a_damaged_result_is_named(
     checkpoint: Path, full_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
