@@ -33,6 +33,7 @@ _DEFAULT_BUDGET = 4096
 # What decides on images, persons and networks; everything else in a configuration is of training.
 _CONFIG_KEYS = (
     "DATASETS.NAMES", "INPUT.TYPE", "INPUT.RADIUS", "INPUT.IMG_SIZE", "TEST.CROSS_CAMERA",
+    "SOLVER.SEED",  # of test-time noise
 )  # fmt: skip
 
 

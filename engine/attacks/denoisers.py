@@ -23,7 +23,7 @@ class Denoisers(CipherAttack):
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
-        trial = context.imitated("public", level)
+        trial = context.imitated("validation", level)
         truth = context.unit(trial.plain[:_TRIAL_IMAGES])
         bank = {
             name: float(quality(truth, context.unit(denoise(seen, name)))[0].mean())

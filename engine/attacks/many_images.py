@@ -36,9 +36,9 @@ class KnownPlaintext(CipherAttack):
     """One image of a person is known with its ciphertext: what do the person's others give away?
 
     From the known pair follows a key stream, which is tried on the other ciphertexts. Which
-    algebra the stream obeys is found on public persons under keys of the attacker's own. The known
-    image may resemble the others by itself: it is the blind guess, and the floor is the same attack
-    on ciphertexts of other persons, with the known pair kept.
+    algebra the stream obeys is found on held-out public persons under keys of the attacker's own.
+    The known image may resemble the others by itself: it is the blind guess, and the floor is the
+    same attack on ciphertexts of other persons, with the known pair kept.
     """
 
     name: ClassVar[str] = "known-plaintext"
@@ -46,10 +46,10 @@ class KnownPlaintext(CipherAttack):
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
-        trial = context.imitated("public", level)
+        trial = context.imitated("validation", level)
         method = max(
             usable(COMBINATIONS, trial),
-            key=lambda name: _opening_quality(trial, context.public.pids, name, context),
+            key=lambda name: _opening_quality(trial, context.validation.pids, name, context),
         )
         stored, pids = context.stored(level), context.private.pids
         target, known = known_pairs(pids)
@@ -80,7 +80,7 @@ class Averaging(CipherAttack):
 
     The mean of n ciphertexts is the mean image, which is smooth, plus the pad, which is not. What a
     low-pass takes from it is the pad, cut to what the pad's range and the images' range allow. The
-    width of the low-pass is found on public persons under keys of the attacker's own.
+    width of the low-pass is found on held-out public persons under keys of the attacker's own.
     """
 
     name: ClassVar[str] = "averaging"
@@ -89,7 +89,7 @@ class Averaging(CipherAttack):
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         stored, pids = context.stored(level), context.private.pids
-        trial, guess = context.imitated("public", level), context.mean_public("anonymized")
+        trial, guess = context.imitated("validation", level), context.mean_public("anonymized")
         points, columns, sigmas = [], {}, {}
         for count in image_counts(pids):
             sigma = _best_sigma(trial, count, context)
@@ -122,7 +122,7 @@ class Averaging(CipherAttack):
 class Difference(CipherAttack):
     """The difference of two ciphertexts of a person beside that of the two images.
 
-    Both are taken in the same algebra, which is found on public persons.
+    Both are taken in the same algebra, which is found on held-out public persons.
     """
 
     name: ClassVar[str] = "difference"
@@ -130,10 +130,10 @@ class Difference(CipherAttack):
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
-        trial = context.imitated("public", level)
+        trial = context.imitated("validation", level)
         method = max(
             usable(DIFFERENCES, trial),
-            key=lambda name: _correlation(trial, context.public.pids, name),
+            key=lambda name: _correlation(trial, context.validation.pids, name),
         )
         stored, pids = context.stored(level), context.private.pids
         first, second = same_person(pids)
@@ -237,7 +237,7 @@ def _opening_quality(stored: Stored, pids: Tensor, method: str, context: AttackC
 
 def _best_sigma(stored: Stored, count: int, context: AttackContext) -> float:
     """Return the low-pass that opens public images best, stored under keys of one's own."""
-    pids = context.public.pids
+    pids = context.validation.pids
     most = int(torch.unique(pids, return_counts=True)[1].max())
     target, groups = (part[:_TRIAL_IMAGES] for part in groups_of(pids, min(count, most)))
     truth = context.unit(stored.plain[target])

@@ -15,6 +15,7 @@ from utils.seeding import numpy_generator
 MINIMUM_PERSONS = 6
 _VALIDATION_SHARE = 6  # one public person in so many is held out
 _VALIDATION_IMAGES = (64, 512)  # least and most of them that are looked at
+_IMAGES_EACH = 8  # of a held-out person: attacks on several images of one need some
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +108,12 @@ def choose_people(
     order = rng.permutation(len(train))
     shuffled = [train[place] for place in order]
     public = [s for s in shuffled if s.pid not in held_out]
-    validation = [s for s in shuffled if s.pid in held_out]
+    of_person = {pid: [s for s in shuffled if s.pid == pid] for pid in known if pid in held_out}
+    validation = [s for images in of_person.values() for s in images[:_IMAGES_EACH]]
     if budget > len(public):
         raise UserError(
-            f"--budget is {budget}, but the public persons have {len(public)} images to train on "
-            f"(and {len(validation)} held out); expected at most {len(public)}"
+            f"--budget is {budget}, but the public persons have {len(public)} images to train on, "
+            f"besides those held out; expected at most {len(public)}"
         )
     least, most = _VALIDATION_IMAGES
     both = sorted({s.pid for s in query} & {s.pid for s in gallery})

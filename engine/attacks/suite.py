@@ -36,7 +36,7 @@ class Suite:
 
     Args:
         folder: Where results go.
-        record: All that the numbers depend on; see ``engine.attacks.build.run_record``.
+        record: All that the numbers depend on; see ``engine.attacks.build.Plan``.
         make_context: Builds the scene; called once, and only if something is left to do.
 
     Raises:

@@ -31,6 +31,15 @@ def test_roles_share_nobody() -> None:
     assert len(found.public) == 20
 
 
+def test_held_out_persons_come_with_several_images() -> None:
+    """An attack that sets images of one person against each other has to be tried on some."""
+    train = samples(1, 60, 20)
+    found = choose_people(train, QUERY, GALLERY, budget=16, people=9, seed=1)
+    pids = [s.pid for s in found.validation]
+    assert len(pids) == 64
+    assert {pids.count(pid) for pid in set(pids)} == {8}
+
+
 def test_private_persons_are_those_that_can_be_found() -> None:
     """Neither a distractor nor a query without gallery image takes part."""
     found = cast()
