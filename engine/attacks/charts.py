@@ -41,14 +41,20 @@ def verdict_chart(results: Sequence[Result], title: str) -> Image.Image:
     names = list(dict.fromkeys(m.name for r in shown for m in r.measures if m.decides))
     columns = max(1, min(2, len(names)))
     rows = max(1, -(-len(names) // columns))
-    figure = Figure(figsize=(5.2 * columns, 0.9 + rows * (1.1 + 0.34 * len(shown))), dpi=_DPI)
+    figure = Figure(
+        figsize=(max(6.8, 5.2 * columns), 0.9 + rows * (1.1 + 0.34 * len(shown))), dpi=_DPI
+    )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax, name in zip(axes, names, strict=False):
         _intervals(ax, name, shown)
     for ax in axes[len(names) :]:
         ax.set_axis_off()
     figure.suptitle(title, fontsize=11)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    losses = any(m.bad_side == "below" for r in shown for m in r.measures)
+    floor = "what was stored" if losses else "what luck reaches"
+    figure.legend(
+        handles=_legend(floor), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
     return drawn(figure)
 
 
@@ -136,11 +142,11 @@ def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:
     ax.grid(axis="x", alpha=0.25)
 
 
-def _legend() -> list[Artist]:
+def _legend(floor: str) -> list[Artist]:
     return [
         Line2D([], [], marker="o", color=_FAILS, label="beyond the floor (fails)"),
         Line2D([], [], marker="o", color=_HOLDS, label="within the floor (holds)"),
-        Patch(color=_FLOOR, alpha=0.45, label="floor: what luck reaches"),
+        Patch(color=_FLOOR, alpha=0.45, label=f"floor: {floor}"),
     ]
 
 
