@@ -213,10 +213,15 @@ def report(results: Sequence[Result]) -> str:
     ]
     for attack in attacks:
         lines += ["", attack]
+        reasons: dict[str, list[str]] = {}
         for level in levels:
             result = by_place.get((attack, level))
             if result is not None and result.applies:
                 lines.append(f"  {level}: {result.verdict}. {result.sentence}")
+            elif result is not None:
+                reasons.setdefault(result.sentence, []).append(level)
+        for reason, without in reasons.items():
+            lines.append(f"  {', '.join(without)}: not applicable: {reason}.")
     return "\n".join(lines)
 
 

@@ -64,6 +64,17 @@ def test_additive_falls_and_aead_stands(full_run: Path) -> None:
     assert verdicts["reid-tuned"]["raw"] == "not applicable"
 
 
+def test_the_table_says_everything(full_run: Path) -> None:
+    table = (full_run / "table.txt").read_text("utf-8")
+    reason = "raw, desensitized, anonymized: not applicable: nothing is encrypted at this level"
+    assert reason in table
+    assert table.count(": holds. ") + table.count(": fails. ") == sum(
+        verdict != "not applicable"
+        for row in read(full_run / "verdicts.json").values()
+        for verdict in row.values()
+    )
+
+
 def test_every_result_says_what_it_rests_on(full_run: Path) -> None:
     results = read(full_run / "results.json")
     assert {(r["attack"], r["level"]) for r in results} == {(a, x) for a in ATTACKS for x in LEVELS}
