@@ -15,7 +15,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 ARGS ?=
 
-.PHONY: help setup test slow test-lowest lint format demo demo-compare benchmark clean distclean
+.PHONY: help setup test slow test-lowest lint format demo demo-compare attack benchmark clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,10 @@ demo: setup ## train and evaluate the full method on synthetic people (about 10 
 
 demo-compare: setup ## base, without and with upgradation side by side (about 30 minutes)
 	$(BIN)/python tools/demo.py --compare $(ARGS)
+
+attack: setup ## attack what the demo trained, at every level (some minutes; after make demo)
+	$(BIN)/python tools/attack.py --checkpoint demo/full --output demo/attacks \
+	  --budget 256 --epochs 8 --people 16 $(ARGS)
 
 benchmark: setup ## speed and memory
 	$(BIN)/python tools/benchmark.py $(ARGS)

@@ -1,0 +1,1 @@
+"""Attacks on every level of protection: one file per family, named in ``registry.ATTACKS``."""

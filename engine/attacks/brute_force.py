@@ -1,0 +1,190 @@
+"""Key brute force: try the keys that can be guessed until an image looks opened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from engine.attacks.base import CipherAttack, Outcome, shown
+from engine.attacks.context import AttackContext
+from engine.attacks.filters import PAD_REACH
+from engine.attacks.levels import Stored
+from engine.attacks.statistics import share_measure
+from modeling.encryption.errors import IsedError
+from modeling.encryption.picture import CONTEXT, SealedPicture, open_picture, public_fields
+from modeling.encryption.primitives import KEY_BYTES, existing_message_key
+from utils.progress import Progress
+
+_IMAGES = 40  # as many as the published measurement broke
+_PREFIX = 64  # values that tell a wrong pad: it leaves [-1, 1] with a quarter of them
+_SLACK = 1e-3
+_SECONDS_A_YEAR = 365.25 * 86_400
+_KEY_SPACE = {"aead": 2.0**256}
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """What a search for keys found.
+
+    Attributes:
+        opened: Images that a guessed key opened, normalised, by place.
+        tried: Keys tried on each image.
+        seconds: How long that took in all.
+    """
+
+    opened: dict[int, Tensor]
+    tried: int
+    seconds: float
+
+
+class KeyBruteForce(CipherAttack):
+    """Additive: identity numbers from 0 on, a pad is right if the image stays in its range.
+
+    Aead: numbers, digests of numbers and of labels as keys, told by the public commitment.
+    """
+
+    name: ClassVar[str] = "brute-force"
+    question: ClassVar[str] = "How long until a guessed key opens an image?"
+
+    def run(self, context: AttackContext, level: str) -> Outcome:
+        """See ``Attack``."""
+        places = _one_image_each(context.private.pids)
+        stored, pids = context.stored(level), context.private.pids[places]
+        search = SEARCHES[level](stored, places, context.settings.keys)
+        right = [
+            place in search.opened
+            and bool((search.opened[place] - stored.plain[place]).abs().max() < 1e-4)
+            for place in places.tolist()
+        ]
+        space = _KEY_SPACE.get(level, float(search.tried))
+        measure = share_measure("opened", right, pids, context.seed, floor=1 / space)
+        rate = search.tried * len(places) / max(search.seconds, 1e-9)
+        years = space / 2 / rate / _SECONDS_A_YEAR
+        details = {
+            "keys_per_s": rate,
+            "seconds_per_image": search.seconds / len(places),
+            "expected_years": years,
+        }
+        result = context.result(
+            self.name, level, _sentence(sum(right), len(right), search, years, level),
+            measures=(measure,), budget=search.tried, budget_unit="keys tried on each image",
+            num_persons=len(pids), num_images=len(pids), details=details,
+        )  # fmt: skip
+        return Outcome(result, self._columns(context, stored, search))
+
+    def _columns(self, context: AttackContext, stored: Stored, search: Search) -> dict[str, Tensor]:
+        show = shown(context.private.pids)
+        best = [search.opened.get(int(place), stored.observed[int(place)]) for place in show]
+        return {
+            "before encryption": context.unit(stored.plain[show]),
+            "ciphertext": context.unit(stored.observed[show]),
+            "after the search": context.unit(torch.stack(best)),
+        }
+
+
+def search_additive(stored: Stored, places: Tensor, keys: int) -> Search:
+    """Try identity numbers 0, 1, 2, ... as seeds of the pad.
+
+    A right pad leaves the image within [-1, 1]; a wrong one does not for a quarter of all values,
+    so few values of a pad are drawn before it is dropped.
+
+    Args:
+        stored: Images at the additive level.
+        places: Which to break.
+        keys: Numbers to try.
+    """
+    start = time.perf_counter()
+    images = stored.observed[places].flatten(1)
+    generator = torch.Generator()
+    length = min(_PREFIX, images.shape[1])
+    pads = torch.empty(keys, length)
+    for key in range(keys):
+        pads[key] = torch.rand(length, generator=generator.manual_seed(key))
+    pads = 2 * pads - 1
+    opened = {}
+    for place, image in zip(places.tolist(), images, strict=True):
+        left = (image[:length] - pads).abs().amax(1) <= PAD_REACH + _SLACK
+        for key in left.nonzero().squeeze(1).tolist():
+            pad = torch.rand(stored.observed.shape[1:], generator=generator.manual_seed(key))
+            plain = stored.observed[place] - (2 * pad - 1)
+            if plain.abs().max() <= PAD_REACH + _SLACK:
+                opened[place] = plain
+                break
+    return Search(opened, keys, time.perf_counter() - start)
+
+
+def search_aead(stored: Stored, places: Tensor, keys: int) -> Search:
+    """Try keys that a careless owner might have chosen; the commitment tells a right one.
+
+    Args:
+        stored: Images at the aead level.
+        places: Which to break.
+        keys: Keys to try on each.
+    """
+    assert stored.sealed is not None
+    start = time.perf_counter()
+    guesses = list(guessable_keys(keys))
+    opened = {}
+    height, width = stored.plain.shape[-2:]
+    with Progress(len(places) * keys, "Brute force on aead", unit="key") as bar:
+        for place in places.tolist():
+            header = stored.sealed.headers[place]
+            key = _find(header, guesses)
+            bar.update(keys)
+            if key is not None:
+                pixels = stored.sealed.payload[place].numpy().tobytes()
+                picture = SealedPicture(width, height, header, pixels)
+                found = torch.from_numpy(open_picture(key, picture).pixels.copy())
+                opened[place] = found.permute(2, 0, 1).float().mul(2).sub(255).div(255)
+    return Search(opened, keys, time.perf_counter() - start)
+
+
+SEARCHES = {"additive": search_additive, "aead": search_aead}
+
+
+def guessable_keys(count: int) -> Iterator[bytes]:
+    """Yield keys of 32 bytes that need no secret: numbers, their digests, digests of labels."""
+    for place in range(count):
+        number, kind = divmod(place, 4)
+        if kind == 0:
+            yield number.to_bytes(KEY_BYTES, "big")
+        elif kind == 1:
+            yield str(number).encode().rjust(KEY_BYTES, b"0")
+        elif kind == 2:
+            yield sha256(str(number).encode()).digest()
+        else:
+            yield sha256(f"{number:04d}".encode()).digest()
+
+
+def _find(header: bytes, guesses: Sequence[bytes]) -> bytes | None:
+    salt, _, commit = public_fields(header)
+    for guess in guesses:
+        try:
+            existing_message_key(guess, CONTEXT, salt, commit)
+        except IsedError:
+            continue
+        return guess
+    return None
+
+
+def _one_image_each(pids: Tensor) -> Tensor:
+    places = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:_IMAGES]]
+    return torch.tensor(places)
+
+
+def _sentence(found: int, images: int, search: Search, years: float, level: str) -> str:
+    text = f"Guessing keys opened {found} of {images} images"
+    if found:
+        return f"{text}, in {1000 * search.seconds / images:.1f} ms each."
+    if level == "aead":
+        return (
+            f"{text} after {search.tried} guesses on each; at this speed the right key is expected "
+            f"after {years:.0e} years."
+        )
+    return f"{text} after {search.tried} guesses on each."

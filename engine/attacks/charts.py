@@ -1,0 +1,163 @@
+"""Pictures of results: intervals beside floors, curves, and sheets of what an attacker sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from PIL import Image
+from torch import Tensor
+
+from engine.attacks.results import Measure, Result
+from engine.pictures import picture_grid
+from layers.pixels import PixelSpace
+
+_FAILS, _HOLDS, _FLOOR = "#c0392b", "#1f6fb4", "#9a9a9a"
+_COLOURS = {
+    "raw": "#555555",
+    "desensitized": "#e08214",
+    "anonymized": "#2a9d5c",
+    "additive": "#c0392b",
+    "aead": "#1f6fb4",
+}
+_DPI = 110
+_UNITS = {"rate": "share", "dB": "dB", "ssim": "SSIM", "r": "correlation", "s": "s"}
+
+
+def verdict_chart(results: Sequence[Result], title: str) -> Image.Image:
+    """Draw every deciding measure of one attack: a dot with its interval, the floor in grey.
+
+    Args:
+        results: Of one attack, one for each level; those that do not apply are left out.
+        title: Above the chart.
+    """
+    shown = [result for result in results if result.measures]
+    names = list(dict.fromkeys(m.name for r in shown for m in r.measures if m.decides))
+    columns = max(1, min(2, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure = Figure(
+        figsize=(max(6.8, 5.2 * columns), 0.9 + rows * (1.1 + 0.34 * len(shown))), dpi=_DPI
+    )
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax, name in zip(axes, names, strict=False):
+        _intervals(ax, name, shown)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    losses = any(m.bad_side == "below" for r in shown for m in r.measures)
+    floor = "what was stored" if losses else "what luck reaches"
+    figure.legend(
+        handles=_legend(floor), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
+    return drawn(figure)
+
+
+def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
+    """Draw the curves of one attack, a line for each level; None if there is none."""
+    shown = [result for result in results if len(result.curve) > 1]
+    if not shown:
+        return None
+    names = [m.name for m in shown[0].curve[0].measures]
+    names = [name for name in ("psnr", "ssim") if name in names] or names[:2]
+    figure = Figure(figsize=(5.2 * len(names) + 1.3, 3.8), dpi=_DPI)
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for result in shown:
+            x = [point.x for point in result.curve]
+            found = [_named(point.measures, name) for point in result.curve]
+            colour = _COLOURS.get(result.level, "black")
+            ax.plot(x, [m.value.value for m in found], "o-", color=colour, label=result.level, ms=4)
+            low, high = ([getattr(m.value, end) for m in found] for end in ("low", "high"))
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(x, [m.floor.value for m in found], "--", color=_FLOOR, label="blind guess")
+        if x[-1] > 20:
+            ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [f"{value:g}" for value in x])
+        ax.minorticks_off()
+        ax.set_xlabel(shown[0].curve_of)
+        ax.set_ylabel("PSNR (dB)" if name == "psnr" else name.upper())
+        ax.grid(alpha=0.25)
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return drawn(figure)
+
+
+def picture_sheet(
+    columns: Mapping[str, Mapping[str, Tensor]], pixels: PixelSpace
+) -> Image.Image | None:
+    """Draw what was attacked and what came out, a row for each person and level.
+
+    Args:
+        columns: For each level the pictures by name, values in [0, 1], each (K, 3, H, W).
+        pixels: Pixel space of the model.
+    """
+    filled = {level: pictures for level, pictures in columns.items() if pictures}
+    if not filled:
+        return None
+    names = list(next(iter(filled.values())))
+    rows = [
+        level if number == 0 else ""
+        for level, pictures in filled.items()
+        for number in range(len(pictures[names[0]]))
+    ]
+    sheet = {
+        name: pixels.normalize(torch.cat([pictures[name] for pictures in filled.values()]))
+        for name in names
+    }
+    return picture_grid(sheet, pixels, rows)
+
+
+def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:
+    unit = ""
+    levels: list[str] = []
+    for result in results:
+        found = [m for m in result.measures if m.name == name]
+        if not found:
+            continue
+        measure, row = found[0], len(levels)
+        levels.append(result.level)
+        unit = _UNITS[measure.unit]
+        width = max(measure.floor.high - measure.floor.low, 0.0)
+        ax.barh(row, width, 0.56, measure.floor.low, color=_FLOOR, alpha=0.45)
+        ax.plot([measure.floor.value] * 2, [row - 0.28, row + 0.28], color=_FLOOR, lw=2)
+        colour = _FAILS if measure.beyond_floor else _HOLDS
+        ends = [
+            [max(0.0, measure.value.value - measure.value.low)],
+            [max(0.0, measure.value.high - measure.value.value)],
+        ]
+        ax.errorbar(measure.value.value, row, xerr=ends, fmt="o", color=colour, capsize=3, ms=5)
+    ax.set_yticks(range(len(levels)), levels)
+    ax.set_ylim(len(levels) - 0.4, -0.6)
+    ax.set_title(name.replace("_", " "), fontsize=9)
+    ax.set_xlabel(unit, fontsize=8)
+    ax.tick_params(labelsize=8)
+    ax.use_sticky_edges = False  # a bar may not touch the frame: its end is what is read
+    ax.margins(x=0.06)
+    ax.grid(axis="x", alpha=0.25)
+
+
+def _legend(floor: str) -> list[Artist]:
+    return [
+        Line2D([], [], marker="o", color=_FAILS, label="beyond the floor (fails)"),
+        Line2D([], [], marker="o", color=_HOLDS, label="within the floor (holds)"),
+        Patch(color=_FLOOR, alpha=0.45, label=f"floor: {floor}"),
+    ]
+
+
+def _named(measures: Sequence[Measure], name: str) -> Measure:
+    return next(measure for measure in measures if measure.name == name)
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """Return a figure as a picture, laid out so that nothing overlaps."""
+    figure.set_layout_engine("constrained")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    return Image.frombytes("RGBA", (width, height), bytes(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,254 @@
+"""Run attacks on levels, keep what is finished, and say what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.attacks.base import Attack, Outcome
+from engine.attacks.charts import curve_chart, picture_sheet, verdict_chart
+from engine.attacks.context import AttackContext
+from engine.attacks.registry import ATTACKS
+from engine.attacks.results import NOT_APPLICABLE, Result, not_applicable
+from engine.pictures import save_picture
+from utils.errors import UserError
+from utils.files import atomic_write
+
+_LOGGER = logging.getLogger("reid_baseline")
+
+SETTINGS_NAME = "settings.json"
+RESULTS_NAME = "results.json"
+VERDICTS_NAME = "verdicts.json"
+TABLE_NAME = "table.txt"
+
+Verdicts = dict[str, dict[str, str]]
+
+
+class Suite:
+    """Attacks of one run in one folder.
+
+    A finished attack is a file of its own; a run that was interrupted goes on with the attack that
+    has none. A folder serves one checkpoint and one set of settings.
+
+    Args:
+        folder: Where results go.
+        record: All that the numbers depend on; see ``engine.attacks.build.Plan``.
+        make_context: Builds the scene; called once, and only if something is left to do.
+
+    Raises:
+        UserError: The folder holds results of another checkpoint or other settings.
+    """
+
+    def __init__(
+        self, folder: Path, record: Mapping[str, Any], make_context: Callable[[], AttackContext]
+    ) -> None:
+        self.folder = folder
+        self._make_context = make_context
+        self._context: AttackContext | None = None
+        self._levels: tuple[str, ...] = tuple(record["levels"])
+        path = folder / SETTINGS_NAME
+        now = json.loads(json.dumps(record))
+        if path.is_file():
+            _check_same(path, now)
+        else:
+            _write_json(path, now)
+
+    def run(self, attacks: Sequence[Attack]) -> list[Result]:
+        """Run some attacks on all levels; returns their results and writes everything.
+
+        ``results.json``, ``verdicts.json`` and ``table.txt`` hold all that the folder has.
+        """
+        results: list[Result] = []
+        for number, attack in enumerate(attacks, 1):
+            kept = self._kept(attack.name)
+            if kept is not None:
+                _LOGGER.info("%d/%d %s: kept from before", number, len(attacks), attack.name)
+                results += kept
+                continue
+            _LOGGER.info("%d/%d %s: %s", number, len(attacks), attack.name, attack.question)
+            results += self._attack(attack)
+        self._summarise()
+        return results
+
+    def _summarise(self) -> None:
+        """Write what all finished attacks found, those of earlier calls among them."""
+        kept = [self._kept(name) for name in ATTACKS]
+        results = [result for found in kept if found is not None for result in found]
+        _write_json(self.folder / RESULTS_NAME, [result.to_json() for result in results])
+        _write_json(self.folder / VERDICTS_NAME, verdicts_of(results))
+        with atomic_write(self.folder / TABLE_NAME) as temporary:
+            temporary.write_text(report(results) + "\n", encoding="utf-8")
+
+    @property
+    def context(self) -> AttackContext:
+        """The scene, built on first use."""
+        if self._context is None:
+            self._context = self._make_context()
+        return self._context
+
+    def _attack(self, attack: Attack) -> list[Result]:
+        outcomes: dict[str, Outcome] = {}
+        start = time.monotonic()
+        for level in self._levels:
+            reason = attack.reason_against(level)
+            if reason:
+                outcomes[level] = Outcome(not_applicable(attack.name, level, reason))
+                continue
+            outcomes[level] = attack.run(self.context, level)
+            result = outcomes[level].result
+            _LOGGER.info("%s on %s: %s. %s", attack.name, level, result.verdict, result.sentence)
+        results = [outcome.result for outcome in outcomes.values()]
+        self._draw(attack, outcomes)
+        # Last of all: the file says that the attack is finished.
+        _write_json(
+            self._path(attack.name),
+            {
+                "attack": attack.name,
+                "question": attack.question,
+                "seconds": round(time.monotonic() - start, 1),
+                "results": [result.to_json() for result in results],
+            },
+        )
+        return results
+
+    def _draw(self, attack: Attack, outcomes: Mapping[str, Outcome]) -> None:
+        results = [outcome.result for outcome in outcomes.values()]
+        if not any(result.applies for result in results):
+            return
+        title = f"{attack.name}: {attack.question}"
+        save_picture(verdict_chart(results, title), self.folder / f"{attack.name}.png")
+        columns = {level: outcome.columns for level, outcome in outcomes.items()}
+        further = {
+            "curve": curve_chart(results, title),
+            "images": picture_sheet(columns, self.context.protector.pixels),
+        }
+        for name, picture in further.items():
+            if picture is not None:
+                save_picture(picture, self.folder / f"{attack.name}_{name}.png")
+
+    def _kept(self, name: str) -> list[Result] | None:
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return [Result.from_json(one) for one in content["results"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete it to run the attack again"
+            ) from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def verdicts_of(results: Sequence[Result]) -> Verdicts:
+    """Return verdicts by attack and level: the form that an expectation has."""
+    verdicts: Verdicts = {}
+    for result in results:
+        verdicts.setdefault(result.attack, {})[result.level] = result.verdict
+    return verdicts
+
+
+def read_expectation(path: Path) -> Verdicts:
+    """Read verdicts that are expected, in the form of ``verdicts.json``.
+
+    Raises:
+        UserError: The file is missing or of another form.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; expected verdicts such as a run writes to {VERDICTS_NAME}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    is_table = isinstance(content, dict) and all(
+        isinstance(row, dict) and all(isinstance(v, str) for v in row.values())
+        for row in content.values()
+    )
+    if not is_table:
+        raise UserError(f"{path} is no table of verdicts; expected {{attack: {{level: verdict}}}}")
+    return content
+
+
+def differences(found: Verdicts, expected: Verdicts) -> list[str]:
+    """Say in which of the expected verdicts a run differs.
+
+    Attacks and levels that were not run are not compared; an expectation that shares nothing with
+    the run is a difference.
+    """
+    compared, lines = 0, []
+    for attack, row in expected.items():
+        for level, verdict in row.items():
+            got = found.get(attack, {}).get(level)
+            if got is None:
+                continue
+            compared += 1
+            if got != verdict:
+                lines.append(f"{attack} on {level}: {got}, expected {verdict}")
+    if not compared:
+        lines.append("the expectation has no attack and level of this run")
+    return lines
+
+
+def report(results: Sequence[Result]) -> str:
+    """Return a table of verdicts and a sentence for each result."""
+    levels = list(dict.fromkeys(result.level for result in results))
+    attacks = list(dict.fromkeys(result.attack for result in results))
+    by_place = {(result.attack, result.level): result for result in results}
+    width = max((len(name) for name in attacks), default=6) + 2
+    lines = [f"{'attack':<{width}}" + "".join(f"{level:>15}" for level in levels)]
+    for attack in attacks:
+        cells = [_cell(by_place.get((attack, level))) for level in levels]
+        lines.append(f"{attack:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
+    lines += [
+        "",
+        "holds: what the attack reached lies within what luck reaches; - : no such attack",
+    ]
+    for attack in attacks:
+        lines += ["", attack]
+        reasons: dict[str, list[str]] = {}
+        for level in levels:
+            result = by_place.get((attack, level))
+            if result is not None and result.applies:
+                lines.append(f"  {level}: {result.verdict}. {result.sentence}")
+            elif result is not None:
+                reasons.setdefault(result.sentence, []).append(level)
+        for reason, without in reasons.items():
+            lines.append(f"  {', '.join(without)}: not applicable: {reason}.")
+    return "\n".join(lines)
+
+
+def _cell(result: Result | None) -> str:
+    if result is None or result.verdict == NOT_APPLICABLE:
+        return "-"
+    return result.verdict
+
+
+def _check_same(path: Path, now: Mapping[str, Any]) -> None:
+    try:
+        was = json.loads(path.read_text(encoding="utf-8"))
+        differing = [
+            f"{name} {was.get(name)!r} (now {now.get(name)!r})"
+            for name in {**was, **now}
+            if was.get(name) != now.get(name)
+        ]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); choose another --output") from error
+    if differing:
+        raise UserError(
+            f"{path.parent} holds attacks with {', '.join(differing)}; choose another --output, or "
+            "give the same values to go on"
+        )
+
+
+def _write_json(path: Path, content: object) -> None:
+    with atomic_write(path) as temporary:
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")

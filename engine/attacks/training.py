@@ -1,0 +1,272 @@
+"""Networks that an attacker trains: picture recovery and re-identification.
+
+Both take what the attacker owns, run for a fixed number of updates, and keep the weights that were
+best on held-out public persons; private persons are never looked at.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+
+from data.samplers import IdentitySampler
+from engine.attacks.statistics import quality
+from engine.scoring.features import Features
+from engine.scoring.retrieval import score_retrieval
+from engine.train_step import Autocast
+from layers.pixels import PixelSpace
+from modeling.objectives import Objectives, reid_losses, weighted
+from modeling.outputs import ReIDPair
+from modeling.reid_network import ReIDNetwork
+from utils.errors import UserError
+from utils.progress import Progress
+from utils.seeding import derive_seed, seed_everything, torch_generator
+
+_VALIDATIONS = 8
+_WARMUP_SHARE = 0.1
+RECOVERY_RATE = 1e-3
+REID_RATE = 7e-4
+_WEIGHT_DECAY = 5e-4
+_INSTANCES = 4
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Where and how an attacker trains.
+
+    Attributes:
+        device: Where networks are.
+        autocast: Context that they run in.
+        pixels: Pixel space of their images.
+        batch_size: Images per update.
+        steps: Updates of each network; every data budget gets the same number.
+        seed: What start values and batches are drawn from.
+    """
+
+    device: torch.device
+    autocast: Autocast
+    pixels: PixelSpace
+    batch_size: int
+    steps: int
+    seed: int
+
+    @torch.inference_mode()
+    def run(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return a network's output for images (N, ...), float32 on the CPU, in batches."""
+        was_training = network.training
+        network.eval()
+        parts = []
+        for batch in images.split(self.batch_size):
+            with self.autocast():
+                parts.append(network(batch.to(self.device)).float().cpu())
+        network.train(was_training)
+        return torch.cat(parts)
+
+    def pictures(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return an image network's output as values in [0, 1]."""
+        return self.pixels.denormalize(self.run(network, images)).clamp_(0, 1)
+
+    @torch.inference_mode()
+    def embeddings(self, network: ReIDNetwork, images: Tensor) -> Tensor:
+        """Return embeddings (N, D) of normalised images, float32 on the CPU."""
+        network.eval()
+        parts = []
+        for batch in images.split(self.batch_size):
+            with self.autocast():
+                parts.append(network.embed(batch.to(self.device)).float().cpu())
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Images of public persons that an attacker does not train on.
+
+    Attributes:
+        images: As an outsider sees them, normalised (N, 3, H, W).
+        pids, camids: Persons and cameras (N,).
+    """
+
+    images: Tensor
+    pids: Tensor
+    camids: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training kept.
+
+    Attributes:
+        network: With the weights of the best validation, in evaluation mode.
+        best_step: Update after which that was.
+        validation: Its score: PSNR (dB) of pictures, mAP of identities.
+    """
+
+    network: nn.Module
+    best_step: int
+    validation: float
+
+
+def train_recovery(
+    make_network: Callable[[], nn.Module],
+    plain: Tensor,
+    raw: Tensor,
+    observe: Callable[[Tensor], Tensor],
+    validation: tuple[Tensor, Tensor],
+    bench: Workbench,
+    title: str,
+) -> Trained:
+    """Train a network that draws the raw image from what is seen of a protected one.
+
+    Args:
+        make_network: Builds the network.
+        plain: Public images before encryption, normalised (N, 3, H, W).
+        raw: The same persons' raw images, normalised.
+        observe: Shows plain images as an outsider sees them, under new keys of the attacker's own.
+        validation: Held-out public persons: what is seen of them, and raw, both normalised.
+        bench: Where and how.
+        title: For the progress display.
+    """
+    seed_everything(derive_seed(bench.seed, title))
+    network = make_network().to(bench.device)
+    optimizer = Adam(network.parameters(), lr=RECOVERY_RATE, betas=(0.5, 0.999))
+    generator = torch_generator(bench.seed, title, "batches")
+    truth = bench.pixels.denormalize(validation[1])
+
+    def update(step: int) -> Tensor:  # noqa: ARG001 - every batch is drawn anew
+        place = torch.randint(len(plain), (bench.batch_size,), generator=generator)
+        flip = torch.rand(len(place), 1, 1, 1, generator=generator) < 0.5
+        before, target = (
+            torch.where(flip, images[place].flip(-1), images[place]) for images in (plain, raw)
+        )
+        seen, target = observe(before).to(bench.device), target.to(bench.device)
+        with bench.autocast():
+            output = network(seen)
+        return F.l1_loss(output.float(), target)
+
+    def score() -> float:
+        return float(quality(truth, bench.pictures(network, validation[0]))[0].mean())
+
+    return _train(network, optimizer, RECOVERY_RATE, update, score, bench, title)
+
+
+def train_reid(
+    network: ReIDNetwork,
+    images: Tensor,
+    pids: Tensor,
+    validation: HeldOut,
+    objectives: Objectives,
+    bench: Workbench,
+    title: str,
+    *,
+    cross_camera: bool = True,
+) -> Trained:
+    """Train a network to tell persons apart.
+
+    Args:
+        network: To train on; its classifier has a class for each person of ``pids``.
+        images: Normalised images (N, 3, H, W).
+        pids: Their persons (N,).
+        validation: Held-out public persons.
+        objectives: Identity losses.
+        bench: Where and how.
+        title: For the progress display.
+        cross_camera: As of the evaluation.
+
+    Raises:
+        UserError: There are too few persons for a batch.
+    """
+    persons, labels = torch.unique(pids, return_inverse=True)
+    batch = min(bench.batch_size, _INSTANCES * len(persons)) // _INSTANCES * _INSTANCES
+    seed = derive_seed(bench.seed, title)
+    sampler = IdentitySampler(
+        pids.tolist(), batch_size=batch, num_instances=_INSTANCES, seed=seed % 2**31
+    )
+    optimizer = Adam(
+        [p for p in network.parameters() if p.requires_grad], lr=REID_RATE,
+        weight_decay=_WEIGHT_DECAY,
+    )  # fmt: skip
+    generator = torch_generator(seed, "flips")
+    plans: dict[int, Tensor] = {}
+
+    def update(step: int) -> Tensor:
+        epoch, at = divmod(step, len(sampler))
+        if epoch not in plans:
+            plans.clear()
+            plans[epoch] = sampler.plan(epoch)
+        place = plans[epoch][at]
+        flip = torch.rand(len(place), 1, 1, 1, generator=generator) < 0.5
+        chosen = torch.where(flip, images[place].flip(-1), images[place])
+        with bench.autocast():
+            output = network(chosen.to(bench.device))
+            losses = reid_losses(ReIDPair(output, None), labels[place].to(bench.device), objectives)
+        return weighted(losses, objectives.weights)
+
+    def score() -> float:
+        embeddings = bench.embeddings(network, validation.images)
+        return _held_out_map(embeddings, validation, cross_camera=cross_camera)
+
+    return _train(network, optimizer, REID_RATE, update, score, bench, title)
+
+
+def _train(
+    network: nn.Module,
+    optimizer: Optimizer,
+    rate: float,
+    update: Callable[[int], Tensor],
+    score: Callable[[], float],
+    bench: Workbench,
+    title: str,
+) -> Trained:
+    """Run all updates; keep the weights of the best validation."""
+    network.train()
+    best, best_score, best_step = copy.deepcopy(network.state_dict()), -math.inf, 0
+    checks = {round((i + 1) * bench.steps / _VALIDATIONS) for i in range(_VALIDATIONS)}
+    with Progress(bench.steps, title, unit="step") as bar:
+        for step in range(bench.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * _factor(step, bench.steps)
+            loss = update(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if step + 1 in checks:
+                found = score()
+                network.train()
+                if found > best_score:
+                    best, best_score = copy.deepcopy(network.state_dict()), found
+                    best_step = step + 1
+            bar.update()
+    if best_step == 0:
+        raise UserError(
+            f"{title}: the attacker's network gave no finite score on any validation; another "
+            "--seed, or RUNTIME.PRECISION float32, may help"
+        )
+    network.load_state_dict(best)
+    return Trained(network.eval(), best_step, best_score)
+
+
+def _factor(step: int, steps: int) -> float:
+    """Warm-up, then half a cosine, as a factor of the learning rate."""
+    warmup = max(1.0, _WARMUP_SHARE * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+
+
+def _held_out_map(embeddings: Tensor, held_out: HeldOut, *, cross_camera: bool) -> float:
+    """Return the mAP of every second image of each person in the others."""
+    order = np.argsort(held_out.pids.numpy(), kind="stable")
+    sides = [torch.from_numpy(order[start::2].copy()) for start in (0, 1)]
+    query, gallery = (
+        Features(embeddings[side], held_out.pids[side], held_out.camids[side]) for side in sides
+    )
+    scores = score_retrieval(query, gallery, cross_camera=cross_camera)
+    return -math.inf if scores.degenerate else scores.mAP

@@ -1,0 +1,277 @@
+"""The whole suite from the command line, on a small checkpoint and drawn people, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from engine.attacks.levels import LEVELS
+from engine.attacks.registry import ATTACKS
+from engine.attacks.suite import Suite
+from engine.checkpoint import NATIVE_NAMES
+from tests.fixtures import tiny
+from tests.fixtures.attacked import save_attackable
+from tools import attack, frontier
+
+SMALL = ("--budget", "48", "--epochs", "8", "--keys", "200")
+CRYPTANALYSIS = (
+    "linkage", "brute-force", "known-plaintext", "averaging", "difference", "denoise", "wrong-key",
+    "malleability", "storage", "metadata",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with tiny.tiny_backbone():
+        yield save_attackable(tmp_path_factory.mktemp("attacked"))
+
+
+@pytest.fixture(scope="module")
+def full_run(checkpoint: Path) -> Iterator[Path]:
+    """All attacks on all levels, with the operating system's random numbers replaced by a seed.
+
+    Verdicts of a secure cipher are a matter of luck one time in many; not in this test.
+    """
+    output = checkpoint.parent / "attacks"
+    rng = random.Random(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.urandom", rng.randbytes)
+        assert attack.main(command(checkpoint, output)) == 0
+    yield output
+
+
+def command(checkpoint: Path, output: Path, *more: str) -> list[str]:
+    return ["--checkpoint", str(checkpoint), "--output", str(output), *SMALL, *more]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_additive_falls_and_aead_stands(full_run: Path) -> None:
+    verdicts = read(full_run / "verdicts.json")
+    assert set(verdicts) == set(ATTACKS)
+    for name in CRYPTANALYSIS:
+        assert verdicts[name]["additive"] == "fails", name
+    assert {name: row["aead"] for name, row in verdicts.items()} == dict.fromkeys(ATTACKS, "holds")
+    assert verdicts["model"]["raw"] == verdicts["model"]["anonymized"] == "fails"  # it can succeed
+    assert verdicts["reid-tuned"]["raw"] == "not applicable"
+
+
+def test_the_table_says_everything(full_run: Path) -> None:
+    table = (full_run / "table.txt").read_text("utf-8")
+    reason = "raw, desensitized, anonymized: not applicable: nothing is encrypted at this level"
+    assert reason in table
+    assert table.count(": holds. ") + table.count(": fails. ") == sum(
+        verdict != "not applicable"
+        for row in read(full_run / "verdicts.json").values()
+        for verdict in row.values()
+    )
+
+
+def test_every_result_says_what_it_rests_on(full_run: Path) -> None:
+    results = read(full_run / "results.json")
+    assert {(r["attack"], r["level"]) for r in results} == {(a, x) for a in ATTACKS for x in LEVELS}
+    for result in results:
+        assert result["sentence"]
+        if result["verdict"] == "not applicable":
+            continue
+        assert result["seed"] == 1
+        assert result["budget_unit"]
+        assert result["num_persons"] == 12
+        assert any(measure["decides"] for measure in result["measures"])
+        for measure in result["measures"]:
+            for number in (measure["value"], measure["floor"]):
+                assert number["low"] <= number["value"] + 1e-9
+                assert number["value"] <= number["high"] + 1e-9
+
+
+def test_curves_run_over_budgets_and_images(full_run: Path) -> None:
+    model = read(full_run / "model.json")["results"]
+    assert [[point["x"] for point in result["curve"]] for result in model] == [[8, 12, 48]] * 5
+    averaging = read(full_run / "averaging.json")["results"][-1]
+    assert [point["x"] for point in averaging["curve"]] == list(range(1, 9))
+
+
+def test_pictures_can_be_opened(full_run: Path) -> None:
+    names = {path.name for path in full_run.glob("*.png")}
+    assert {f"{name}.png" for name in ATTACKS} <= names
+    assert {"model_images.png", "model_curve.png", "averaging_curve.png"} <= names
+    for path in full_run.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 100, path
+
+
+def test_a_finished_attack_is_kept_and_a_missing_one_run(
+    checkpoint: Path, full_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in full_run.glob("*.json")}
+    (full_run / "storage.json").unlink()
+    ran: list[str] = []
+    whole = Suite._attack
+
+    def counted(self: Suite, one: Any) -> Any:
+        ran.append(one.name)
+        return whole(self, one)
+
+    monkeypatch.setattr(Suite, "_attack", counted)
+    assert attack.main(command(checkpoint, full_run)) == 0
+    assert ran == ["storage"]
+    after = {p.name: p.stat().st_mtime_ns for p in full_run.glob("*.json")}
+    assert {n for n in after if after[n] != before[n]} == {
+        "storage.json", "results.json", "verdicts.json",
+    }  # fmt: skip
+
+
+def test_an_interrupted_run_goes_on_with_the_same_network(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second attack: the first is kept, and so is the network that it trained."""
+    only = ("--only", "reid-public", "--only", "reid-tuned", "--level", "raw", "--level", "aead")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(ATTACKS["reid-tuned"]), "run", _interrupt)
+        assert attack.main(command(checkpoint, tmp_path, *only)) == 130
+    assert (tmp_path / "reid-public.json").is_file()
+    assert not (tmp_path / "results.json").exists()
+    weights = (tmp_path / "attackers/public_reid.pth").read_bytes()
+    assert attack.main(command(checkpoint, tmp_path, *only)) == 0
+    assert (tmp_path / "attackers/public_reid.pth").read_bytes() == weights
+    assert set(read(tmp_path / "verdicts.json")) == {"reid-public", "reid-tuned"}
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_expectation(
+    checkpoint: Path, full_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = command(checkpoint, full_run, "--expect")
+    assert attack.main([*run, str(full_run / "verdicts.json")]) == 0
+    wrong = tmp_path / "expected.json"
+    wrong.write_text(json.dumps({"linkage": {"aead": "fails", "additive": "fails"}}))
+    assert attack.main([*run, str(wrong)]) == 1
+    assert "linkage on aead: holds, expected fails" in capsys.readouterr().err
+    wrong.write_text(json.dumps({"unheard-of": {"aead": "fails"}}))
+    assert attack.main([*run, str(wrong)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--only", "linkages"), "did you mean linkage?"),
+        (("--level", "aed"), "did you mean aead?"),
+        (("--budget", "7"), "--budget is 7; expected a whole number from 16"),
+        (("--budget", "5000"), "have 160 images to train on"),
+        (("--epochs", "0"), "--epochs is 0"),
+        (("--people", "3"), "--people is 3"),
+        (("--expect", "nowhere.json"), "nowhere.json does not exist"),
+        (("SYNTHETIC.IDENTITIES", "4"), "expected at least 6"),
+        (("INPUT.TIPE", "blur"), "did you mean INPUT.TYPE"),
+        (("MODEL.MODE", "C"), "no anonymizer"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    checkpoint: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [*command(checkpoint, tmp_path / "out"), *more]
+    assert attack.main(given) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert attack.main(command(tmp_path / "none", tmp_path / "out")) == 2
+    assert "does not exist; expected the OUTPUT_DIR" in capsys.readouterr().err
+    assert attack.main(command(tmp_path, tmp_path / "out")) == 2
+    assert "has no config.yml" in capsys.readouterr().err
+
+
+def test_output_of_other_settings_is_left_alone(
+    checkpoint: Path, full_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (full_run / "results.json").read_bytes()
+    assert attack.main([*command(checkpoint, full_run), "--seed", "2"]) == 2
+    assert "seed 1 (now 2); choose another --output" in capsys.readouterr().err
+    assert (full_run / "results.json").read_bytes() == before
+
+
+def test_a_run_of_one_attack_hides_no_other(checkpoint: Path, full_run: Path) -> None:
+    before = read(full_run / "verdicts.json")
+    assert attack.main(command(checkpoint, full_run, "--only", "metadata")) == 0
+    assert read(full_run / "verdicts.json") == before
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(checkpoint: Path, tmp_path: Path) -> None:
+    only = [word for name in ("linkage", "wrong-key", "reid-tuned") for word in ("--only", name)]
+    keys = ("MODEL.DEVICE", "cuda", "RUNTIME.PRECISION", "bfloat16")
+    assert attack.main(command(checkpoint, tmp_path, *only, *keys)) == 0
+    verdicts = read(tmp_path / "verdicts.json")
+    assert verdicts["linkage"]["additive"] == "fails"
+
+
+def test_a_damaged_network_is_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "attackers").mkdir()
+    (tmp_path / "attackers/public_reid.pth").write_bytes(b"PK\3\4 nothing")
+    only = ("--only", "reid-public", "--level", "raw")
+    assert attack.main(command(checkpoint, tmp_path, *only)) == 2
+    assert "delete it to train the network again" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_named(
+    checkpoint: Path, full_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = full_run / "denoise.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    try:
+        assert attack.main(command(checkpoint, full_run, "--only", "denoise")) == 2
+        assert "delete it to run the attack again" in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_baseline_has_nothing_to_attack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tiny.tiny_backbone():
+        baseline = save_attackable(tmp_path, "MODEL.MODE", "C", "MODEL.VAL_R1", "inf")
+        assert (baseline / NATIVE_NAMES["latest"]).is_file()
+        assert attack.main(command(baseline, tmp_path / "out")) == 2
+    assert "has no anonymizer to attack" in capsys.readouterr().err
+
+
+def test_frontier(checkpoint: Path, tmp_path: Path) -> None:
+    given = ["--checkpoint", str(checkpoint), "--strength", "2", "16", "--output", str(tmp_path)]
+    assert frontier.main([*given, *SMALL, "TEST.IMS_PER_BATCH", "8"]) == 0
+    points = read(tmp_path / "frontier.json")
+    assert [point["name"] for point in points] == ["run", "mosaic 2", "mosaic 16"]
+    weak, strong = points[1:]
+    assert weak["recovery_ssim"]["value"] > strong["recovery_ssim"]["value"]
+    for point in points:
+        assert 0 <= point["rank1"]["low"] <= point["rank1"]["high"] <= 1
+    with Image.open(tmp_path / "frontier.png") as picture:
+        assert picture.width > 800
+    assert "mosaic 16" in (tmp_path / "table.txt").read_text("utf-8")
+
+
+def test_frontier_refuses_the_same_point_twice(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--checkpoint", str(checkpoint), "--strength", "4", "4", "--output", str(tmp_path)]
+    assert frontier.main(given) == 2
+    assert "'mosaic 4' is given twice" in capsys.readouterr().err

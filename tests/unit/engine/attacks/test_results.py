@@ -1,0 +1,64 @@
+"""Verdicts as a decision table, and JSON there and back."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from engine.attacks.results import FAILS, HOLDS, Measure, Point, Result, exactly, not_applicable
+from engine.scoring.bootstrap import Interval
+
+
+def measure(low: float, high: float, *, decides: bool = True, bad_side: str = "above") -> Measure:
+    value = Interval((low + high) / 2, low, high)
+    return Measure("gain", "rate", value, Interval(0.5, 0.4, 0.6), decides, bad_side)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bad_side", "verdict"),
+    [
+        (0.45, 0.55, "above", HOLDS),  # within
+        (0.55, 0.90, "above", HOLDS),  # the intervals overlap
+        (0.60, 0.90, "above", HOLDS),  # they touch
+        (0.60 + 1e-9, 0.90, "above", HOLDS),  # by rounding
+        (0.61, 0.90, "above", FAILS),  # wholly above
+        (0.10, 0.20, "above", HOLDS),  # an attack worse than luck gains nothing
+        (0.10, 0.20, "below", FAILS),  # but what an owner loses counts downwards
+        (0.61, 0.90, "below", HOLDS),
+    ],
+)
+def test_verdict(low: float, high: float, bad_side: str, verdict: str) -> None:
+    assert Result("a", "raw", "s", (measure(low, high, bad_side=bad_side),)).verdict == verdict
+
+
+def test_only_deciding_measures_decide_and_one_suffices() -> None:
+    beyond, within = measure(0.7, 0.8), measure(0.4, 0.5)
+    told = measure(0.7, 0.8, decides=False)
+    assert Result("a", "raw", "s", (within, told)).verdict == HOLDS
+    assert Result("a", "raw", "s", (within, told, beyond)).verdict == FAILS
+
+
+def test_json_there_and_back() -> None:
+    nothing = Measure("r", "r", exactly(math.nan), exactly(math.inf))
+    curve = (Point(8, (measure(0, 1),)), Point(16, (nothing,)))
+    result = Result(
+        "model", "aead", "Nothing.", (measure(0.7, 0.8),), seed=3, budget=16, budget_unit="images",
+        num_persons=4, num_images=9, curve_of="images", curve=curve, details={"best": {"8": 2}},
+    )  # fmt: skip
+    text = json.dumps(result.to_json(), allow_nan=False)
+    content = json.loads(text)
+    assert content["verdict"] == FAILS
+    assert content["measures"][0]["beyond_floor"] is True
+    again = Result.from_json(content)
+    assert again.measures == result.measures
+    assert again.to_json()["measures"] == result.to_json()["measures"]
+    assert (again.details, again.curve[0], again.verdict) == (result.details, curve[0], FAILS)
+    assert math.isnan(again.curve[1].measures[0].value.value)
+
+
+def test_what_does_not_apply_has_a_reason() -> None:
+    result = not_applicable("brute-force", "raw", "nothing is encrypted")
+    assert result.verdict == "not applicable"
+    assert Result.from_json(result.to_json()) == result

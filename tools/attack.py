@@ -1,0 +1,174 @@
+"""Attack what a checkpoint protects, at every level, and say what each protection is worth."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from yacs.config import CfgNode
+
+from configs import loading
+from engine.attacks.build import plan_attacks
+from engine.attacks.levels import LEVELS
+from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
+from engine.attacks.results import Result
+from engine.attacks.suite import (
+    Suite,
+    differences,
+    read_expectation,
+    report,
+    verdicts_of,
+)
+from tools.main import exit_code_of
+from utils.device import set_threads
+from utils.errors import UserError
+from utils.files import ensure_folder, remove_leftovers
+from utils.logger import setup_logger
+
+_EXAMPLES = """examples:
+  python3 tools/attack.py --checkpoint demo/full --output attacks
+  python3 tools/attack.py --checkpoint demo/full --output attacks --only linkage --only brute-force
+  python3 tools/attack.py --checkpoint demo/full --output small --budget 256 --epochs 4 --people 16
+  python3 tools/attack.py --checkpoint log/run --output attacks DATASETS.ROOT_DIR /data
+
+The data set, image size and networks are those of the checkpoint's config.yml; keys at the end
+override them. The output folder gets a JSON file and pictures for each attack, results.json,
+verdicts.json and table.txt. The same command goes on after an interruption: finished attacks are
+kept. The exit code is 0 whatever the verdicts, 1 if --expect finds a difference, 2 for wrong input.
+What the attacks are and how to read them: docs/ATTACKS.md.
+"""
+
+
+def checkpoint_config(checkpoint: Path, overrides: Sequence[str]) -> tuple[CfgNode, str]:
+    """Return the configuration that loads a training's weights, and what attackers start from.
+
+    That is ImageNet weights if the training started from them (MODEL.PRETRAIN_CHOICE, which may be
+    overridden), and random ones otherwise: an attacker does not have the owner's weights.
+
+    Raises:
+        UserError: The folder has no training.
+    """
+    path = checkpoint / "config.yml"
+    if not checkpoint.is_dir() or not path.is_file():
+        what = "does not exist" if not checkpoint.exists() else "has no config.yml"
+        raise UserError(
+            f"checkpoint {checkpoint} {what}; expected the OUTPUT_DIR of a training, such as "
+            "demo/full"
+        )
+    trained = loading.load(path, [*overrides, "MODEL.PRETRAIN_DIR", ""])
+    start = "imagenet" if trained.MODEL.PRETRAIN_CHOICE == "imagenet" else "none"
+    place = ("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(checkpoint))
+    return loading.load(path, [*overrides, *place]), start
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add what the numbers of an attack depend on."""
+    parser.add_argument(
+        "--budget", type=int, metavar="N",
+        help="public images that an attacker trains on (default: all, at most 4096)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=int, default=40, metavar="N",
+        help="passes over them; smaller budgets of a curve get as many updates (default: 40)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--people", type=int, default=100, metavar="N",
+        help="most private persons to score on (default: 100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keys", type=int, default=10_000, metavar="N",
+        help="keys that the brute force tries on each image (default: 10000)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=1, help="of everything drawn (default: 1)")
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    ranges = {
+        "budget": (16, 10**6), "epochs": (1, 10**4), "people": (6, 10**5),
+        "keys": (1, 10**7), "seed": (0, 2**31 - 1),
+    }  # fmt: skip
+    for name, (low, high) in ranges.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} is {value}; expected a whole number from {low} to {high}")
+
+
+def attack(args: argparse.Namespace) -> list[str]:
+    """Run the attacks that were asked for; returns how they differ from the expectation."""
+    check_ranges(args)
+    attacks = chosen_attacks(args.only)
+    levels = chosen_levels(args.level, LEVELS)
+    expected = None if args.expect is None else read_expectation(args.expect)
+    cfg, start = checkpoint_config(args.checkpoint, args.opts)
+    output = ensure_folder(args.output)
+    remove_leftovers(output)
+    logger = setup_logger(output)
+    set_threads(cfg.RUNTIME.THREADS)
+    plan = plan_attacks(
+        cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
+        levels=levels, keys=args.keys, start=start,
+    )  # fmt: skip
+    suite = Suite(
+        output,
+        plan.record,
+        lambda: plan.make_context(ensure_folder(output / "attackers")),
+    )
+    results: list[Result] = suite.run(attacks)
+    logger.info("\n%s", report(results))
+    logger.info("Results, pictures and verdicts are in %s", output)
+    return [] if expected is None else differences(verdicts_of(results), expected)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Attack every level of protection and report what each attack reaches.",
+        epilog=f"{_EXAMPLES}\nattacks: {', '.join(ATTACKS)}\nlevels: {', '.join(LEVELS)}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR",
+        help="OUTPUT_DIR of a training with MODEL.MODE GCR",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, default=Path("attacks"), metavar="DIR",
+        help="folder for results (default: attacks)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME",
+        help="run this attack; may be given several times (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--level", action="append", default=[], metavar="NAME",
+        help="attack this level; may be given several times (default: all)",
+    )  # fmt: skip
+    add_settings(parser)
+    parser.add_argument(
+        "--expect", type=Path, metavar="FILE",
+        help="verdicts.json of an earlier run: exit with 1 if a verdict differs",
+    )  # fmt: skip
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml"
+    )
+    args = parser.parse_intermixed_args(argv)
+    differing: list[str] = []
+    failed = exit_code_of(
+        lambda: differing.extend(attack(args)), "interrupted; the same command goes on"
+    )
+    for line in differing:
+        print(f"unexpected: {line}", file=sys.stderr)
+    return failed or int(bool(differing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Plot the trade-off: how well people are found in stored images, and what attackers get."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from engine.attacks.build import plan_attacks
+from engine.attacks.frontier import (
+    FrontierPoint,
+    attacks_of,
+    frontier_chart,
+    frontier_point,
+    table,
+)
+from engine.attacks.registry import chosen_attacks
+from engine.attacks.suite import Suite
+from engine.pictures import save_picture
+from tools.attack import add_settings, check_ranges, checkpoint_config
+from tools.main import exit_code_of
+from utils.device import set_threads
+from utils.errors import UserError
+from utils.files import atomic_write, ensure_folder
+from utils.logger import setup_logger
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
+_EXAMPLES = """examples:
+  python3 tools/frontier.py --checkpoint demo/without demo/full --output frontier
+  python3 tools/frontier.py --checkpoint demo/full --strength 4 8 16 --output frontier
+  python3 tools/frontier.py --checkpoint demo/full --strength 4 8 16 --budget 256 --epochs 4
+  python3 tools/frontier.py --checkpoint log/a log/b DATASETS.ROOT_DIR /data
+
+Each checkpoint (mode GCR) gives a point for its anonymized images, searched by its own re-ID
+network. Each --strength gives a point for images desensitized by INPUT.TYPE (of the first
+checkpoint, or as overridden) with that radius, searched by a network trained on such images of
+public people. The output folder gets frontier.png, frontier.json and table.txt, and a folder for
+each point; the same command goes on after an interruption.
+"""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to protect, to be measured.
+
+    Attributes:
+        name: What charts and folders call it.
+        level: ``anonymized`` or ``desensitized``.
+        checkpoint: Training to take networks and data from.
+        overrides: Keys that differ from its configuration.
+    """
+
+    name: str
+    level: str
+    checkpoint: Path
+    overrides: tuple[str, ...]
+
+
+def ways(checkpoints: Sequence[Path], strengths: Sequence[float], opts: Sequence[str]) -> list[Way]:
+    """Return what is to be compared.
+
+    Raises:
+        UserError: A checkpoint or a strength is given twice.
+    """
+    found = [Way(_name(path, checkpoints), "anonymized", path, tuple(opts)) for path in checkpoints]
+    for strength in strengths:
+        cfg, _ = checkpoint_config(checkpoints[0], opts)
+        overrides = (*opts, "INPUT.RADIUS", f"{strength:g}")
+        name = f"{cfg.INPUT.TYPE} {strength:g}"
+        found.append(Way(name, "desensitized", checkpoints[0], overrides))
+    names = [way.name for way in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name!r} is given twice; expected each checkpoint and strength once")
+    return found
+
+
+def _name(path: Path, all_paths: Sequence[Path]) -> str:
+    """Return the folder's name, with its parent's where two folders share it."""
+    same = [other for other in all_paths if other.resolve().name == path.resolve().name]
+    full = path.resolve()
+    return full.name if len(same) == 1 else f"{full.parent.name}-{full.name}"
+
+
+def measure(way: Way, args: argparse.Namespace) -> FrontierPoint:
+    """Run the attacks of one point, or take them from its folder."""
+    cfg, start = checkpoint_config(way.checkpoint, way.overrides)
+    set_threads(cfg.RUNTIME.THREADS)
+    plan = plan_attacks(
+        cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
+        levels=(way.level,), keys=args.keys, start=start,
+    )  # fmt: skip
+    folder = ensure_folder(args.output / way.name.replace(" ", "_"))
+    suite = Suite(
+        folder,
+        plan.record,
+        lambda: plan.make_context(ensure_folder(folder / "attackers")),
+    )
+    return frontier_point(way.name, way.level, suite.run(chosen_attacks(attacks_of(way.level))))
+
+
+def frontier(args: argparse.Namespace) -> None:
+    """Measure all points and draw them."""
+    check_ranges(args)
+    logger = setup_logger(ensure_folder(args.output))
+    points = [measure(way, args) for way in ways(args.checkpoint, args.strength, args.opts)]
+    save_picture(frontier_chart(points), args.output / "frontier.png")
+    for name, text in (
+        ("frontier.json", json.dumps([point.to_json() for point in points], indent=2)),
+        ("table.txt", table(points)),
+    ):
+        with atomic_write(args.output / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    logger.info("\n%s", table(points))
+    logger.info("The chart is %s", args.output / "frontier.png")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Plot utility against what attackers reach.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, nargs="+", metavar="DIR",
+        help="OUTPUT_DIRs of trainings with MODEL.MODE GCR",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strength", type=float, nargs="+", default=[], metavar="RADIUS",
+        help="values of INPUT.RADIUS: a point for each, without an anonymizer",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, default=Path("frontier"), metavar="DIR",
+        help="folder for results (default: frontier)",
+    )  # fmt: skip
+    add_settings(parser)
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml; they come last"
+    )
+    given = sys.argv[1:] if argv is None else argv
+    # Options here take lists, which would swallow the keys.
+    first_key = next((at for at, word in enumerate(given) if _KEY.fullmatch(word)), len(given))
+    args = parser.parse_args(given[:first_key])
+    args.opts = [*args.opts, *given[first_key:]]
+    return exit_code_of(lambda: frontier(args), "interrupted; the same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
