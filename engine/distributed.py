@@ -174,6 +174,19 @@ def device_of_rank(name: str = "auto", device_id: str | int = "0") -> torch.devi
     return torch.device("cuda", here.local_rank)
 
 
+def refuse_sharing(program: str) -> None:
+    """Refuse to run a program several times at once that does not share its work.
+
+    Raises:
+        UserError: torchrun started it.
+    """
+    if World.from_environment().size > 1:
+        raise UserError(
+            f"torchrun shares out tools/main.py, tools/attack.py and `tools/protect.py protect`, "
+            f"not {program}; run it with python3"
+        )
+
+
 def share(items: Sequence[Value]) -> Sequence[Value]:
     """Return this process's share of a list: every N-th item of N processes."""
     here = world()
@@ -250,5 +263,6 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 __all__ = [
     "RankLostError", "World", "all_gather", "barrier", "broadcast", "device_of_rank",
-    "first_on_machine", "from_main", "gather_rows", "is_main", "joined", "leave", "share", "world",
+    "first_on_machine", "from_main", "gather_rows", "is_main", "joined", "leave",
+    "refuse_sharing", "share", "world",
 ]  # fmt: skip

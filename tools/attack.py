@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +14,19 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
+from engine.attacks.base import Attack
 from engine.attacks.build import plan_attacks
 from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
-from engine.attacks.results import Result
 from engine.attacks.suite import (
     Suite,
+    Verdicts,
     differences,
     read_expectation,
     report,
     verdicts_of,
 )
+from engine.distributed import barrier, first_on_machine, from_main, is_main, joined, leave, share
 from tools.main import exit_code_of
 from utils.device import set_threads
 from utils.errors import UserError
@@ -35,6 +38,7 @@ _EXAMPLES = """examples:
   python3 tools/attack.py --checkpoint demo/full --output attacks --only linkage --only brute-force
   python3 tools/attack.py --checkpoint demo/full --output small --budget 256 --epochs 4 --people 16
   python3 tools/attack.py --checkpoint log/run --output attacks DATASETS.ROOT_DIR /data
+  torchrun --standalone --nproc_per_node 4 tools/attack.py --checkpoint log/run --output attacks
 
 The data set, image size and networks are those of the checkpoint's config.yml; keys at the end
 override them. The output folder gets a JSON file and pictures for each attack, results.json,
@@ -109,24 +113,44 @@ def attack(args: argparse.Namespace) -> list[str]:
     attacks = chosen_attacks(args.only)
     levels = chosen_levels(args.level, LEVELS)
     expected = None if args.expect is None else read_expectation(args.expect)
+    with joined():
+        found = _run(args, attacks, levels)
+    return [] if expected is None or found is None else differences(found, expected)
+
+
+def _run(
+    args: argparse.Namespace, attacks: Sequence[Attack], levels: tuple[str, ...]
+) -> Verdicts | None:
+    """Run attacks, of several processes each every N-th; None in those besides the first."""
     cfg, start = checkpoint_config(args.checkpoint, args.opts)
-    output = ensure_folder(args.output)
-    remove_leftovers(output)
-    logger = setup_logger(output)
+    output = from_main(lambda: _prepared(args.output))
+    level = logging.INFO if is_main() else logging.WARNING
+    logger = setup_logger(output if is_main() else None, level)
     set_threads(cfg.RUNTIME.THREADS)
     plan = plan_attacks(
         cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
         levels=levels, keys=args.keys, start=start,
     )  # fmt: skip
-    suite = Suite(
-        output,
-        plan.record,
-        lambda: plan.make_context(ensure_folder(output / "attackers")),
-    )
-    results: list[Result] = suite.run(attacks)
+
+    def make_suite() -> Suite:
+        place = output / "attackers"
+        return Suite(output, plan.record, lambda: plan.make_context(ensure_folder(place)))
+
+    suite = first_on_machine(make_suite)
+    suite.work(share(attacks))
+    barrier()
+    if not is_main():
+        return None
+    results = suite.finish(attacks)
     logger.info("\n%s", report(results))
     logger.info("Results, pictures and verdicts are in %s", output)
-    return [] if expected is None else differences(verdicts_of(results), expected)
+    return verdicts_of(results)
+
+
+def _prepared(output: Path) -> Path:
+    folder = ensure_folder(output)
+    remove_leftovers(folder)
+    return folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -171,4 +195,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from configs import loading
 from configs.defaults import KEYS, get_value
 from engine.checkpoint import NATIVE_NAMES
+from engine.distributed import refuse_sharing
 from engine.report import DIRECTIONS, EvalReport
 from tools.compare import difference_table
 from tools.main import exit_code_of, run
@@ -182,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     methods = list(METHODS) if args.compare else ["full"]
 
     def work() -> None:
+        refuse_sharing("tools/demo.py")
         outcomes = {name: train_and_test(name, args.output, args.opts) for name in methods}
         print(summary(outcomes))
 

@@ -23,6 +23,7 @@ from engine.attacks.frontier import (
 )
 from engine.attacks.registry import chosen_attacks
 from engine.attacks.suite import Suite
+from engine.distributed import refuse_sharing
 from engine.pictures import save_picture
 from tools.attack import add_settings, check_ranges, checkpoint_config
 from tools.main import exit_code_of
@@ -108,6 +109,7 @@ def measure(way: Way, args: argparse.Namespace) -> FrontierPoint:
 
 def frontier(args: argparse.Namespace) -> None:
     """Measure all points and draw them."""
+    refuse_sharing("tools/frontier.py")
     check_ranges(args)
     logger = setup_logger(ensure_folder(args.output))
     points = [measure(way, args) for way in ways(args.checkpoint, args.strength, args.opts)]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.images import BadImage, read_rgb
 from engine.api import Anonymizer
+from engine.distributed import refuse_sharing
 from engine.scoring.details import CALIBRATION_NAME
 from modeling.encryption.png_format import CHUNK_NAME
 from tools.main import exit_code_of
@@ -106,7 +107,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     answers: list[bool] = []
-    failed = exit_code_of(lambda: answers.append(compare(args)))
+
+    def work() -> None:
+        refuse_sharing("tools/match.py")
+        answers.append(compare(args))
+
+    failed = exit_code_of(work)
     if failed:
         return 2
     return 0 if answers[0] else 1

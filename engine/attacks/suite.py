@@ -58,21 +58,29 @@ class Suite:
             _write_json(path, now)
 
     def run(self, attacks: Sequence[Attack]) -> list[Result]:
-        """Run some attacks on all levels; returns their results and writes everything.
+        """Run some attacks on all levels; returns their results and writes everything."""
+        self.work(attacks)
+        return self.finish(attacks)
 
-        ``results.json``, ``verdicts.json`` and ``table.txt`` hold all that the folder has.
+    def work(self, attacks: Sequence[Attack]) -> None:
+        """Run those of some attacks that are not finished; each leaves files of its own.
+
+        Several processes may share a folder, each with attacks of its own.
         """
-        results: list[Result] = []
         for number, attack in enumerate(attacks, 1):
-            kept = self._kept(attack.name)
-            if kept is not None:
+            if self._kept(attack.name) is not None:
                 _LOGGER.info("%d/%d %s: kept from before", number, len(attacks), attack.name)
-                results += kept
                 continue
             _LOGGER.info("%d/%d %s: %s", number, len(attacks), attack.name, attack.question)
-            results += self._attack(attack)
+            self._attack(attack)
+
+    def finish(self, attacks: Sequence[Attack]) -> list[Result]:
+        """Return the results of finished attacks.
+
+        Writes ``results.json``, ``verdicts.json`` and ``table.txt`` of all that the folder has.
+        """
         self._summarise()
-        return results
+        return [result for attack in attacks for result in self._kept(attack.name) or ()]
 
     def _summarise(self) -> None:
         """Write what all finished attacks found, those of earlier calls among them."""
@@ -90,7 +98,7 @@ class Suite:
             self._context = self._make_context()
         return self._context
 
-    def _attack(self, attack: Attack) -> list[Result]:
+    def _attack(self, attack: Attack) -> None:
         outcomes: dict[str, Outcome] = {}
         start = time.monotonic()
         for level in self._levels:
@@ -113,7 +121,6 @@ class Suite:
                 "results": [result.to_json() for result in results],
             },
         )
-        return results
 
     def _draw(self, attack: Attack, outcomes: Mapping[str, Outcome]) -> None:
         results = [outcome.result for outcome in outcomes.values()]

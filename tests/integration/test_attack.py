@@ -15,9 +15,9 @@ from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS
 from engine.attacks.suite import Suite
 from engine.checkpoint import NATIVE_NAMES
-from tests.fixtures import tiny
+from tests.fixtures import ranks, tiny
 from tests.fixtures.attacked import save_attackable
-from tools import attack, frontier
+from tools import attack, demo, frontier, match
 
 SMALL = ("--budget", "48", "--epochs", "8", "--keys", "200")
 CRYPTANALYSIS = (
@@ -275,3 +275,42 @@ def test_frontier_refuses_the_same_point_twice(
     given = ["--checkpoint", str(checkpoint), "--strength", "4", "4", "--output", str(tmp_path)]
     assert frontier.main(given) == 2
     assert "'mosaic 4' is given twice" in capsys.readouterr().err
+
+
+def _in_a_rank(argv: list[str]) -> int:
+    with tiny.tiny_backbone():
+        return attack.main(argv)
+
+
+def test_two_processes_share_the_attacks(checkpoint: Path, full_run: Path, tmp_path: Path) -> None:
+    only = ("linkage", "storage", "difference")
+    level = ("--level", "raw", "--level", "additive")
+    argv = command(
+        checkpoint, tmp_path / "shared", *level, *(x for n in only for x in ("--only", n))
+    )
+    ranks.finish(ranks.start(_in_a_rank, argv, folder=tmp_path), tmp_path)
+    shared = {(r["attack"], r["level"]): r for r in read(tmp_path / "shared" / "results.json")}
+    alone = {(r["attack"], r["level"]): r for r in read(full_run / "results.json")}
+    assert set(shared) == {(name, one) for name in only for one in ("raw", "additive")}
+    for place, result in shared.items():
+        assert result == alone[place], place
+
+
+@pytest.mark.parametrize("program", [frontier.main, match.main, demo.main])
+def test_what_shares_no_work_refuses_several_processes(
+    program: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    for environment in ranks.environments(2)[:1]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+    argv = {
+        frontier.main: ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")],
+        match.main: ["a.jpg", "b.jpg", "--checkpoint", str(tmp_path)],
+        demo.main: ["--output", str(tmp_path / "out")],
+    }[program]
+    assert program(argv) != 0
+    assert "run it with python3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
