@@ -54,8 +54,8 @@ def build_evaluation(cfg: CfgNode) -> Evaluation:
     Raises:
         UserError: If the data or the checkpoint does not allow it.
     """
+    weights = from_main(lambda: load_pretrained(cfg))  # before the data: a wrong folder ends it now
     splits = first_on_machine(lambda: build_splits(cfg))
-    weights = from_main(lambda: load_pretrained(cfg))
     model = pretrained_model(cfg, weights)
     best = weights.info.get("best", {})
     unqualified = best.get("can_qualify", False) and not best["qualified"]
