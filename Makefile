@@ -55,10 +55,10 @@ format: setup ## let ruff mend and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: setup ## train and evaluate the full method on synthetic people (about 10 minutes)
+demo: setup ## train and evaluate the full method on synthetic people (some 7 minutes)
 	$(BIN)/python tools/demo.py $(ARGS)
 
-demo-compare: setup ## base, without and with upgradation side by side (about 30 minutes)
+demo-compare: setup ## base, without and with upgradation side by side (some 20 minutes)
 	$(BIN)/python tools/demo.py --compare $(ARGS)
 
 attack: setup ## attack what the demo trained, at every level (some minutes; after make demo)
