@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from utils.logger import close_logger
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
+
+# Shells let what they start in the background ignore Ctrl-C, and children inherit that; the tests
+# interrupt themselves and their children, however they were started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Test processes run side by side; more threads than cores only slow them down.
 torch.set_num_threads(1)
