@@ -131,12 +131,7 @@ def _run(
         cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
         levels=levels, keys=args.keys, start=start,
     )  # fmt: skip
-
-    def make_suite() -> Suite:
-        place = output / "attackers"
-        return Suite(output, plan.record, lambda: plan.make_context(ensure_folder(place)))
-
-    suite = first_on_machine(make_suite)
+    suite = first_on_machine(lambda: Suite(output, plan.record, plan.make_context))
     suite.work(share(attacks))
     barrier()
     if not is_main():

@@ -99,11 +99,7 @@ def measure(way: Way, args: argparse.Namespace) -> FrontierPoint:
         levels=(way.level,), keys=args.keys, start=start,
     )  # fmt: skip
     folder = ensure_folder(args.output / way.name.replace(" ", "_"))
-    suite = Suite(
-        folder,
-        plan.record,
-        lambda: plan.make_context(ensure_folder(folder / "attackers")),
-    )
+    suite = Suite(folder, plan.record, plan.make_context)
     return frontier_point(way.name, way.level, suite.run(chosen_attacks(attacks_of(way.level))))
 
 

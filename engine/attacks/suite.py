@@ -16,7 +16,7 @@ from engine.attacks.registry import ATTACKS
 from engine.attacks.results import NOT_APPLICABLE, Result, not_applicable
 from engine.pictures import save_picture
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, ensure_folder
 
 _LOGGER = logging.getLogger("reid_baseline")
 
@@ -37,14 +37,15 @@ class Suite:
     Args:
         folder: Where results go.
         record: All that the numbers depend on; see ``engine.attacks.build.Plan``.
-        make_context: Builds the scene; called once, and only if something is left to do.
+        make_context: Builds the scene; called once, and only if something is left to do. It gets an
+            existing folder for attackers' networks that several attacks use.
 
     Raises:
         UserError: The folder holds results of another checkpoint or other settings.
     """
 
     def __init__(
-        self, folder: Path, record: Mapping[str, Any], make_context: Callable[[], AttackContext]
+        self, folder: Path, record: Mapping[str, Any], make_context: Callable[[Path], AttackContext]
     ) -> None:
         self.folder = folder
         self._make_context = make_context
@@ -95,7 +96,7 @@ class Suite:
     def context(self) -> AttackContext:
         """The scene, built on first use."""
         if self._context is None:
-            self._context = self._make_context()
+            self._context = self._make_context(ensure_folder(self.folder / "attackers"))
         return self._context
 
     def _attack(self, attack: Attack) -> None:
