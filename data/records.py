@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,3 +85,11 @@ class Batch:
     def device(self) -> torch.device:
         """Device of the images."""
         return self.raw.device
+
+    def laid_out(self, memory_format: torch.memory_format) -> Batch:
+        """Return the same batch with its images in a memory format, copied only where they must."""
+        return replace(
+            self,
+            raw=self.raw.contiguous(memory_format=memory_format),
+            desensitized=self.desensitized.contiguous(memory_format=memory_format),
+        )

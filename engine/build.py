@@ -108,10 +108,10 @@ def build_step(
     """Return the step of the joint model, or of the baseline; of several processes, shared."""
     nets, objectives = model.nets, over_processes(objectives)
     phases = parallel_phases(nets, phases_of(nets, objectives), model.device)
+    how = (model.autocast, phases, model.memory_format)
     if isinstance(nets, PrivacyNetworks):
-        joint = JointStep(nets, objectives, optimizers, supervision, model.autocast, phases)
-        return shared_step(joint)
-    return shared_step(BaselineStep(nets, objectives, optimizers, model.autocast, phases))
+        return shared_step(JointStep(nets, objectives, optimizers, supervision, *how))
+    return shared_step(BaselineStep(nets, objectives, optimizers, *how))
 
 
 def _build_writer(

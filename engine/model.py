@@ -17,7 +17,7 @@ from engine.compatibility import differences
 from engine.distributed import device_of_rank
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
-from modeling.build import build_networks
+from modeling.build import build_networks, memory_format_of
 from modeling.privacy_networks import Networks
 from modeling.state import num_classes_of
 from utils.compiling import compile_in_place, resolve_compile
@@ -45,12 +45,14 @@ class Model:
         device: Where they are.
         precision: Type of the networks' arithmetic, float32 or bfloat16.
         pixels: Pixel space of their images.
+        memory_format: In which their convolutions' weights lie, and images are best given.
     """
 
     nets: Networks
     device: torch.device
     precision: torch.dtype
     pixels: PixelSpace
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def autocast(self) -> Autocast:
@@ -69,7 +71,8 @@ def build_model(cfg: CfgNode, num_classes: int) -> Model:
     # cuDNN rounds float32 inputs to TF32 (10 bits) unless told not to: float32 is the reference.
     torch.backends.cudnn.allow_tf32 = precision != torch.float32
     _LOGGER.info("Computing on %s in %s", device, str(precision).removeprefix("torch."))
-    return Model(nets, device, precision, PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+    pixels = PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    return Model(nets, device, precision, pixels, memory_format_of(cfg))
 
 
 def compile_model(cfg: CfgNode, model: Model) -> None:

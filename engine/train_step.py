@@ -96,6 +96,8 @@ class JointStep:
         supervision: Gives the anonymization target.
         autocast: Context that the networks run in; losses are float32 all the same.
         phases: The forward passes.
+        memory_format: That of the networks. Images in another would be brought into it by every
+            convolution that they reach.
     """
 
     nets: PrivacyNetworks
@@ -104,6 +106,7 @@ class JointStep:
     supervision: Supervision
     autocast: Autocast
     phases: Phases
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def anonymizer(self) -> nn.Module:
@@ -112,6 +115,7 @@ class JointStep:
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Update all five networks and the centres on one batch."""
+        batch = batch.laid_out(self.memory_format)
         raw, nets, objectives = batch.raw, self.nets, self.objectives
         with self.autocast():
             target = self.supervision.target(raw, batch.desensitized)
@@ -139,6 +143,7 @@ class BaselineStep:
         optimizers: Optimisers of the network and the centres.
         autocast: Context that the network runs in; losses are float32 all the same.
         phases: The forward pass; nothing is judged.
+        memory_format: That of the networks.
     """
 
     nets: ReIDOnly
@@ -146,6 +151,7 @@ class BaselineStep:
     optimizers: Optimizers
     autocast: Autocast
     phases: Phases
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def anonymizer(self) -> None:
@@ -154,6 +160,7 @@ class BaselineStep:
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Update the re-ID network and the centres on one batch."""
+        batch = batch.laid_out(self.memory_format)
         with self.autocast():
             out = self.phases.forward(batch.raw, batch.desensitized)
             losses = reid_losses(out, batch.label, self.objectives)

@@ -31,7 +31,9 @@ class GeneralizedMeanPooling(nn.Module):
         """Pool (B, C, H, W) into float32 (B, C)."""
         with full_precision(features):
             powers = features.float().clamp(min=self.floor).pow(self.p)
-            return powers.mean(dim=(2, 3)).pow(1.0 / self.p)
+            # Not mean(): its gradient is a map in another memory format, and a division more.
+            mean = powers.sum(dim=(2, 3)) / (features.shape[2] * features.shape[3])
+            return mean.pow(1.0 / self.p)
 
 
 class AveragePooling(nn.Module):

@@ -46,10 +46,14 @@ def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
     if cfg.MODEL.MODE not in modes:
         raise UserError(f"MODEL.MODE is {cfg.MODEL.MODE!r}; expected one of {', '.join(modes)}")
     networks: Networks = modes[cfg.MODEL.MODE](cfg, num_classes)
-    if cfg.RUNTIME.CHANNELS_LAST:
-        networks.to(memory_format=torch.channels_last)
+    networks.to(memory_format=memory_format_of(cfg))
     set_recompute(networks, cfg.SOLVER.GRAD_CHECKPOINT)
     return networks
+
+
+def memory_format_of(cfg: CfgNode) -> torch.memory_format:
+    """Return the memory format of networks and images that RUNTIME.CHANNELS_LAST chooses."""
+    return torch.channels_last if cfg.RUNTIME.CHANNELS_LAST else torch.contiguous_format
 
 
 def build_objectives(cfg: CfgNode, num_classes: int, feature_size: int) -> Objectives:

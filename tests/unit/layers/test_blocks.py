@@ -12,6 +12,7 @@ from torch.nn import functional
 from layers.gan import GAN_LOSSES
 from layers.non_local import NonLocalBlock
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
+from layers.unet_blocks import InnermostBlock, MiddleBlock
 
 
 def plain_non_local(block: NonLocalBlock, features: Tensor) -> Tensor:
@@ -115,3 +116,31 @@ def test_adversarial_losses(is_real: bool) -> None:
     torch.testing.assert_close(
         GAN_LOSSES["lsgan"](prediction, is_real), functional.mse_loss(prediction, target)
     )
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_unet_blocks_join_as_torch_does(channels_last: bool) -> None:
+    """Output and all gradients are those of the block written with torch.cat."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    block = MiddleBlock(4, 6, InnermostBlock(6, 6)).to(memory_format=layout)
+    twin = copy.deepcopy(block)
+
+    def plain(one: MiddleBlock | InnermostBlock, features: Tensor) -> Tensor:
+        features, modules = features.clone(), list(one.model)
+        below = features
+        for module in modules:
+            inner = isinstance(module, InnermostBlock)
+            below = plain(module, below) if inner else module(below)
+        return torch.cat((features, below), dim=1)
+
+    images = torch.randn(3, 4, 8, 8).contiguous(memory_format=layout)
+    first, second = images.clone().requires_grad_(), images.clone().requires_grad_()
+    out, expected = block(first.clone()), plain(twin, second.clone())
+    assert torch.equal(out, expected)
+    slope = torch.randn_like(out)
+    (out * slope).sum().backward()
+    (expected * slope).sum().backward()
+    torch.testing.assert_close(first.grad, second.grad)
+    for ours, theirs in zip(block.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
