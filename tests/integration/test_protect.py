@@ -514,7 +514,7 @@ def test_folders_that_cannot_be_read_are_not_left_out(
     def refuse(place: Path) -> object:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
-    monkeypatch.setattr("engine.protecting.protection.os.scandir", refuse)
+    monkeypatch.setattr("engine.protecting.source_images.os.scandir", refuse)
     assert main(scene.protect()) == 1
     assert "cannot be read (Permission denied)" in capsys.readouterr().err
 
