@@ -40,7 +40,7 @@ class KeyInfo:
 def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
     """Return the keys of a keyring, or of one subject, by label and generation."""
     keyring.refresh()
-    rows = keyring.rows if subject is None else keyring.rows_of(keyring.subject_tag(subject))
+    rows = keyring.rows if subject is None else keyring.rows_of(subject)
     infos = [_info(keyring, row) for row in rows]
     return sorted(infos, key=lambda info: (info.subject or "\uffff", info.generation, info.key_id))
 
@@ -144,7 +144,8 @@ def _change(keyring: Keyring, subject: str, state: str, concerns: Callable[[KeyR
             raise MissingKey(f"subject {subject!r} has no key that could become {state}")
         for row in rows:
             if state == "destroyed":
-                keyring.put(replace(row, state=state, label_ct=None), None)
+                tag = keyring.subject_tag(subject)  # the label that would tell of another is gone
+                keyring.put(replace(row, state=state, label_ct=None, subject_tag=tag), None)
             else:
                 keyring.put(replace(row, state=state), keyring.unwrap(row))
     return len(rows)
@@ -156,7 +157,7 @@ def _rows_of(keyring: Keyring, subject: str) -> list[KeyRow]:
     Raises:
         MissingKey: There are none.
     """
-    rows = keyring.rows_of(keyring.subject_tag(subject))
+    rows = keyring.rows_of(subject)
     if not rows:
         raise MissingKey(
             f"no key of subject {subject!r} in this keyring; `keyring list` shows them"

@@ -222,6 +222,16 @@ def test_subjects_from_a_table_and_none(scene: Scene, capsys: pytest.CaptureFixt
         assert len(keyring.rows) == COUNT + 2
 
 
+def test_folders_that_spell_one_name_in_two_ways_are_one_subject(scene: Scene) -> None:
+    shutil.rmtree(scene.photos)
+    for index, name in enumerate(("Zo\u00eb", "Zoe\u0308")):
+        draw(scene.photos / name / f"{index}.png", index)
+    assert main(scene.protect()) == 0
+    with scene.keyring() as keyring:
+        assert [info.subject for info in keyring_admin.list_keys(keyring)] == ["photos/Zo\u00eb"]
+    assert main(["verify", str(scene.sealed), *scene.keys]) == 0
+
+
 # ---- the error table ----------------------------------------------------------------------------
 
 
