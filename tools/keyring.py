@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from modeling.encryption import key_transfer, keyring_admin
-from modeling.encryption.errors import UsageError
+from modeling.encryption.errors import UsageError, WrongMaster
 from modeling.encryption.keyring import Keyring
 from modeling.encryption.master import KeyFile, Master, Passphrase
 from tools.command_line import Parser, exit_code_of
@@ -163,7 +163,15 @@ def _destroy(arguments: argparse.Namespace) -> None:
 
 def _rekey(arguments: argparse.Namespace) -> None:
     """Change master and root; no protected file changes."""
-    with open_keyring(arguments) as keyring:  # first, so that the old passphrase is read first
+    try:
+        keyring = open_keyring(arguments)  # first, so that the old passphrase is read first
+    except WrongMaster:
+        new_file = arguments.new_master
+        if new_file is None or not keyring_admin.is_in_force(arguments.keyring, KeyFile(new_file)):
+            raise
+        print(f"{arguments.keyring}: {new_file} is in force already; destroy the old master")
+        return
+    with keyring:
         if arguments.new_master is None and arguments.new_passphrase_file is None:
             new: Master = Passphrase(ask_passphrase("new passphrase: ", confirm=True))
         else:

@@ -84,6 +84,7 @@ def test_erasure_reaches_every_spelling_and_stays(
 ) -> None:
     _as_before(keyring, stored, "set/other")
     assert keyring_admin.destroy(keyring, NFC) == 1
+    assert _listed(keyring, NFC) == _listed(keyring, stored) == [(None, 1, "destroyed")]
     with Keyring.open(tmp_path / "keys.db", KeyFile(tmp_path / "master.key")) as again:
         for label in SPELLINGS:
             for one in (keyring, again):
