@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         help="what the pictures are: raw, or protected, which is anonymized and not sealed "
         "(default: raw raw)",
     )  # fmt: skip
-    parser.add_argument("--threshold", type=number(-1, 1), help="least cosine of one person")
+    # Where validation can accept nothing, its threshold lies a bin above 1.
+    parser.add_argument("--threshold", type=number(-1, 1.00001), help="least cosine of one person")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     answers: list[bool] = []
