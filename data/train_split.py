@@ -11,11 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if __package__ in (
-    None,
-    "",
-):  # run as a file: import from the repository root, not from this folder
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 import argparse
 import shutil
@@ -27,7 +25,7 @@ from data.registry import banner, load_data
 from data.splits import STRATEGIES
 from data.staging import staged_folder
 from data.tree_writer import arrange, fill, market_names, refuse_existing, write_record
-from utils.errors import UserError
+from tools.command_line import MAX_SEED, Parser, exit_code_of, whole_number
 
 NAMES = ("market1501", "msmt17", "cuhk03")
 
@@ -126,48 +124,43 @@ def _divide(
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(argv)
-    root = Path(options.dataset_root_dir).expanduser()
-    try:
-        target = make_split(
-            root,
-            options.dataset_name,
-            output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
-            strategy=options.strategy,
-            seed=options.seed,
-            overwrite=options.overwrite,
-            msmt17_protocol=options.msmt17_protocol,
-            cuhk03_kind=options.cuhk03_kind,
-        )
-        loaded = load_data(LoadRequest(target.name, target.parent))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}; give --output_dir a folder that can be written", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+    return exit_code_of(
+        lambda: _split(options),
+        "interrupted: nothing was written",
+        remedy="give --output_dir a folder that can be written",
+    )
+
+
+def _split(options: argparse.Namespace) -> None:
+    """Make the split that was asked for, and say how to train with it."""
+    target = make_split(
+        Path(options.dataset_root_dir).expanduser(),
+        options.dataset_name,
+        output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
+        strategy=options.strategy,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        msmt17_protocol=options.msmt17_protocol,
+        cuhk03_kind=options.cuhk03_kind,
+    )
+    loaded = load_data(LoadRequest(target.name, target.parent))
     print("\n".join(banner(loaded)))
     print(
         f"wrote {target}; train with DATASETS.ROOT_DIR '{target.parent}' "
         f"DATASETS.NAMES \"('{target.name}')\""
     )
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Make a validation split out of a training set.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser(description="Make a validation split out of a training set.", epilog=_EXAMPLES)
     add = parser.add_argument
     add("--dataset_root_dir", required=True, metavar="D", help="folder that holds the data set")
     add("--dataset_name", required=True, choices=NAMES, help="which data set")
     add("--output_dir", metavar="O", help="write O/<name>_val and leave D alone (default: D)")
     add("--strategy", choices=tuple(STRATEGIES), default="identity", help="default: identity")
-    add("--seed", type=int, default=1, help="of everything drawn (default: 1)")
+    add(
+        "--seed", type=whole_number(0, MAX_SEED), default=1, help="of everything drawn (default: 1)"
+    )
     add("--overwrite", action="store_true", help="replace an existing split")
     add(
         "--msmt17_protocol",

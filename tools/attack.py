@@ -10,6 +10,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from yacs.config import CfgNode
 
@@ -27,7 +28,7 @@ from engine.attacks.suite import (
     verdicts_of,
 )
 from engine.distributed import barrier, first_on_machine, from_main, is_main, joined, leave, share
-from tools.main import exit_code_of
+from tools.command_line import Parser, exit_code_of, whole_number
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
@@ -73,43 +74,31 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str]) -> tuple[CfgNo
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add what the numbers of an attack depend on."""
     parser.add_argument(
-        "--budget", type=int, metavar="N",
+        "--budget", type=whole_number(16, 10**6), metavar="N",
         help="public images that an attacker trains on (default: all, at most 4096)",
     )  # fmt: skip
     parser.add_argument(
-        "--epochs", type=int, default=40, metavar="N",
+        "--epochs", type=whole_number(1, 10**4), default=40, metavar="N",
         help="passes over them; smaller budgets of a curve get as many updates (default: 40)",
     )  # fmt: skip
     parser.add_argument(
-        "--people", type=int, default=100, metavar="N",
+        "--people", type=whole_number(6, 10**5), default=100, metavar="N",
         help="most private persons to score on (default: 100)",
     )  # fmt: skip
     parser.add_argument(
-        "--keys", type=int, default=10_000, metavar="N",
+        "--keys", type=whole_number(1, 10**7), default=10_000, metavar="N",
         help="keys that the brute force tries on each image (default: 10000)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1, help="of everything drawn (default: 1)")
-
-
-def check_ranges(args: argparse.Namespace) -> None:
-    """Refuse numbers that make no sense.
-
-    Raises:
-        UserError: A number is out of range.
-    """
-    ranges = {
-        "budget": (16, 10**6), "epochs": (1, 10**4), "people": (6, 10**5),
-        "keys": (1, 10**7), "seed": (0, 2**31 - 1),
-    }  # fmt: skip
-    for name, (low, high) in ranges.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name} is {value}; expected a whole number from {low} to {high}")
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, 2**31 - 1),
+        default=1,
+        help="of everything drawn (default: 1)",
+    )
 
 
 def attack(args: argparse.Namespace) -> list[str]:
     """Run the attacks that were asked for; returns how they differ from the expectation."""
-    check_ranges(args)
     attacks = chosen_attacks(args.only)
     levels = chosen_levels(args.level, LEVELS)
     expected = None if args.expect is None else read_expectation(args.expect)
@@ -150,10 +139,9 @@ def _prepared(output: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Attack every level of protection and report what each attack reaches.",
         epilog=f"{_EXAMPLES}\nattacks: {', '.join(ATTACKS)}\nlevels: {', '.join(LEVELS)}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="DIR",
@@ -180,13 +168,14 @@ def main(argv: list[str] | None = None) -> int:
         "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml"
     )
     args = parser.parse_intermixed_args(argv)
-    differing: list[str] = []
-    failed = exit_code_of(
-        lambda: differing.extend(attack(args)), "interrupted; the same command goes on"
-    )
-    for line in differing:
-        print(f"unexpected: {line}", file=sys.stderr)
-    return failed or int(bool(differing))
+
+    def work() -> int:
+        differing = attack(args)
+        for line in differing:
+            print(f"unexpected: {line}", file=sys.stderr)
+        return int(bool(differing))
+
+    return exit_code_of(work, "interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

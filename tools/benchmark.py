@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from types import ModuleType
 
-if __package__ in (
-    None,
-    "",
-):  # run as a file: import from the repository root, not from this folder
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from tools.benchmarks import data, evaluation, ised, retrieval, step
-from utils.errors import UserError
+from tools.command_line import Parser, exit_code_of
 
 # Name of the subcommand -> module with ``add_arguments(parser)`` and ``run(arguments)``.
 BENCHMARKS: dict[str, ModuleType] = {
@@ -29,22 +26,20 @@ _EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Measure speed and memory on this machine.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in BENCHMARKS.items():
         summary = (module.__doc__ or "").splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=summary))
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         BENCHMARKS[arguments.command].run(arguments)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

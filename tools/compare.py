@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,11 +9,12 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from engine.report import DIRECTIONS
 from engine.scoring.bootstrap import Interval
 from engine.scoring.paired import differences, read_queries
-from utils.errors import UserError
+from tools.command_line import Parser, exit_code_of
 
 _EXAMPLES = """examples:
   python3 tools/compare.py demo/base-test demo/without-test demo/full-test
@@ -56,21 +56,15 @@ def _cell(found: Interval) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="two or more")
     args = parser.parse_args(argv)
     if len(args.folders) < 2:
         parser.error("one folder was given; expected two or more")
-    try:
-        print(difference_table(args.folders))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code_of(lambda: print(difference_table(args.folders)))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 import argparse
 import json
 from dataclasses import asdict
 
 from data.checks import CheckOptions, DataReport, check_named, check_root
+from tools.command_line import Parser, exit_code_of, whole_number
 from utils.errors import UserError
 
 _EXAMPLES = """\
@@ -28,6 +30,11 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0 if every data set found is usable, 1 if one is not."""
     options = _parser().parse_args(argv)
+    return exit_code_of(lambda: _check(options), remedy="see that the folder can be read")
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Print what is found; returns the exit code."""
     root = Path(options.root).expanduser()
     wanted = CheckOptions(
         msmt17_protocol=options.msmt17_protocol,
@@ -36,19 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         num_instances=options.instances,
         open_images=options.images,
     )
-    try:
-        if not options.name and not root.is_dir():
-            raise UserError(f"--root {root} is not a folder; give the one that holds the data sets")
-        if options.name:
-            reports = [check_named(options.name, root, wanted)]
-        else:
-            reports = check_root(root, wanted)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; see that the folder can be read", file=sys.stderr)
-        return 1
+    if options.name:
+        reports = [check_named(options.name, root, wanted)]
+    elif root.is_dir():
+        reports = check_root(root, wanted)
+    else:
+        raise UserError(f"--root {root} is not a folder; give the one that holds the data sets")
     if options.skip_bad:
         reports = [report.forgiving("bad-images") for report in reports]
     if options.json:
@@ -78,18 +78,13 @@ def _as_text(report: DataReport) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Look over data sets.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser(description="Look over data sets.", epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
         "check",
         help="print layout, counts and problems of every data set below a folder",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = check.add_argument
     add("--root", required=True, metavar="D", help="folder that holds the data sets")
@@ -97,8 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", action="store_true", help="open every picture; finds truncated ones")
     add("--skip-bad", action="store_true", help="bad pictures are a warning: training skips them")
     add("--no-cross-camera", action="store_true", help="matches may come from the same camera")
-    add("--batch", type=int, default=80, help="SOLVER.IMS_PER_BATCH to check against (80)")
-    add("--instances", type=int, default=4, help="DATALOADER.NUM_INSTANCE to check against (4)")
+    add(
+        "--batch",
+        type=whole_number(1),
+        default=80,
+        help="SOLVER.IMS_PER_BATCH to check against (80)",
+    )
+    add(
+        "--instances",
+        type=whole_number(2, 1024),
+        default=4,
+        help="DATALOADER.NUM_INSTANCE to check against (4)",
+    )
     add("--msmt17-protocol", choices=("train", "trainval"), default="train", help="(train)")
     add("--json", action="store_true", help="print JSON for scripts")
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from yacs.config import CfgNode
 
@@ -19,8 +19,9 @@ from configs.defaults import KEYS, get_value
 from engine.checkpoint import NATIVE_NAMES
 from engine.distributed import refuse_sharing
 from engine.report import DIRECTIONS, EvalReport
+from tools.command_line import Parser, exit_code_of
 from tools.compare import difference_table
-from tools.main import exit_code_of, run
+from tools.main import run
 from utils.errors import UserError
 
 # What a training is made of; where and how fast it runs may change on the way.
@@ -171,10 +172,9 @@ def _reading(full: Outcome) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train and test the method on the synthetic data set.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--compare", action="store_true", help="train base and without as well")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder (default: demo)")

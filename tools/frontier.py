@@ -12,6 +12,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from engine.attacks.build import plan_attacks
 from engine.attacks.frontier import (
@@ -25,8 +26,8 @@ from engine.attacks.registry import chosen_attacks
 from engine.attacks.suite import Suite
 from engine.distributed import refuse_sharing
 from engine.pictures import save_picture
-from tools.attack import add_settings, check_ranges, checkpoint_config
-from tools.main import exit_code_of
+from tools.attack import add_settings, checkpoint_config
+from tools.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import atomic_write, ensure_folder
@@ -68,7 +69,7 @@ def ways(checkpoints: Sequence[Path], strengths: Sequence[float], opts: Sequence
     """Return what is to be compared.
 
     Raises:
-        UserError: A checkpoint or a strength is given twice.
+        UserError: A checkpoint or a strength is given twice, or cannot be measured.
     """
     found = [Way(_name(path, checkpoints), "anonymized", path, tuple(opts)) for path in checkpoints]
     for strength in strengths:
@@ -80,6 +81,8 @@ def ways(checkpoints: Sequence[Path], strengths: Sequence[float], opts: Sequence
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{name!r} is given twice; expected each checkpoint and strength once")
+    for way in found:  # now, not when its turn comes, hours later
+        checkpoint_config(way.checkpoint, way.overrides)
     return found
 
 
@@ -106,7 +109,6 @@ def measure(way: Way, args: argparse.Namespace) -> FrontierPoint:
 def frontier(args: argparse.Namespace) -> None:
     """Measure all points and draw them."""
     refuse_sharing("tools/frontier.py")
-    check_ranges(args)
     logger = setup_logger(ensure_folder(args.output))
     points = [measure(way, args) for way in ways(args.checkpoint, args.strength, args.opts)]
     save_picture(frontier_chart(points), args.output / "frontier.png")
@@ -122,17 +124,16 @@ def frontier(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Plot utility against what attackers reach.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--checkpoint", type=Path, required=True, nargs="+", metavar="DIR",
         help="OUTPUT_DIRs of trainings with MODEL.MODE GCR",
     )  # fmt: skip
     parser.add_argument(
-        "--strength", type=float, nargs="+", default=[], metavar="RADIUS",
+        "--strength", type=number(0, 4096), nargs="+", default=[], metavar="RADIUS",
         help="values of INPUT.RADIUS: a point for each, without an anonymizer",
     )  # fmt: skip
     parser.add_argument(

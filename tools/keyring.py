@@ -8,7 +8,8 @@ Examples:
 
 The master is a file of 32 random bytes (--master; `init` makes it), or a passphrase, which is
 asked for on the terminal if neither --master nor --passphrase-file is given.
-Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authentication failed.
+Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authentication failed,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-if __package__ in (
-    None,
-    "",
-):  # run as a file: import from the repository root, not from this folder
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from modeling.encryption import key_transfer, keyring_admin
-from modeling.encryption.errors import UsageError
+from modeling.encryption.errors import UsageError, WrongMaster
 from modeling.encryption.keyring import Keyring
 from modeling.encryption.master import KeyFile, Master, Passphrase
-from tools.master_arguments import (
+from tools.command_line import Parser, exit_code_of
+from tools.keyring_access import (
+    ENVIRONMENT,
     add_master_arguments,
     ask_passphrase,
+    error_line,
     master_from,
+    open_keyring,
     read_passphrase,
 )
-from utils.errors import UserError
 from utils.terminal import shown
 
 _NEXT_LINE = "- for standard input, after the keyring's own"
@@ -43,18 +45,14 @@ _NEXT_LINE = "- for standard input, after the keyring's own"
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     arguments = _parse(argv)
-    try:
-        run: Callable[[argparse.Namespace], None] = arguments.run
-        run(arguments)
-    except UserError as error:
-        print(shown(f"error: {type(error).__name__}: {error}"), file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except (KeyboardInterrupt, EOFError):  # Ctrl-D at a question
-        return 130
-    return 0
+
+    def work() -> None:
+        try:
+            arguments.run(arguments)
+        except EOFError:  # Ctrl-D at a question
+            raise KeyboardInterrupt from None
+
+    return exit_code_of(work, line=error_line, failed=ENVIRONMENT)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -68,19 +66,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     # What is not given after the command must not undo what stands before it.
-    again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    again = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     for place in (parser, again):
         place.add_argument("--keyring", type=Path, help="the keyring file (required)")
         add_master_arguments(place)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> Parser:
         text = (run.__doc__ or "").strip()
         sub = commands.add_parser(name, help=text, description=text, parents=[again])
         sub.set_defaults(run=run)
@@ -111,11 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _open(arguments: argparse.Namespace) -> Keyring:
-    """Open the keyring of the command line."""
-    return Keyring.open(arguments.keyring, master_from(arguments.master, arguments.passphrase_file))
-
-
 def _init(arguments: argparse.Namespace) -> None:
     """Make a new keyring, and its master key file if that is not there."""
     master = master_from(arguments.master, arguments.passphrase_file, confirm=True)
@@ -129,7 +120,7 @@ def _init(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     """Show subjects, key ids, generations, states and days; no secrets."""
-    with _open(arguments) as keyring:
+    with open_keyring(arguments) as keyring:
         infos = keyring_admin.list_keys(keyring, arguments.subject)
     print(f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'origin':8} created")
     for info in infos:
@@ -143,14 +134,14 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _rotate(arguments: argparse.Namespace) -> None:
     """Give a subject a new key; its former files still open."""
-    with _open(arguments) as keyring:
+    with open_keyring(arguments) as keyring:
         info = keyring_admin.rotate(keyring, arguments.subject)
     print(f"{arguments.subject}: generation {info.generation} is active")
 
 
 def _revoke(arguments: argparse.Namespace) -> None:
     """Forbid the use of a subject's keys, reversibly."""
-    with _open(arguments) as keyring:
+    with open_keyring(arguments) as keyring:
         act = keyring_admin.restore if arguments.undo else keyring_admin.revoke
         count = act(keyring, arguments.subject)
     print(f"{arguments.subject}: {count} keys {'allowed again' if arguments.undo else 'revoked'}")
@@ -162,7 +153,7 @@ def _destroy(arguments: argparse.Namespace) -> None:
         not sys.stdin.isatty() or input(f"destroy the keys of {arguments.subject}? [yes] ") != "yes"
     ):
         raise UsageError("nothing was destroyed; answer yes, or pass --yes")
-    with _open(arguments) as keyring:
+    with open_keyring(arguments) as keyring:
         count = keyring_admin.destroy(keyring, arguments.subject)
     print(
         f"{arguments.subject}: {count} keys destroyed here; delete or rekey old backups, which "
@@ -172,7 +163,15 @@ def _destroy(arguments: argparse.Namespace) -> None:
 
 def _rekey(arguments: argparse.Namespace) -> None:
     """Change master and root; no protected file changes."""
-    with _open(arguments) as keyring:  # first, so that the old passphrase is read first
+    try:
+        keyring = open_keyring(arguments)  # first, so that the old passphrase is read first
+    except WrongMaster:
+        new_file = arguments.new_master
+        if new_file is None or not keyring_admin.is_in_force(arguments.keyring, KeyFile(new_file)):
+            raise
+        print(f"{arguments.keyring}: {new_file} is in force already; destroy the old master")
+        return
+    with keyring:
         if arguments.new_master is None and arguments.new_passphrase_file is None:
             new: Master = Passphrase(ask_passphrase("new passphrase: ", confirm=True))
         else:
@@ -191,7 +190,7 @@ def _backup(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     """Write one subject's keys to a file under a passphrase."""
-    with _open(arguments) as keyring:  # first, so that its passphrase is read first
+    with open_keyring(arguments) as keyring:  # first, so that its passphrase is read first
         passphrase = _file_passphrase(arguments, confirm=True)
         count = key_transfer.export_subject(keyring, arguments.subject, arguments.file, passphrase)
     print(f"made {arguments.file}: {count} keys of {arguments.subject}")
@@ -199,7 +198,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     """Add a file of exported keys; they open files and never seal new ones."""
-    with _open(arguments) as keyring:
+    with open_keyring(arguments) as keyring:
         passphrase = _file_passphrase(arguments, confirm=False)
         subject, count = key_transfer.import_subject(keyring, arguments.file, passphrase)
     print(shown(f"{subject}: {count} new keys"))

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
-import torch
 from yacs.config import CfgNode
 
 from configs import loading
 from engine.build import build_trainer
 from engine.checkpoint import training_in
-from engine.distributed import World, from_main, is_main, joined, leave
+from engine.distributed import from_main, is_main, joined, leave
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
 from engine.launch import Launch
@@ -32,12 +29,13 @@ from engine.scoring.details import (
     save_calibrations,
     save_details,
 )
+from tools.command_line import Parser, exit_code_of
 from utils.allocator import keep_freed_memory
 from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
-from utils.logger import ONLY_IN_FILE, get_logger, setup_logger
+from utils.logger import get_logger, setup_logger
 
 _EXAMPLES = """examples:
   the baseline, on Market-1501 below /data (first: python3 data/train_split.py
@@ -156,10 +154,9 @@ def _resuming(cfg: CfgNode) -> CfgNode:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train and evaluate person re-identification on anonymized images.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config_file", default="", metavar="FILE", help="YAML file of keys")
     parser.add_argument(
@@ -171,50 +168,9 @@ def main(argv: list[str] | None = None) -> int:
         with joined():
             run(from_main(lambda: loading.load(args.config_file, args.opts)))
 
-    return exit_code_of(work)
-
-
-def exit_code_of(
-    work: Callable[[], object],
-    interrupted: str = "interrupted; a training goes on with the same command and "
-    "SOLVER.RESUME True",
-) -> int:
-    """Do something; what a user can mend becomes one line and an exit code, not a traceback."""
-    here = World.from_environment()
-    who = "" if here.is_main else f"rank {here.rank}: "
-    try:
-        with _plain_warnings():
-            work()
-    except (UserError, OSError) as error:
-        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
-            if get_logger().handlers:
-                get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
-        print(f"error: {who}{error}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
-    except torch.cuda.OutOfMemoryError as error:
-        print(
-            f"error: {who}the GPU ran out of memory ({str(error).splitlines()[0]}); lower "
-            "SOLVER.IMS_PER_BATCH or TEST.IMS_PER_BATCH, or keep images off it with CACHE.MODE "
-            "memory",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        if here.is_main:
-            print(interrupted, file=sys.stderr)
-        return 130
-    return 0
-
-
-@contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Print a warning as one sentence: the line of code it comes from tells a user nothing."""
-    before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
+    return exit_code_of(
+        work, "interrupted; a training goes on with the same command and SOLVER.RESUME True"
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 from PIL import Image
 
@@ -17,7 +18,7 @@ from engine.api import Anonymizer
 from engine.distributed import refuse_sharing
 from engine.scoring.details import CALIBRATION_NAME
 from modeling.encryption.png_format import CHUNK_NAME
-from tools.main import exit_code_of
+from tools.command_line import INTERRUPTED, Parser, exit_code_of, number
 from utils.errors import UserError
 
 _KINDS = ("raw", "protected")
@@ -27,7 +28,8 @@ _EXAMPLES = """examples:
 
 Prints the cosine of the two embeddings, the threshold and the answer. The threshold is that of
 calibration.json, chosen on the validation split when the checkpoint was trained, unless --threshold
-gives one. Exit code: 0 the same person, 1 not, 2 an error.
+gives one. Exit code: 0 the same person, 1 not, 2 an error, 130
+interrupted.
 """
 
 
@@ -90,10 +92,9 @@ def compare(args: argparse.Namespace) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Say whether two pictures show the same person.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("first", type=Path, help="a picture: the query")
     parser.add_argument("second", type=Path, help="another: the gallery image")
@@ -103,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         help="what the pictures are: raw, or protected, which is anonymized and not sealed "
         "(default: raw raw)",
     )  # fmt: skip
-    parser.add_argument("--threshold", type=float, help="least cosine of one person")
+    # Where validation can accept nothing, its threshold lies a bin above 1.
+    parser.add_argument("--threshold", type=number(-1, 1.00001), help="least cosine of one person")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     answers: list[bool] = []
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
     failed = exit_code_of(work)
     if failed:
-        return 2
+        return INTERRUPTED if failed == INTERRUPTED else 2
     return 0 if answers[0] else 1
 
 

@@ -22,21 +22,21 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
     from engine.api import PUBLISHED, Anonymizer
     from engine.distributed import device_of_rank, is_main, joined, leave, share
     from engine.protecting.opened_folder import OpenOptions, write_opened
-    from engine.protecting.protection import ProtectOptions, Summary, list_sources, protect_folder
+    from engine.protecting.protection import MAX_BATCH, ProtectOptions, Summary, protect_folder
     from engine.protecting.sealed_folder import check_apart
     from engine.protecting.sealing_work import Outcome
-    from engine.protecting.source_images import other_files
+    from engine.protecting.source_images import list_sources, other_files
     from engine.protecting.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from engine.protecting.unsealing import (
         Unsealed,
@@ -47,37 +47,35 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
         unseal,
         verify_folder,
     )
+    from engine.signals import handling
     from layers.pixels import PixelSpace
     from modeling.encryption.errors import IsedError, UsageError
-    from modeling.encryption.keyring import Keyring
-    from tools.master_arguments import add_master_arguments, master_from
-    from utils.errors import UserError
+    from tools.command_line import Parser, exit_code_of, whole_number
+    from tools.keyring_access import (
+        ENVIRONMENT,
+        add_master_arguments,
+        error_line,
+        open_keyring,
+    )
     from utils.progress import Progress
     from utils.terminal import shown
 
 Command = Callable[[argparse.Namespace], int]
+_GOES_ON = "interrupted; the same command goes on"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     arguments = _parser().parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        run: Command = arguments.run
-        with joined() as here:
+    run: Command = arguments.run
+
+    def work() -> int:
+        with handling({signal.SIGTERM: _interrupt}), joined() as here:
             if here.size > 1 and run is not _protect:
                 raise UsageError("torchrun shares out `protect` only; run this without it")
             return run(arguments)
-    except UserError as error:
-        print(_line(error), file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+    return exit_code_of(work, _GOES_ON, line=error_line, failed=ENVIRONMENT)
 
 
 def _interrupt(*_: object) -> None:
@@ -85,13 +83,12 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     """Return the command line."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Command, *places: tuple[str, str]) -> argparse.ArgumentParser:
+    def command(name: str, run: Command, *places: tuple[str, str]) -> Parser:
         text = (run.__doc__ or "").strip()
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
@@ -114,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     recover = command("recover", _recover, sealed, ("output", "folder for recovered pictures"))
     _add_model(recover)
-    recover.add_argument("--batch", type=int, default=32, help="pictures per batch (32)")
+    recover.add_argument(
+        "--batch", type=whole_number(1), default=32, help="pictures per batch (32)"
+    )
     for sub in (opening, recover):
         sub.add_argument("--original-size", action="store_true", help="resize to the source's size")
         sub.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -124,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     find = command("search", _search, ("query", "picture, raw or sealed"), sealed)
     _add_model(find)
-    find.add_argument("-k", type=int, default=10, help="how many (10)")
+    find.add_argument("-k", type=whole_number(1), default=10, help="how many (10)")
     return parser
 
 
@@ -149,10 +148,14 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subject-csv", type=Path, help="table with columns path, subject")
     parser.add_argument("--dataset", help="name in labels and output names (the input's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--batch", type=int, default=32, help="pictures per batch, up to 64 (32)")
     parser.add_argument(
-        "--workers", type=int, default=2, help="processes that read and seal; 0 for none (2)"
-    )
+        "--batch", type=whole_number(1, MAX_BATCH), default=32,
+        help=f"pictures per batch, up to {MAX_BATCH} (32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=whole_number(0), default=2,
+        help="processes that read and seal; 0 for none (2)",
+    )  # fmt: skip
 
 
 def _check_places(arguments: argparse.Namespace, source: Path) -> None:
@@ -162,12 +165,6 @@ def _check_places(arguments: argparse.Namespace, source: Path) -> None:
     for secret in (arguments.master, arguments.passphrase_file):
         if secret not in (None, "-") and output in Path(secret).resolve().parents:
             raise UsageError(f"{secret} opens the keyring and must not lie in {arguments.output}")
-
-
-def _keyring(arguments: argparse.Namespace) -> Keyring:
-    """Open the keyring of the command line."""
-    master = master_from(arguments.master, arguments.passphrase_file)
-    return Keyring.open(arguments.keyring, master)
 
 
 def _model(arguments: argparse.Namespace) -> Anonymizer:
@@ -186,18 +183,18 @@ def _protect(arguments: argparse.Namespace) -> int:
         pattern=arguments.subject_regex,
         table=arguments.subject_csv,
     )
-    options = ProtectOptions(
-        dataset, rule, arguments.batch, max(0, arguments.workers), arguments.overwrite
-    )
+    options = ProtectOptions(dataset, rule, arguments.batch, arguments.workers, arguments.overwrite)
     total, stop = len(share(list_sources(arguments.input))), threading.Event()
-    with _keyring(arguments) as keyring:
+    # Ctrl-C and `kill` end it after what is under way.
+    finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
+    with open_keyring(arguments) as keyring:
         model = _model(arguments)
-        with _stopping_at_signals(stop), Progress(total, "Protect") as bar:
+        with handling(finishing), Progress(total, "Protect") as bar:
 
             def report(outcome: Outcome) -> None:
                 bar.update()
                 if outcome.error is not None:
-                    print(_line(outcome.error, outcome.path), file=sys.stderr)
+                    print(f"error: {error_line(outcome.error, outcome.path)}", file=sys.stderr)
 
             summary = protect_folder(
                 arguments.input, arguments.output, model, keyring, options, report=report, stop=stop
@@ -211,20 +208,6 @@ def _protect(arguments: argparse.Namespace) -> int:
     return 130 if summary.interrupted else summary.exit_code
 
 
-@contextmanager
-def _stopping_at_signals(stop: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C and `kill` end a run after what is under way."""
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _say(summary: Summary, output: Path, rate: float) -> None:
     """Print what became of a folder."""
     print(
@@ -234,7 +217,7 @@ def _say(summary: Summary, output: Path, rate: float) -> None:
     if summary.exif:
         print(f"EXIF data of {summary.exif} pictures was not kept; orientation was applied")
     if summary.interrupted:
-        print("interrupted; the same command goes on")
+        print(_GOES_ON)
 
 
 def _open(arguments: argparse.Namespace) -> int:
@@ -249,14 +232,14 @@ def _open(arguments: argparse.Namespace) -> int:
 def _recover(arguments: argparse.Namespace) -> int:
     """Run the recovery network on sealed pictures and write PNG files."""
     model = _model(arguments)
-    return _write(arguments, OpenOptions(model.pixels, model, batch=max(1, arguments.batch)))
+    return _write(arguments, OpenOptions(model.pixels, model, batch=arguments.batch))
 
 
 def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
     """Open sealed pictures into a folder."""
     _check_places(arguments, arguments.sealed)
     files = sealed_files(arguments.sealed)
-    with _keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
+    with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
         codes = [0]
         for file in write_opened(
             unseal(files, keyring),
@@ -274,7 +257,7 @@ def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     """Open every file of a folder and compare the folder with its sealed manifest."""
-    with _keyring(arguments) as keyring:
+    with open_keyring(arguments) as keyring:
         codes = [_code(file) for file in verify_folder(arguments.sealed, keyring)]
         failed = sum(code > 0 for code in codes)
         print(f"{arguments.sealed}: {len(codes) - failed} good, {failed} failed")
@@ -286,13 +269,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _search(arguments: argparse.Namespace) -> int:
     """Show the sealed pictures most like a query picture."""
     model = _model(arguments)
-    with _keyring(arguments) as keyring:
+    with open_keyring(arguments) as keyring:
         try:
             query = query_embedding(arguments.query, keyring, model)
         except IsedError as error:
             return _code(Unsealed(arguments.query, error=error))
         files = unseal(sealed_files(arguments.sealed), keyring)
-        matches, unusable = search(query, files, model, max(1, arguments.k))
+        matches, unusable = search(query, files, model, arguments.k)
     for rank, match in enumerate(matches, 1):
         print(f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}")
     return max([0, *(_code(file) for file in unusable)])
@@ -302,14 +285,8 @@ def _code(file: Unsealed) -> int:
     """Report a file's error, if any; return the exit code it asks for."""
     if file.error is None:
         return 0
-    print(_line(file.error, str(file.path)), file=sys.stderr)
+    print(f"error: {error_line(file.error, str(file.path))}", file=sys.stderr)
     return file.error.exit_code
-
-
-def _line(error: UserError, path: str = "") -> str:
-    """Return an error as one line that a terminal shows as it is."""
-    text = f"error: {path}: " if path else "error: "
-    return shown(f"{text}{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from engine.api import Anonymizer
 from engine.distributed import all_gather, from_main, is_main, share
+from engine.protecting.pipeline import Report, protect_batches
 from engine.protecting.sealed_folder import Manifest, check_apart
-from engine.protecting.sealing_work import (
-    Job,
-    Outcome,
-    Setting,
-    kill_workers,
-    make_executor,
-    read_chunk,
-    seal_chunk,
-)
-from engine.protecting.source_images import SUFFIXES, SourceImage
+from engine.protecting.sealing_work import Job, Outcome, Setting
+from engine.protecting.source_images import list_sources
 from engine.protecting.subjects import SubjectOf
-from modeling.encryption.errors import BadInput, IsedError, StorageError
+from modeling.encryption.errors import IsedError, StorageError, UsageError
 from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.keyring import Keyring
-from modeling.encryption.levels import PixelLevels
-from modeling.encryption.metadata import Metadata, check_relative_path
+from modeling.encryption.metadata import check_relative_path
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
 
-Report = Callable[[Outcome], None]
+MAX_BATCH = 64  # the folder is synced once a batch
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class ProtectOptions:
     Attributes:
         dataset: Part of the output names.
         subject_of: Subject label of a relative path.
-        batch: Pictures per batch; at most 64, as the folder is synced once a batch.
+        batch: Pictures per batch, 1 to MAX_BATCH.
         workers: Processes that read and seal; 0 does everything in this one.
         overwrite: Replace outputs that are there.
     """
@@ -57,6 +42,17 @@ class ProtectOptions:
     batch: int = 32
     workers: int = 2
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense.
+
+        Raises:
+            UsageError: A number is out of range.
+        """
+        if not 1 <= self.batch <= MAX_BATCH:
+            raise UsageError(f"batch is {self.batch}; expected 1 to {MAX_BATCH} pictures")
+        if self.workers < 0:
+            raise UsageError(f"workers is {self.workers}; expected 0 or more processes")
 
 
 @dataclass
@@ -88,30 +84,6 @@ class Summary:
         self.kept += outcome.state == "kept"
         self.exif += outcome.had_exif
         self.digests[outcome.name] = outcome.digest
-
-
-def list_sources(root: Path) -> list[str]:
-    """Return the relative paths of all pictures below a folder, sorted.
-
-    Raises:
-        BadInput: It is no folder, has none, or a folder below it cannot be read: its pictures would
-            be left out without a word.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise BadInput(f"folder {error.filename} cannot be read ({error.strerror})")
-
-    if not root.is_dir():
-        raise BadInput(f"{root} is not a folder; expected a folder of pictures")
-    found = [
-        os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")  # noqa: PTH118
-        for folder, _, names in os.walk(root, onerror=refuse)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-    ]
-    if not found:
-        raise BadInput(f"{root} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return sorted(found)
 
 
 def protect_folder(
@@ -158,10 +130,11 @@ def protect_folder(
 
     jobs, snapshot = _jobs(paths, keyring, options, note)
     setting = Setting(source, target, model.size, snapshot, options.overwrite)
-    run = _Run(setting, model, options, note, stop or threading.Event())
+    size, stop = options.batch, stop or threading.Event()
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     try:
-        run.go(jobs)
-        summary.interrupted = run.stop.is_set()
+        protect_batches(batches, setting, model, options.workers, report=note, stop=stop)
+        summary.interrupted = stop.is_set()
         summary = _together(all_gather(summary))
     finally:
         if is_main():
@@ -228,78 +201,3 @@ def _jobs(
         except IsedError as error:
             note(Outcome(path, name, "failed", error=error))
     return jobs, snapshot
-
-
-class _Run:
-    """Batches under way: some being read, one in the networks, some being sealed."""
-
-    def __init__(
-        self,
-        setting: Setting,
-        model: Anonymizer,
-        options: ProtectOptions,
-        note: Report,
-        stop: threading.Event,
-    ) -> None:
-        self.stop = stop
-        self._setting, self._model, self._options, self._note = setting, model, options, note
-        self._levels = PixelLevels()
-        self._ahead = max(1, 2 * options.workers)
-        self._reads: deque[tuple[list[Job], Future[list[SourceImage | Outcome]]]] = deque()
-        self._seals: deque[Future[list[Outcome]]] = deque()
-
-    def go(self, jobs: list[Job]) -> None:
-        """Do all jobs, or those begun before a stop."""
-        size = max(1, min(self._options.batch, 64))
-        chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-        executor = make_executor(self._options.workers, self._setting)
-        try:
-            for chunk in self._until_stopped(chunks):
-                future = executor.submit(read_chunk, chunk)
-                self._reads.append((chunk, future))
-                if len(self._reads) > self._ahead:
-                    self._anonymize(executor)
-            while self._reads and not self.stop.is_set():
-                self._anonymize(executor)
-            while self._seals:
-                self._reap()
-        except BrokenProcessPool:
-            kill_workers(executor)
-            raise StorageError(
-                "a worker process died, perhaps for want of memory; use fewer --workers"
-            ) from None
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-    def _until_stopped(self, chunks: list[list[Job]]) -> Iterator[list[Job]]:
-        for chunk in chunks:
-            if self.stop.is_set():
-                return
-            yield chunk
-
-    def _anonymize(self, executor: Executor) -> None:
-        """Take the oldest batch that was read through the networks and hand it on for sealing."""
-        jobs, future = self._reads.popleft()
-        items: list[tuple[Job, Metadata, bool]] = []
-        pixels = []
-        for job, result in zip(jobs, future.result(), strict=True):
-            if isinstance(result, Outcome):
-                self._note(result)
-                continue
-            metadata = Metadata(job.path, result.sha256, result.height, result.width)
-            items.append((job, metadata, result.had_exif))
-            pixels.append(result.pixels)
-        if not items:
-            return
-        anonymized = self._model.anonymize_tensor(torch.from_numpy(np.stack(pixels)))
-        if not bool(torch.isfinite(anonymized).all()):
-            raise BadInput("the anonymizer gives NaN or infinity; the checkpoint is broken")
-        to_seal = self._levels.to_pixels(anonymized).cpu().numpy()
-        self._seals.append(executor.submit(seal_chunk, items, to_seal))
-        while self._seals and (self._seals[0].done() or len(self._seals) > self._ahead):
-            self._reap()
-
-    def _reap(self) -> None:
-        """Count the oldest batch that was handed on for sealing."""
-        for outcome in self._seals.popleft().result():
-            self._note(outcome)

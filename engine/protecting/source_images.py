@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -44,6 +45,30 @@ class SourceImage:
     height: int
     width: int
     had_exif: bool
+
+
+def list_sources(root: Path) -> list[str]:
+    """Return the relative paths of all pictures below a folder, sorted.
+
+    Raises:
+        BadInput: It is no folder, has none, or a folder below it cannot be read: its pictures would
+            be left out without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise BadInput(f"folder {error.filename} cannot be read ({error.strerror})")
+
+    if not root.is_dir():
+        raise BadInput(f"{root} is not a folder; expected a folder of pictures")
+    found = [
+        os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")  # noqa: PTH118
+        for folder, _, names in os.walk(root, onerror=refuse)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+    ]
+    if not found:
+        raise BadInput(f"{root} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return sorted(found)
 
 
 def other_files(root: Path) -> list[str]:

@@ -1,4 +1,8 @@
-"""Whose key a picture is sealed under: from its folder, its name, a table, or a key of its own."""
+"""Whose key a picture is sealed under: from its folder, its name, a table, or a key of its own.
+
+The keyring takes spellings of one label for one subject; here paths, tables and patterns are
+composed before they are compared, as file systems and editors spell accents differently.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from modeling.encryption.errors import BadInput, UsageError
+from modeling.encryption.subject_labels import composed
 
 SUBJECT_SOURCES = ("folder", "regex", "csv", "none")
 DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d"  # names as in Market-1501
@@ -65,7 +70,7 @@ def _by_folder(path: str) -> str:
 def _by_pattern(pattern: str) -> SubjectOf:
     """Return the rule of a regular expression."""
     try:
-        compiled = re.compile(pattern)
+        compiled = re.compile(composed(pattern))
     except re.error as error:
         raise UsageError(f"--subject-regex {pattern!r} is no regular expression: {error}") from None
     if not compiled.groups:
@@ -73,7 +78,7 @@ def _by_pattern(pattern: str) -> SubjectOf:
     group: str | int = "subject" if "subject" in compiled.groupindex else 1
 
     def rule(path: str) -> str:
-        match = compiled.search(path)
+        match = compiled.search(composed(path))
         if match is None or not match[group]:
             raise BadInput(f"no subject found by --subject-regex {pattern!r}")
         return match[group]
@@ -94,7 +99,8 @@ def _by_table(table: Path | None) -> SubjectOf:
                 )
             subjects: dict[str, str] = {}
             for row in reader:
-                if subjects.setdefault(row["path"], row["subject"]) != row["subject"]:
+                subject = composed(row["subject"] or "")
+                if subjects.setdefault(composed(row["path"] or ""), subject) != subject:
                     raise UsageError(
                         f"{table}: line {reader.line_num} gives {row['path']!r} a second subject"
                     )
@@ -102,8 +108,9 @@ def _by_table(table: Path | None) -> SubjectOf:
         raise UsageError(f"{table}: cannot be read as CSV ({error})") from None
 
     def rule(path: str) -> str:
-        if not subjects.get(path):
+        subject = subjects.get(composed(path))
+        if not subject:
             raise BadInput(f"not in {table}; add a line for it")
-        return subjects[path]
+        return subject
 
     return rule

@@ -41,7 +41,7 @@ def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passp
     """
     passphrase.check_strength()
     keyring.refresh()
-    rows = keyring.rows_of(keyring.subject_tag(subject))
+    rows = keyring.rows_of(subject)
     usable = [row for row in rows if row.state in ("active", "retired")]
     if not usable:
         raise MissingKey(f"subject {subject!r} has no usable key to export")

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modeling.encryption.errors import (
-    BadInput,
     DestroyedKey,
     IsedError,
     KeyringExists,
@@ -34,8 +33,8 @@ from modeling.encryption.primitives import (
     seal,
 )
 from modeling.encryption.secret_files import check_private, new_private_file
+from modeling.encryption.subject_labels import checked_label
 
-_MAX_LABEL_BYTES = 1024
 _DAY_S = 86_400
 
 
@@ -110,11 +109,10 @@ class Keyring(KeyTable):
             RevokedKey, DestroyedKey: The subject's keys were; a new one needs an explicit rotate.
         """
         self.refresh()
-        tag = self.subject_tag(subject)
-        row = self._active.get(tag)
+        row = self.active_row(subject)
         if row is None:
             with self.writing():
-                row = self._active.get(tag) or self._first_key(subject, tag)
+                row = self.active_row(subject) or self._first_key(subject)
         return SubjectKey(row.key_id, self.unwrap(row), self._services["locate"])
 
     def ensure(self, subjects: Iterable[str]) -> None:
@@ -123,15 +121,14 @@ class Keyring(KeyTable):
         Subjects whose keys were revoked or destroyed are passed over: `sealing_key` says so.
         """
         self.refresh()
-        missing = sorted({s for s in subjects if self.subject_tag(s) not in self._active})
+        missing = sorted({s for s in subjects if self.active_row(s) is None})
         if not missing:
             return
         with self.writing():
             for subject in missing:
-                tag = self.subject_tag(subject)
-                if tag not in self._active:
+                if self.active_row(subject) is None:
                     try:
-                        self._first_key(subject, tag)
+                        self._first_key(subject)
                     except (RevokedKey, DestroyedKey):
                         continue
 
@@ -150,18 +147,6 @@ class Keyring(KeyTable):
         check_usable(row.state)
         return self.unwrap(row)
 
-    def subject_tag(self, subject: str) -> bytes:
-        """Return the 32 bytes that stand for a subject label in the file."""
-        try:
-            encoded = subject.encode()
-        except UnicodeEncodeError:
-            raise BadInput(f"subject label {subject!a} is not valid UTF-8") from None
-        if not encoded or len(encoded) > _MAX_LABEL_BYTES or b"\0" in encoded:
-            raise BadInput(
-                f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_LABEL_BYTES}, no NUL"
-            )
-        return hmac_sha256(self._services["name"], b"subject" + encoded)
-
     def file_name(self, dataset: str, path: str) -> str:
         """Return the output name of a source: a function of it that tells an outsider nothing."""
         message = b"file" + dataset.encode() + b"\0" + path.encode()
@@ -176,9 +161,9 @@ class Keyring(KeyTable):
         """Return a row for a new key of a subject, not yet wrapped or written."""
         key_id = os.urandom(LOCATOR_BYTES) if key_id is None else key_id
         tag = self.subject_tag(subject)
-        generation = 1 + max((row.generation for row in self.rows_of(tag)), default=0)
+        generation = 1 + max((row.generation for row in self.rows_of(subject)), default=0)
         aad = self._head.keyring_id + key_id
-        label = seal(self._services["label"], "label", aad, subject.encode())
+        label = seal(self._services["label"], "label", aad, checked_label(subject).encode())
         day = int(time.time() // _DAY_S)
         return KeyRow(key_id, tag, label, generation, state, 0, None, day)
 
@@ -207,9 +192,9 @@ class Keyring(KeyTable):
         """Return the key of a row, None where its state forbids to use it."""
         return self.unwrap(row) if row.state in ("active", "retired") else None
 
-    def _first_key(self, subject: str, tag: bytes) -> KeyRow:
+    def _first_key(self, subject: str) -> KeyRow:
         """Make the active key of a subject that has none; within `writing` only."""
-        states = {row.state for row in self.rows_of(tag)}
+        states = {row.state for row in self.rows_of(subject)}
         if "revoked" in states:
             raise RevokedKey(
                 "the subject's keys were revoked; `keyring revoke --undo` allows it again"

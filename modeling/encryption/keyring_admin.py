@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modeling.encryption.errors import KeyringExists, MissingKey, UsageError
+from modeling.encryption.errors import KeyringError, KeyringExists, MissingKey
 from modeling.encryption.keyring import Keyring
-from modeling.encryption.keyring_rows import KeyRow
+from modeling.encryption.keyring_rows import HeadRow, KeyRow
 from modeling.encryption.master import KeyFile, Master
+from modeling.encryption.new_master import NewMasterFile, mark_of
 from modeling.encryption.primitives import random_key
 from modeling.encryption.secret_files import new_private_file
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class KeyInfo:
 def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
     """Return the keys of a keyring, or of one subject, by label and generation."""
     keyring.refresh()
-    rows = keyring.rows if subject is None else keyring.rows_of(keyring.subject_tag(subject))
+    rows = keyring.rows if subject is None else keyring.rows_of(subject)
     infos = [_info(keyring, row) for row in rows]
     return sorted(infos, key=lambda info: (info.subject or "\uffff", info.generation, info.key_id))
 
@@ -105,15 +107,47 @@ def destroy(keyring: Keyring, subject: str) -> int:
 def rekey(keyring: Keyring, master: Master) -> None:
     """Change the master and the root; every row is wrapped anew, no file changes.
 
+    A failure leaves the old master in force and no new key file. After a kill one of the two
+    masters is in force, and the same call goes on: see `is_in_force`.
+
     Raises:
         UsageError: The new master is a key file that exists already.
     """
+    before = keyring.head
+    made = NewMasterFile(master.path, before) if isinstance(master, KeyFile) else None
+    try:
+        with keyring.writing():
+            if made is not None:
+                made.make()
+            keyring.change_root(master)
+    except BaseException:
+        if made is not None and made.is_made:
+            _take_back(keyring, before, made)
+        raise
     if isinstance(master, KeyFile):
-        if os.path.lexists(master.path):
-            raise UsageError(f"{master.path} exists already; name a file for the new master key")
-        master.create_if_missing()
-    with keyring.writing():
-        keyring.change_root(master)
+        mark_of(master.path).unlink(missing_ok=True)
+
+
+def _take_back(keyring: Keyring, before: HeadRow, made: NewMasterFile) -> None:
+    """Remove a new key file unless the keyring is under it.
+
+    That is in the keyring's file alone: an error may come after the commit. It is held meanwhile,
+    so that no other rekey is under way with the same key file. If it cannot be held or read, the
+    key file stays, with the mark by which the same call goes on.
+    """
+    with suppress(UserError, OSError), keyring.store.transaction(write=True):
+        if keyring.store.head().root_wrap == before.root_wrap:
+            made.remove()
+
+
+def is_in_force(path: Path, master: KeyFile) -> bool:
+    """Tell whether a rekey to this master got through, though it was killed before it said so."""
+    try:
+        Keyring.open(path, master).close()
+    except KeyringError:
+        return False
+    mark_of(master.path).unlink(missing_ok=True)
+    return True
 
 
 def backup(keyring: Keyring, path: Path, master: Master) -> int:
@@ -144,7 +178,8 @@ def _change(keyring: Keyring, subject: str, state: str, concerns: Callable[[KeyR
             raise MissingKey(f"subject {subject!r} has no key that could become {state}")
         for row in rows:
             if state == "destroyed":
-                keyring.put(replace(row, state=state, label_ct=None), None)
+                tag = keyring.subject_tag(subject)  # the label that would tell of another is gone
+                keyring.put(replace(row, state=state, label_ct=None, subject_tag=tag), None)
             else:
                 keyring.put(replace(row, state=state), keyring.unwrap(row))
     return len(rows)
@@ -156,7 +191,7 @@ def _rows_of(keyring: Keyring, subject: str) -> list[KeyRow]:
     Raises:
         MissingKey: There are none.
     """
-    rows = keyring.rows_of(keyring.subject_tag(subject))
+    rows = keyring.rows_of(subject)
     if not rows:
         raise MissingKey(
             f"no key of subject {subject!r} in this keyring; `keyring list` shows them"

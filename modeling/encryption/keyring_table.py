@@ -12,7 +12,8 @@ from modeling.encryption.keyring_root import new_root, opened, row_aad, service_
 from modeling.encryption.keyring_rows import HeadRow, KeyRow
 from modeling.encryption.keyring_store import SERVICES, KeyringStore
 from modeling.encryption.master import Master
-from modeling.encryption.primitives import derive_key, random_key, seal
+from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
+from modeling.encryption.subject_labels import checked_label, composed, spellings
 
 
 class KeyTable:
@@ -33,6 +34,7 @@ class KeyTable:
         self._active: dict[bytes, KeyRow] = {}
         self._by_tag: dict[bytes, dict[bytes, KeyRow]] = {}
         self._unwrapped: dict[bytes, bytes] = {}
+        self._odd_tags: dict[str, list[bytes]] | None = None
         self._version = -1
 
     @property
@@ -45,9 +47,23 @@ class KeyTable:
         """Every key row, as last read."""
         return list(self._rows.values())
 
-    def rows_of(self, tag: bytes) -> list[KeyRow]:
-        """Return the rows of a subject tag, oldest generation first."""
-        return sorted(self._by_tag.get(tag, {}).values(), key=lambda row: row.generation)
+    def subject_tag(self, subject: str) -> bytes:
+        """Return the 32 bytes that stand for a subject label in new rows.
+
+        Raises:
+            BadInput: It is no label.
+        """
+        return self._tag(checked_label(subject))
+
+    def rows_of(self, subject: str) -> list[KeyRow]:
+        """Return the rows of a subject, oldest generation first."""
+        rows = [row for tag in self._tags(subject) for row in self._by_tag.get(tag, {}).values()]
+        return sorted(rows, key=lambda row: row.generation)
+
+    def active_row(self, subject: str) -> KeyRow | None:
+        """Return the row whose key seals for a subject, if there is one."""
+        tags = self._tags(subject)
+        return next((self._active[tag] for tag in tags if tag in self._active), None)
 
     def unwrap(self, row: KeyRow) -> bytes:
         """Return the key of a row, whatever its state.
@@ -101,8 +117,10 @@ class KeyTable:
         aad = row_aad(self._head.keyring_id, row)
         row = replace(row, wrapped=None if key is None else seal(self._root, "key", aad, key))
         self.store.put_row(row)
-        if self._active.get(row.subject_tag, row).key_id == row.key_id:
-            self._active.pop(row.subject_tag, None)
+        before = self._rows.get(row.key_id, row)
+        if self._active.get(before.subject_tag, before).key_id == row.key_id:
+            self._active.pop(before.subject_tag, None)
+        self._by_tag.get(before.subject_tag, {}).pop(row.key_id, None)
         if row.state == "active":
             self._active[row.subject_tag] = row
         self._rows[row.key_id] = row
@@ -128,6 +146,31 @@ class KeyTable:
                 self.store.put_service(name, seal(self._root, "service", aad, random_key()))
             self._put_head(self._head)
 
+    def _tag(self, spelling: str) -> bytes:
+        """Return the tag of a label as it is written."""
+        return hmac_sha256(self._services["name"], b"subject" + spelling.encode())
+
+    def _tags(self, subject: str) -> list[bytes]:
+        """Return every tag that rows of a subject bear, that of new rows first.
+
+        Labels from before they were composed keep their tags: a tombstone has no label to make a
+        new one of. Those of ASCII alone have one spelling.
+        """
+        tags = [self._tag(spelling) for spelling in spellings(subject)]
+        if not subject.isascii():
+            tags += self._uncomposed().get(checked_label(subject), ())
+        return list(dict.fromkeys(tags))
+
+    def _uncomposed(self) -> dict[str, list[bytes]]:
+        """Return the tags of rows whose labels are not composed, by the composed label."""
+        if self._odd_tags is None:
+            self._odd_tags = {}
+            for row in self.rows:
+                label = self.label_of(row)
+                if label is not None and label != composed(label):
+                    self._odd_tags.setdefault(composed(label), []).append(row.subject_tag)
+        return self._odd_tags
+
     def _load(self) -> None:
         """Read and authenticate the whole file, within a transaction."""
         head, services, rows = self.store.head(), self.store.services(), self.store.rows()
@@ -150,6 +193,7 @@ class KeyTable:
             self._by_tag.setdefault(row.subject_tag, {})[row.key_id] = row
         self._active = {row.subject_tag: row for row in rows if row.state == "active"}
         self._unwrapped.clear()
+        self._odd_tags = None
         self._version = self.store.data_version()
 
     def _put_head(self, head: HeadRow) -> None:

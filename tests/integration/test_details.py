@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from engine.scoring.verification import BINS, threshold_of
 from tests.fixtures import tiny
 from tools import match
 
@@ -70,7 +71,7 @@ def test_match_takes_the_threshold_of_validation(
 def test_a_picture_matches_itself(trained: Path, pictures: list[str]) -> None:
     same = [pictures[0], pictures[0], "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*same, "--threshold", "0.999"]) == 0
-    assert match.main([*same, "--threshold", "1.1"]) == 1
+    assert match.main([*same, "--threshold", str(threshold_of(BINS + 1))]) == 1
 
 
 def test_match_without_calibration_names_the_remedy(

@@ -222,6 +222,16 @@ def test_subjects_from_a_table_and_none(scene: Scene, capsys: pytest.CaptureFixt
         assert len(keyring.rows) == COUNT + 2
 
 
+def test_folders_that_spell_one_name_in_two_ways_are_one_subject(scene: Scene) -> None:
+    shutil.rmtree(scene.photos)
+    for index, name in enumerate(("Zo\u00eb", "Zoe\u0308")):
+        draw(scene.photos / name / f"{index}.png", index)
+    assert main(scene.protect()) == 0
+    with scene.keyring() as keyring:
+        assert [info.subject for info in keyring_admin.list_keys(keyring)] == ["photos/Zo\u00eb"]
+    assert main(["verify", str(scene.sealed), *scene.keys]) == 0
+
+
 # ---- the error table ----------------------------------------------------------------------------
 
 
@@ -514,7 +524,7 @@ def test_folders_that_cannot_be_read_are_not_left_out(
     def refuse(place: Path) -> object:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
-    monkeypatch.setattr("engine.protecting.protection.os.scandir", refuse)
+    monkeypatch.setattr("engine.protecting.source_images.os.scandir", refuse)
     assert main(scene.protect()) == 1
     assert "cannot be read (Permission denied)" in capsys.readouterr().err
 

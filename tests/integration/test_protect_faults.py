@@ -227,7 +227,7 @@ def test_failing_device_stops_and_leaves_nothing(
         patch.setattr("engine.protecting.sealed_folder.os.fsync", refuse)
         patch.setattr("modeling.encryption.keyring.Keyring.ensure", lambda self, subjects: None)
         scene_keys = scene.keyring()
-        patch.setattr("tools.protect._keyring", lambda arguments: scene_keys)
+        patch.setattr("tools.protect.open_keyring", lambda arguments: scene_keys)
         assert main(scene.protect()) == 3
     assert "error: StorageError: " in capsys.readouterr().err
     assert [p.name for p in scene.sealed.iterdir()] == []

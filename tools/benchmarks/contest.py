@@ -162,7 +162,7 @@ def contest(
             for name, (make, arguments) in makers.items()
         }
         best, highest = dict.fromkeys(contenders, 0.0), 0.0
-        for _ in range(max(1, repeats)):
+        for _ in range(repeats):
             highest = max(highest, ceiling())
             for name, contender in contenders.items():
                 best[name] = max(best[name], contender.images_per_s())

@@ -33,6 +33,7 @@ from layers.pixels import PixelSpace
 from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
 from tools.benchmarks.measuring import write_json
 from tools.benchmarks.plain_data import PlainImages, plain_batches
+from tools.command_line import MAX_THREADS, whole_number
 from utils.allocator import keep_freed_memory
 from utils.device import device_name, resolve_device, set_threads
 
@@ -76,17 +77,26 @@ class Settings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
     parser.add_argument("--type", choices=sorted(RADII), help="one desensitizer only")
-    parser.add_argument("--images", type=int, default=1600, help="pictures to draw (1600)")
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 128), help="height, width (px)")
-    parser.add_argument("--batch", type=int, default=80, help="images in a batch (80)")
+    parser.add_argument(
+        "--images", type=whole_number(1), default=1600, help="pictures to draw (1600)"
+    )
+    parser.add_argument(
+        "--size", type=whole_number(1), nargs=2, default=(256, 128), help="height, width (px)"
+    )
+    parser.add_argument("--batch", type=whole_number(1), default=80, help="images in a batch (80)")
     parser.add_argument(
         "--cache", default="auto", choices=("auto", "device", "memory", "stream"),
         help="CACHE.MODE (auto)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="turns, of which the best counts (3)"
+        "--threads",
+        type=whole_number(0, MAX_THREADS),
+        default=0,
+        help="CPU threads; 0: torch's choice",
+    )
+    parser.add_argument(
+        "--repeats", type=whole_number(1), default=3, help="turns, of which the best counts (3)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 

@@ -42,6 +42,7 @@ from tools.benchmarks.networks import (
     random_batch,
 )
 from tools.benchmarks.step import PLAIN
+from tools.command_line import whole_number
 from utils.allocator import keep_freed_memory
 from utils.device import device_name, resolve_device, resolve_precision, set_threads
 from utils.errors import UserError
@@ -55,8 +56,12 @@ Given = tuple[str, tuple[str, ...], str]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
     add_network_arguments(parser)
-    parser.add_argument("--batch", type=int, default=0, help="images; 0: TEST.IMS_PER_BATCH")
-    parser.add_argument("--images", type=int, default=64, help="pictures of a turn (64)")
+    parser.add_argument(
+        "--batch", type=whole_number(0), default=0, help="images; 0: TEST.IMS_PER_BATCH"
+    )
+    parser.add_argument(
+        "--images", type=whole_number(_SHOTS), default=64, help="pictures of a turn (64)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 

@@ -18,11 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-if __package__ in (
-    None,
-    "",
-):  # run as a file: import from the repository root, not from this folder
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
+    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
 
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
     import numpy as np
@@ -31,9 +29,9 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from PIL import Image
 
     from engine.api import Anonymizer
-    from engine.protecting.protection import ProtectOptions, list_sources, protect_folder
+    from engine.protecting.protection import ProtectOptions, protect_folder
     from engine.protecting.sealed_folder import publish
-    from engine.protecting.source_images import decode_source
+    from engine.protecting.source_images import decode_source, list_sources
     from engine.protecting.subjects import subject_rule
     from modeling.encryption import png_format
     from modeling.encryption.aead import AeadCipher, MemoryKeys
@@ -43,32 +41,36 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from modeling.encryption.master import KeyFile
     from modeling.encryption.metadata import Metadata
     from modeling.encryption.picture import KIND_RGB8, KIND_TANH, open_picture, seal_picture
+    from tools.command_line import Parser, exit_code_of, number, whole_number
     from utils.errors import UserError
 
     _METADATA = Metadata("0002/0002_c1_00.jpg", bytes(range(32)), 283, 96)
+    _BATCH = 32  # of protect; its first one, in which workers start, is left out of the speed
+    _LEAST = _BATCH + 1  # photographs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
+    arguments = parser.parse_args(argv)
+    return exit_code_of(lambda: run(arguments))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each step (1.0)")
+    parser.add_argument(
+        "--seconds", type=number(0.01, 3600), default=1.0, help="time for each step (1.0)"
+    )
     parser.add_argument("--checkpoint", type=Path, help="trained joint model (mode GCR)")
     parser.add_argument("--photos", type=Path, help="folder of photographs for --checkpoint")
-    parser.add_argument("--limit", type=int, default=256, help="photographs at most (256)")
+    parser.add_argument(
+        "--limit", type=whole_number(_LEAST), default=256, help="photographs at most (256)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
-    parser.add_argument("--workers", type=int, default=2, help="processes of protect (2)")
+    parser.add_argument(
+        "--workers", type=whole_number(0), default=2, help="processes of protect (2)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -193,6 +195,8 @@ def _ciphertext(key: SubjectKey, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]
 def _photos(model: Anonymizer, folder: Path, limit: int) -> torch.Tensor:
     """Return photographs at the networks' size, uint8 (B, H, W, 3)."""
     paths = list_sources(folder)[:limit]
+    if len(paths) < _LEAST:
+        raise UserError(f"--photos {folder} holds {len(paths)} pictures; expected {_LEAST} or more")
     sources = [decode_source((folder / path).read_bytes(), model.size) for path in paths]
     return torch.from_numpy(np.stack([source.pixels for source in sources]))
 
@@ -200,7 +204,7 @@ def _photos(model: Anonymizer, folder: Path, limit: int) -> torch.Tensor:
 def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
     """Print pictures per second of protect, and of the anonymizer alone on the same pictures."""
     photos = _photos(model, arguments.photos, arguments.limit)
-    batches = photos.split(32)
+    batches = photos.split(_BATCH)
 
     def anonymize() -> None:
         for batch in batches:
@@ -225,10 +229,10 @@ def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
             )  # fmt: skip
     alone = len(photos) / min(before, _once(anonymize))
     print(f"protect of {len(done)} photographs, {arguments.workers} workers, {model.device}:")
-    steady = (len(done) - 32) / (done[-1] - done[31])
+    steady = (len(done) - _BATCH) / (done[-1] - done[_BATCH - 1])
     share = 100 * steady / alone
     print(f"  anonymizer alone {alone:.1f} /s, protect {steady:.1f} /s ({share:.0f} %)")
-    print(f"  first batch after {done[31] - start:.1f} s")
+    print(f"  first batch after {done[_BATCH - 1] - start:.1f} s")
 
 
 def _once(step: Callable[[], object]) -> float:
@@ -247,7 +251,7 @@ def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
         "bytes of kind 1 (tanh)": PixelLevels(KIND_TANH),
     }
     squared = dict.fromkeys(kinds, 0.0)
-    for batch in photos.split(32):
+    for batch in photos.split(_BATCH):
         raw = batch.permute(0, 3, 1, 2).double() / 255
         anonymized = model.anonymize_tensor(batch).cpu()
         for kind, levels in kinds.items():

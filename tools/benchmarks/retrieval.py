@@ -20,6 +20,7 @@ from engine.scoring.precision import exact_float32
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import score_retrieval
 from tools.benchmarks.measuring import PeakMemory, seconds, write_json
+from tools.command_line import MAX_SEED, MAX_THREADS, whole_number
 from utils.device import device_name, resolve_device, set_threads
 
 _MIB = 2**20
@@ -61,10 +62,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
     parser.add_argument("--size", choices=sorted(SIZES), default="market", help="data set's size")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts (3)")
+    parser.add_argument(
+        "--threads",
+        type=whole_number(0, MAX_THREADS),
+        default=0,
+        help="CPU threads; 0: torch's choice",
+    )
+    parser.add_argument(
+        "--repeats", type=whole_number(1), default=3, help="runs of which the best counts (3)"
+    )
     parser.add_argument("--no-rerank", action="store_true", help="leave out re-ranking")
-    parser.add_argument("--seed", type=int, default=1, help="of the random features")
+    parser.add_argument(
+        "--seed", type=whole_number(0, MAX_SEED), default=1, help="of the random features"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 
@@ -96,7 +106,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     query, gallery = random_features(size, arguments.seed, device)
     features_mib = sum(one.embeddings.nbytes for one in (query, gallery)) / _MIB
     metrics, matmul = [], []
-    for _ in range(max(1, arguments.repeats)):
+    for _ in range(arguments.repeats):
         matmul.append(seconds(lambda: bare_product(query, gallery), device))
         metrics.append(seconds(lambda: score_retrieval(query, gallery), device))
     result: dict[str, Any] = {

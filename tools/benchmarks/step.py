@@ -39,6 +39,7 @@ from tools.benchmarks.networks import (
     random_batch,
     step_flops,
 )
+from tools.command_line import whole_number
 from utils.allocator import keep_freed_memory
 from utils.device import device_name, resolve_device, resolve_precision, set_threads
 
@@ -50,8 +51,10 @@ PLAIN = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
     add_network_arguments(parser)
-    parser.add_argument("--batch", type=int, default=0, help="images; 0: SOLVER.IMS_PER_BATCH")
-    parser.add_argument("--steps", type=int, default=1, help="steps of a turn (1)")
+    parser.add_argument(
+        "--batch", type=whole_number(0), default=0, help="images; 0: SOLVER.IMS_PER_BATCH"
+    )
+    parser.add_argument("--steps", type=whole_number(1), default=1, help="steps of a turn (1)")
     parser.add_argument(
         "--profile", type=Path, metavar="DIR",
         help="instead of measuring, write a trace and the table of the top kernels here",

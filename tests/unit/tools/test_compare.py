@@ -35,7 +35,7 @@ def test_each_is_compared_with_the_one_before(
 
 def test_wrong_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = folder(tmp_path, "whole", 1, 1.0)
-    assert compare.main([whole, str(tmp_path)]) == 1
+    assert compare.main([whole, str(tmp_path)]) == 2
     assert "EVAL.DETAILS on" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         compare.main([whole])

@@ -61,11 +61,11 @@ def test_bad_pictures_can_be_forgiven(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(tmp_path) == 1
+    assert check(tmp_path) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no data set in")
     assert error.count("\n") == 1
-    assert check(tmp_path / "none") == 1
+    assert check(tmp_path / "none") == 2
     assert "is not a folder" in capsys.readouterr().err
 
 

@@ -63,3 +63,14 @@ def test_pictures_without_a_subject_are_named() -> None:
         subject_rule("regex", "set")("a.png")
     assert subject_rule("regex", "set")("x/0002_c1s1_000451_03.jpg") == "set/0002"
     assert subject_rule("none", "set")("a.png") == "set/picture:a.png"
+
+
+def test_accents_are_compared_composed(table: Path) -> None:
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    lines = [f"{composed}/1.png,{decomposed}", f"{decomposed}/1.png,{composed}"]
+    table.write_text("\n".join(["path,subject", *lines]), encoding="utf-8")
+    rule = subject_rule("csv", "set", table=table)
+    assert rule(f"{composed}/1.png") == rule(f"{decomposed}/1.png") == f"set/{composed}"
+    for pattern in (rf"({composed})", rf"({decomposed})"):
+        rule = subject_rule("regex", "set", pattern=pattern)
+        assert rule(f"{composed}/1.png") == rule(f"{decomposed}/1.png") == f"set/{composed}"

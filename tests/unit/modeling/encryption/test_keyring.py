@@ -150,7 +150,7 @@ def test_revoke_is_reversible_and_never_opens(keyring: Keyring) -> None:
 def test_destroy_erases_key_and_label_from_the_file(path: Path, keyring: Keyring) -> None:
     sealed = _seal(keyring)
     keyring.ensure(f"market/test/{pid}" for pid in range(3, 60))
-    row = keyring.rows_of(keyring.subject_tag(SUBJECT))[0]
+    row = keyring.rows_of(SUBJECT)[0]
     assert row.wrapped is not None
     assert row.label_ct is not None
     assert row.wrapped in path.read_bytes()

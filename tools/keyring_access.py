@@ -1,4 +1,4 @@
-"""How every command that opens a keyring is told its master."""
+"""How every command that works with a keyring opens it, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 from modeling.encryption.errors import UsageError
+from modeling.encryption.keyring import Keyring
 from modeling.encryption.master import KeyFile, Master, Passphrase
 from modeling.encryption.secret_files import read_private
+from utils.terminal import shown
+
+ENVIRONMENT = 3  # exit code where a disk or device failed
 
 
 def add_master_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +25,16 @@ def add_master_arguments(parser: argparse.ArgumentParser) -> None:
         help="file whose first line is the passphrase (mode 600), - for standard input; "
         "asked for on the terminal if neither is given",
     )
+
+
+def open_keyring(arguments: argparse.Namespace) -> Keyring:
+    """Open the keyring of a command line."""
+    return Keyring.open(arguments.keyring, master_from(arguments.master, arguments.passphrase_file))
+
+
+def error_line(error: Exception, path: str = "") -> str:
+    """Return what an error is about, its class and its text, as a terminal may show it."""
+    return shown(f"{path}: " * bool(path) + f"{type(error).__name__}: {error}")
 
 
 def master_from(

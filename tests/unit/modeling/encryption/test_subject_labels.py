@@ -1,0 +1,131 @@
+"""One subject however its name is spelled, also in keyrings from before labels were composed."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeling.encryption import keyring_admin, subject_labels
+from modeling.encryption.errors import BadInput, DestroyedKey, RevokedKey
+from modeling.encryption.key_transfer import export_subject, import_subject
+from modeling.encryption.keyring import Keyring
+from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
+from modeling.encryption.subject_labels import checked_label, composed, spellings
+
+# A Vietnamese name: composed, decomposed, and as Vietnamese keyboards type it, which is neither.
+NFC, NFD, MIXED = "set/Hi\u1ebfn", "set/Hie\u0302\u0301n", "set/Hi\u00ea\u0301n"
+SPELLINGS = (NFC, NFD, MIXED)
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Keyring:
+    return Keyring.create(tmp_path / "keys.db", KeyFile(tmp_path / "master.key"))
+
+
+def _as_before(keyring: Keyring, *labels: str) -> list[bytes]:
+    """Make keys as they were made before labels were composed; returns their ids."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject_labels, "composed", lambda text: text)
+        patch.setattr(subject_labels, "spellings", lambda label: [label])
+        patch.setattr("modeling.encryption.keyring_table.spellings", lambda label: [label])
+        patch.setattr(Keyring, "_uncomposed", lambda self: {})
+        return [keyring.sealing_key(label).key_id for label in labels]
+
+
+def _listed(keyring: Keyring, subject: str | None = None) -> list[tuple[str | None, int, str]]:
+    infos = keyring_admin.list_keys(keyring, subject)
+    return [(info.subject, info.generation, info.state) for info in infos]
+
+
+def test_spellings_of_a_name_are_one_subject(keyring: Keyring) -> None:
+    assert len({keyring.sealing_key(label).key_id for label in SPELLINGS}) == 1
+    keyring.ensure(SPELLINGS)
+    snapshot = keyring.snapshot(SPELLINGS)
+    assert len({snapshot.sealing_key(label).key_id for label in SPELLINGS}) == 1
+    assert _listed(keyring) == [(NFC, 1, "active")]
+
+
+@pytest.mark.parametrize("stored", SPELLINGS)
+@pytest.mark.parametrize("asked", SPELLINGS)
+def test_a_key_from_before_is_found_by_every_spelling(
+    keyring: Keyring, stored: str, asked: str, tmp_path: Path
+) -> None:
+    (before,) = _as_before(keyring, stored)
+    keyring.close()
+    with Keyring.open(tmp_path / "keys.db", KeyFile(tmp_path / "master.key")) as again:
+        assert again.sealing_key(asked).key_id == before
+        again.ensure(SPELLINGS)
+        assert _listed(again, asked) == _listed(again) == [(stored, 1, "active")]
+        keyring_admin.rotate(again, asked)
+        assert _listed(again) == sorted([(stored, 1, "retired"), (NFC, 2, "active")])
+        assert keyring_admin.revoke(again, asked) == 2
+        with pytest.raises(RevokedKey):
+            again.sealing_key(asked)
+
+
+def test_two_keys_that_one_person_got_before_are_one_subjects_now(keyring: Keyring) -> None:
+    composed_key, decomposed_key = _as_before(keyring, NFC, NFD)
+    assert composed_key != decomposed_key
+    for label in SPELLINGS:
+        assert keyring.sealing_key(label).key_id == composed_key
+    assert _listed(keyring, MIXED) == [(NFD, 1, "active"), (NFC, 1, "active")]
+    assert keyring_admin.revoke(keyring, NFD) == 2
+    assert keyring_admin.restore(keyring, NFC) == 2
+    assert sorted(row[2] for row in _listed(keyring)) == ["active", "retired"]
+
+
+@pytest.mark.parametrize("stored", SPELLINGS)
+def test_erasure_reaches_every_spelling_and_stays(
+    keyring: Keyring, stored: str, tmp_path: Path
+) -> None:
+    _as_before(keyring, stored, "set/other")
+    assert keyring_admin.destroy(keyring, NFC) == 1
+    assert _listed(keyring, NFC) == _listed(keyring, stored) == [(None, 1, "destroyed")]
+    with Keyring.open(tmp_path / "keys.db", KeyFile(tmp_path / "master.key")) as again:
+        for label in SPELLINGS:
+            for one in (keyring, again):
+                with pytest.raises(DestroyedKey):
+                    one.sealing_key(label)
+        assert again.sealing_key("set/other").key_id
+
+
+def test_a_tombstone_from_before_is_found_by_its_own_spelling_and_the_usual_ones(
+    keyring: Keyring, tmp_path: Path
+) -> None:
+    _as_before(keyring, NFD)
+    with pytest.MonkeyPatch.context() as patch:  # it kept its tag then
+        patch.setattr(Keyring, "subject_tag", lambda self, subject: self._tag(NFD))
+        keyring_admin.destroy(keyring, NFD)
+    with Keyring.open(tmp_path / "keys.db", KeyFile(tmp_path / "master.key")) as again:
+        for label in SPELLINGS:
+            with pytest.raises(DestroyedKey):
+                again.sealing_key(label)
+
+
+def test_an_export_of_one_spelling_is_imported_under_the_subject(
+    keyring: Keyring, tmp_path: Path
+) -> None:
+    phrase = Passphrase("for the court", Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1))
+    _as_before(keyring, NFD)
+    assert export_subject(keyring, NFC, tmp_path / "one.keys", phrase) == 1
+    with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
+        import_subject(other, tmp_path / "one.keys", phrase)
+        assert _listed(other, NFD) == [(NFC, 1, "retired")]
+
+
+@given(st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text))
+def test_labels_in_any_form_are_one(text: str) -> None:
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    assert {checked_label(form) for form in (text, *forms)} == {composed(text)}
+    assert set(spellings(text)) == {text, *forms}
+    assert spellings(text)[0] == forms[0]
+
+
+@pytest.mark.parametrize("label", ["", "a\0b", "\udcff", "x" * 1025, "\u1ebf" * 342])
+def test_what_is_no_label_is_refused(label: str) -> None:
+    with pytest.raises(BadInput, match="subject label"):
+        spellings(label)

@@ -1,0 +1,263 @@
+"""What every command does alike: numbers in ranges, exit codes, a Python without the packages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data import train_split
+from modeling.encryption.errors import KeyringMissing
+from tests.fixtures.paths import ROOT
+from tools import attack, benchmark, compare, data, demo, frontier, keyring, main, match, protect
+from tools.benchmarks import ised
+from tools.command_line import Parser, exit_code_of, number, whole_number
+from utils.errors import UserError
+
+Main = Callable[[list[str]], int]
+
+PROTECT = ["protect", "in", "out", "--keyring", "k", "--checkpoint", "c"]
+RECOVER = ["recover", "in", "out", "--keyring", "k", "--checkpoint", "c"]
+SEARCH = ["search", "a.png", "in", "--keyring", "k", "--checkpoint", "c"]
+ATTACK = ["--checkpoint", "c"]
+SPLIT = ["--dataset_root_dir", "d", "--dataset_name", "msmt17"]
+
+# Every number that a command takes: values just outside what it allows.
+NUMBERS: dict[str, tuple[Main, list[str], str, tuple[str, ...]]] = {
+    "protect batch": (protect.main, PROTECT, "--batch", ("0", "65", "many", "1.5")),
+    "protect workers": (protect.main, PROTECT, "--workers", ("-1", "-3")),
+    "recover batch": (protect.main, RECOVER, "--batch", ("0", "-1")),
+    "search": (protect.main, SEARCH, "-k", ("0", "-1")),
+    "match": (match.main, ["a", "b", *ATTACK], "--threshold", ("1.01", "-1.01", "nan", "x")),
+    "attack budget": (attack.main, ATTACK, "--budget", ("15", "1000001")),
+    "attack epochs": (attack.main, ATTACK, "--epochs", ("0", "10001")),
+    "attack people": (attack.main, ATTACK, "--people", ("5", "100001")),
+    "attack keys": (attack.main, ATTACK, "--keys", ("0", "10000001")),
+    "attack seed": (attack.main, ATTACK, "--seed", ("-1", "2147483648")),
+    "frontier budget": (frontier.main, ATTACK, "--budget", ("15",)),
+    "frontier strength": (frontier.main, ATTACK, "--strength", ("-1", "inf", "nan")),
+    "data batch": (data.main, ["check", "--root", "d"], "--batch", ("0",)),
+    "data instances": (data.main, ["check", "--root", "d"], "--instances", ("1", "1025")),
+    "split seed": (train_split.main, SPLIT, "--seed", ("-1", str(2**63))),
+    "benchmark images": (benchmark.main, ["data"], "--images", ("0",)),
+    "benchmark data batch": (benchmark.main, ["data"], "--batch", ("0",)),
+    "benchmark data threads": (benchmark.main, ["data"], "--threads", ("-1", "4097")),
+    "benchmark data repeats": (benchmark.main, ["data"], "--repeats", ("0",)),
+    "benchmark step batch": (benchmark.main, ["step"], "--batch", ("-1",)),
+    "benchmark steps": (benchmark.main, ["step"], "--steps", ("0",)),
+    "benchmark step threads": (benchmark.main, ["step"], "--threads", ("-1",)),
+    "benchmark eval batch": (benchmark.main, ["eval"], "--batch", ("-1",)),
+    "benchmark eval images": (benchmark.main, ["eval"], "--images", ("3",)),
+    "benchmark eval repeats": (benchmark.main, ["eval"], "--repeats", ("0",)),
+    "benchmark retrieval repeats": (benchmark.main, ["retrieval"], "--repeats", ("0",)),
+    "benchmark retrieval threads": (benchmark.main, ["retrieval"], "--threads", ("-1",)),
+    "benchmark retrieval seed": (benchmark.main, ["retrieval"], "--seed", ("-1",)),
+    "benchmark seconds": (benchmark.main, ["ised"], "--seconds", ("0", "-1", "inf")),
+    "benchmark limit": (benchmark.main, ["ised"], "--limit", ("32",)),
+    "benchmark workers": (benchmark.main, ["ised"], "--workers", ("-1",)),
+    "ised alone": (ised.main, [], "--limit", ("0",)),
+}
+
+
+def _refused(run: Main, argv: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(argv)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in (*words, "--help"):
+        assert word in error
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_a_number_out_of_range_is_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run, argv, option, values = NUMBERS[case]
+    for value in values:
+        _refused(run, [*argv, option, value], capsys, option, f"got '{value}'", "expected a")
+
+
+def test_sizes_of_a_benchmark_are_checked_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(benchmark.main, ["data", "--size", "64", "0"], capsys, "--size", "got '0'")
+
+
+def test_numbers_within_the_range_are_taken() -> None:
+    assert [whole_number(1, 64)(text) for text in ("1", " 7", "64")] == [1, 7, 64]
+    assert whole_number(0)("1000000000") == 10**9
+    assert [number(-1, 1)(text) for text in ("-1", "0.5", "1e0")] == [-1.0, 0.5, 1.0]
+
+
+def test_every_mistake_of_arguments_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(protect.main, ["explode"], capsys, "explode")
+    _refused(keyring.main, ["--keyring", "k", "list", "--master", "a\nb", "x", "y"], capsys)
+    _refused(compare.main, ["one"], capsys, "expected two or more")
+    _refused(Parser(prog="x").parse_args, ["--no\x1b[2J"], capsys, "\\x1b")  # type: ignore[arg-type]
+
+
+# ---- exit codes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UserError("a is 1; expected 2"), 2, "error: a is 1; expected 2\n"),
+        (KeyringMissing("no keyring"), 4, "error: no keyring\n"),
+        (OSError(28, "No space left"), 1, "error: [Errno 28] No space left; look at the disk\n"),
+        (KeyboardInterrupt(), 130, "go on so\n"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert exit_code_of(work, "go on so", remedy="look at the disk") == code
+    assert capsys.readouterr().err == text
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback() -> None:
+    for error in (ValueError("x"), RuntimeError("x"), KeyError("x")):
+
+        def work(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            exit_code_of(work)
+
+
+def test_a_full_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    def work() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nmore lines")
+
+    assert exit_code_of(work) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: the GPU ran out of memory (CUDA out of memory. Tried); lower")
+    assert error.count("\n") == 1
+
+
+def test_the_code_of_the_work_is_handed_on() -> None:
+    assert exit_code_of(lambda: 5) == 5
+    assert exit_code_of(lambda: None) == 0
+
+
+WRONG: dict[str, tuple[Main, list[str]]] = {
+    "main": (main.main, ["--config_file", "none.yml"]),
+    "demo": (demo.main, ["MODEL.MDOE", "C"]),
+    "attack": (attack.main, ["--checkpoint", "none"]),
+    "frontier": (frontier.main, ["--checkpoint", "none"]),
+    "match": (match.main, ["a.jpg", "b.jpg", "--checkpoint", "none"]),
+    "compare": (compare.main, ["none", "neither"]),
+    "benchmark": (benchmark.main, ["step", "MODEL.MDOE", "C"]),
+    "data": (data.main, ["check", "--root", "none"]),
+    "train_split": (train_split.main, ["--dataset_root_dir", "none", *SPLIT[2:]]),
+    "protect": (protect.main, ["open", "in", "in/out", "--keyring", "k", "--master", "m"]),
+    "keyring": (keyring.main, ["--keyring", "k", "--passphrase-file", "-", "destroy", "x"]),
+}
+# Where a command does its work.
+WORK = {
+    "main": "tools.main.run",
+    "demo": "tools.demo.train_and_test",
+    "attack": "tools.attack.checkpoint_config",
+    "frontier": "tools.frontier.checkpoint_config",
+    "match": "tools.match.compare",
+    "compare": "tools.compare.difference_table",
+    "benchmark": "tools.benchmarks.step.run",
+    "data": "tools.data.check_root",
+    "train_split": "data.train_split.make_split",
+    "protect": "tools.protect.check_apart",
+    "keyring": "tools.keyring.UsageError",
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_wrong_input_is_exit_code_2(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, argv = WRONG[command]
+    assert run(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", WORK)
+def test_ctrl_c_is_exit_code_130(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WORK[command], interrupt)
+    run, argv = WRONG[command]
+    right = {"main": [], "demo": [], "benchmark": ["step"], "data": ["check", "--root", "."]}
+    assert run(right.get(command, argv)) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+# ---- a Python without the packages ---------------------------------------------------------------
+
+COMMANDS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("tools", "tools/benchmarks", "data")
+    for path in (ROOT / folder).glob("*.py")
+    if "__main__" in path.read_text("utf-8")
+)
+
+
+def _bare(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python that sees the standard library alone."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_package_is_one_line(command: str) -> None:
+    done = _bare(str(ROOT / command), "--help")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: package ")
+    assert "is not installed" in done.stderr
+    assert "pip install -r requirements.txt" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_all_commands_are_tried() -> None:
+    assert {"data/train_split.py", "tools/main.py", "tools/benchmarks/ised.py"} < set(COMMANDS)
+    assert len(COMMANDS) == 12
+
+
+@pytest.mark.parametrize("module", ["engine.foo", "utils.foo", "json.foo"])
+def test_a_missing_module_of_the_project_keeps_its_traceback(module: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    path = f"import sys\nsys.path[0] = {str(ROOT)!r}\n"
+    script.write_text(f"{path}import utils.missing_packages\nimport {module}\n")
+    done = _bare(str(script))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert f"No module named '{module}'" in done.stderr
+
+
+def test_other_errors_keep_their_traceback_and_ctrl_c_its_code(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    path = f"import os, sys\nsys.path[0] = {str(ROOT)!r}\nimport utils.missing_packages\n"
+    script.write_text(f"{path}1 / 0\n")
+    done = _bare(str(script))
+    assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
+    script.write_text(f"{path}os.kill(os.getpid(), {int(signal.SIGINT)})\n")
+    assert _bare(str(script)).returncode in (-signal.SIGINT, 130)

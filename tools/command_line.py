@@ -1,0 +1,128 @@
+"""What every command does alike: refuse wrong arguments, and end with one line and a code.
+
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted; a command whose codes say more (1 is a
+verdict, 3 the disk) names them in its help. Nothing here loads torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from utils.errors import UserError
+from utils.logger import ONLY_IN_FILE, get_logger
+from utils.terminal import shown
+from utils.world import World
+
+INTERRUPTED = 130
+MAX_SEED = 2**63 - 1  # as for SOLVER.SEED
+MAX_THREADS = 4096  # as for RUNTIME.THREADS
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that prints descriptions as they are written, and one line about a mistake."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Take what argparse takes."""
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the whole usage, and exit with 2."""
+        self.exit(2, shown(f"error: {message}; see {self.prog} --help") + "\n")
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return the ``type`` of an argument that is a whole number from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _refused(text, "a whole number", low, high) from None
+        if value < low or (high is not None and value > high):
+            raise _refused(text, "a whole number", low, high)
+        return value
+
+    return read
+
+
+def number(low: float, high: float | None = None) -> Callable[[str], float]:
+    """Return the ``type`` of an argument that is a number from ``low`` to ``high``."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _refused(text, "a number", low, high) from None
+        if not math.isfinite(value) or value < low or (high is not None and value > high):
+            raise _refused(text, "a number", low, high)
+        return value
+
+    return read
+
+
+def _refused(text: str, kind: str, low: float, high: float | None) -> argparse.ArgumentTypeError:
+    allowed = f"of {low} or more" if high is None else f"from {low} to {high}"
+    return argparse.ArgumentTypeError(f"got {text!r}, expected {kind} {allowed}")
+
+
+def exit_code_of(
+    work: Callable[[], int | None],
+    interrupted: str = "interrupted",
+    *,
+    line: Callable[[Exception], str] = str,
+    remedy: str = "",
+    failed: int = 1,
+) -> int:
+    """Do something; what a user can mend becomes one line and an exit code, not a traceback.
+
+    Args:
+        work: Returns its exit code; None for 0.
+        interrupted: What to say after Ctrl-C: above all how to go on.
+        line: Returns what to say of an error.
+        remedy: What to do where a disk or device failed; mistakes bring their own.
+        failed: Exit code of that.
+    """
+    here = World.from_environment()
+    who = "" if here.is_main else f"rank {here.rank}: "
+    try:
+        with _plain_warnings():
+            return work() or 0
+    except (UserError, OSError) as error:
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            if get_logger().handlers:
+                get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
+        advice = "" if isinstance(error, UserError) or not remedy else f"; {remedy}"
+        print(f"error: {who}{line(error)}{advice}", file=sys.stderr)
+        return getattr(error, "exit_code", failed)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
+            raise
+        print(
+            f"error: {who}the GPU ran out of memory ({str(error).splitlines()[0]}); lower "
+            "SOLVER.IMS_PER_BATCH, TEST.IMS_PER_BATCH or --batch, or keep images off it with "
+            "CACHE.MODE memory",
+            file=sys.stderr,
+        )
+        return failed
+    except KeyboardInterrupt:
+        if here.is_main:
+            print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print a warning as one sentence: the line of code it comes from tells a user nothing."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

@@ -1,0 +1,43 @@
+"""Which of the processes that torchrun started this one is; asked without loading torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: This process, counted from 0.
+        size: Number of processes.
+        local_rank, local_size: The same on this machine.
+        restarts: How often torchrun has restarted the processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    restarts: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes, logs and decides."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """Read what torchrun says; a process that runs alone where it says nothing."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if not all(name in os.environ for name in names):
+            return cls()
+        return cls(
+            rank=int(os.environ["RANK"]),
+            size=int(os.environ["WORLD_SIZE"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        )
