@@ -69,6 +69,12 @@ def dump(cfg: CfgNode, path: str | Path) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def changes(before: CfgNode, now: CfgNode) -> dict[str, tuple[object, object]]:
+    """Return old and new value of every key that two configurations differ in, by name."""
+    pairs = {key.name: (get_value(before, key.name), get_value(now, key.name)) for key in KEYS}
+    return {name: (was, new) for name, (was, new) in pairs.items() if was != new}
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML in which a key that stands twice is an error: the first would be lost unseen."""
 

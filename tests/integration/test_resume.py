@@ -78,6 +78,42 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
     tiny.assert_equal(before, kept())
 
 
+def test_values_changed_on_the_way_are_told(tmp_path: Path) -> None:
+    """The log and the last config.yml tell what each part of a training was made with."""
+    tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.run(tmp_path, *RESUME, "SOLVER.BASE_LR", "0.01", "LOSS.GAN", "2")
+    log = (run / "log.txt").read_text("utf-8")
+    told = [line for line in log.splitlines() if "Values changed" in line]
+    assert len(told) == 1
+    assert told[0].endswith(
+        "Values changed after epoch 1: LOSS.GAN 1.0 -> 2.0, SOLVER.MAX_EPOCHS 1 -> 2, "
+        "SOLVER.BASE_LR 0.00035 -> 0.01"
+    )
+    assert "BASE_LR: 0.01\n" in (run / "config.yml").read_text("utf-8")
+    curve = tiny.losses(run)
+    rates = {
+        line["epoch"]: line["train/learning_rate"] for line in _train(curve, 1) + _train(curve, 2)
+    }
+    assert rates[2] / rates[1] > 20
+
+
+def test_values_not_changed_are_not_told(tmp_path: Path) -> None:
+    tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", *RESUME)
+    log = (run / "log.txt").read_text("utf-8")
+    assert "Resumed after epoch 1" in log
+    assert "Values changed" not in log
+
+
+def test_a_lost_config_does_not_keep_a_training_from_going_on(tmp_path: Path) -> None:
+    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    (run / "config.yml").unlink()
+    tiny.run(tmp_path, *RESUME)
+    log = (run / "log.txt").read_text("utf-8")
+    assert log.count("What changed at this resume is not known: config file") == 1
+    assert (run / "config.yml").is_file()
+
+
 def test_checkpoints_less_often_resume_from_the_last_one(tmp_path: Path) -> None:
     plan = ("SOLVER.MAX_EPOCHS", "3", "SOLVER.CHECKPOINT_PERIOD", "2", *tiny.PERMISSIVE)
     whole = tiny.run(tmp_path, *plan, output="whole")
