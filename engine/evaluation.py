@@ -15,12 +15,13 @@ from data.checks import check_positives
 from data.loaders import EvalLoader
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import LoadedWeights
-from engine.distributed import all_gather, first_on_machine, from_main, world
 from engine.evaluator import Evaluator
+from engine.exchange import all_gather, first_on_machine, from_main
 from engine.model import Model, load_pretrained, pretrained_model
 from engine.pictures import picture_grid
 from engine.report import EvalReport
 from engine.views import BaselineViews, JointViews, ViewMaker, images_by_kind
+from engine.world import world
 from modeling.encryption.build import build_cipher
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import NATIVE_NAMES
-from engine.distributed import World
+from engine.world import World
 from utils.files import atomic_write
 
 _NAME = ".torchrun"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.distributed import all_gather, gather_rows, world
+from engine.exchange import all_gather, gather_rows
 from engine.scoring.image_quality import QualityAccumulator
+from engine.world import world
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ from engine.attacks.suite import (
     report,
     verdicts_of,
 )
-from engine.distributed import barrier, first_on_machine, from_main, is_main, joined, leave, share
+from engine.distributed import joined, leave
+from engine.exchange import barrier, first_on_machine, from_main
+from engine.world import is_main, share
 from tools.main import exit_code_of
 from utils.device import set_threads
 from utils.errors import UserError

@@ -19,9 +19,10 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.build import build_trainer
 from engine.checkpoint import training_in
-from engine.distributed import World, from_main, is_main, joined, leave
+from engine.distributed import joined, leave
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
+from engine.exchange import from_main
 from engine.launch import Launch
 from engine.pictures import save_picture
 from engine.report import EvalReport
@@ -32,6 +33,7 @@ from engine.scoring.details import (
     save_calibrations,
     save_details,
 )
+from engine.world import World, is_main
 from utils.allocator import keep_freed_memory
 from utils.config_tree import changed
 from utils.device import set_threads
