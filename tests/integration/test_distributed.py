@@ -53,7 +53,9 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Training, upgradation, validation: up to rounding, over a change of the target in epoch 2.
 
     One process parts from itself at the same pace if its weights are changed by 1e-7: in epoch 2 a
-    rounding error of an adversarial loss grows some threefold with every step.
+    rounding error of an adversarial loss grows some threefold with every step. By the last one the
+    total had moved by up to 2e-4 and a part of it by 8e-3 (three such changes, torch 2.4 and 2.14);
+    another target moves the total by four tenths.
     """
     plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.0001", "TEST.IMS_PER_BATCH", "4")
     two = ranks.run_program(tmp_path, *plan, output="two", prepare=_damped)
@@ -64,7 +66,7 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for expected, got in zip(*curves, strict=True):
         for name, value in expected.items():
             if name.startswith("loss/"):
-                close = 1e-5 if expected["epoch"] == 1 else 2e-5 if name == "loss/total" else 2e-3
+                close = 1e-5 if expected["epoch"] == 1 else 5e-4 if name == "loss/total" else 2e-2
                 assert math.isclose(got[name], value, rel_tol=close), (expected["step"], name)
     first, last = (tiny.losses(two)[index]["loss/total"] for index in (0, -2))
     assert abs(last - first) > 1e-2 * first  # it learns: the curves are no straight lines
