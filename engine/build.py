@@ -17,8 +17,9 @@ from engine.model import Model, build_model, compile_model, load_pretrained, mod
 from engine.parallel import over_processes, parallel_phases, shared_step
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision, UpgradePolicy
+from engine.train_state import TrainPlan
 from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
-from engine.trainer import Trainer, TrainPlan, ValidationRun
+from engine.trainer import Trainer, ValidationRun
 from engine.world import is_main, world
 from modeling.build import build_objectives
 from modeling.objectives import Objectives

@@ -18,14 +18,8 @@ from engine.attacks.base import Attack
 from engine.attacks.build import plan_attacks
 from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
-from engine.attacks.suite import (
-    Suite,
-    Verdicts,
-    differences,
-    read_expectation,
-    report,
-    verdicts_of,
-)
+from engine.attacks.suite import Suite
+from engine.attacks.verdicts import Verdicts, differences, read_expectation, report, verdicts_of
 from engine.distributed import joined, leave
 from engine.exchange import barrier, first_on_machine, from_main
 from engine.world import is_main, share
