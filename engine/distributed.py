@@ -2,7 +2,7 @@
 
 ``torchrun`` starts the processes; ``joined`` takes part. In a process that runs alone (started
 without torchrun, or as the only one) it is a no-op: no process group, no thread. Who a process is
-says ``engine.world``, what processes tell each other ``engine.exchange``.
+says ``utils.world``, what processes tell each other ``engine.processes``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from engine.exchange import barrier
+from engine.processes import barrier, running_as, world
 from engine.signals import handling
 from engine.watch import Terminated, Watch
-from engine.world import World, running_as, world
 from utils.device import resolve_device
 from utils.errors import UserError
 from utils.progress import Progress
+from utils.world import World
 
 # Others wait in a collective while the first process scores a large test set. It need not be short:
 # a process that ends or falls silent is noticed by engine.watch, not by this.

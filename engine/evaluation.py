@@ -16,12 +16,11 @@ from data.loaders import EvalLoader
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import LoadedWeights
 from engine.evaluator import Evaluator
-from engine.exchange import all_gather, first_on_machine, from_main
 from engine.model import Model, load_pretrained, pretrained_model
 from engine.pictures import picture_grid
+from engine.processes import all_gather, first_on_machine, from_main, world
 from engine.report import EvalReport
 from engine.views import BaselineViews, JointViews, ViewMaker, images_by_kind
-from engine.world import world
 from modeling.encryption.build import build_cipher
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks

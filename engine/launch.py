@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import NATIVE_NAMES
-from engine.world import World
 from utils.files import atomic_write
+from utils.world import World
 
 _NAME = ".torchrun"
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.exchange import all_gather, gather_rows
+from engine.processes import all_gather, gather_rows, world
 from engine.scoring.image_quality import QualityAccumulator
-from engine.world import world
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
 from engine.attacks.suite import Suite
 from engine.attacks.verdicts import Verdicts, differences, read_expectation, report, verdicts_of
 from engine.distributed import joined, leave
-from engine.exchange import barrier, first_on_machine, from_main
-from engine.world import is_main, share
+from engine.processes import barrier, first_on_machine, from_main, is_main, share
 from tools.main import exit_code_of
 from utils.device import set_threads
 from utils.errors import UserError

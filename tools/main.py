@@ -22,9 +22,9 @@ from engine.checkpoint import training_in
 from engine.distributed import joined, leave
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
-from engine.exchange import from_main
 from engine.launch import Launch
 from engine.pictures import save_picture
+from engine.processes import from_main, is_main
 from engine.report import EvalReport
 from engine.scoring.details import (
     calibrations,
@@ -33,13 +33,13 @@ from engine.scoring.details import (
     save_calibrations,
     save_details,
 )
-from engine.world import World, is_main
 from utils.allocator import keep_freed_memory
 from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
 from utils.logger import ONLY_IN_FILE, get_logger, setup_logger
+from utils.world import World
 
 _EXAMPLES = """examples:
   the baseline, on Market-1501 below /data (first: python3 data/train_split.py

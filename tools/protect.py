@@ -32,6 +32,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
     from engine.api import PUBLISHED, Anonymizer
     from engine.distributed import device_of_rank, joined, leave
+    from engine.processes import is_main, share
     from engine.protecting.opened_folder import OpenOptions, write_opened
     from engine.protecting.protection import ProtectOptions, Summary, list_sources, protect_folder
     from engine.protecting.sealed_folder import check_apart
@@ -47,7 +48,6 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
         unseal,
         verify_folder,
     )
-    from engine.world import is_main, share
     from layers.pixels import PixelSpace
     from modeling.encryption.errors import IsedError, UsageError
     from modeling.encryption.keyring import Keyring

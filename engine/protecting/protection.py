@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engine.api import Anonymizer
-from engine.exchange import all_gather, from_main
+from engine.processes import all_gather, from_main, is_main, share
 from engine.protecting.sealed_folder import Manifest, check_apart
 from engine.protecting.sealing_work import (
     Job,
@@ -29,7 +29,6 @@ from engine.protecting.sealing_work import (
 )
 from engine.protecting.source_images import SUFFIXES, SourceImage
 from engine.protecting.subjects import SubjectOf
-from engine.world import is_main, share
 from modeling.encryption.errors import BadInput, IsedError, StorageError
 from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.keyring import Keyring

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures import tiny
+from tests.fixtures.devices import mounted
 from utils.metric_writer import read_metrics
 
 RESUME = ("SOLVER.RESUME", "True")
@@ -196,7 +195,7 @@ def test_disk_full_in_the_middle(tmp_path: Path, room_kib: int) -> None:
     """The run says so in one sentence; with more room it goes on to the same end."""
     overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
     whole = tiny.run(tmp_path, *overrides, output="whole")
-    with _device(tmp_path / "device", room_kib) as device:
+    with mounted(tmp_path / "device", f"size={room_kib}k") as device:
         process = tiny.start(tmp_path, *overrides, output="device/run")
         process.join(60)
         terminal = (tmp_path / "terminal.txt").read_text("utf-8")
@@ -212,18 +211,6 @@ def test_disk_full_in_the_middle(tmp_path: Path, room_kib: int) -> None:
         more = RESUME if resumable else ()
         tiny.run(tmp_path, *overrides, *more, output="device/run")
         tiny.assert_same_end(whole, device / "run")
-
-
-@contextlib.contextmanager
-def _device(folder: Path, room_kib: int) -> Iterator[Path]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={room_kib}k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small device")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _resuming(folder: Path) -> tuple[str, ...]:

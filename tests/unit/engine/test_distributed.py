@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from engine.distributed import device_of_rank
-from engine.world import World, running_as
+from engine.processes import running_as
 from utils.errors import UserError
+from utils.world import World
 
 
 @pytest.fixture

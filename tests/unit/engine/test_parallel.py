@@ -15,9 +15,9 @@ from data.records import Batch
 from engine.build import build_trainer
 from engine.distributed import joined
 from engine.parallel import synchronize_norms
+from engine.processes import is_main, world
 from engine.supervision import UpgradeState, frozen_copy
 from engine.trainer import Trainer
-from engine.world import is_main, world
 from layers.non_local import NonLocalBlock
 from layers.synced_norm import SyncedBatchNorm
 from modeling import reid_network

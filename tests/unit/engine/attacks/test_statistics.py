@@ -1,4 +1,4 @@
-"""Floors and intervals of pictures: exact by brute force where it can be, calibrated against luck."""
+"""Floors and intervals of pictures: exact by brute force, or calibrated against luck."""
 
 from __future__ import annotations
 

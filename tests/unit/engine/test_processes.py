@@ -1,10 +1,21 @@
-"""Who a process is, and which part of the work is its own."""
+"""Who a process is, and what is its part; several at work: test_distributed.py."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from engine.world import World, running_as, share, world
+from engine.processes import (
+    all_gather,
+    barrier,
+    broadcast,
+    from_main,
+    gather_rows,
+    running_as,
+    share,
+    world,
+)
+from utils.world import World
 
 LAUNCHED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 WHERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
@@ -29,6 +40,12 @@ def test_shares_are_every_nth_item() -> None:
     assert world() == World()
 
 
-def test_alone_all_is_ones_own() -> None:
+def test_alone_there_is_nothing_to_do() -> None:
     items = [3, 1, 2]
     assert share(items) is items
+    assert all_gather("mine") == ["mine"]
+    assert broadcast("mine") == "mine"
+    assert from_main(lambda: None) is None
+    rows = torch.ones(2, 3)
+    assert gather_rows(rows) is rows
+    barrier()

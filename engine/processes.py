@@ -1,4 +1,6 @@
-"""What the processes of a run tell each other: each a no-op in a process that runs alone.
+"""The processes of a run: which one is this, and what do the others have?
+
+Everything here is a no-op in a process that runs alone.
 
 Tensors and values that are not gradients travel between CPUs, through gloo, whatever the networks
 run on: a gallery's features need no room on a GPU, and there is one path to test. Gradients and
@@ -7,19 +9,49 @@ batch statistics of networks on GPUs go through NCCL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from engine.world import world
+from utils.world import World
 
 Value = TypeVar("Value")
 
 # Torch fills the tensors of a collective outside of inference mode, and 2.4 refuses to where they
 # were made in it: an evaluation would not learn what the other processes have found.
 _out_of_inference_mode = torch.inference_mode(False)
+
+_ALONE = World()
+_current = [_ALONE]
+
+
+def world() -> World:
+    """Return the processes of this run; one that runs alone outside :func:`joined`."""
+    return _current[0]
+
+
+def is_main() -> bool:
+    """Tell whether this process writes, logs and decides: the first, or the only one."""
+    return world().is_main
+
+
+@contextmanager
+def running_as(found: World) -> Iterator[None]:
+    """Have :func:`world` return other processes for a while."""
+    _current[0] = found
+    try:
+        yield
+    finally:
+        _current[0] = _ALONE
+
+
+def share(items: Sequence[Value]) -> Sequence[Value]:
+    """Return this process's share of a list: every N-th item of N processes."""
+    here = world()
+    return items if here.size == 1 else items[here.rank :: here.size]
 
 
 @_out_of_inference_mode
