@@ -12,12 +12,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 from torch import distributed
 
 from engine.processes import barrier, running_as, world
+from engine.roll_call import number_of_start
 from engine.signals import handling
 from engine.watch import Terminated, Watch
 from utils.device import resolve_device
@@ -39,32 +41,38 @@ def joined() -> Iterator[World]:
 
     Raises:
         RankLostError: Another process failed; only on the first one, the others end at once.
+        UserError: The processes have not come together.
     """
     found = World.from_environment()
-    with running_as(found):
-        if found.size == 1:
+    if found.size == 1:
+        with running_as(found):
             yield found
-        else:
-            with _group(found):
-                yield found
+    else:
+        with _group(found) as together:
+            yield together
 
 
 @contextmanager
-def _group(found: World) -> Iterator[None]:
+def _group(found: World) -> Iterator[World]:
     nccl = torch.cuda.is_available() and distributed.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    store = _store_of_all_starts(found)
+    start = number_of_start(store, found.rank, found.size)
+    # Of several machines only the one that failed counts its restart.
+    found = replace(found, restarts=max(found.restarts, start - 1))
     distributed.init_process_group(
         backend,
-        store=_store_of_this_start(found),
+        # Addresses that an earlier start has left there are those of processes that are gone.
+        store=distributed.PrefixStore(f"securereid/group/{start}", store),
         rank=found.rank,
         world_size=found.size,
         timeout=COLLECTIVE_TIMEOUT,
     )
     shown, Progress.shown = Progress.shown, found.is_main
-    watch = Watch(found.rank, found.size, attempt=found.restarts)
+    watch = Watch(found.rank, found.size, start=start)
     try:
-        with handling({signal.SIGTERM: _terminated}):
-            yield
+        with running_as(found), handling({signal.SIGTERM: _terminated}):
+            yield found
             barrier()
     except BaseException as error:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
@@ -76,17 +84,17 @@ def _group(found: World) -> Iterator[None]:
     distributed.destroy_process_group()
 
 
-def _store_of_this_start(found: World) -> distributed.Store:
-    """Return the store through which the processes find each other.
+def _store_of_all_starts(found: World) -> distributed.Store:
+    """Return the store that torchrun keeps over its restarts, or else a new one of the first rank.
 
-    Torchrun keeps one store over all restarts. What a start before this one left in it, addresses
-    of processes that are gone, must not be read again: torch 2.4 sees to that by itself, 2.14 does
-    not.
+    Torch 2.4 gives each restart a part of it, by a number that machines do not agree on.
     """
     store, _, _ = next(
         distributed.rendezvous("env://", found.rank, found.size, timeout=COLLECTIVE_TIMEOUT)
     )
-    return distributed.PrefixStore(f"securereid/group/{found.restarts}", store)
+    while isinstance(store, distributed.PrefixStore):
+        store = store.underlying_store
+    return store
 
 
 def _terminated(*_: object) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import NATIVE_NAMES
+from engine.processes import world
 from utils.files import atomic_write
-from utils.world import World
 
 _NAME = ".torchrun"
 
@@ -36,7 +36,7 @@ class Launch:
         if run_id is None:
             return cls(None, resumes=False)
         mark = folder / _NAME
-        if not World.from_environment().restarts:
+        if not world().restarts:
             mark.unlink(missing_ok=True)
             return cls(mark, resumes=False)
         accepted = mark.is_file() and mark.read_text("utf-8") == run_id
