@@ -24,6 +24,11 @@ Value = TypeVar("Value")
 # were made in it: an evaluation would not learn what the other processes have found.
 _out_of_inference_mode = torch.inference_mode(False)
 
+# Kept: a thread of torch 2.4 may be the last to let go of a collective's tensors. Where that is the
+# end of a Python object it waits for Python's lock, which whoever ends the group holds while waiting
+# for the thread: after the last barrier both would wait for ever.
+_NOTHING = torch.zeros(1)
+
 _ALONE = World()
 _current = [_ALONE]
 
@@ -58,7 +63,7 @@ def share(items: Sequence[Value]) -> Sequence[Value]:
 def barrier() -> None:
     """Wait until all processes are here."""
     if world().size > 1:
-        distributed.all_reduce(torch.zeros(1))
+        distributed.all_reduce(_NOTHING)
 
 
 @_out_of_inference_mode

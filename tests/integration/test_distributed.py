@@ -173,6 +173,40 @@ def test_torchrun_restarts_a_killed_process(tmp_path: Path, restarts: int) -> No
     tiny.assert_same_end(whole, parts)
 
 
+@pytest.mark.slow
+def test_machines_restart_together(tmp_path: Path) -> None:
+    """Two agents of torchrun, each a machine: only that of the killed process counts a restart."""
+    plan = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
+    meeting = f"127.0.0.1:{ranks.free_port()}"
+    options = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_id=two", "--rdzv_backend=c10d")
+    options += (f"--rdzv_endpoint={meeting}", "--max-restarts=1")
+    script = str(ROOT / "tests/fixtures/tiny_program.py")
+    argv = tiny.arguments(tmp_path, *plan, output="parts")
+    parts, terminal = tmp_path / "parts", tmp_path / "terminal.txt"
+    with terminal.open("w") as stream:
+        agents = [
+            subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", *options, script, *argv],
+                stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        try:
+            give_up = time.monotonic() + 120
+            while not _has_epoch(parts, 2):
+                assert all(agent.poll() is None for agent in agents), terminal.read_text("utf-8")
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+            os.kill(_children(agents[1].pid)[-1], signal.SIGKILL)
+            codes = [agent.wait(120) for agent in agents]
+        finally:
+            for agent in agents:
+                agent.kill()
+    assert codes == [0, 0], terminal.read_text("utf-8")
+    assert "Restarted by torchrun" in (parts / "log.txt").read_text("utf-8")
+    tiny.assert_same_end(ranks.run_program(tmp_path, *plan, output="whole"), parts)
+
+
 def _children(pid: int) -> list[int]:
     """Processes started by a process, in the order of their numbers."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
