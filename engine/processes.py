@@ -24,9 +24,9 @@ Value = TypeVar("Value")
 # were made in it: an evaluation would not learn what the other processes have found.
 _out_of_inference_mode = torch.inference_mode(False)
 
-# Kept: a thread of torch 2.4 may be the last to let go of a collective's tensors. Where that is the
-# end of a Python object it waits for Python's lock, which whoever ends the group holds while waiting
-# for the thread: after the last barrier both would wait for ever.
+# Kept: a thread of torch 2.4 may be the last to let go of a collective's tensors. If that ends a
+# Python object it waits for Python's lock, which whoever ends the group holds while waiting for the
+# thread: after the last barrier both would wait for ever.
 _NOTHING = torch.zeros(1)
 
 _ALONE = World()
