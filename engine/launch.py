@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.checkpoint import NATIVE_NAMES
 from engine.processes import world
-from utils.files import atomic_write
+from utils.files import write_text
 
 _NAME = ".torchrun"
 
@@ -45,8 +45,7 @@ class Launch:
     def accepted(self) -> None:
         """Note that this launch trains in the folder."""
         if self.mark is not None:
-            with atomic_write(self.mark) as temporary:
-                temporary.write_text(os.environ["TORCHELASTIC_RUN_ID"], encoding="utf-8")
+            write_text(self.mark, os.environ["TORCHELASTIC_RUN_ID"])
 
     @staticmethod
     def done(folder: Path) -> None:

@@ -17,7 +17,7 @@ from engine.attacks.results import Result, not_applicable
 from engine.attacks.verdicts import VERDICTS_NAME, report, verdicts_of
 from engine.pictures import save_picture
 from utils.errors import UserError
-from utils.files import atomic_write, ensure_folder
+from utils.files import ensure_folder, write_text
 
 _LOGGER = logging.getLogger("reid_baseline")
 
@@ -87,8 +87,7 @@ class Suite:
         results = [result for found in kept if found is not None for result in found]
         _write_json(self.folder / RESULTS_NAME, [result.to_json() for result in results])
         _write_json(self.folder / VERDICTS_NAME, verdicts_of(results))
-        with atomic_write(self.folder / TABLE_NAME) as temporary:
-            temporary.write_text(report(results) + "\n", encoding="utf-8")
+        write_text(self.folder / TABLE_NAME, report(results) + "\n")
 
     @property
     def context(self) -> AttackContext:
@@ -170,6 +169,5 @@ def _check_same(path: Path, now: Mapping[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    with atomic_write(path) as temporary:
-        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
