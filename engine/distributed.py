@@ -18,7 +18,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from engine.processes import barrier, running_as, world
+from engine.processes import all_gather, barrier, running_as, world
 from engine.roll_call import number_of_start
 from engine.signals import handling
 from engine.watch import Terminated, Watch
@@ -58,8 +58,6 @@ def _group(found: World) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     store = _store_of_all_starts(found)
     start = number_of_start(store, found.rank, found.size)
-    # Of several machines only the one that failed counts its restart.
-    found = replace(found, restarts=max(found.restarts, start - 1))
     distributed.init_process_group(
         backend,
         # Addresses that an earlier start has left there are those of processes that are gone.
@@ -71,9 +69,14 @@ def _group(found: World) -> Iterator[World]:
     shown, Progress.shown = Progress.shown, found.is_main
     watch = Watch(found.rank, found.size, start=start)
     try:
-        with running_as(found), handling({signal.SIGTERM: _terminated}):
-            yield found
-            barrier()
+        with handling({signal.SIGTERM: _terminated}):
+            with running_as(found):
+                # Of several machines only the one that failed counts its restart.
+                counted = max(all_gather(found.restarts))
+            found = replace(found, restarts=max(counted, start - 1))
+            with running_as(found):
+                yield found
+                barrier()
     except BaseException as error:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
             watch.end_with(error)
@@ -85,7 +88,7 @@ def _group(found: World) -> Iterator[World]:
 
 
 def _store_of_all_starts(found: World) -> distributed.Store:
-    """Return the store that torchrun keeps over its restarts, or else a new one of the first rank.
+    """Return the store that torchrun may keep over its restarts, or else one of the first rank.
 
     Torch 2.4 gives each restart a part of it, by a number that machines do not agree on.
     """
