@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, get_value, set_value
 from configs.validation import ConfigError, cross_field_problems
-from utils.files import atomic_write
+from utils.files import write_text
 
 
 def load(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
@@ -65,8 +65,13 @@ def dump(cfg: CfgNode, path: str | Path) -> None:
         # As a list of one, so that a scalar's text ends without YAML's "..." document mark.
         text = yaml.safe_dump([plain], default_flow_style=True, width=math.inf, allow_unicode=True)
         lines.append(f"{'  ' * len(sections)}{leaf}: {text.strip()[1:-1]}")
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def changes(before: CfgNode, now: CfgNode) -> dict[str, tuple[object, object]]:
+    """Return old and new value of every key that two configurations differ in, by name."""
+    pairs = {key.name: (get_value(before, key.name), get_value(now, key.name)) for key in KEYS}
+    return {name: (was, new) for name, (was, new) in pairs.items() if was != new}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

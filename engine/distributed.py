@@ -1,12 +1,8 @@
-"""One run of several processes: who am I, and what do the others have?
+"""One run of several processes: taking part in it, and leaving it.
 
-``torchrun`` starts the processes and tells each its rank through the environment; ``joined`` takes
-part. Everything here is a no-op in a process that runs alone (started without torchrun, or as the
-only one): no process group, no thread, no copy.
-
-Tensors and values that are not gradients travel between CPUs, through gloo, whatever the networks
-run on: a gallery's features need no room on a GPU, and there is one path to test. Gradients and
-batch statistics of networks on GPUs go through NCCL.
+``torchrun`` starts the processes; ``joined`` takes part. In a process that runs alone (started
+without torchrun, or as the only one) it is a no-op: no process group, no thread. Who a process is
+says ``utils.world``, what processes tell each other ``engine.processes``.
 """
 
 from __future__ import annotations
@@ -14,39 +10,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
+from engine.processes import all_gather, barrier, running_as, world
+from engine.roll_call import number_of_start
 from engine.signals import handling
-from engine.watch import RankLostError, Terminated, Watch
+from engine.watch import Terminated, Watch
 from utils.device import resolve_device
 from utils.errors import UserError
 from utils.progress import Progress
 from utils.world import World
 
-Value = TypeVar("Value")
-
 # Others wait in a collective while the first process scores a large test set. It need not be short:
 # a process that ends or falls silent is noticed by engine.watch, not by this.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-
-_ALONE = World()
-_current = [_ALONE]
-
-
-def world() -> World:
-    """Return the processes of this run; one that runs alone outside :func:`joined`."""
-    return _current[0]
-
-
-def is_main() -> bool:
-    """Tell whether this process writes, logs and decides: the first, or the only one."""
-    return world().is_main
 
 
 @contextmanager
@@ -58,30 +41,42 @@ def joined() -> Iterator[World]:
 
     Raises:
         RankLostError: Another process failed; only on the first one, the others end at once.
+        UserError: The processes have not come together.
     """
     found = World.from_environment()
-    _current[0] = found
-    try:
-        if found.size == 1:
+    if found.size == 1:
+        with running_as(found):
             yield found
-        else:
-            with _group(found):
-                yield found
-    finally:
-        _current[0] = _ALONE
+    else:
+        with _group(found) as together:
+            yield together
 
 
 @contextmanager
-def _group(found: World) -> Iterator[None]:
+def _group(found: World) -> Iterator[World]:
     nccl = torch.cuda.is_available() and distributed.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-    distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    store = _store_of_all_starts(found)
+    start = number_of_start(store, found.rank, found.size)
+    distributed.init_process_group(
+        backend,
+        # Addresses that an earlier start has left there are those of processes that are gone.
+        store=distributed.PrefixStore(f"securereid/group/{start}", store),
+        rank=found.rank,
+        world_size=found.size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
     shown, Progress.shown = Progress.shown, found.is_main
-    watch = Watch(found.rank, found.size, attempt=found.restarts)
+    watch = Watch(found.rank, found.size, start=start)
     try:
         with handling({signal.SIGTERM: _terminated}):
-            yield
-            barrier()
+            with running_as(found):
+                # Of several machines only the one that failed counts its restart.
+                counted = max(all_gather(found.restarts))
+            found = replace(found, restarts=max(counted, start - 1))
+            with running_as(found):
+                yield found
+                barrier()
     except BaseException as error:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
             watch.end_with(error)
@@ -90,6 +85,19 @@ def _group(found: World) -> Iterator[None]:
         watch.close()
         Progress.shown = shown
     distributed.destroy_process_group()
+
+
+def _store_of_all_starts(found: World) -> distributed.Store:
+    """Return the store that torchrun may keep over its restarts, or else one of the first rank.
+
+    Torch 2.4 gives each restart a part of it, by a number that machines do not agree on.
+    """
+    store, _, _ = next(
+        distributed.rendezvous("env://", found.rank, found.size, timeout=COLLECTIVE_TIMEOUT)
+    )
+    while isinstance(store, distributed.PrefixStore):
+        store = store.underlying_store
+    return store
 
 
 def _terminated(*_: object) -> None:
@@ -147,84 +155,3 @@ def refuse_sharing(program: str) -> None:
             f"torchrun shares out tools/main.py, tools/attack.py and `tools/protect.py protect`, "
             f"not {program}; run it with python3"
         )
-
-
-def share(items: Sequence[Value]) -> Sequence[Value]:
-    """Return this process's share of a list: every N-th item of N processes."""
-    here = world()
-    return items if here.size == 1 else items[here.rank :: here.size]
-
-
-def barrier() -> None:
-    """Wait until all processes are here."""
-    if world().size > 1:
-        distributed.all_reduce(torch.zeros(1))
-
-
-def broadcast(value: Value) -> Value:
-    """Return the first process's value on all of them; it is pickled."""
-    if world().size == 1:
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def from_main(make: Callable[[], Value]) -> Value:
-    """Call a function on the first process only, and return what it gave on all of them."""
-    here = world()
-    made = [make()] if here.is_main else [None]
-    return broadcast(made)[0]  # type: ignore[return-value]
-
-
-def first_on_machine(make: Callable[[], Value]) -> Value:
-    """Call a function that may write files: on one process of each machine, then on the others."""
-    here = world()
-    if here.size == 1:
-        return make()
-    made = [make()] if here.local_rank == 0 else []
-    barrier()
-    return made[0] if made else make()
-
-
-def all_gather(value: Value) -> list[Value]:
-    """Return every process's value, by rank, on all of them; values are pickled."""
-    here = world()
-    if here.size == 1:
-        return [value]
-    values: list[Any] = [None] * here.size
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Put the rows of all processes one after the other, on the first process.
-
-    Args:
-        rows: (K, ...), K may differ from process to process and be 0.
-
-    Returns:
-        On the first process all rows, on the device of its own; on the others their own.
-    """
-    here = world()
-    if here.size == 1:
-        return rows
-    counts = all_gather(len(rows))
-    own = rows.cpu().contiguous()
-    # Every process sends as many rows as the largest has: collectives want equal shapes.
-    sent = own.new_zeros(max(counts), *own.shape[1:])
-    sent[: len(own)] = own
-    parts = [torch.empty_like(sent) for _ in counts] if here.is_main else None
-    distributed.gather(sent, parts, dst=0)
-    if parts is None:
-        return rows
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(
-        rows.device
-    )
-
-
-__all__ = [
-    "RankLostError", "World", "all_gather", "barrier", "broadcast", "device_of_rank",
-    "first_on_machine", "from_main", "gather_rows", "is_main", "joined", "leave",
-    "refuse_sharing", "share", "world",
-]  # fmt: skip

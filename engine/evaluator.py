@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.loaders import EvalLoader
 from data.records import Batch, Sample
-from engine.distributed import from_main
+from engine.processes import from_main
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
 from engine.scoring.image_quality import ImageQuality, QualityAccumulator
 from engine.scoring.reranking import score_reranked

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import NATIVE_NAMES
-from engine.distributed import World
-from utils.files import atomic_write
+from engine.processes import world
+from utils.files import write_text
 
 _NAME = ".torchrun"
 
@@ -36,7 +36,7 @@ class Launch:
         if run_id is None:
             return cls(None, resumes=False)
         mark = folder / _NAME
-        if not World.from_environment().restarts:
+        if not world().restarts:
             mark.unlink(missing_ok=True)
             return cls(mark, resumes=False)
         accepted = mark.is_file() and mark.read_text("utf-8") == run_id
@@ -45,8 +45,7 @@ class Launch:
     def accepted(self) -> None:
         """Note that this launch trains in the folder."""
         if self.mark is not None:
-            with atomic_write(self.mark) as temporary:
-                temporary.write_text(os.environ["TORCHELASTIC_RUN_ID"], encoding="utf-8")
+            write_text(self.mark, os.environ["TORCHELASTIC_RUN_ID"])
 
     @staticmethod
     def done(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from engine.scoring.image_quality import ImageQuality
 from engine.scoring.retrieval import RetrievalScores
 from engine.supervision import Validation
-from utils.files import atomic_write
+from utils.files import write_text
 
 # Query -> gallery, in the order of the published "a/b/c/d" cells (METHOD.md section 7).
 DIRECTIONS = (
@@ -176,8 +176,7 @@ class EvalReport:
     def save(self, path: Path) -> None:
         """Write ``results.json`` atomically."""
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        with atomic_write(path) as temporary:
-            Path(temporary).write_text(text, encoding="utf-8")
+        write_text(path, text)
 
     def table(self) -> str:
         """Return the tables for a terminal, every number under its own name."""

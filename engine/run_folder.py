@@ -18,7 +18,7 @@ from engine.checkpoint import (
     training_in,
 )
 from engine.compatibility import run_differences
-from engine.distributed import from_main
+from engine.processes import from_main
 from modeling.state import load_matching
 
 _LOGGER = logging.getLogger("reid_baseline")

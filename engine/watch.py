@@ -56,10 +56,10 @@ class Watch:
     Args:
         rank: This process.
         size: Number of processes.
-        attempt: Which start of the processes this is, counted from 0.
+        start: Which start of the processes this is.
     """
 
-    def __init__(self, rank: int, size: int, *, attempt: int = 0) -> None:
+    def __init__(self, rank: int, size: int, *, start: int = 1) -> None:
         self._rank, self._size = rank, size
         # A connection of its own: the process group's may be waiting for something.
         client = distributed.TCPStore(
@@ -69,7 +69,7 @@ class Watch:
             wait_for_workers=False,
             timeout=timedelta(seconds=SILENT_S),
         )
-        self._store = distributed.PrefixStore(f"securereid/watch/{attempt}", client)
+        self._store = distributed.PrefixStore(f"securereid/watch/{start}", client)
         self._heard = {other: _Heard() for other in range(size) if other != rank}
         self._alive = time.monotonic()
         self._closing = threading.Event()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from configs.loading import load
+from tests.fixtures.devices import mounted
 from tests.fixtures.paths import ROOT, SHARED_DATA
 from utils.logger import close_logger
 
@@ -85,16 +84,8 @@ def small_cfg(make_cfg: Callable[..., CfgNode]) -> CfgNode:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Give a folder on a device of 64 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small device")
-    try:
+    with mounted(tmp_path / "small", "size=64k") as folder:
         yield folder
-    finally:
-        # Lazy: what a failed writer still holds open must not keep the device.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
-from configs.defaults import KEYS, get_value
 from engine.checkpoint import NATIVE_NAMES
 from engine.distributed import refuse_sharing
 from engine.report import DIRECTIONS, EvalReport
@@ -105,13 +104,10 @@ def _refuse_another(cfg: CfgNode, folder: Path) -> None:
     path = folder / "config.yml"
     if not path.is_file():
         return
-    before = loading.load(path)
     other = [
-        f"{key.name} {was} (now {now})"
-        for key in KEYS
-        if key.name.startswith(_OF_THE_TRAINING)
-        and key.name not in _MAY_CHANGE
-        and (was := get_value(before, key.name)) != (now := get_value(cfg, key.name))
+        f"{name} {was} (now {now})"
+        for name, (was, now) in loading.changes(loading.load(path), cfg).items()
+        if name.startswith(_OF_THE_TRAINING) and name not in _MAY_CHANGE
     ]
     if other:
         raise UserError(

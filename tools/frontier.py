@@ -30,7 +30,7 @@ from tools.attack import add_settings, checkpoint_config
 from tools.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
-from utils.files import atomic_write, ensure_folder
+from utils.files import ensure_folder, write_text
 from utils.logger import setup_logger
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
@@ -116,8 +116,7 @@ def frontier(args: argparse.Namespace) -> None:
         ("frontier.json", json.dumps([point.to_json() for point in points], indent=2)),
         ("table.txt", table(points)),
     ):
-        with atomic_write(args.output / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(args.output / name, text + "\n")
     logger.info("\n%s", table(points))
     logger.info("The chart is %s", args.output / "frontier.png")
 

@@ -16,11 +16,12 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.build import build_trainer
 from engine.checkpoint import training_in
-from engine.distributed import from_main, is_main, joined, leave
+from engine.distributed import joined, leave
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
 from engine.launch import Launch
 from engine.pictures import save_picture
+from engine.processes import from_main, is_main
 from engine.report import EvalReport
 from engine.scoring.details import (
     calibrations,
@@ -139,6 +140,8 @@ def _train(cfg: CfgNode) -> CfgNode:
     cfg = _resuming(cfg) if launched.resumes else cfg
     trainer = build_trainer(cfg)
     if is_main():
+        if cfg.SOLVER.RESUME:
+            _tell_changes(cfg, folder / "config.yml", trainer.state.epoch)
         loading.dump(cfg, folder / "config.yml")
         launched.accepted()
     trainer.fit()
@@ -150,6 +153,27 @@ def _resuming(cfg: CfgNode) -> CfgNode:
     """Return the configuration of a run that torchrun has restarted."""
     get_logger().info("Restarted by torchrun: going on from the last checkpoint")
     return changed(cfg, {"SOLVER.RESUME": True})
+
+
+def _tell_changes(cfg: CfgNode, path: Path, epoch: int) -> None:
+    """Log what a resume changes of the configuration in OUTPUT_DIR, which is then written anew.
+
+    The log is appended to, so that with ``config.yml``, the last values, it tells the values that
+    each part of the training was made with. What must not change has been refused before.
+    """
+    try:
+        before = loading.load(path)
+    except UserError as error:  # lost, or written when there were other keys
+        get_logger().warning("What changed at this resume is not known: %s", error)
+        return
+    own = {"OUTPUT_DIR", "SOLVER.RESUME"}  # the folder may have been moved
+    told = [
+        f"{name} {was!r} -> {now!r}"
+        for name, (was, now) in loading.changes(before, cfg).items()
+        if name not in own
+    ]
+    if told:
+        get_logger().info("Values changed after epoch %d: %s", epoch, ", ".join(told))
 
 
 def main(argv: list[str] | None = None) -> int:

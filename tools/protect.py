@@ -31,7 +31,8 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
     from engine.api import PUBLISHED, Anonymizer
-    from engine.distributed import device_of_rank, is_main, joined, leave, share
+    from engine.distributed import device_of_rank, joined, leave
+    from engine.processes import is_main, share
     from engine.protecting.opened_folder import OpenOptions, write_opened
     from engine.protecting.protection import MAX_BATCH, ProtectOptions, Summary, protect_folder
     from engine.protecting.sealed_folder import check_apart

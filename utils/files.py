@@ -64,6 +64,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _sync(path.parent, os.O_RDONLY)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file by :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
     """Refuse what is no file: a pipe would keep the reader waiting, a device would never end.
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import WriteError, atomic_write, ensure_folder
+from utils.files import WriteError, ensure_folder, write_text
 from utils.interrupts import interrupts_held
 
 
@@ -171,8 +171,7 @@ def drop_later_lines(path: str | Path, epoch: int) -> int:
     lines = path.read_text("utf-8", errors="replace").splitlines()
     kept = [line for line in lines if (record := _parse(line)) and record.get("epoch", 0) <= epoch]
     if len(kept) != len(lines):
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in kept))
     return len(lines) - len(kept)
 
 

@@ -14,6 +14,7 @@ from engine.attacks.levels import CLEAR_LEVELS
 from engine.attacks.results import Measure, Result
 
 NOTHING_ENCRYPTED = "nothing is encrypted at this level, so there is no ciphertext to break"
+TRIAL_IMAGES = 128  # held-out public images that a way to attack is chosen by
 _SHOWN = 2
 
 
@@ -78,3 +79,13 @@ def decibels(measure: Measure) -> str:
 def shows_own(measures: tuple[Measure, ...]) -> bool:
     """Whether pictures are closer to their own target than other persons' are."""
     return any(m.name.endswith("_own_gain") and m.beyond_floor for m in measures)
+
+
+def pictures_sentence(measures: tuple[Measure, ...], start: str) -> str:
+    """Return how good pictures are, and whether they show the very person."""
+    own = (
+        "they show the very person"
+        if shows_own(measures)
+        else "they show no more of the person than of anybody else"
+    )
+    return f"{start}, pictures come out at {decibels(measures[0])}; {own}."

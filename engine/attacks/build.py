@@ -17,7 +17,7 @@ from data.records import DatasetSplits, Sample
 from engine.attacks.context import AttackContext, Makers, Settings
 from engine.attacks.levels import Protector
 from engine.attacks.people import Cast, ImageSet, choose_people
-from engine.attacks.training import Workbench
+from engine.attacks.workbench import Workbench
 from engine.checkpoint import LoadedWeights
 from engine.model import Model, load_pretrained, pretrained_model
 from layers.pixels import PixelSpace

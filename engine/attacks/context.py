@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from engine.attacks.levels import Protector, Stored, own_key_per_person, seal
 from engine.attacks.people import ImageSet
 from engine.attacks.results import Result
-from engine.attacks.training import HeldOut, Workbench, train_reid
+from engine.attacks.training import HeldOut, train_reid
+from engine.attacks.workbench import Workbench
 from engine.checkpoint import CheckpointError, save_file
 from engine.scoring.features import Features
 from modeling.objectives import Objectives

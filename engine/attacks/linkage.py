@@ -11,7 +11,8 @@ from engine.attacks.base import CipherAttack, Outcome, percent
 from engine.attacks.context import AttackContext
 from engine.attacks.filters import high_pass
 from engine.attacks.levels import CLEAR_LEVELS, Stored
-from engine.attacks.statistics import link_measures, share_measure, similarity_measures
+from engine.attacks.links import link_measures
+from engine.attacks.statistics import share_measure
 from modeling.encryption.picture import SealedPicture
 from modeling.encryption.png_format import encode
 
@@ -70,8 +71,8 @@ class MetadataLinkage(CipherAttack):
         query, gallery = context.sides(headers, headers)
         agreement = (headers[mask][:, None] == headers[~mask][None]).float().mean(-1)
         agreement += (sizes[mask][:, None] == sizes[~mask][None]).float()
-        measures = similarity_measures(
-            agreement, query, gallery, context.seed,
+        measures = link_measures(
+            query, gallery, context.seed, similarity=agreement,
             cross_camera=context.cross_camera, names=("rank1", "auc"),
         )  # fmt: skip
         assert stored.sealed is not None

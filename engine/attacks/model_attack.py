@@ -9,8 +9,9 @@ from torch import Tensor
 from engine.attacks.base import Outcome, decibels, percent, shown, shows_own
 from engine.attacks.context import AttackContext
 from engine.attacks.levels import fresh_observer
+from engine.attacks.links import link_measures
 from engine.attacks.results import Measure, Point
-from engine.attacks.statistics import image_measures, link_measures
+from engine.attacks.statistics import image_measures
 from engine.attacks.training import Trained, train_recovery
 
 BUDGET_PARTS = (16, 4, 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from engine.attacks.averaging import Averaging
 from engine.attacks.base import Attack
 from engine.attacks.brute_force import KeyBruteForce
 from engine.attacks.denoisers import Denoisers
 from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
-from engine.attacks.many_images import Averaging, Difference, KnownPlaintext
 from engine.attacks.model_attack import ModelAttack
+from engine.attacks.pairs import Difference, KnownPlaintext
 from engine.attacks.reid_attacks import AuthorisedReID, PublicReID, TunedReID
 from engine.attacks.tampering import Malleability, StorageRoundTrip, WrongKey
 from utils.errors import UserError

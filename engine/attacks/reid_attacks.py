@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from engine.attacks.base import Outcome, percent
 from engine.attacks.context import AttackContext
 from engine.attacks.levels import CLEAR_LEVELS
+from engine.attacks.links import link_measures
 from engine.attacks.results import Measure
-from engine.attacks.statistics import link_measures
 from modeling.reid_network import ReIDNetwork
 
 

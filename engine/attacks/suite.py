@@ -13,19 +13,17 @@ from engine.attacks.base import Attack, Outcome
 from engine.attacks.charts import curve_chart, picture_sheet, verdict_chart
 from engine.attacks.context import AttackContext
 from engine.attacks.registry import ATTACKS
-from engine.attacks.results import NOT_APPLICABLE, Result, not_applicable
+from engine.attacks.results import Result, not_applicable
+from engine.attacks.verdicts import VERDICTS_NAME, report, verdicts_of
 from engine.pictures import save_picture
 from utils.errors import UserError
-from utils.files import atomic_write, ensure_folder
+from utils.files import ensure_folder, write_text
 
 _LOGGER = logging.getLogger("reid_baseline")
 
 SETTINGS_NAME = "settings.json"
 RESULTS_NAME = "results.json"
-VERDICTS_NAME = "verdicts.json"
 TABLE_NAME = "table.txt"
-
-Verdicts = dict[str, dict[str, str]]
 
 
 class Suite:
@@ -89,8 +87,7 @@ class Suite:
         results = [result for found in kept if found is not None for result in found]
         _write_json(self.folder / RESULTS_NAME, [result.to_json() for result in results])
         _write_json(self.folder / VERDICTS_NAME, verdicts_of(results))
-        with atomic_write(self.folder / TABLE_NAME) as temporary:
-            temporary.write_text(report(results) + "\n", encoding="utf-8")
+        write_text(self.folder / TABLE_NAME, report(results) + "\n")
 
     @property
     def context(self) -> AttackContext:
@@ -154,91 +151,6 @@ class Suite:
         return self.folder / f"{name}.json"
 
 
-def verdicts_of(results: Sequence[Result]) -> Verdicts:
-    """Return verdicts by attack and level: the form that an expectation has."""
-    verdicts: Verdicts = {}
-    for result in results:
-        verdicts.setdefault(result.attack, {})[result.level] = result.verdict
-    return verdicts
-
-
-def read_expectation(path: Path) -> Verdicts:
-    """Read verdicts that are expected, in the form of ``verdicts.json``.
-
-    Raises:
-        UserError: The file is missing or of another form.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; expected verdicts such as a run writes to {VERDICTS_NAME}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
-    is_table = isinstance(content, dict) and all(
-        isinstance(row, dict) and all(isinstance(v, str) for v in row.values())
-        for row in content.values()
-    )
-    if not is_table:
-        raise UserError(f"{path} is no table of verdicts; expected {{attack: {{level: verdict}}}}")
-    return content
-
-
-def differences(found: Verdicts, expected: Verdicts) -> list[str]:
-    """Say in which of the expected verdicts a run differs.
-
-    Attacks and levels that were not run are not compared; an expectation that shares nothing with
-    the run is a difference.
-    """
-    compared, lines = 0, []
-    for attack, row in expected.items():
-        for level, verdict in row.items():
-            got = found.get(attack, {}).get(level)
-            if got is None:
-                continue
-            compared += 1
-            if got != verdict:
-                lines.append(f"{attack} on {level}: {got}, expected {verdict}")
-    if not compared:
-        lines.append("the expectation has no attack and level of this run")
-    return lines
-
-
-def report(results: Sequence[Result]) -> str:
-    """Return a table of verdicts and a sentence for each result."""
-    levels = list(dict.fromkeys(result.level for result in results))
-    attacks = list(dict.fromkeys(result.attack for result in results))
-    by_place = {(result.attack, result.level): result for result in results}
-    width = max((len(name) for name in attacks), default=6) + 2
-    lines = [f"{'attack':<{width}}" + "".join(f"{level:>15}" for level in levels)]
-    for attack in attacks:
-        cells = [_cell(by_place.get((attack, level))) for level in levels]
-        lines.append(f"{attack:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
-    lines += [
-        "",
-        "holds: what the attack reached lies within what luck reaches; - : no such attack",
-    ]
-    for attack in attacks:
-        lines += ["", attack]
-        reasons: dict[str, list[str]] = {}
-        for level in levels:
-            result = by_place.get((attack, level))
-            if result is not None and result.applies:
-                lines.append(f"  {level}: {result.verdict}. {result.sentence}")
-            elif result is not None:
-                reasons.setdefault(result.sentence, []).append(level)
-        for reason, without in reasons.items():
-            lines.append(f"  {', '.join(without)}: not applicable: {reason}.")
-    return "\n".join(lines)
-
-
-def _cell(result: Result | None) -> str:
-    if result is None or result.verdict == NOT_APPLICABLE:
-        return "-"
-    return result.verdict
-
-
 def _check_same(path: Path, now: Mapping[str, Any]) -> None:
     try:
         was = json.loads(path.read_text(encoding="utf-8"))
@@ -257,6 +169,5 @@ def _check_same(path: Path, now: Mapping[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    with atomic_write(path) as temporary:
-        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")

@@ -19,10 +19,9 @@ from torch.optim import Adam, Optimizer
 
 from data.samplers import IdentitySampler
 from engine.attacks.statistics import quality
+from engine.attacks.workbench import Workbench
 from engine.scoring.features import Features
 from engine.scoring.retrieval import score_retrieval
-from engine.train_step import Autocast
-from layers.pixels import PixelSpace
 from modeling.objectives import Objectives, reid_losses, weighted
 from modeling.outputs import ReIDPair
 from modeling.reid_network import ReIDNetwork
@@ -36,53 +35,6 @@ RECOVERY_RATE = 1e-3
 REID_RATE = 7e-4
 _WEIGHT_DECAY = 5e-4
 _INSTANCES = 4
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """Where and how an attacker trains.
-
-    Attributes:
-        device: Where networks are.
-        autocast: Context that they run in.
-        pixels: Pixel space of their images.
-        batch_size: Images per update.
-        steps: Updates of each network; every data budget gets the same number.
-        seed: What start values and batches are drawn from.
-    """
-
-    device: torch.device
-    autocast: Autocast
-    pixels: PixelSpace
-    batch_size: int
-    steps: int
-    seed: int
-
-    @torch.inference_mode()
-    def run(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Return a network's output for images (N, ...), float32 on the CPU, in batches."""
-        was_training = network.training
-        network.eval()
-        parts = []
-        for batch in images.split(self.batch_size):
-            with self.autocast():
-                parts.append(network(batch.to(self.device)).float().cpu())
-        network.train(was_training)
-        return torch.cat(parts)
-
-    def pictures(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Return an image network's output as values in [0, 1]."""
-        return self.pixels.denormalize(self.run(network, images)).clamp_(0, 1)
-
-    @torch.inference_mode()
-    def embeddings(self, network: ReIDNetwork, images: Tensor) -> Tensor:
-        """Return embeddings (N, D) of normalised images, float32 on the CPU."""
-        network.eval()
-        parts = []
-        for batch in images.split(self.batch_size):
-            with self.autocast():
-                parts.append(network.embed(batch.to(self.device)).float().cpu())
-        return torch.cat(parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from engine.scoring.features import Features
 from engine.scoring.score_details import ScoreDetails, score_details
 from engine.scoring.verification import Calibration, calibrate, score_verification
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, write_text
 from utils.logger import get_logger
 
 CALIBRATION_NAME = "calibration.json"
@@ -116,8 +116,7 @@ def _features(found: Extraction, direction: tuple[str, str], key: str) -> tuple[
 
 
 def _save_json(content: Mapping[str, Any], path: Path) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _cell(interval: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from engine.train_step import JointStep, StepOutput
 from tests.fixtures import tiny, trees
+from tests.fixtures.devices import mounted
 from tests.fixtures.paths import ROOT
 from tools import main as command
 
@@ -90,18 +91,13 @@ def test_output_dir_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_output_dir_is_read_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    folder.mkdir(mode=0o555)
     if os.geteuid():
+        folder.mkdir(mode=0o555)
         _fails(capsys, tiny.arguments(tmp_path), str(folder), "you may write to")
         return
     # Root may write anywhere but on a device that nobody may write to.
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small device")
-    try:
+    with mounted(folder, "ro"):
         _fails(capsys, tiny.arguments(tmp_path), str(folder), "choose a folder you may write to")
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_output_dir_on_a_device_without_room(

@@ -53,7 +53,9 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Training, upgradation, validation: up to rounding, over a change of the target in epoch 2.
 
     One process parts from itself at the same pace if its weights are changed by 1e-7: in epoch 2 a
-    rounding error of an adversarial loss grows some threefold with every step.
+    rounding error of an adversarial loss grows some threefold with every step. By the last one the
+    total had moved by up to 2e-4 and a part of it by 8e-3 (three such changes, torch 2.4 and 2.14);
+    another target moves the total by four tenths.
     """
     plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.0001", "TEST.IMS_PER_BATCH", "4")
     two = ranks.run_program(tmp_path, *plan, output="two", prepare=_damped)
@@ -64,7 +66,7 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for expected, got in zip(*curves, strict=True):
         for name, value in expected.items():
             if name.startswith("loss/"):
-                close = 1e-5 if expected["epoch"] == 1 else 2e-5 if name == "loss/total" else 2e-3
+                close = 1e-5 if expected["epoch"] == 1 else 5e-4 if name == "loss/total" else 2e-2
                 assert math.isclose(got[name], value, rel_tol=close), (expected["step"], name)
     first, last = (tiny.losses(two)[index]["loss/total"] for index in (0, -2))
     assert abs(last - first) > 1e-2 * first  # it learns: the curves are no straight lines
@@ -169,6 +171,40 @@ def test_torchrun_restarts_a_killed_process(tmp_path: Path, restarts: int) -> No
         ranks.run_program(tmp_path, *plan, *RESUME, output="parts")
     whole = ranks.run_program(tmp_path, *plan, output="whole")
     tiny.assert_same_end(whole, parts)
+
+
+@pytest.mark.slow
+def test_machines_restart_together(tmp_path: Path) -> None:
+    """Two agents of torchrun, each a machine: only that of the killed process counts a restart."""
+    plan = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
+    meeting = f"127.0.0.1:{ranks.free_port()}"
+    options = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_id=two", "--rdzv_backend=c10d")
+    options += (f"--rdzv_endpoint={meeting}", "--max-restarts=1")
+    script = str(ROOT / "tests/fixtures/tiny_program.py")
+    argv = tiny.arguments(tmp_path, *plan, output="parts")
+    parts, terminal = tmp_path / "parts", tmp_path / "terminal.txt"
+    with terminal.open("w") as stream:
+        agents = [
+            subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", *options, script, *argv],
+                stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        try:
+            give_up = time.monotonic() + 120
+            while not _has_epoch(parts, 2):
+                assert all(agent.poll() is None for agent in agents), terminal.read_text("utf-8")
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+            os.kill(_children(agents[1].pid)[-1], signal.SIGKILL)
+            codes = [agent.wait(120) for agent in agents]
+        finally:
+            for agent in agents:
+                agent.kill()
+    assert codes == [0, 0], terminal.read_text("utf-8")
+    assert "Restarted by torchrun" in (parts / "log.txt").read_text("utf-8")
+    tiny.assert_same_end(ranks.run_program(tmp_path, *plan, output="whole"), parts)
 
 
 def _children(pid: int) -> list[int]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures import tiny
+from tests.fixtures.devices import mounted
 from utils.metric_writer import read_metrics
 
 RESUME = ("SOLVER.RESUME", "True")
@@ -78,6 +78,42 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
     tiny.assert_equal(before, kept())
 
 
+def test_values_changed_on_the_way_are_told(tmp_path: Path) -> None:
+    """The log and the last config.yml tell what each part of a training was made with."""
+    tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.run(tmp_path, *RESUME, "SOLVER.BASE_LR", "0.01", "LOSS.GAN", "2")
+    log = (run / "log.txt").read_text("utf-8")
+    told = [line for line in log.splitlines() if "Values changed" in line]
+    assert len(told) == 1
+    assert told[0].endswith(
+        "Values changed after epoch 1: LOSS.GAN 1.0 -> 2.0, SOLVER.MAX_EPOCHS 1 -> 2, "
+        "SOLVER.BASE_LR 0.00035 -> 0.01"
+    )
+    assert "BASE_LR: 0.01\n" in (run / "config.yml").read_text("utf-8")
+    curve = tiny.losses(run)
+    rates = {
+        line["epoch"]: line["train/learning_rate"] for line in _train(curve, 1) + _train(curve, 2)
+    }
+    assert rates[2] / rates[1] > 20
+
+
+def test_values_not_changed_are_not_told(tmp_path: Path) -> None:
+    tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", *RESUME)
+    log = (run / "log.txt").read_text("utf-8")
+    assert "Resumed after epoch 1" in log
+    assert "Values changed" not in log
+
+
+def test_a_lost_config_does_not_keep_a_training_from_going_on(tmp_path: Path) -> None:
+    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    (run / "config.yml").unlink()
+    tiny.run(tmp_path, *RESUME)
+    log = (run / "log.txt").read_text("utf-8")
+    assert log.count("What changed at this resume is not known: config file") == 1
+    assert (run / "config.yml").is_file()
+
+
 def test_checkpoints_less_often_resume_from_the_last_one(tmp_path: Path) -> None:
     plan = ("SOLVER.MAX_EPOCHS", "3", "SOLVER.CHECKPOINT_PERIOD", "2", *tiny.PERMISSIVE)
     whole = tiny.run(tmp_path, *plan, output="whole")
@@ -126,9 +162,11 @@ def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
     while count < kills:
         process = tiny.start(tmp_path, *overrides, *_resuming(parts), output="parts")
         process.join(rng.uniform(0.2, 2.0))
-        if process.exitcode is not None:
+        if process.exitcode is not None:  # done before its moment: another one is killed
             assert process.exitcode == 0, (tmp_path / "terminal.txt").read_text("utf-8")
-            break
+            tiny.assert_same_end(whole, parts)
+            shutil.rmtree(parts)
+            continue
         _kill(process)
         count += 1
         if (parts / LATEST).exists():
@@ -157,7 +195,7 @@ def test_disk_full_in_the_middle(tmp_path: Path, room_kib: int) -> None:
     """The run says so in one sentence; with more room it goes on to the same end."""
     overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
     whole = tiny.run(tmp_path, *overrides, output="whole")
-    with _device(tmp_path / "device", room_kib) as device:
+    with mounted(tmp_path / "device", f"size={room_kib}k") as device:
         process = tiny.start(tmp_path, *overrides, output="device/run")
         process.join(60)
         terminal = (tmp_path / "terminal.txt").read_text("utf-8")
@@ -173,18 +211,6 @@ def test_disk_full_in_the_middle(tmp_path: Path, room_kib: int) -> None:
         more = RESUME if resumable else ()
         tiny.run(tmp_path, *overrides, *more, output="device/run")
         tiny.assert_same_end(whole, device / "run")
-
-
-@contextlib.contextmanager
-def _device(folder: Path, room_kib: int) -> Iterator[Path]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={room_kib}k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small device")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _resuming(folder: Path) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from utils.files import atomic_write
+from utils.files import write_text
 
 _KIB_PER_MIB = 1024
 _BYTES_PER_MIB = 2**20
@@ -54,8 +54,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file of numbers, whole or not at all."""
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _wait(device: torch.device) -> None:

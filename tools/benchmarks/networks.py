@@ -67,8 +67,9 @@ def step_flops(cfg: CfgNode, count: int = 8) -> float:
     with torch.device("meta"):
         nets = build_networks(cfg, NUM_CLASSES).train()
         batch, step = _empty_batch(cfg, count), _meta_step(cfg, nets)
-        with FlopCounterMode(display=False) as counter:
-            step(batch)
+    # Outside: Adam reads its step counts, which need a value.
+    with FlopCounterMode(display=False) as counter:
+        step(batch)
     return counter.get_total_flops() / count
 
 
@@ -80,7 +81,7 @@ def evaluation_flops(cfg: CfgNode, num_embedded: int, count: int = 2) -> float:
         num_embedded: Kinds of images that the re-ID network is given.
         count: Images to count with.
     """
-    with torch.device("meta"), torch.inference_mode():
+    with torch.device("meta"), torch.no_grad():  # torch 2.4 counts nothing in inference mode
         nets = build_networks(cfg, NUM_CLASSES).eval()
         raw = torch.empty(count, 3, *cfg.INPUT.IMG_SIZE)
         with FlopCounterMode(display=False) as counter:

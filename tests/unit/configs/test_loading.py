@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.defaults import KEY_BY_NAME, get_value
-from configs.loading import dump, load
+from configs.defaults import KEY_BY_NAME, default_config, get_value
+from configs.loading import changes, dump, load
 from configs.validation import ConfigError
 from tests.fixtures.paths import ROOT
 
@@ -21,15 +21,6 @@ TEST = [
     "TEST.EVALUATE_ONLY", "('on')", "MODEL.PRETRAIN_CHOICE", "('self')",
     "MODEL.PRETRAIN_DIR", "./log/market1501/market1501-base-mosaic",
 ]  # fmt: skip
-
-
-def differences(cfg: object) -> dict[str, object]:
-    """Return the keys in which a configuration differs from the defaults."""
-    return {
-        name: get_value(cfg, name)
-        for name, key in KEY_BY_NAME.items()
-        if get_value(cfg, name) != key.default
-    }
 
 
 COMMON = {
@@ -59,7 +50,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_command_lines_mean_exactly_what_they_say(name: str) -> None:
     overrides, expected = PUBLISHED[name]
-    assert differences(load(BASELINE, overrides)) == {**COMMON, **expected}
+    found = changes(default_config(), load(BASELINE, overrides))
+    assert {name: now for name, (_, now) in found.items()} == {**COMMON, **expected}
 
 
 CONVERSIONS = [
@@ -194,6 +186,15 @@ def test_missing_file_and_bytes_that_are_no_text(tmp_path: Path) -> None:
 def test_a_later_override_wins_and_beats_the_file() -> None:
     cfg = load(BASELINE, ["SOLVER.MAX_EPOCHS", "5", "SOLVER.MAX_EPOCHS", "6"])
     assert cfg.SOLVER.MAX_EPOCHS == 6
+
+
+def test_changes_name_old_and_new_value_of_each_key_that_differs() -> None:
+    before, now = load(), load(None, ["SOLVER.STEPS", "30", "MODEL.VAL_R1", "0.5"])
+    assert changes(before, before) == {}
+    assert changes(before, now) == {
+        "MODEL.VAL_R1": (math.inf, 0.5),
+        "SOLVER.STEPS": ((40, 80), (30,)),
+    }
 
 
 def test_result_is_frozen_and_calls_share_nothing() -> None:

@@ -1,50 +1,22 @@
-"""Who a process is, and which device is its own."""
+"""Which device is a process's own."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from engine import distributed
-from engine.distributed import World, device_of_rank, share, world
+from engine.distributed import device_of_rank
+from engine.processes import running_as
 from utils.errors import UserError
-
-LAUNCHED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-WHERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
+from utils.world import World
 
 
 @pytest.fixture
-def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "_current", [World(3, 4, 1, 2)])
-
-
-def test_torchrun_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*LAUNCHED, *WHERE):
-        monkeypatch.delenv(name, raising=False)
-    assert World.from_environment() == World()
-    for name, value in (LAUNCHED | WHERE).items():
-        monkeypatch.setenv(name, value)
-    assert World.from_environment() == World(3, 4, 1, 2, restarts=2)
-    assert world() == World()  # until it has joined
-
-
-def test_alone_there_is_nothing_to_do() -> None:
-    items = [3, 1, 2]
-    assert share(items) is items
-    assert distributed.all_gather("mine") == ["mine"]
-    assert distributed.broadcast("mine") == "mine"
-    assert distributed.from_main(lambda: None) is None
-    rows = torch.ones(2, 3)
-    assert distributed.gather_rows(rows) is rows
-    distributed.barrier()
-
-
-def test_shares_are_every_nth_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = []
-    for rank in range(3):
-        monkeypatch.setattr(distributed, "_current", [World(rank, 3)])
-        shares.append(list(share(range(8))))
-    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+def second_of_two() -> Iterator[None]:
+    with running_as(World(3, 4, 1, 2)):
+        yield
 
 
 def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -14,7 +14,8 @@ from configs.loading import load
 from engine.build import build_trainer
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision
-from engine.trainer import Best, Trainer, TrainPlan, ValidationRun
+from engine.train_state import Best, TrainPlan
+from engine.trainer import Trainer, ValidationRun
 from tests.fixtures import tiny
 
 

@@ -17,7 +17,7 @@ import torch
 
 from tests.fixtures.paths import ROOT
 from utils.errors import UserError
-from utils.files import WriteError, atomic_write, ensure_folder, remove_leftovers
+from utils.files import WriteError, atomic_write, ensure_folder, remove_leftovers, write_text
 
 OLD = b"old " * 100
 
@@ -37,6 +37,15 @@ def test_new_content_takes_the_name_and_leaves_nothing_else(kept: Path) -> None:
         assert temporary.suffix == kept.suffix
     assert kept.read_bytes() == b"new"
     assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "für alle\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a character: \ud800")
+    assert path.read_bytes() == "für alle\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_missing_folders_are_made(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from engine.attacks import brute_force, levels, tampering
+from engine.attacks.averaging import groups_of, image_counts
 from engine.attacks.brute_force import guessable_keys, search_aead
 from engine.attacks.filters import block_mid_range, filter_bank, gaussian, median, within_pad
 from engine.attacks.levels import Stored, fresh_observer, own_subjects, seal
-from engine.attacks.many_images import groups_of, image_counts, known_pairs, same_person
+from engine.attacks.pairs import known_pairs, same_person
 from engine.attacks.registry import ATTACKS
 from engine.attacks.results import FAILS, HOLDS, Result
 from modeling.encryption.aead import AeadCipher, MemoryKeys

@@ -13,7 +13,8 @@ from engine.attacks import training
 from engine.attacks.model_attack import budgets
 from engine.attacks.registry import ATTACKS
 from engine.attacks.results import FAILS, HOLDS
-from engine.attacks.training import HeldOut, Workbench, train_recovery, train_reid
+from engine.attacks.training import HeldOut, train_recovery, train_reid
+from engine.attacks.workbench import Workbench
 from engine.scoring.image_quality import QualityAccumulator
 from layers.gan import GAN_LOSSES
 from layers.triplet import weighted_regularized_triplet_loss
