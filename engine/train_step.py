@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.records import Batch
 from engine.supervision import Supervision
+from layers.layout import laid_out_for
 from modeling.freezing import frozen
 from modeling.objectives import (
     Objectives,
@@ -112,9 +113,10 @@ class JointStep:
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Update all five networks and the centres on one batch."""
-        raw, nets, objectives = batch.raw, self.nets, self.objectives
+        nets, objectives = self.nets, self.objectives
+        raw, desensitized = _images(nets, batch)
         with self.autocast():
-            target = self.supervision.target(raw, batch.desensitized)
+            target = self.supervision.target(raw, desensitized)
             out = self.phases.forward(raw)
             judged = self.phases.judge(raw, target, out)
         weighted(judged).backward()
@@ -154,13 +156,18 @@ class BaselineStep:
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Update the re-ID network and the centres on one batch."""
+        raw, desensitized = _images(self.nets, batch)
         with self.autocast():
-            out = self.phases.forward(batch.raw, batch.desensitized)
+            out = self.phases.forward(raw, desensitized)
             losses = reid_losses(out, batch.label, self.objectives)
         total = weighted(losses, self.objectives.weights)
         total.backward()
         self.optimizers.step_main()
         return StepOutput(_detached(losses), total.detach(), _accuracy(out, batch.label))
+
+
+def _images(nets: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
+    return laid_out_for(nets, batch.raw), laid_out_for(nets, batch.desensitized)
 
 
 def _detached(losses: LossDict) -> LossDict:
