@@ -17,6 +17,7 @@ import torch
 from yacs.config import CfgNode
 
 from configs import loading
+from engine.batch_fit import out_of_memory
 from engine.build import build_trainer
 from engine.checkpoint import training_in
 from engine.distributed import World, from_main, is_main, joined, leave
@@ -191,7 +192,9 @@ def exit_code_of(
                 get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
         print(f"error: {who}{error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         print(
             f"error: {who}the GPU ran out of memory ({str(error).splitlines()[0]}); lower "
             "SOLVER.IMS_PER_BATCH or TEST.IMS_PER_BATCH, or keep images off it with CACHE.MODE "

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
@@ -71,6 +72,8 @@ def compile_in_place(networks: Iterable[nn.Module]) -> None:
     Shapes may vary: a second size makes a graph that holds for all further ones. Copies of a
     network are not compiled.
     """
+    # Float32 products stay float32 by choice (engine.model): advice to round them is no news.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
     for network in networks:
         network.compile()
 
