@@ -13,7 +13,6 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from yacs.config import CfgNode
 
 from configs import loading

@@ -1,7 +1,7 @@
 """Float32 that is float32, where torch may be set to round it: TF32 on GPUs, bfloat16 on CPUs.
 
-From torch 2.9 on each kind of operation has a setting of its own. The older, common ones cannot even
-be read (RuntimeError) once a caller has set some of these; then the new ones are used.
+From torch 2.9 on each kind of operation has a setting of its own. The older, common ones cannot
+even be read (RuntimeError) once a caller has set some of these; then the new ones are used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _NAME = "fp32_precision"
 def exact_products() -> Iterator[None]:
     """Compute float32 matrix products in float32; settings are restored."""
     if not _readable(torch.get_float32_matmul_precision):
-        with _set((torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), _NAME, "ieee"):
+        backends: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
+        with _set(tuple(backend.matmul for backend in backends), _NAME, "ieee"):
             yield
         return
     before = torch.get_float32_matmul_precision()
@@ -36,7 +37,7 @@ def exact_convolutions() -> Iterator[None]:
 
     By itself cuDNN rounds their inputs to TF32, 10 bits.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     if _readable(lambda: cudnn.allow_tf32):
         with _set((cudnn,), "allow_tf32", False):
             yield

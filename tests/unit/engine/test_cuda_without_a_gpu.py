@@ -27,7 +27,14 @@ from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.levels import PixelLevels
 from modeling.privacy_networks import PrivacyNetworks
 from solver.build import build_optimizers
-from tests.fixtures.fake_cuda import CUDA, HostWaits, NoWaiting, fake_cuda, moved, without_backward
+from tests.fixtures.fake_cuda import (
+    CUDA,
+    HostWaitsError,
+    NoWaiting,
+    fake_cuda,
+    moved,
+    without_backward,
+)
 
 MakeCfg = Callable[..., CfgNode]
 SIZE = (64, 32)
@@ -70,7 +77,7 @@ def test_mistakes_are_found(
 ) -> None:
     with torch.inference_mode(inference):
         on_gpu, on_host = torch.empty(3, device=CUDA), torch.empty(3)
-        with NoWaiting(), pytest.raises((RuntimeError, HostWaits)):
+        with NoWaiting(), pytest.raises((RuntimeError, HostWaitsError)):
             mistake(on_gpu, on_host)
         with NoWaiting():
             on_gpu += on_host.to(CUDA, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Float32 is float32 inside, and as the caller had it outside, whichever of torch's ways he uses."""
+"""Float32 is float32 inside, and as the caller had it outside, whichever settings he uses."""
 
 from __future__ import annotations
 
