@@ -91,7 +91,9 @@ def compile_model(cfg: CfgNode, model: Model) -> None:
         return
     networks = model.nets.official_networks
     compile_in_place(
-        model.nets.reid.base if letter == "C" else networks[letter] for letter in networks
+        (model.nets.reid.base if letter == "C" else networks[letter] for letter in networks),
+        # Who did not ask for it must not lose a training to a defect of the compiler.
+        forgiving=cfg.RUNTIME.COMPILE == "auto",
     )
     _LOGGER.info("The first steps take minutes longer: they compile the networks (RUNTIME.COMPILE)")
 
