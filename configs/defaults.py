@@ -133,7 +133,7 @@ KEYS: tuple[Key, ...] = (
         "type of the networks' arithmetic; auto: bfloat16 where the hardware has it"),
     Key("RUNTIME.CHANNELS_LAST", True, Flag(), "channels-last memory layout"),
     Key("RUNTIME.COMPILE", "auto", OneOf(("auto", "on", "off")),
-        "whether torch.compile fuses the networks; auto: on GPUs"),
+        "whether torch.compile fuses the networks, in a run of one process; auto: on GPUs"),
     Key("RUNTIME.THREADS", 0, Number(whole=True, low=0, high=4096),
         "CPU threads; 0: as torch chooses"),
     # ---- evaluation

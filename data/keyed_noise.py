@@ -18,6 +18,7 @@ from utils.seeding import derive_seed
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _TABLE_BITS = 16
+_GPU_CHUNK = 32  # images that are hashed at once
 
 
 def draw_keys(count: int, generator: torch.Generator) -> Tensor:
@@ -41,9 +42,9 @@ def content_keys(images: Tensor, seed: int) -> Tensor:
     flat = images.flatten(1)
     secret = derive_seed(seed, "content")
     weights = _mix(_places(flat.shape[1], images.device) + secret)
-    keys = torch.empty(len(images), dtype=torch.int64, device=images.device)
-    for place, image in enumerate(flat):  # a whole batch as int64 would need eight times its memory
-        keys[place] = (image * weights).sum()
+    # A whole batch as int64 would need eight times its memory; a GPU wants more than one image.
+    chunk = 1 if images.device.type == "cpu" else _GPU_CHUNK
+    keys = torch.cat([(part * weights).sum(1) for part in flat.split(chunk)])
     return _mix(keys + secret)
 
 

@@ -96,6 +96,7 @@ class TrainLoader:
         draw = self._augmentation.draw(count, size, generator)[part]
         keys = draw_keys(count, generator)[part] if self._desensitizer.keyed else None
         raw, desensitized = _on_device(pixels, self._device, self._desensitizer, keys)
+        draw = draw.to(raw.device)
         return self._augmentation(raw, draw), self._augmentation(desensitized, draw)
 
 

@@ -39,7 +39,9 @@ class AugmentationDraw:
         return AugmentationDraw(self.flip[part], self.top[part], self.left[part], self.box[part])
 
     def to(self, device: torch.device) -> AugmentationDraw:
-        """Move to a device, in one copy."""
+        """Move to a device, in one copy that does not make the host wait."""
+        if device == self.flip.device:
+            return self
         columns = torch.stack([self.flip.long(), self.top, self.left, *self.box.unbind(1)])
         flip, top, left, *box = columns.to(device, non_blocking=True).unbind(0)
         return AugmentationDraw(flip.bool(), top, left, torch.stack(box, 1))
@@ -100,7 +102,7 @@ class Augmentation:
 
         Args:
             images: uint8 (B, 3, H, W).
-            draw: What to do, on the CPU.
+            draw: What to do; best on the device of the images, so that it travels once for all.
 
         Returns:
             Normalised float32 (B, 3, H, W) on the device of the images.

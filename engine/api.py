@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from modeling.state import num_classes_of
 from modeling.unet import UNet
 from utils.device import resolve_device, resolve_precision
 from utils.errors import UserError
+from utils.float32 import exact_convolutions
 
 Pixels = NDArray[np.uint8]
 Picture = Image.Image | Pixels
@@ -204,10 +207,13 @@ class Anonymizer:
         """Return normalised images (B, 3, H, W) on the device for uint8 (B, H, W, 3)."""
         return self.pixels.normalize(pixels.to(self.device).permute(0, 3, 1, 2))
 
-    def _autocast(self) -> torch.autocast:
-        """Return the context that the networks run in."""
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """Run the networks in their precision; the caller's settings are left as they were."""
         mixed = self._precision != torch.float32
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+        exact = contextlib.nullcontext() if mixed else exact_convolutions()
+        with exact, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+            yield
 
 
 def _listed(pictures: Picture | Sequence[Picture]) -> Sequence[Any]:

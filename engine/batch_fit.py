@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -9,7 +10,8 @@ import torch
 
 from data.records import Batch
 from engine.train_step import StepOutput, TrainStep
-from utils.errors import UserError
+from utils.compiling import uncompiled
+from utils.errors import UserError, out_of_memory
 
 
 class BatchTooLarge(UserError):  # noqa: N818 - the name that says it
@@ -24,7 +26,8 @@ def step_that_fits(
     """Run a step; where memory runs out, find the largest batch that fits and say so.
 
     Smaller batches are tried by running the step itself, halving the range each time. That trains
-    networks of a run that is over anyway; what is on disk is not touched.
+    networks of a run that is over anyway; what is on disk is not touched. Compiled networks run as
+    they were written meanwhile: compiling for each size takes minutes, and saves memory if at all.
 
     Args:
         step: Updates the networks.
@@ -38,7 +41,9 @@ def step_that_fits(
     """
     try:
         return step(batch)
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         reason = str(error).split(". ")[0].splitlines()[0]
     # Only here is the traceback gone, and with it the activations of the failed step.
     if alone:
@@ -55,22 +60,28 @@ def step_that_fits(
 def _largest(step: TrainStep, batch: Batch, num_instances: int, clean: Callable[[], None]) -> int:
     """Return the most images that a step takes; 0 if not even two identities fit."""
     fits, fails = 1, -(-len(batch) // num_instances)  # identities; one is too few to learn from
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        if _fits(step, _first(batch, middle * num_instances), clean):
-            fits = middle
-        else:
-            fails = middle
+    with uncompiled():
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            if _fits(step, _first(batch, middle * num_instances), clean):
+                fits = middle
+            else:
+                fails = middle
     return fits * num_instances if fits > 1 else 0
 
 
 def _fits(step: TrainStep, batch: Batch, clean: Callable[[], None]) -> bool:
+    """Tell whether two steps fit: the first makes the optimisers' moments, beside the second."""
     clean()
+    gc.collect()  # frames of the failed step, should anything still hold them in a circle
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        step(batch)
-    except torch.cuda.OutOfMemoryError:
+        for _ in range(2):
+            step(batch)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return False
     return True
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
 from engine.compatibility import differences
-from engine.distributed import device_of_rank
+from engine.distributed import device_of_rank, world
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, memory_format_of
@@ -79,12 +79,24 @@ def compile_model(cfg: CfgNode, model: Model) -> None:
     """Compile what a training step runs, as RUNTIME.COMPILE asks; not with SOLVER.GRAD_CHECKPOINT.
 
     The re-ID network's head stays as it is: it is small, and its precision is chosen by hand.
+
+    Nor in a run of several processes: there every batch norm talks to the others, so that a graph
+    would end at each, with nothing left between two of them that could be fused.
     """
     if cfg.SOLVER.GRAD_CHECKPOINT or not resolve_compile(cfg.RUNTIME.COMPILE, model.device):
         return
+    if world().size > 1:
+        _LOGGER.info(
+            "Networks are not compiled (RUNTIME.COMPILE %s): in a run of several processes every "
+            "batch norm asks the others, which leaves nothing to fuse",
+            cfg.RUNTIME.COMPILE,
+        )
+        return
     networks = model.nets.official_networks
     compile_in_place(
-        model.nets.reid.base if letter == "C" else networks[letter] for letter in networks
+        (model.nets.reid.base if letter == "C" else networks[letter] for letter in networks),
+        # Who did not ask for it must not lose a training to a defect of the compiler.
+        forgiving=cfg.RUNTIME.COMPILE == "auto",
     )
     _LOGGER.info("The first steps take minutes longer: they compile the networks (RUNTIME.COMPILE)")
 

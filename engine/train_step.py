@@ -97,7 +97,7 @@ class JointStep:
         autocast: Context that the networks run in; losses are float32 all the same.
         phases: The forward passes.
         memory_format: That of the networks. Images in another would be brought into it by every
-            convolution that they reach.
+            convolution that they reach, and torch.compile would make a graph for each mixture.
     """
 
     nets: PrivacyNetworks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from solver.schedule import LearningRateSchedule
@@ -101,6 +102,7 @@ class Optimizers:
                 ) from error
             for group, chosen in zip(optimizer.param_groups, options, strict=True):
                 group.update(chosen)
+            _lay_out_moments(optimizer)
 
     def _named(self) -> dict[str, Optimizer]:
         named = {**self._main, **self._discriminators}
@@ -115,6 +117,18 @@ class Optimizers:
                     parameter.grad.div_(self._center_loss_weight)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def _lay_out_moments(optimizer: Optimizer) -> None:
+    """Keep moments in the memory format of their parameters, whatever the run before them used.
+
+    The fused kernel walks all of them side by side through memory: on a CPU it would mix up the
+    moments of one weight with another's, in silence, and on a GPU it refuses.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from utils.errors import UserError
+from utils.errors import UserError, out_of_memory
 from utils.logger import ONLY_IN_FILE, get_logger
 from utils.terminal import shown
 from utils.world import World
@@ -102,7 +102,7 @@ def exit_code_of(
         print(f"error: {who}{line(error)}{advice}", file=sys.stderr)
         return getattr(error, "exit_code", failed)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
+        if not out_of_memory(error):
             raise
         print(
             f"error: {who}the GPU ran out of memory ({str(error).splitlines()[0]}); lower "

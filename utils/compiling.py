@@ -7,8 +7,11 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -57,20 +60,36 @@ def _missing(device: torch.device) -> str:
     )
     if not any(shutil.which(name) for name in compilers):
         return "no C++ compiler is installed (looked for $CXX, g++ and clang++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's C headers are not installed (python3-dev or the like has Python.h)"
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"
         if torch.cuda.get_device_capability(device) < _VOLTA:
             return "this GPU is older than Triton's oldest, capability 7.0"
+    try:
+        torch.compile(nn.Identity())
+    except RuntimeError as error:  # this Python is too new for this torch
+        return str(error).partition("\n")[0]
     return ""
 
 
-def compile_in_place(networks: Iterable[nn.Module]) -> None:
+def compile_in_place(networks: Iterable[nn.Module], *, forgiving: bool = False) -> None:
     """Let each network compile itself when it is first called; names and values stay.
 
     Shapes may vary: a second size makes a graph that holds for all further ones. Copies of a
     network are not compiled.
+
+    Args:
+        networks: Changed in place.
+        forgiving: Run what the compiler fails on as it was written, with a warning of torch's.
     """
+    if forgiving:
+        import torch._dynamo  # noqa: PLC0415 - takes seconds
+
+        torch._dynamo.config.suppress_errors = True
+    # Float32 products stay float32 by choice (engine.model): advice to round them is no news.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
     for network in networks:
         network.compile()
 

@@ -7,14 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
+from utils.float32 import exact_products
+
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Compute matrix products in float32: no autocast, no TF32, no bfloat16 passes."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with exact_products(), torch.autocast(device.type, enabled=False):
+        yield

@@ -103,8 +103,13 @@ class AdditiveCipher:
         with torch.autocast(images.device.type, enabled=False):
             if not keys:
                 return images.float()
-            pads = torch.stack([self._pad(key, height, width) for key in keys])
-            return torch.add(images.float(), pads.to(images.device), alpha=sign)
+            # Few persons are in a batch: each pad travels to the device once.
+            places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+            pads = torch.stack([self._pad(key, height, width) for key in places])
+            chosen = torch.tensor([places[key] for key in keys])
+            pads, chosen = (one.to(images.device, non_blocking=True) for one in (pads, chosen))
+            pads = pads.index_select(0, chosen)
+            return torch.add(images.float(), pads, alpha=sign)
 
     def _pad(self, key: bytes, height: int, width: int) -> Tensor:
         """Return a pad (3, H, W), float32 on the CPU, from the cache or a generator of its own."""

@@ -48,6 +48,7 @@ class PixelLevels:
             shift = torch.tensor(mean, dtype=torch.float64).view(3, 1)
             table = (step / 255 - shift) / torch.tensor(std, dtype=torch.float64).view(3, 1)
         self._table = table.float().contiguous()
+        self._constants: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """Round images half to even; uint8 on the same device."""
@@ -69,7 +70,7 @@ class PixelLevels:
             for plane, image in zip(planes, images, strict=True):
                 image.copy_(plane).mul_(2).sub_(255).div_(255)
             return images
-        table = self._table.to(pixels.device)
+        table = self._on(pixels.device)[0]
         for channel in range(3):
             found = table[channel].index_select(0, planes[:, channel].reshape(-1).int())
             images[:, channel] = found.view_as(images[:, channel])
@@ -80,6 +81,14 @@ class PixelLevels:
         if self.kind == KIND_TANH:
             scaled = (images + 1).mul_(127.5)
         else:
-            mean, std = self._mean.to(images.device), self._std.to(images.device)
+            _, mean, std = self._on(images.device)
             scaled = (images * std).add_(mean).mul_(255)
         return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return table, mean and deviation on a device; sent there once."""
+        if device not in self._constants:
+            self._constants[device] = (
+                self._table.to(device), self._mean.to(device), self._std.to(device)
+            )  # fmt: skip
+        return self._constants[device]

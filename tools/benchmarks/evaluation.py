@@ -47,6 +47,7 @@ from utils.allocator import keep_freed_memory
 from utils.device import device_name, resolve_device, resolve_precision, set_threads
 from utils.errors import UserError
 
+_IMAGES = {"cpu": 64, "cuda": 2048}
 _SHOTS = 4  # pictures of a person, the first of which is the query
 _READINGS: tuple[KeyState, ...] = ("right", "wrong", "ciphertext")
 
@@ -60,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=whole_number(0), default=0, help="images; 0: TEST.IMS_PER_BATCH"
     )
     parser.add_argument(
-        "--images", type=whole_number(_SHOTS), default=64, help="pictures of a turn (64)"
+        "--images",
+        type=whole_number(_SHOTS),
+        default=0,
+        help="pictures of a turn (64 on a CPU, 2048 on a GPU)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
@@ -81,12 +85,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # and then what they show is what anybody sees.
     flops = evaluation_flops(cfg, 4 if cfg.ISED.SCHEME == "aead" else 5)
     place = Place(str(device), arguments.threads)
+    num_images = arguments.images or _IMAGES.get(device.type, _IMAGES["cpu"])
     with tempfile.TemporaryDirectory() as folder:
-        draw_pictures(Path(folder), arguments.images)
+        draw_pictures(Path(folder), num_images)
         contenders: dict[str, Maker] = {
             "plain": (make_plain_pass, (given, folder)),
             "ours": (make_pass, (given, folder)),
-            "bare": (make_bare, (given, arguments.images)),
+            "bare": (make_bare, (given, num_images)),
         }
         outcome = contest(place, contenders, matrix_product(device, precision), arguments.repeats)
     title = (

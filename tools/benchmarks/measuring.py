@@ -25,6 +25,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         if device.type == "cuda":
+            torch.cuda.init()  # before that there is no allocator to ask
             torch.cuda.reset_peak_memory_stats(device)
         self._start = self._peak()
 

@@ -47,6 +47,15 @@ def test_decision_table(images, device, options, expected):
     assert plan_cache(images, SIZE, device, **options).mode == expected
 
 
+def test_what_torch_holds_for_later_is_free(monkeypatch):
+    """After a training the same process evaluates, with CACHE.MODE device as before."""
+    monkeypatch.undo()
+    numbers = {"mem_get_info": (100, 1000), "memory_reserved": 700, "memory_allocated": 50}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory._free_bytes(GPU) == 750
+
+
 def test_desensitized_images_are_kept_where_both_fit():
     assert plan_cache(20_000, SIZE, CPU, with_desensitized=True).keep_desensitized
     assert not plan_cache(30_000, SIZE, CPU, with_desensitized=True).keep_desensitized

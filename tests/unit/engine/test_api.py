@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,11 @@ def test_baseline_and_missing_checkpoints_are_named(
     save_official(baseline, "latest", nets.official_networks)
     with pytest.raises(UserError, match="no network G, G_R"):
         Anonymizer.from_checkpoint(baseline)
+
+
+def test_float32_is_no_tf32(model: Anonymizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("engine.api.exact_convolutions", lambda: seen.append(1) or nullcontext())
+    pixels = torch.from_numpy(_array(size=(64, 32)))[None]
+    model.embed_tensor(model.recover_tensor(model.anonymize_tensor(pixels)))
+    assert len(seen) == 3

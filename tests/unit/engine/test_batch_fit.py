@@ -13,19 +13,21 @@ from engine.train_step import JointStep, StepOutput
 from tests.fixtures import tiny
 from tools import main as command
 
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU")
+
 
 class Step:
     """Takes batches up to a size."""
 
     anonymizer = None
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.sizes = limit, list[int]()
+    def __init__(self, limit: int, error: Exception = OUT_OF_MEMORY) -> None:
+        self.limit, self.sizes, self.error = limit, list[int](), error
 
     def __call__(self, batch: Batch) -> StepOutput:
         self.sizes.append(len(batch))
         if len(batch) > self.limit:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU")
+            raise self.error
         return StepOutput({}, torch.zeros(()), torch.zeros(()))
 
 
@@ -45,7 +47,43 @@ def test_the_largest_that_fits_is_named(limit: int) -> None:
     assert "Tried to allocate" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(size % 4 == 0 and size >= 8 for size in step.sizes)
-    assert len(cleaned) == len(step.sizes) - 1 <= 5
+    assert len(cleaned) == len({*step.sizes}) - 1 <= 5
+
+
+class Growing(Step):
+    """Has room for fewer images once the optimisers have their moments."""
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        output = super().__call__(batch)
+        self.limit = min(self.limit, 20)
+        return output
+
+
+def test_what_fits_once_but_not_again_does_not_fit() -> None:
+    with pytest.raises(BatchTooLarge, match=r"SOLVER\.IMS_PER_BATCH 20 instead of 48"):
+        step_that_fits(Growing(40), _batch(48), num_instances=4, clean=lambda: None, alone=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    ],
+)
+def test_libraries_run_out_of_memory_too(text: str) -> None:
+    step = Step(20, RuntimeError(text))
+    with pytest.raises(BatchTooLarge, match=r"SOLVER\.IMS_PER_BATCH 20 instead of 48") as caught:
+        step_that_fits(step, _batch(48), num_instances=4, clean=lambda: None, alone=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_are_none_of_its_business() -> None:
+    step = Step(20, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        step_that_fits(step, _batch(48), num_instances=4, clean=lambda: None, alone=True)
+    assert step.sizes == [48]
 
 
 def test_nothing_fits() -> None:

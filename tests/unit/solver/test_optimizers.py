@@ -156,6 +156,30 @@ def test_a_restored_run_goes_on_alike(make_cfg: MakeCfg) -> None:
         assert torch.equal(weight, weights(twin)[letter])
 
 
+@pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
+def test_moments_of_another_memory_format_go_on_alike(
+    make_cfg: MakeCfg, before: torch.memory_format
+) -> None:
+    """RUNTIME.CHANNELS_LAST may change between a run and its resume."""
+    after = {torch.channels_last, torch.contiguous_format} - {before}
+    torch.manual_seed(0)
+    nets, images = Nets(("C",)), torch.randn(2, 4, 5, 5)
+    network = nn.Conv2d(4, 6, 3).to(memory_format=before)
+    nets.official_networks["C"] = network  # type: ignore[assignment]
+    optimizers = build(make_cfg, nets)
+    network(images).square().sum().backward()
+    optimizers.step_main()
+
+    twin = copy.deepcopy(nets)
+    twin.official_networks["C"].to(memory_format=after.pop())  # type: ignore[call-overload]
+    restored = build(make_cfg, twin)
+    restored.load_state_dict(copy.deepcopy(optimizers.state_dict()))
+    for each, its in ((nets, optimizers), (twin, restored)):
+        each.official_networks["C"](images).square().sum().backward()
+        its.step_main()
+    torch.testing.assert_close(weights(twin)["C"], weights(nets)["C"])
+
+
 def test_what_was_changed_before_resuming_holds(make_cfg: MakeCfg) -> None:
     saved = build(make_cfg, Nets(("C",)), CenterLoss(2, 2)).state_dict()
     cfg = make_cfg("SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.CENTER_LR", "0.75")

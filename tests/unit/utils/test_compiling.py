@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils import compiling
 from utils.compiling import compile_in_place, resolve_compile, uncompiled
@@ -16,12 +16,26 @@ from utils.errors import UserError
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
+class Network(nn.Module):
+    """Not one of torch's own, which it does not compile by themselves before 2.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(images)
+        return out
+
+
 @pytest.fixture
 def complete(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine that lacks nothing."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(compiling.Path, "is_file", lambda self: True)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
     return monkeypatch
 
 
@@ -38,9 +52,14 @@ def test_auto_compiles_on_gpus(
     assert resolve_compile(name, device) is expected
 
 
+def _refuse(network: nn.Module) -> None:
+    raise RuntimeError("torch.compile is not supported on Python 3.99\nand more")
+
+
 @pytest.mark.parametrize(
     ("lacks", "device", "words"),
     [("compiler", CPU, r"no C\+\+ compiler"), ("compiler", GPU, r"no C\+\+ compiler"),
+     ("headers", CPU, r"Python\.h"), ("dynamo", CPU, "not supported on Python 3.99"),
      ("triton", GPU, "triton is not installed"), ("capability", GPU, "older")],
 )  # fmt: skip
 def test_what_is_missing_is_one_line(
@@ -52,6 +71,10 @@ def test_what_is_missing_is_one_line(
 ) -> None:
     if lacks == "compiler":
         complete.setattr(shutil, "which", lambda name: None)
+    elif lacks == "headers":
+        complete.setattr(compiling.Path, "is_file", lambda self: self.name != "Python.h")
+    elif lacks == "dynamo":
+        complete.setattr(torch, "compile", _refuse)
     elif lacks == "triton":
         complete.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     else:
@@ -66,18 +89,6 @@ def test_what_is_missing_is_one_line(
 def test_an_unknown_word_is_named() -> None:
     with pytest.raises(UserError, match=r"RUNTIME\.COMPILE is 'maybe'; expected one of auto"):
         resolve_compile("maybe", CPU)
-
-
-class Network(nn.Module):
-    """Torch's own containers would not do: 2.4 compiles only what is written outside of torch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 2)
-
-    def forward(self, image: Tensor) -> Tensor:
-        out: Tensor = self.layer(image)
-        return out
 
 
 def test_names_stay_and_copies_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +111,24 @@ def test_names_stay_and_copies_are_not_compiled(monkeypatch: pytest.MonkeyPatch)
     assert not calls or not hasattr(torch.compiler, "set_stance")
     assert torch.equal(network(images), expected)
     assert calls
+
+
+@pytest.mark.parametrize("forgiving", [False, True])
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, forgiving: bool) -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        raise OSError("no room for kernels")
+
+    import torch._dynamo  # noqa: PLC0415 - takes seconds
+
+    compile_itself = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_itself(self, backend=backend))
+    network = Network()
+    images = torch.ones(1, 2)
+    expected = copy.deepcopy(network)(images)
+    with torch._dynamo.config.patch(suppress_errors=False):  # restored afterwards
+        compile_in_place([network], forgiving=forgiving)
+        if forgiving:
+            assert torch.equal(network(images), expected)
+        else:
+            with pytest.raises(Exception, match="no room for kernels"):
+                network(images)

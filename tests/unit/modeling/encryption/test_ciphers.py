@@ -10,7 +10,7 @@ import torch
 from modeling.encryption.additive import AdditiveCipher, NotSecureWarning
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.build import CIPHERS
-from modeling.encryption.cipher import Cipher, read_sealed
+from modeling.encryption.cipher import Cipher, Sealed, read_sealed
 from modeling.encryption.errors import MissingKey, Tampered, WrongKey
 from modeling.encryption.keys import KeySource
 from modeling.encryption.levels import PixelLevels
@@ -80,6 +80,26 @@ def test_wrong_key_is_refused_by_aead_and_garbage_from_additive() -> None:
     reading = read_sealed(additive, additive.seal(images, SUBJECTS), "wrong")
     assert reading.num_refused == 0
     assert (reading.images - images).abs().mean() > 0.3
+
+
+def test_each_image_is_refused_for_itself() -> None:
+    class Half(AeadCipher):
+        """Opens every second image with any key."""
+
+        def open(self, sealed: Sealed, keys: KeySource) -> torch.Tensor:
+            if len(sealed) > 1 or sealed.headers[0] in refused:
+                raise WrongKey("refused")
+            return super().open(sealed, self.keys)
+
+    images, cipher = _images(), Half()
+    sealed = cipher.seal(images, SUBJECTS)
+    refused = sealed.headers[1:]
+    before = sealed.payload.clone()
+    reading = read_sealed(cipher, sealed, "wrong")
+    assert reading.num_refused == 2
+    assert torch.equal(reading.images[:1], cipher.quantize(images)[:1])
+    assert torch.equal(reading.images[1:], cipher.observe(sealed)[1:])
+    assert torch.equal(sealed.payload, before)
 
 
 def test_wrong_key_is_refused_when_there_is_only_one_subject() -> None:
