@@ -117,7 +117,7 @@ def test_few_graphs_and_no_further_ones(tmp_path: Path, monkeypatch: pytest.Monk
     trainer.step(batches[0])
     # Raw and anonymized images into C, into a U-Net; judges that learn, and two that do not.
     first = len(graphs)
-    assert first <= 7
+    assert first <= 8  # 7, but before torch 2.5 two networks share none
     if hasattr(torch.compiler, "set_stance"):  # before, validation is compiled too
         trainer.fit()  # with validations, and a teacher from the first on
         assert trainer.supervision.state.in_force

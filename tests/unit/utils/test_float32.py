@@ -42,13 +42,14 @@ def test_convolutions(setting: bool) -> None:
 
 @needs_new
 @pytest.mark.parametrize(
-    ("kind", "exact"),
+    ("find", "exact"),
     [
-        (torch.backends.cuda.matmul, exact_products),
-        (torch.backends.cudnn.conv, exact_convolutions),
+        (lambda: torch.backends.cuda.matmul, exact_products),
+        (lambda: torch.backends.cudnn.conv, exact_convolutions),
     ],
 )
-def test_a_caller_of_the_new_settings(kind: Any, exact: Callable[[], Any]) -> None:
+def test_a_caller_of_the_new_settings(find: Callable[[], Any], exact: Callable[[], Any]) -> None:
+    kind = find()
     torch.set_float32_matmul_precision("highest")
     before = kind.fp32_precision
     kind.fp32_precision = "ieee" if before == "tf32" else "tf32"
