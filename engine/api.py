@@ -47,7 +47,8 @@ class Anonymizer:
 
     Pictures are 8-bit RGB: PIL images, or uint8 arrays (H, W, 3), one or a list of them; what comes
     back is of the same kind, at the network's size. The ``..._tensor`` methods keep the networks'
-    full precision and are what files are sealed from.
+    full precision and are what files are sealed from. In float32 one thread at a time may compute:
+    what cuDNN may round is a setting of the whole process.
 
     Attributes:
         size: Height and width of the networks' images in pixels.

@@ -83,14 +83,16 @@ def compile_model(cfg: CfgNode, model: Model) -> None:
     Nor in a run of several processes: there every batch norm talks to the others, so that a graph
     would end at each, with nothing left between two of them that could be fused.
     """
-    if cfg.SOLVER.GRAD_CHECKPOINT or not resolve_compile(cfg.RUNTIME.COMPILE, model.device):
+    if cfg.SOLVER.GRAD_CHECKPOINT:
         return
     if world().size > 1:
-        _LOGGER.info(
-            "Networks are not compiled (RUNTIME.COMPILE %s): in a run of several processes every "
-            "batch norm asks the others, which leaves nothing to fuse",
-            cfg.RUNTIME.COMPILE,
-        )
+        if cfg.RUNTIME.COMPILE == "on":
+            _LOGGER.info(
+                "Networks are not compiled (RUNTIME.COMPILE on): in a run of several processes "
+                "every batch norm asks the others, which leaves nothing to fuse"
+            )
+        return
+    if not resolve_compile(cfg.RUNTIME.COMPILE, model.device):
         return
     networks = model.nets.official_networks
     compile_in_place(

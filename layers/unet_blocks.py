@@ -39,6 +39,8 @@ class _Join(torch.autograd.Function):
 
 
 def _join(skip: Tensor, below: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():  # a traced network can be saved
+        return torch.cat((skip, below), dim=1)
     joined: Tensor = _Join.apply(skip, below)
     return joined
 

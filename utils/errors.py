@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # Of libraries that ask the driver for memory by themselves, and of a compiler that met the error.
 _NO_MEMORY = (
-    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
-    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "_HOST_ALLOCATION_FAILED", "_DEVICE_ALLOCATION_FAILED",  # cuDNN
+    "CUDA error: out of memory", "CUDA out of memory",
 )  # fmt: skip
 
 

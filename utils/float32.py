@@ -1,26 +1,26 @@
 """Float32 that is float32, where torch may be set to round it: TF32 on GPUs, bfloat16 on CPUs.
 
-From torch 2.9 on each kind of operation has a setting of its own. The older, common ones cannot
-even be read (RuntimeError) once a caller has set some of these; then the new ones are used.
+From torch 2.9 on each kind of operation has a setting of its own, which stands above the common
+ones; before, there is one for products and one for cuDNN. All hold for the whole process: threads
+that enter and leave at different times undo each other's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-_NAME = "fp32_precision"
+_NAME, _EXACT = "fp32_precision", "ieee"
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Compute float32 matrix products in float32; settings are restored."""
-    if not _readable(torch.get_float32_matmul_precision):
-        backends: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
-        with _set(tuple(backend.matmul for backend in backends), _NAME, "ieee"):
+    if _has_new_settings():
+        with _set(_matmul_settings(), _NAME, _EXACT):
             yield
         return
     before = torch.get_float32_matmul_precision()
@@ -37,25 +37,32 @@ def exact_convolutions() -> Iterator[None]:
 
     By itself cuDNN rounds their inputs to TF32, 10 bits.
     """
-    cudnn: Any = torch.backends.cudnn
-    if _readable(lambda: cudnn.allow_tf32):
-        with _set((cudnn,), "allow_tf32", False):
+    if _has_new_settings():
+        onednn: Any = torch.backends.mkldnn
+        with _set([*_cudnn_settings(), onednn.conv], _NAME, _EXACT):
             yield
     else:
-        with _set((cudnn.conv,), _NAME, "ieee"):
+        with _set([torch.backends.cudnn], "allow_tf32", False):
             yield
 
 
-def _readable(setting: Callable[[], object]) -> bool:
-    try:
-        setting()
-    except RuntimeError:
-        return False
-    return True
+def _has_new_settings() -> bool:
+    return hasattr(torch.backends.cuda.matmul, _NAME)
+
+
+def _matmul_settings() -> Sequence[Any]:
+    backends: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
+    return [backend.matmul for backend in backends]
+
+
+def _cudnn_settings() -> Sequence[Any]:
+    # The common switch of cuDNN cannot be read while its two kinds of operation differ.
+    cudnn: Any = torch.backends.cudnn
+    return [cudnn.conv, cudnn.rnn]
 
 
 @contextmanager
-def _set(holders: tuple[Any, ...], name: str, value: object) -> Iterator[None]:
+def _set(holders: Sequence[Any], name: str, value: object) -> Iterator[None]:
     before = [getattr(holder, name) for holder in holders]
     for holder in holders:
         setattr(holder, name, value)

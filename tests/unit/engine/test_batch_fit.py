@@ -68,7 +68,7 @@ def test_what_fits_once_but_not_again_does_not_fit() -> None:
     "text",
     [
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
     ],
 )

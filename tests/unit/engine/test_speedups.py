@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.loading import load
 from engine import model
 from engine.build import build_trainer
-from engine.distributed import World
 from engine.trainer import Trainer
 from tests.fixtures import tiny
 from tools.benchmarks.step import make_step
 from utils import compiling
+from utils.world import World
 
 STEPS = 6
 PLAIN = ("RUNTIME.CHANNELS_LAST", "False", "RUNTIME.COMPILE", "off")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from layers.gan import GAN_LOSSES
 from layers.non_local import NonLocalBlock
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from layers.unet_blocks import InnermostBlock, MiddleBlock
+from modeling.unet import UNet
 
 
 def plain_non_local(block: NonLocalBlock, features: Tensor) -> Tensor:
@@ -144,3 +146,9 @@ def test_unet_blocks_join_as_torch_does(channels_last: bool) -> None:
     torch.testing.assert_close(first.grad, second.grad)
     for ours, theirs in zip(block.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_traced_unet_can_be_saved(tmp_path: Path) -> None:
+    network, images = UNet(5, 2).eval(), torch.randn(1, 3, 32, 32)
+    torch.jit.save(torch.jit.trace(network, images), tmp_path / "network.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "network.pt")(images), network(images))

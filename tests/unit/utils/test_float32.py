@@ -12,21 +12,43 @@ from utils.float32 import exact_convolutions, exact_products
 
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 needs_new = pytest.mark.skipif(not NEW, reason="before torch 2.9 there is one setting for all")
+PRODUCTS = [lambda: torch.backends.cuda.matmul, lambda: torch.backends.mkldnn.matmul]
+CONVOLUTIONS = [lambda: torch.backends.cudnn.conv, lambda: torch.backends.mkldnn.conv]
+
+
+def _settings() -> list[Any]:
+    finders = [*PRODUCTS, *CONVOLUTIONS, lambda: torch.backends.cudnn.rnn, lambda: torch.backends]
+    return [find() for find in finders] if NEW else []
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     matmul, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    each = [setting.fp32_precision for setting in _settings()]
     yield
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = tf32
+    for setting, value in reversed(list(zip(_settings(), each, strict=True))):
+        setting.fp32_precision = value
+
+
+def _products_are_exact() -> bool:
+    if NEW:
+        return all(find().fp32_precision == "ieee" for find in PRODUCTS)
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+def _convolutions_are_exact() -> bool:
+    if NEW:
+        return all(find().fp32_precision == "ieee" for find in CONVOLUTIONS)
+    return not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
 def test_products(setting: str) -> None:
     torch.set_float32_matmul_precision(setting)
     with pytest.raises(KeyError), exact_products():
-        assert not torch.backends.cuda.matmul.allow_tf32
+        assert _products_are_exact()
         raise KeyError
     assert torch.get_float32_matmul_precision() == setting
 
@@ -35,7 +57,7 @@ def test_products(setting: str) -> None:
 def test_convolutions(setting: bool) -> None:
     torch.backends.cudnn.allow_tf32 = setting
     with pytest.raises(KeyError), exact_convolutions():
-        assert not torch.backends.cudnn.allow_tf32
+        assert _convolutions_are_exact()
         raise KeyError
     assert torch.backends.cudnn.allow_tf32 is setting
 
@@ -43,22 +65,24 @@ def test_convolutions(setting: bool) -> None:
 @needs_new
 @pytest.mark.parametrize(
     ("find", "exact"),
-    [
-        (lambda: torch.backends.cuda.matmul, exact_products),
-        (lambda: torch.backends.cudnn.conv, exact_convolutions),
-    ],
+    [(one, exact_products) for one in PRODUCTS]
+    + [(one, exact_convolutions) for one in CONVOLUTIONS],
 )
-def test_a_caller_of_the_new_settings(find: Callable[[], Any], exact: Callable[[], Any]) -> None:
-    kind = find()
-    torch.set_float32_matmul_precision("highest")
-    before = kind.fp32_precision
-    kind.fp32_precision = "ieee" if before == "tf32" else "tf32"
-    chosen = kind.fp32_precision
-    try:
-        with pytest.raises(RuntimeError, match="new API|different TF32 flags"):
-            torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        with exact():
-            assert kind.fp32_precision == "ieee"
-        assert kind.fp32_precision == chosen
-    finally:
-        kind.fp32_precision = before
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_caller_of_the_new_settings(
+    find: Callable[[], Any], exact: Callable[[], Any], everywhere: bool
+) -> None:
+    """One who chose TF32 for this kind of operation, and one who chose it for all."""
+    (torch.backends if everywhere else find()).fp32_precision = "tf32"
+    assert find().fp32_precision == "tf32"
+    with exact():
+        assert find().fp32_precision == "ieee"
+    assert find().fp32_precision == "tf32"
+
+
+@needs_new
+def test_what_was_not_set_is_not_set_afterwards() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    with exact_products():
+        pass
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
