@@ -12,8 +12,9 @@ Examples:
         --master master.key -k 5
 
 The same `protect`, `open` or `recover` goes on after an interruption; `torchrun --nproc_per_node N`
-shares `protect` among N processes (docs/DISTRIBUTED.md). Exit codes: 0 all done, 1 some failed, 2 usage, 3 environment
-(disk, device), 4 keyring, 5 at least one authentication failure, 130 interrupted.
+shares `protect` among N processes (docs/DISTRIBUTED.md). Exit codes: 0 all done, 1 some failed,
+2 usage, 3 environment (disk, device), 4 keyring, 5 at least one authentication failure,
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class KeyTable:
         """Return every tag that rows of a subject bear, that of new rows first.
 
         Labels from before they were composed keep their tags: a tombstone has no label to make a
-        new one of. Labels of ASCII alone have other spellings too: the sign for kelvin composes to K.
+        new one of. ASCII labels have other spellings too: the sign for kelvin composes to K.
         """
         tags = [self._tag(spelling) for spelling in spellings(subject)]
         tags += self._uncomposed().get(any_label(subject), ())
