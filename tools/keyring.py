@@ -169,7 +169,7 @@ def _rekey(arguments: argparse.Namespace) -> None:
         new_file = arguments.new_master
         if new_file is None or not keyring_admin.is_in_force(arguments.keyring, KeyFile(new_file)):
             raise
-        print(f"{arguments.keyring}: {new_file} is in force already; destroy the old master")
+        print(f"{arguments.keyring}: {new_file} is in force already; destroy its former master")
         return
     with keyring:
         if arguments.new_master is None and arguments.new_passphrase_file is None:

@@ -11,9 +11,10 @@ Examples:
     python3 tools/protect.py search someone.jpg sealed --checkpoint log/run --keyring keys.db \
         --master master.key -k 5
 
-The same command goes on after an interruption; `torchrun --nproc_per_node N` shares `protect` among
-N processes (docs/DISTRIBUTED.md). Exit codes: 0 all done, 1 some failed, 2 usage, 3 environment
-(disk, device), 4 keyring, 5 at least one authentication failure, 130 interrupted.
+The same `protect`, `open` or `recover` goes on after an interruption; `torchrun --nproc_per_node N`
+shares `protect` among N processes (docs/DISTRIBUTED.md). Exit codes: 0 all done, 1 some failed,
+2 usage, 3 environment (disk, device), 4 keyring, 5 at least one authentication failure,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise UsageError("torchrun shares out `protect` only; run this without it")
             return run(arguments)
 
-    return exit_code_of(work, _GOES_ON, line=error_line, failed=ENVIRONMENT)
+    told = _GOES_ON if run in (_protect, _open, _recover) else "interrupted"  # others start anew
+    return exit_code_of(work, told, line=error_line, failed=ENVIRONMENT)
 
 
 def _interrupt(*_: object) -> None:

@@ -188,7 +188,7 @@ def _jobs(
         try:
             check_relative_path(path)
             subjects[path] = options.subject_of(path)
-            keyring.subject_tag(subjects[path])
+            keyring.check_subject(subjects[path])
         except IsedError as error:
             subjects.pop(path, None)
             note(Outcome(path, "", "failed", error=error))

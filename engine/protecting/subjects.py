@@ -1,6 +1,6 @@
 """Whose key a picture is sealed under: from its folder, its name, a table, or a key of its own.
 
-The keyring takes spellings of one label for one subject; here paths, tables and patterns are
+The keyring takes spellings of one label for one subject; here paths and tables are
 composed before they are compared, as file systems and editors spell accents differently.
 """
 
@@ -29,8 +29,8 @@ def subject_rule(
         source: ``folder`` (the folder that holds the picture), ``regex``, ``csv`` (columns path
             and subject), or ``none``: every picture has a key of its own.
         dataset: Keeps the labels of two data sets apart.
-        pattern: Regular expression, searched in the relative path; its group ``subject``, or else
-            its first group, is the subject.
+        pattern: Regular expression, searched in the relative path, composed, or else as it is; its
+            group ``subject``, or else its first group, is the subject.
         table: The CSV file.
 
     Raises:
@@ -70,7 +70,7 @@ def _by_folder(path: str) -> str:
 def _by_pattern(pattern: str) -> SubjectOf:
     """Return the rule of a regular expression."""
     try:
-        compiled = re.compile(composed(pattern))
+        compiled = re.compile(pattern)  # as given: composing changes sets
     except re.error as error:
         raise UsageError(f"--subject-regex {pattern!r} is no regular expression: {error}") from None
     if not compiled.groups:
@@ -78,10 +78,11 @@ def _by_pattern(pattern: str) -> SubjectOf:
     group: str | int = "subject" if "subject" in compiled.groupindex else 1
 
     def rule(path: str) -> str:
-        match = compiled.search(composed(path))
-        if match is None or not match[group]:
-            raise BadInput(f"no subject found by --subject-regex {pattern!r}")
-        return match[group]
+        for spelling in (composed(path), path):
+            match = compiled.search(spelling)
+            if match is not None and match[group]:
+                return match[group]
+        raise BadInput(f"no subject found by --subject-regex {pattern!r}")
 
     return rule
 

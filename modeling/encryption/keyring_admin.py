@@ -12,7 +12,7 @@ from modeling.encryption.errors import KeyringError, KeyringExists, MissingKey
 from modeling.encryption.keyring import Keyring
 from modeling.encryption.keyring_rows import HeadRow, KeyRow
 from modeling.encryption.master import KeyFile, Master
-from modeling.encryption.new_master import NewMasterFile, mark_of
+from modeling.encryption.new_master import NewMasterFile, drop_mark
 from modeling.encryption.primitives import random_key
 from modeling.encryption.secret_files import new_private_file
 from utils.errors import UserError
@@ -121,11 +121,11 @@ def rekey(keyring: Keyring, master: Master) -> None:
                 made.make()
             keyring.change_root(master)
     except BaseException:
-        if made is not None and made.is_made:
+        if made is not None:
             _take_back(keyring, before, made)
         raise
     if isinstance(master, KeyFile):
-        mark_of(master.path).unlink(missing_ok=True)
+        drop_mark(master.path, before.keyring_id, before.epoch)
 
 
 def _take_back(keyring: Keyring, before: HeadRow, made: NewMasterFile) -> None:
@@ -141,13 +141,17 @@ def _take_back(keyring: Keyring, before: HeadRow, made: NewMasterFile) -> None:
 
 
 def is_in_force(path: Path, master: KeyFile) -> bool:
-    """Tell whether a rekey to this master got through, though it was killed before it said so."""
+    """Tell whether a rekey to this master got through, though it was killed before it said so.
+
+    That it opens the keyring is not enough: who confuses two keyrings names a master in force, and
+    would be told to destroy the other one's. The mark of that rekey must be there, and goes.
+    """
     try:
-        Keyring.open(path, master).close()
+        with Keyring.open(path, master) as keyring:
+            head = keyring.head
     except KeyringError:
         return False
-    mark_of(master.path).unlink(missing_ok=True)
-    return True
+    return drop_mark(master.path, head.keyring_id, head.epoch - 1)
 
 
 def backup(keyring: Keyring, path: Path, master: Master) -> int:

@@ -13,7 +13,7 @@ from modeling.encryption.keyring_rows import HeadRow, KeyRow
 from modeling.encryption.keyring_store import SERVICES, KeyringStore
 from modeling.encryption.master import Master
 from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
-from modeling.encryption.subject_labels import checked_label, composed, spellings
+from modeling.encryption.subject_labels import any_label, checked_label, composed, spellings
 
 
 class KeyTable:
@@ -35,6 +35,7 @@ class KeyTable:
         self._by_tag: dict[bytes, dict[bytes, KeyRow]] = {}
         self._unwrapped: dict[bytes, bytes] = {}
         self._odd_tags: dict[str, list[bytes]] | None = None
+        self._plain: set[bytes] = set()  # labels, encrypted, known to be composed: not to open anew
         self._version = -1
 
     @property
@@ -48,12 +49,21 @@ class KeyTable:
         return list(self._rows.values())
 
     def subject_tag(self, subject: str) -> bytes:
-        """Return the 32 bytes that stand for a subject label in new rows.
+        """Return the 32 bytes that stand for a subject label in new rows and tombstones.
 
         Raises:
             BadInput: It is no label.
         """
-        return self._tag(checked_label(subject))
+        return self._tag(any_label(subject))
+
+    def check_subject(self, subject: str) -> None:
+        """Refuse a subject that has no key to seal with and cannot get one.
+
+        Raises:
+            BadInput: Its label is none, or too long for a new key.
+        """
+        if self.active_row(subject) is None:
+            checked_label(subject)
 
     def rows_of(self, subject: str) -> list[KeyRow]:
         """Return the rows of a subject, oldest generation first."""
@@ -154,11 +164,10 @@ class KeyTable:
         """Return every tag that rows of a subject bear, that of new rows first.
 
         Labels from before they were composed keep their tags: a tombstone has no label to make a
-        new one of. Those of ASCII alone have one spelling.
+        new one of. ASCII labels have other spellings too: the sign for kelvin composes to K.
         """
         tags = [self._tag(spelling) for spelling in spellings(subject)]
-        if not subject.isascii():
-            tags += self._uncomposed().get(checked_label(subject), ())
+        tags += self._uncomposed().get(any_label(subject), ())
         return list(dict.fromkeys(tags))
 
     def _uncomposed(self) -> dict[str, list[bytes]]:
@@ -166,8 +175,13 @@ class KeyTable:
         if self._odd_tags is None:
             self._odd_tags = {}
             for row in self.rows:
+                if row.label_ct is None or row.label_ct in self._plain:
+                    continue
                 label = self.label_of(row)
-                if label is not None and label != composed(label):
+                assert label is not None  # it has a label_ct
+                if label == composed(label):
+                    self._plain.add(row.label_ct)
+                else:
                     self._odd_tags.setdefault(composed(label), []).append(row.subject_tag)
         return self._odd_tags
 

@@ -24,19 +24,32 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def checked_label(label: str) -> str:
-    """Return a label as new keys bear it.
+def any_label(label: str) -> str:
+    """Return a label composed, however long: composing lengthens some (U+0958).
 
     Raises:
-        BadInput: It is empty, too long, or no text.
+        BadInput: It is empty, or no text.
     """
     label = composed(label)
     try:
         encoded = label.encode()
     except UnicodeEncodeError:
         raise BadInput(f"subject label {label!a} is not valid UTF-8") from None
-    if not encoded or len(encoded) > _MAX_BYTES or b"\0" in encoded:
-        raise BadInput(f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_BYTES}, no NUL")
+    if not encoded or b"\0" in encoded:
+        raise _no_label(encoded)
+    return label
+
+
+def checked_label(label: str) -> str:
+    """Return a label as new keys bear it.
+
+    Raises:
+        BadInput: It is empty, too long, or no text.
+    """
+    label = any_label(label)
+    encoded = label.encode()
+    if len(encoded) > _MAX_BYTES:
+        raise _no_label(encoded)
     return label
 
 
@@ -44,6 +57,10 @@ def spellings(label: str) -> list[str]:
     """Return a label as new keys bear it, and then as others may: decomposed, and as given.
 
     Raises:
-        BadInput: It is none.
+        BadInput: It is empty, or no text.
     """
-    return list(dict.fromkeys((checked_label(label), unicodedata.normalize("NFD", label), label)))
+    return list(dict.fromkeys((any_label(label), unicodedata.normalize("NFD", label), label)))
+
+
+def _no_label(encoded: bytes) -> BadInput:
+    return BadInput(f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_BYTES}, no NUL")

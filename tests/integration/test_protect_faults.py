@@ -23,6 +23,7 @@ from modeling.encryption.keyring import Keyring
 from modeling.encryption.picture import open_picture
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import Scene, draw, make_scene
+from tools import protect
 from tools.protect import main
 
 PICTURES = 60
@@ -259,3 +260,24 @@ def test_a_key_is_on_disk_before_the_first_file_under_it(
 
     monkeypatch.setattr(sealing_work, "publish", checked)
     assert main(scene.protect()) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("verify sealed", "interrupted\n"),
+        ("search a.png sealed --checkpoint run", "interrupted\n"),
+        ("open sealed out", "interrupted; the same command goes on\n"),
+        ("recover sealed out --checkpoint run", "interrupted; the same command goes on\n"),
+    ],
+)
+def test_only_what_goes_on_says_so(
+    command: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("open_keyring", "_model", "_check_places"):  # whichever comes first
+        monkeypatch.setattr(protect, step, interrupt)
+    assert main([*command.split(), "--keyring", "keys.db", "--master", "master.key"]) == 130
+    assert capsys.readouterr().err == told

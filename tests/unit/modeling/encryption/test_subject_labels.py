@@ -125,7 +125,47 @@ def test_labels_in_any_form_are_one(text: str) -> None:
     assert spellings(text)[0] == forms[0]
 
 
-@pytest.mark.parametrize("label", ["", "a\0b", "\udcff", "x" * 1025, "\u1ebf" * 342])
+@pytest.mark.parametrize("label", ["", "a\0b", "\udcff"])
 def test_what_is_no_label_is_refused(label: str) -> None:
-    with pytest.raises(BadInput, match="subject label"):
-        spellings(label)
+    for check in (spellings, checked_label):
+        with pytest.raises(BadInput, match="subject label"):
+            check(label)
+
+
+@pytest.mark.parametrize("label", ["x" * 1025, "\u1ebf" * 342])
+def test_a_label_too_long_gets_no_key(keyring: Keyring, label: str) -> None:
+    with pytest.raises(BadInput, match="subject label of 102. bytes"):
+        keyring.check_subject(label)
+    with pytest.raises(BadInput, match="subject label of 102. bytes"):
+        keyring.sealing_key(label)
+    assert _listed(keyring) == []
+
+
+@pytest.mark.parametrize("odd", ["\u212a", "\u037e", "\u1fef"])  # kelvin, Greek ; and accent
+def test_a_label_that_composes_to_ascii_is_found_by_that(keyring: Keyring, odd: str) -> None:
+    label = f"x/{odd}1"
+    assert composed(label).isascii()
+    _as_before(keyring, label)
+    assert _listed(keyring, composed(label)) == [(label, 1, "active")]
+    keyring.sealing_key("x/2")  # the file is read again, with what is known of its labels
+    assert keyring_admin.destroy(keyring, composed(label)) == 1
+    for spelling in (label, composed(label)):
+        with pytest.raises(DestroyedKey):
+            keyring.sealing_key(spelling)
+
+
+def test_a_key_from_before_whose_label_grows_when_composed_can_be_revoked_and_destroyed(
+    keyring: Keyring,
+) -> None:
+    label = "\u0958" * 341  # 1023 bytes, composed twice as many
+    (before,) = _as_before(keyring, label)
+    keyring.check_subject(label)
+    assert keyring.sealing_key(label).key_id == before
+    assert keyring_admin.revoke(keyring, label) == 1
+    with pytest.raises(RevokedKey):
+        keyring.sealing_key(label)
+    with pytest.raises(BadInput, match="subject label of 2046 bytes"):
+        keyring_admin.rotate(keyring, label)  # a new key needs a label that fits
+    assert keyring_admin.destroy(keyring, composed(label)) == 1
+    with pytest.raises(DestroyedKey):
+        keyring.sealing_key(label)
