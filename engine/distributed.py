@@ -58,18 +58,18 @@ def _group(found: World) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     store = _store_of_all_starts(found)
     start = number_of_start(store, found.rank, found.size)
-    distributed.init_process_group(
-        backend,
-        # Addresses that an earlier start has left there are those of processes that are gone.
-        store=distributed.PrefixStore(f"securereid/group/{start}", store),
-        rank=found.rank,
-        world_size=found.size,
-        timeout=COLLECTIVE_TIMEOUT,
-    )
     shown, Progress.shown = Progress.shown, found.is_main
-    watch = Watch(found.rank, found.size, start=start)
+    watch = Watch(found.rank, found.size, start=start)  # before anything waits for the others
     try:
         with handling({signal.SIGTERM: _terminated}):
+            distributed.init_process_group(
+                backend,
+                # Addresses that an earlier start has left are those of processes that are gone.
+                store=distributed.PrefixStore(f"securereid/group/{start}", store),
+                rank=found.rank,
+                world_size=found.size,
+                timeout=COLLECTIVE_TIMEOUT,
+            )
             with running_as(found):
                 # Of several machines only the one that failed counts its restart.
                 counted = max(all_gather(found.restarts))

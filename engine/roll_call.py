@@ -25,7 +25,7 @@ def number_of_start(
     """Return the number of this start of the processes, counted from 1: the same on all.
 
     The first process draws it and answers each call by name, so that nobody hears an answer that
-    was given to another start.
+    was given to another process; one of an earlier start that still waits is answered too.
 
     Args:
         store: Of all starts.
@@ -46,7 +46,10 @@ def _call(store: distributed.Store, rank: int, patience_s: float) -> int:
     try:
         store.wait([f"start/{name}"], timedelta(seconds=patience_s))
     except RuntimeError as error:
-        raise UserError(f"rank 0 has not answered rank {rank} within {patience_s:g} s") from error
+        raise UserError(
+            f"rank 0 has not answered rank {rank} within {patience_s:g} s, or its store is gone "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     start = int(store.get(f"start/{name}"))
     store.set(f"heard/{start}/{rank}", "")
     return start

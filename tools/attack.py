@@ -39,7 +39,10 @@ _EXAMPLES = """examples:
 The data set, image size and networks are those of the checkpoint's config.yml; keys at the end
 override them. The output folder gets a JSON file and pictures for each attack, results.json,
 verdicts.json and table.txt. The same command goes on after an interruption: finished attacks are
-kept. The exit code is 0 whatever the verdicts, 1 if --expect finds a difference, 2 for wrong input.
+kept.
+
+Exit code: 0 whatever the verdicts, 1 if --expect finds a difference or a disk fails, 2 wrong input,
+130 interrupted.
 What the attacks are and how to read them: docs/ATTACKS.md.
 """
 

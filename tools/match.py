@@ -28,8 +28,7 @@ _EXAMPLES = """examples:
 
 Prints the cosine of the two embeddings, the threshold and the answer. The threshold is that of
 calibration.json, chosen on the validation split when the checkpoint was trained, unless --threshold
-gives one. Exit code: 0 the same person, 1 not, 2 an error, 130
-interrupted.
+gives one. Exit code: 0 the same person, 1 not, 2 an error, 130 interrupted.
 """
 
 
