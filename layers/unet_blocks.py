@@ -24,7 +24,7 @@ class _Join(torch.autograd.Function):
     """Concatenation along channels, whose gradients are as dense as its inputs were.
 
     Those of ``torch.cat`` are slices, every pixel of them apart from the next: batch norm on a CPU
-    takes thirty times as long for such a gradient (torch 2.14), which was a tenth of a step.
+    takes thirty times as long for such a gradient (torch 2.14), which was 5 % of a step.
     """
 
     @staticmethod
