@@ -26,12 +26,12 @@ from engine.trainer import Trainer
 from modeling.build import build_objectives
 from solver.build import build_optimizers
 from tests.fixtures import tiny
+from tests.fixtures.curves import curve_of, worst_difference
 from tools.benchmarks.networks import NUM_CLASSES, network_config, random_batch
 from tools.benchmarks.step import make_step
 
 pytestmark = pytest.mark.gpu
 GPU = "cuda"
-STEPS = 6
 OFF = ("RUNTIME.COMPILE", "off")
 PUBLISHED = "configs/AGW_baseline.yml"
 
@@ -55,23 +55,6 @@ def _trainer(folder: Path, device: str, *overrides: str) -> Trainer:
     return trainer
 
 
-def _curve(trainer: Trainer) -> list[dict[str, float]]:
-    trainer.loader.set_epoch(1)
-    batches = list(trainer.loader)
-    outputs = [trainer.step(batches[number % len(batches)]) for number in range(STEPS)]
-    return [{name: float(value) for name, value in output.losses.items()} for output in outputs]
-
-
-def _worst(first: list[dict[str, float]], second: list[dict[str, float]]) -> float:
-    """Return the largest difference of a loss over its mean size in the first curve."""
-    worst = 0.0
-    for name in first[0]:
-        size = sum(abs(losses[name]) for losses in first) / len(first)
-        differences = [abs(a[name] - b[name]) for a, b in zip(first, second, strict=True)]
-        worst = max(worst, max(differences) / size)
-    return worst
-
-
 @pytest.mark.parametrize("mode", ["GCR", "C"])
 @pytest.mark.parametrize("cache", ["device", "memory", "stream"])
 def test_training_follows_the_cpu(
@@ -79,17 +62,17 @@ def test_training_follows_the_cpu(
 ) -> None:
     tiny.install(monkeypatch)
     keys = ("CACHE.MODE", cache, "MODEL.MODE", mode)
-    on_cpu, on_gpu = (_curve(_trainer(tmp_path, device, *keys)) for device in ("cpu", GPU))
-    assert _worst(on_cpu, on_gpu) < 0.01  # rounding, which Adam's first steps make larger
+    on_cpu, on_gpu = (curve_of(_trainer(tmp_path, device, *keys)) for device in ("cpu", GPU))
+    assert worst_difference(on_cpu, on_gpu) < 0.01  # rounding, which Adam's first steps make larger
 
 
 def test_bfloat16_follows_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.install(monkeypatch)
     plain, fast = (
-        _curve(_trainer(tmp_path, GPU, "RUNTIME.PRECISION", precision))
+        curve_of(_trainer(tmp_path, GPU, "RUNTIME.PRECISION", precision))
         for precision in ("float32", "bfloat16")
     )
-    assert _worst(plain, fast) < 0.05
+    assert worst_difference(plain, fast) < 0.05
 
 
 @pytest.mark.slow
@@ -98,9 +81,9 @@ def test_compiled_networks_follow_those_as_written(
 ) -> None:
     tiny.install(monkeypatch)
     plain, fast = (
-        _curve(_trainer(tmp_path, GPU, "RUNTIME.COMPILE", choice)) for choice in ("off", "on")
+        curve_of(_trainer(tmp_path, GPU, "RUNTIME.COMPILE", choice)) for choice in ("off", "on")
     )
-    assert _worst(plain, fast) < 0.01
+    assert worst_difference(plain, fast) < 0.01
 
 
 @pytest.mark.parametrize("cache", ["device", "memory"])

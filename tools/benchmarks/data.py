@@ -31,9 +31,9 @@ from data.store import PixelSource, ResidentPixels, StreamedPixels
 from data.transforms import Augmentation
 from layers.pixels import PixelSpace
 from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
-from tools.benchmarks.measuring import write_json
+from tools.benchmarks.measuring import add_measuring_arguments, write_json
 from tools.benchmarks.plain_data import PlainImages, plain_batches
-from tools.command_line import MAX_THREADS, whole_number
+from tools.command_line import whole_number
 from utils.allocator import keep_freed_memory
 from utils.device import device_name, resolve_device, set_threads
 
@@ -89,17 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", default="auto", choices=("auto", "device", "memory", "stream"),
         help="CACHE.MODE (auto)",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
-    parser.add_argument(
-        "--threads",
-        type=whole_number(0, MAX_THREADS),
-        default=0,
-        help="CPU threads; 0: torch's choice",
-    )
-    parser.add_argument(
-        "--repeats", type=whole_number(1), default=3, help="turns, of which the best counts (3)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    add_measuring_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

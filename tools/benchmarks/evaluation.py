@@ -66,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="pictures of a turn (64 on a CPU, 2048 on a GPU)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import sys
@@ -12,11 +13,32 @@ from typing import Any
 
 import torch
 
+from tools.command_line import MAX_THREADS, whole_number
 from utils.files import write_text
 
 _KIB_PER_MIB = 1024
 _BYTES_PER_MIB = 2**20
 _STATUS = Path("/proc/self/status")
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser, device: str = "auto") -> None:
+    """Add where to measure, how often, and where to write the numbers.
+
+    Args:
+        parser: Of a benchmark.
+        device: What it measures on unless told otherwise.
+    """
+    parser.add_argument("--device", default=device, help=f"auto, cpu, cuda or cuda:N ({device})")
+    parser.add_argument(
+        "--threads",
+        type=whole_number(0, MAX_THREADS),
+        default=0,
+        help="CPU threads; 0: torch's choice",
+    )
+    parser.add_argument(
+        "--repeats", type=whole_number(1), default=3, help="turns, of which the best counts (3)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 
 class PeakMemory:

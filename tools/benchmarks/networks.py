@@ -18,7 +18,7 @@ from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
 from modeling.build import build_networks, build_objectives
 from modeling.privacy_networks import Networks, PrivacyNetworks
 from solver.build import build_optimizers
-from tools.command_line import MAX_THREADS, whole_number
+from tools.benchmarks.measuring import add_measuring_arguments
 
 NUM_CLASSES = 751  # training identities of Market-1501
 
@@ -28,16 +28,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config_file", default="configs/AGW_baseline.yml", help="networks (AGW_baseline.yml)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
-    parser.add_argument(
-        "--threads",
-        type=whole_number(0, MAX_THREADS),
-        default=0,
-        help="CPU threads; 0: torch's choice",
-    )
-    parser.add_argument(
-        "--repeats", type=whole_number(1), default=3, help="turns, of which the best counts (3)"
-    )
+    add_measuring_arguments(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="keys of the configuration that override it"
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from engine.scoring.features import Features
 from engine.scoring.precision import exact_float32
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import score_retrieval
-from tools.benchmarks.measuring import PeakMemory, seconds, write_json
-from tools.command_line import MAX_SEED, MAX_THREADS, whole_number
+from tools.benchmarks.measuring import PeakMemory, add_measuring_arguments, seconds, write_json
+from tools.command_line import MAX_SEED, whole_number
 from utils.device import device_name, resolve_device, set_threads
 
 _MIB = 2**20
@@ -61,21 +60,11 @@ SIZES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
     parser.add_argument("--size", choices=sorted(SIZES), default="market", help="data set's size")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
-    parser.add_argument(
-        "--threads",
-        type=whole_number(0, MAX_THREADS),
-        default=0,
-        help="CPU threads; 0: torch's choice",
-    )
-    parser.add_argument(
-        "--repeats", type=whole_number(1), default=3, help="runs of which the best counts (3)"
-    )
+    add_measuring_arguments(parser, device="cpu")
     parser.add_argument("--no-rerank", action="store_true", help="leave out re-ranking")
     parser.add_argument(
         "--seed", type=whole_number(0, MAX_SEED), default=1, help="of the random features"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 
 def random_features(size: Size, seed: int, device: torch.device) -> tuple[Features, Features]:

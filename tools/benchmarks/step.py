@@ -65,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", type=Path, metavar="DIR",
         help="instead of measuring, write a trace and the table of the top kernels here",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from engine import model
 from engine.build import build_trainer
 from engine.trainer import Trainer
 from tests.fixtures import tiny
+from tests.fixtures.curves import Curve, curve_of, worst_difference
 from tools.benchmarks.step import make_step
 from utils import compiling
 from utils.world import World
 
-STEPS = 6
 PLAIN = ("RUNTIME.CHANNELS_LAST", "False", "RUNTIME.COMPILE", "off")
-Curves = Callable[..., list[dict[str, float]]]
+Curves = Callable[..., Curve]
 
 
 @pytest.fixture
@@ -31,28 +31,14 @@ def curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Curves:
     tiny.install(monkeypatch)
     made: list[Trainer] = []
 
-    def train(*overrides: str) -> list[dict[str, float]]:
+    def train(*overrides: str) -> Curve:
         options = ("SOLVER.WARMUP_ITERS", "0", *overrides)
         config, *words = tiny.arguments(tmp_path, *options, output=f"run{len(made)}")
         trainer = build_trainer(load(config.split("=")[1], words))
         made.append(trainer)
-        trainer.networks.train()
-        trainer.loader.set_epoch(1)
-        batches = list(trainer.loader)
-        outputs = [trainer.step(batches[number % len(batches)]) for number in range(STEPS)]
-        return [{name: float(value) for name, value in output.losses.items()} for output in outputs]
+        return curve_of(trainer)
 
     return train
-
-
-def _worst(first: list[dict[str, float]], second: list[dict[str, float]]) -> float:
-    """Return the largest difference of a loss over its mean size in the first curve."""
-    worst = 0.0
-    for name in first[0]:
-        size = sum(abs(losses[name]) for losses in first) / len(first)
-        differences = [abs(a[name] - b[name]) for a, b in zip(first, second, strict=True)]
-        worst = max(worst, max(differences) / size)
-    return worst
 
 
 def test_bfloat16_follows_the_float32_curve(
@@ -63,16 +49,18 @@ def test_bfloat16_follows_the_float32_curve(
     plain = curves(*PLAIN)
     monkeypatch.setattr("engine.model.resolve_precision", lambda name, device: torch.bfloat16)
     fast = curves()
-    assert 1e-5 < _worst(plain, fast) < 0.05  # it is another arithmetic, and the same training
+    assert (
+        1e-5 < worst_difference(plain, fast) < 0.05
+    )  # it is another arithmetic, and the same training
     assert all(loss == loss for losses in fast for loss in losses.values())
 
 
 def test_float32_equals_the_plain_loop_to_rounding(curves: Curves) -> None:
-    assert _worst(curves(*PLAIN), curves()) < 1e-4
+    assert worst_difference(curves(*PLAIN), curves()) < 1e-4
 
 
 def test_recomputed_activations_train_the_same(curves: Curves) -> None:
-    assert _worst(curves(), curves("SOLVER.GRAD_CHECKPOINT", "True")) < 1e-6
+    assert worst_difference(curves(), curves("SOLVER.GRAD_CHECKPOINT", "True")) < 1e-6
 
 
 def test_compiled_networks_train_the_same(curves: Curves, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,14 +76,14 @@ def test_compiled_networks_train_the_same(curves: Curves, monkeypatch: pytest.Mo
     monkeypatch.setattr(compiling, "_missing", lambda device: "")
     traced = curves("RUNTIME.COMPILE", "on")
     assert compiled == ["UNet", "UNet", "TinyBackbone", "PatchDiscriminator", "PatchDiscriminator"]
-    assert _worst(plain, traced) < 1e-5
+    assert worst_difference(plain, traced) < 1e-5
 
 
 @pytest.mark.slow
 def test_compiled_kernels_train_the_same(curves: Curves) -> None:
     if compiling._missing(torch.device("cpu")):
         pytest.skip("no C++ compiler")
-    assert _worst(curves(*PLAIN), curves("RUNTIME.COMPILE", "on")) < 1e-3
+    assert worst_difference(curves(*PLAIN), curves("RUNTIME.COMPILE", "on")) < 1e-3
 
 
 class _Layouts(TorchDispatchMode):
