@@ -21,7 +21,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import utils.missing_packages  # noqa: F401 - one line where a package is not installed
+    import utils.program  # noqa: F401 - acts before other imports
 
 from modeling.encryption import key_transfer, keyring_admin
 from modeling.encryption.errors import UsageError, WrongMaster

@@ -1,4 +1,4 @@
-"""Imported first by files that are run: a package that is not installed is one line, exit code 2.
+"""A package that is not installed is one line, exit code 2.
 
 Without this a Python without the requirements, above all one whose virtual environment was not
 activated, answers with a traceback. A module of the project itself, or a part of an installed
@@ -27,6 +27,3 @@ def name_missing_package(
         "environment (`make setup` makes one in .venv), or `pip install -r requirements.txt`\n"
     )
     raise SystemExit(2)
-
-
-sys.excepthook = name_missing_package

@@ -246,7 +246,7 @@ def test_all_commands_are_tried() -> None:
 def test_a_missing_module_of_the_project_keeps_its_traceback(module: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     path = f"import sys\nsys.path[0] = {str(ROOT)!r}\n"
-    script.write_text(f"{path}import utils.missing_packages\nimport {module}\n")
+    script.write_text(f"{path}import utils.program\nimport {module}\n")
     done = _bare(str(script))
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -255,7 +255,7 @@ def test_a_missing_module_of_the_project_keeps_its_traceback(module: str, tmp_pa
 
 def test_other_errors_keep_their_traceback_and_ctrl_c_its_code(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    path = f"import os, sys\nsys.path[0] = {str(ROOT)!r}\nimport utils.missing_packages\n"
+    path = f"import os, sys\nsys.path[0] = {str(ROOT)!r}\nimport utils.program\n"
     script.write_text(f"{path}1 / 0\n")
     done = _bare(str(script))
     assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)

@@ -1,0 +1,12 @@
+"""Imported first by files that are run: what has to be in place before any package is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from utils.missing_packages import name_missing_package
+from utils.waiting_threads import limit_spinning
+
+sys.excepthook = name_missing_package
+limit_spinning(os.environ)
