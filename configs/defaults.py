@@ -133,7 +133,11 @@ KEYS: tuple[Key, ...] = (
         "type of the networks' arithmetic; auto: bfloat16 where the hardware has it"),
     Key("RUNTIME.CHANNELS_LAST", True, Flag(), "channels-last memory layout"),
     Key("RUNTIME.COMPILE", "auto", OneOf(("auto", "on", "off")),
-        "whether torch.compile fuses the networks, in a run of one process; auto: on GPUs"),
+        "whether torch.compile fuses the networks, in a run of one process; auto: on GPUs, in "
+        "trainings of a million images of 256 x 128 and more"),
+    Key("RUNTIME.CUDNN_BENCHMARK", False, Flag(),
+        "in training on GPUs let cuDNN try its kernels once and keep the fastest, instead of going "
+        "by its rules: rounding may then differ from run to run"),
     Key("RUNTIME.THREADS", 0, Number(whole=True, low=0, high=4096),
         "CPU threads; 0: as torch chooses"),
     # ---- evaluation

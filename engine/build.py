@@ -18,7 +18,7 @@ from engine.processes import first_on_machine, from_main, is_main, world
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_state import TrainPlan
-from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
+from engine.train_step import BaselineStep, JointStep, SearchingStep, TrainStep, phases_of
 from engine.trainer import Trainer, ValidationRun
 from modeling.build import build_objectives
 from modeling.objectives import Objectives
@@ -47,7 +47,6 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     label_of = splits.label_of
     # One process of a machine may have to fetch the start weights for all.
     model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
-    compile_model(cfg, model)
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
         load_networks(model.nets.official_networks, from_main(lambda: load_pretrained(cfg)))
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)
@@ -64,11 +63,14 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if saved is None and is_main():
         folder.refuse_overwriting()
     supervision = Supervision(policy)
-    step = build_step(model, objectives, optimizers, supervision)
+    step = build_step(
+        model, objectives, optimizers, supervision, search_kernels=cfg.RUNTIME.CUDNN_BENCHMARK
+    )
     here = world()
     loader = build_train_loader(
         cfg, splits, model.device, rank=here.rank, world_size=here.size, sharers=here.local_size
     )
+    compile_model(cfg, model, cfg.SOLVER.MAX_EPOCHS * loader.num_images)
     validation = _build_validation(cfg, model, splits)
     if saved is not None:  # before the writer: a resume that is refused must drop no numbers
         optimizers.load_state_dict(saved["optimizers"])
@@ -104,15 +106,23 @@ def _start(cfg: CfgNode) -> CfgNode:
 
 
 def build_step(
-    model: Model, objectives: Objectives, optimizers: Optimizers, supervision: Supervision
+    model: Model,
+    objectives: Objectives,
+    optimizers: Optimizers,
+    supervision: Supervision,
+    *,
+    search_kernels: bool = False,
 ) -> TrainStep:
     """Return the step of the joint model, or of the baseline; of several processes, shared."""
     nets, objectives = model.nets, over_processes(objectives)
-    phases = parallel_phases(nets, phases_of(nets, objectives), model.device)
+    phases = parallel_phases(nets, phases_of(nets, objectives))
     how = (model.autocast, phases, model.memory_format)
-    if isinstance(nets, PrivacyNetworks):
-        return shared_step(JointStep(nets, objectives, optimizers, supervision, *how))
-    return shared_step(BaselineStep(nets, objectives, optimizers, *how))
+    step: TrainStep = (
+        JointStep(nets, objectives, optimizers, supervision, *how)
+        if isinstance(nets, PrivacyNetworks)
+        else BaselineStep(nets, objectives, optimizers, *how)
+    )
+    return shared_step(SearchingStep(step) if search_kernels else step)
 
 
 def _build_writer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ _LOGGER = logging.getLogger("reid_baseline")
 
 # Network letters that evaluation needs, by MODEL.MODE.
 NEEDED = {"GCR": ("G", "G_R", "C"), "C": ("C",)}
+
+# Pixels of a training from which compiling pays: a million images of the published size, of which
+# each gains some tenth of a millisecond on a large GPU and which compile for some two minutes
+# (docs/PERFORMANCE.md). Not what is left after a resume: it must go on in the same arithmetic.
+_WORTH_COMPILING = 1_000_000 * 256 * 128
 
 # Keys that have to be those of the training for weights to mean the same.
 _ARCHITECTURE = (
@@ -75,13 +81,18 @@ def build_model(cfg: CfgNode, num_classes: int) -> Model:
     return Model(nets, device, precision, pixels, memory_format_of(cfg))
 
 
-def compile_model(cfg: CfgNode, model: Model) -> None:
+def compile_model(cfg: CfgNode, model: Model, num_images: float = math.inf) -> None:
     """Compile what a training step runs, as RUNTIME.COMPILE asks; not with SOLVER.GRAD_CHECKPOINT.
 
-    The re-ID network's head stays as it is: it is small, and its precision is chosen by hand.
+    Of the re-ID network's head only the pooling goes over maps; what follows is small.
 
     Nor in a run of several processes: there every batch norm talks to the others, so that a graph
     would end at each, with nothing left between two of them that could be fused.
+
+    Args:
+        cfg: The configuration.
+        model: Its networks are changed in place.
+        num_images: Images that the training goes through, repeated ones counted.
     """
     if cfg.SOLVER.GRAD_CHECKPOINT:
         return
@@ -92,11 +103,13 @@ def compile_model(cfg: CfgNode, model: Model) -> None:
                 "every batch norm asks the others, which leaves nothing to fuse"
             )
         return
-    if not resolve_compile(cfg.RUNTIME.COMPILE, model.device):
+    worth = num_images * math.prod(cfg.INPUT.IMG_SIZE) >= _WORTH_COMPILING
+    if not resolve_compile(cfg.RUNTIME.COMPILE, model.device, worth_it=worth):
         return
-    networks = model.nets.official_networks
+    reid = model.nets.reid
+    others = [one for one in model.nets.official_networks.values() if one is not reid]
     compile_in_place(
-        (model.nets.reid.base if letter == "C" else networks[letter] for letter in networks),
+        [*others, reid.base, reid.global_pool],
         # Who did not ask for it must not lose a training to a defect of the compiler.
         forgiving=cfg.RUNTIME.COMPILE == "auto",
     )

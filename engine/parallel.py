@@ -53,26 +53,22 @@ from modeling.privacy_networks import Networks, PrivacyNetworks
 _LOGGER = logging.getLogger("reid_baseline")
 
 
-def synchronize_norms(network: nn.Module, device: torch.device) -> None:
+def synchronize_norms(network: nn.Module) -> None:
     """Let every batch norm take the statistics of all processes' images; keys stay the same.
 
     Args:
         network: Changed in place; its parameters stay the same objects.
-        device: Where it runs: torch's synchronised batch norm exists on CUDA only.
     """
     for name, child in network.named_children():
         if isinstance(child, NonLocalBlock):
             child.synchronized = True  # it derives its statistics from two numbers: see there
         elif isinstance(child, _BatchNorm):
-            setattr(network, name, _synchronized(child, device))
+            setattr(network, name, _synchronized(child))
         else:
-            synchronize_norms(child, device)
+            synchronize_norms(child)
 
 
-def _synchronized(norm: _BatchNorm, device: torch.device) -> _BatchNorm:
-    if device.type == "cuda":
-        converted: _BatchNorm = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-        return converted
+def _synchronized(norm: _BatchNorm) -> _BatchNorm:
     synced = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum)
     synced.weight, synced.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers():
@@ -111,22 +107,20 @@ class _Phase(nn.Module):
         return self._run[0](*inputs)
 
 
-def parallel_phases(nets: Networks, alone: Phases, device: torch.device) -> Phases:
+def parallel_phases(nets: Networks, alone: Phases) -> Phases:
     """Return the phases of a step with gradients averaged over processes; as given if alone.
 
     Args:
         nets: The networks, on their device; their batch norms are made to synchronise.
         alone: The phases of a single process, over the same networks.
-        device: Where the networks are.
     """
     if not in_parallel():
         return alone
-    synchronize_norms(nets, device)
+    synchronize_norms(nets)
     _LOGGER.info(
         "%d processes share each batch: gradients are averaged by DistributedDataParallel, batch "
-        "norm takes the statistics of the whole batch (%s), triplet and centre losses its features",
+        "norm takes the statistics of the whole batch, triplet and centre losses its features",
         world().size,
-        "torch's SyncBatchNorm" if device.type == "cuda" else "own synchronised form, on CPUs",
     )
     generators = [n for n in nets.official_networks.values() if n not in nets.discriminators]
     judge = alone.judge

@@ -170,6 +170,34 @@ class BaselineStep:
         return StepOutput(_detached(losses), total.detach(), _accuracy(out, batch.label))
 
 
+@dataclass(frozen=True)
+class SearchingStep:
+    """A step for whose convolutions cuDNN tries its kernels once and keeps the fastest.
+
+    Left to itself it takes what its rules say is fast. What is kept may differ from run to run, and
+    with it the rounding: so this is for training, whose batches have one size, and not for scores.
+
+    Attributes:
+        step: What is done.
+    """
+
+    step: TrainStep
+
+    @property
+    def anonymizer(self) -> nn.Module | None:
+        """The anonymizer that learns, or None where there is none."""
+        return self.step.anonymizer
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Update the networks on one batch."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
+        try:
+            return self.step(batch)
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+
 def _detached(losses: LossDict) -> LossDict:
     return {name: loss.detach() for name, loss in losses.items()}
 

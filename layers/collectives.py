@@ -60,7 +60,7 @@ def gather_for_own_losses(share: Tensor) -> Tensor:
 class _GatherForOneLoss(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, share: Tensor) -> Tensor:
-        return _gathered(share)
+        return gathered(share)
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class _GatherForOneLoss(torch.autograd.Function):
 class _GatherForOwnLosses(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, share: Tensor) -> Tensor:
-        return _gathered(share)
+        return gathered(share)
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
@@ -79,7 +79,8 @@ class _GatherForOwnLosses(torch.autograd.Function):
         return _own(summed)
 
 
-def _gathered(share: Tensor) -> Tensor:
+def gathered(share: Tensor) -> Tensor:
+    """Gather rows (K, ...) of all processes, as many of each; without gradients."""
     share = share.contiguous()
     parts = [torch.empty_like(share) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, share)

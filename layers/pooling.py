@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +32,50 @@ class GeneralizedMeanPooling(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Pool (B, C, H, W) into float32 (B, C)."""
         with full_precision(features):
-            powers = features.float().clamp(min=self.floor).pow(self.p)
-            # Not mean(): its gradient is a map in another memory format, and a division more.
-            mean = powers.sum(dim=(2, 3)) / (features.shape[2] * features.shape[3])
-            return mean.pow(1.0 / self.p)
+            if not torch.is_grad_enabled() or torch.jit.is_tracing():  # a traced one can be saved
+                return _power_mean(features, self.p, self.floor)[1]
+            pooled: Tensor = _PowerMean.apply(features, self.p, self.floor)
+            return pooled
+
+
+class _PowerMean(torch.autograd.Function):
+    """The generalised mean with the gradients that it has on paper.
+
+    Those of ``clamp`` and ``pow`` one after the other keep two float32 copies of the map and go
+    over it nearly twice as often: a tenth of a second of a step of 16 images on one CPU thread.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, p: Tensor, floor: float) -> Tensor:
+        mean, pooled = _power_mean(features, p, floor)
+        ctx.save_for_backward(features, p, mean, pooled)
+        ctx.floor = floor
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        # With M = (mean x^p)^(1/p) over n positions: dM/dx = M / (n mean x^p) x^(p - 1), and
+        # dM/dp = sum (dM/dx) x log(x) / p - M log(mean x^p) / p^2.
+        features, p, mean, pooled = ctx.saved_tensors
+        values = _lifted(features, ctx.floor)
+        scale = gradient * pooled / (mean * (features.shape[2] * features.shape[3]))
+        slope = values.pow(p - 1.0).mul_(scale[:, :, None, None])
+        by_values = values.log().mul_(values).mul_(slope).sum() / p
+        by_root = (gradient * pooled * mean.log()).sum() / p.square()
+        # Where values were lifted they stay, whatever the features do: as for a ReLU, in one pass.
+        slope = torch.ops.aten.threshold_backward(slope.to(features.dtype), features, ctx.floor)
+        return slope, by_values - by_root, None
+
+
+def _lifted(features: Tensor, floor: float) -> Tensor:
+    return features.float().clamp(min=floor)
+
+
+def _power_mean(features: Tensor, p: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Return mean x^p and its root, both (B, C)."""
+    powers = _lifted(features, floor).pow(p)
+    mean = powers.sum(dim=(2, 3)) / (features.shape[2] * features.shape[3])
+    return mean, mean.pow(1.0 / p)
 
 
 class AveragePooling(nn.Module):

@@ -22,13 +22,14 @@ from utils.logger import get_logger
 _VOLTA = (7, 0)  # first CUDA capability that Triton, the GPU's compiler, writes kernels for
 
 
-def resolve_compile(name: str, device: torch.device) -> bool:
+def resolve_compile(name: str, device: torch.device, *, worth_it: bool = True) -> bool:
     """Tell whether networks are to be compiled.
 
     Args:
         name: ``auto``, ``on`` or ``off``. ``auto`` compiles on GPUs only: on CPUs the convolutions
             take most of the time and stay what they are (docs/PERFORMANCE.md).
         device: Where the networks run.
+        worth_it: Whether they run for long enough to gain what compiling costs; ``auto`` asks.
 
     Returns:
         Whether to. Where it was wanted and a compiler is missing, False, which one log line says.
@@ -39,6 +40,12 @@ def resolve_compile(name: str, device: torch.device) -> bool:
     if name not in ("auto", "on", "off"):
         raise UserError(f"RUNTIME.COMPILE is {name!r}; expected one of auto, on, off")
     if name == "off" or (name == "auto" and device.type != "cuda"):
+        return False
+    if name == "auto" and not worth_it:
+        get_logger().info(
+            "Networks are not compiled (RUNTIME.COMPILE auto): that takes minutes, and a training "
+            "as short as this one would not gain them"
+        )
         return False
     missing = _missing(device)
     if missing:

@@ -19,6 +19,7 @@ from modeling.build import build_networks, build_objectives
 from modeling.privacy_networks import Networks, PrivacyNetworks
 from solver.build import build_optimizers
 from tools.benchmarks.measuring import add_measuring_arguments
+from utils.config_tree import changed
 
 NUM_CLASSES = 751  # training identities of Market-1501
 
@@ -53,8 +54,10 @@ def random_batch(cfg: CfgNode, count: int, device: torch.device) -> Batch:
 def step_flops(cfg: CfgNode, count: int = 8) -> float:
     """Return floating-point operations of one training image: convolutions and products.
 
-    Counted by torch on tensors without values, a multiplication and an addition as two.
+    Counted by torch on tensors without values, a multiplication and an addition as two. What
+    SOLVER.GRAD_CHECKPOINT computes a second time is not counted a second time.
     """
+    cfg = changed(cfg, {"SOLVER.GRAD_CHECKPOINT": False})
     with torch.device("meta"):
         nets = build_networks(cfg, NUM_CLASSES).train()
         batch, step = _empty_batch(cfg, count), _meta_step(cfg, nets)

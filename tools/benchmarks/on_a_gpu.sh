@@ -6,6 +6,7 @@
 #   tests    the tests marked gpu, and the slow ones among them
 #   speed    data, step and evaluation beside the plain loop; a profile (kernels.txt, trace.json)
 #   compile  step and profile with RUNTIME.COMPILE; larger batches
+#   search   step with RUNTIME.CUDNN_BENCHMARK, as written and compiled
 #   memory   recomputed activations, half the batch, scores at the size of both data sets
 #   whole    the demo, and attacks on it
 #   train    the three published trainings on what KEY VALUE names (DATASETS.NAMES, DATASETS.ROOT_DIR,
@@ -13,7 +14,7 @@
 #
 # RESULTS takes a log and a JSON file for each command as soon as it ends. PYTHON chooses the Python.
 set -uo pipefail
-[ $# -ge 2 ] || { sed -n '2,14s/^# \?//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,15s/^# \?//p' "$0"; exit 2; }
 results=$(mkdir -p "$1" && cd "$1" && pwd) part=$2
 shift 2
 cd "$(dirname "$0")/../.." || exit 1
@@ -60,6 +61,10 @@ speed)
     measure profile 90 "${bench[@]}" step --device cuda --profile "$results/profile" \
         RUNTIME.COMPILE off
     ;;
+search)
+    step step_searched 240 RUNTIME.COMPILE off RUNTIME.CUDNN_BENCHMARK True
+    step step_searched_compiled 350 RUNTIME.COMPILE on RUNTIME.CUDNN_BENCHMARK True
+    ;;
 compile)
     step step_compiled 300 RUNTIME.COMPILE on
     measure profile_compiled 150 "${bench[@]}" step --device cuda \
@@ -85,7 +90,7 @@ train)
     train full "$@" MODEL.VAL_R1 0.75
     ;;
 *)
-    echo "error: PART is '$part'; expected tests, speed, compile, memory, whole or train" >&2
+    echo "error: PART is '$part'; expected tests, speed, compile, search, memory, whole or train" >&2
     exit 2
     ;;
 esac

@@ -23,12 +23,13 @@ from layers.synced_norm import SyncedBatchNorm
 from modeling import reid_network
 from modeling.backbones.resnet import ResNetDesign
 from modeling.privacy_networks import PrivacyNetworks
-from tests.fixtures import ranks, tiny
+from tests.fixtures import norm_kernels, ranks, tiny
 from tests.fixtures.paths import ROOT
 
 CASES: dict[str, tuple[str, ...]] = {
     "evaluation-mode": (),
     "synchronised": (),
+    "kernels": (),
     "teacher": (),
     "batch-hard": ("MODEL.WEIGHT_REGULARIZED_TRIPLET", "off", "MODEL.GAN_MODE", "lsgan"),
     "protected-only": ("MODEL.OUTPUT_MODE", "protected", "MODEL.CENTER_LOSS", "off"),
@@ -56,7 +57,12 @@ def gradients(folder: Path, case: str) -> dict[str, Tensor]:
     words = [*tiny.TINY, *SETTING, *CASES[case], *places]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reid_network, "ResNetBackbone", NonLocalBackbone)
-        trainer = build_trainer(load(ROOT / "configs/demo.yml", words))
+        if case == "kernels":
+            norm_kernels.install(patch)
+        return _gradients(build_trainer(load(ROOT / "configs/demo.yml", words)), case)
+
+
+def _gradients(trainer: Trainer, case: str) -> dict[str, Tensor]:
     nets = trainer.networks
     _stir(nets)
     nets.train(case != "evaluation-mode")
@@ -158,7 +164,7 @@ def test_a_norm_keeps_its_parameters_keys_and_evaluation(layer: nn.Module) -> No
     keys = list(net.state_dict())
     images = torch.randn((2, 4, 3, 3) if isinstance(layer, nn.BatchNorm2d) else (2, 4))
     expected = net.eval()(images)
-    synchronize_norms(net, torch.device("cpu"))
+    synchronize_norms(net)
     assert isinstance(net[0], SyncedBatchNorm)
     assert list(net.state_dict()) == keys
     assert all(parameter is before[name] for name, parameter in net.named_parameters())

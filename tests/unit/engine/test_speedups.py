@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.loading import load
 from engine import model
 from engine.build import build_trainer
+from engine.evaluator import Evaluator
+from engine.report import EvalReport
 from engine.trainer import Trainer
 from tests.fixtures import tiny
 from tests.fixtures.curves import Curve, curve_of, worst_difference
@@ -75,7 +77,8 @@ def test_compiled_networks_train_the_same(curves: Curves, monkeypatch: pytest.Mo
     monkeypatch.setattr(nn.Module, "compile", trace)
     monkeypatch.setattr(compiling, "_missing", lambda device: "")
     traced = curves("RUNTIME.COMPILE", "on")
-    assert compiled == ["UNet", "UNet", "TinyBackbone", "PatchDiscriminator", "PatchDiscriminator"]
+    networks = ["UNet", "UNet", "PatchDiscriminator", "PatchDiscriminator", "TinyBackbone"]
+    assert compiled == [*networks, "AveragePooling"]
     assert worst_difference(plain, traced) < 1e-5
 
 
@@ -144,15 +147,63 @@ def test_few_graphs_and_no_further_ones(tmp_path: Path, monkeypatch: pytest.Monk
     trainer.networks.train()
     batches = list(trainer.loader)
     trainer.step(batches[0])
-    # Raw and anonymized images into C, into a U-Net; judges that learn, and two that do not.
+    # Raw and anonymized images into C, into a U-Net; judges that learn, and two that do not; the
+    # pooling of C.
     first = len(graphs)
-    assert first <= 8  # 7, but before torch 2.5 two networks share none
+    assert first <= 9  # 8, but before torch 2.5 two networks share none
     if hasattr(torch.compiler, "set_stance"):  # before, validation is compiled too
         trainer.fit()  # with validations, and a teacher from the first on
         assert trainer.supervision.state.in_force
     else:
         trainer.step(batches[1])
     assert len(graphs) == first
+
+
+@pytest.mark.parametrize(("epochs", "compiled"), [("1000", False), ("1000000", True)])
+def test_auto_compiles_long_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: str, compiled: bool
+) -> None:
+    """The set has 48 images of 32 x 32: a million of the published size are 670,000 epochs."""
+    tiny.install(monkeypatch)
+    seen: list[bool] = []
+
+    def resolve(name: str, device: torch.device, *, worth_it: bool) -> bool:
+        assert name == "auto"
+        seen.append(compiling.resolve_compile(name, torch.device("cuda"), worth_it=worth_it))
+        return False
+
+    monkeypatch.setattr(compiling, "_missing", lambda device: "")
+    monkeypatch.setattr(model, "resolve_compile", resolve)
+    config, *words = tiny.arguments(tmp_path, "SOLVER.MAX_EPOCHS", epochs)
+    trainer = build_trainer(load(config.split("=")[1], words))
+    assert trainer.loader.num_images == 48
+    assert seen == [compiled]
+
+
+@pytest.mark.parametrize("choice", ["True", "False"])
+def test_cudnn_searches_in_steps_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    """Their backward passes too; a validation between them is scored by the rules."""
+    tiny.install(monkeypatch)
+    seen: list[bool] = []
+    backward, evaluate = Tensor.backward, Evaluator.evaluate
+
+    def looking(self: Tensor) -> None:
+        seen.append(torch.backends.cudnn.benchmark)
+        backward(self)
+
+    def scoring(self: Evaluator, epoch: int) -> EvalReport:
+        assert not torch.backends.cudnn.benchmark
+        return evaluate(self, epoch)
+
+    monkeypatch.setattr(Tensor, "backward", looking)
+    monkeypatch.setattr(Evaluator, "evaluate", scoring)
+    config, *words = tiny.arguments(tmp_path, "RUNTIME.CUDNN_BENCHMARK", choice)
+    trainer = build_trainer(load(config.split("=")[1], words))
+    assert trainer.fit() is not None
+    assert set(seen) == {choice == "True"}
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_several_processes_are_not_compiled(

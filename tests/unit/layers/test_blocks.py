@@ -99,6 +99,29 @@ def test_generalized_mean_of_negative_values_is_the_floor_and_its_gradient_finit
     assert pool.p.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_of_the_generalized_mean(dtype: torch.dtype, channels_last: bool) -> None:
+    """Of features that are partly below the floor, and of the exponent: as torch derives them."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randn(4, 6, 5, 3).to(dtype).contiguous(memory_format=layout)
+    slope = torch.randn(4, 6)
+    pool = GeneralizedMeanPooling(2.7)
+    first = images.clone().requires_grad_()
+    (pool(first) * slope).sum().backward()
+
+    second = images.double().requires_grad_()
+    exponent = pool.p.detach().double().requires_grad_()
+    powers = second.clamp(min=pool.floor).pow(exponent)
+    (powers.mean((2, 3)).pow(1 / exponent) * slope).sum().backward()
+    assert first.grad is not None
+    assert second.grad is not None
+    assert (first.grad == 0).any()
+    assert first.grad.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(first.grad, second.grad.to(dtype))
+    torch.testing.assert_close(pool.p.grad, exponent.grad.float(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("pool", [GeneralizedMeanPooling(), AveragePooling()])
 def test_pooling_is_float32_under_autocast(pool: nn.Module) -> None:
     features = torch.rand(2, 3, 4, 5).bfloat16()

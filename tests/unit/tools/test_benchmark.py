@@ -141,7 +141,12 @@ def test_a_profile_keeps_trace_and_table(tmp_path, in_process):
 
 def test_flops_of_the_published_step_and_pass():
     cfg = networks.network_config(str(ROOT / "configs/AGW_baseline.yml"), (), "cpu")
-    assert networks.step_flops(cfg) / 1e9 == pytest.approx(134.4, abs=0.1)
+    flops = networks.step_flops(cfg)
+    assert flops / 1e9 == pytest.approx(134.4, abs=0.1)
+    again = networks.network_config(
+        "configs/AGW_baseline.yml", ("SOLVER.GRAD_CHECKPOINT", "True"), "cpu"
+    )
+    assert networks.step_flops(again) == flops  # what is computed twice is no work done twice
     # Two U-Nets of 6.02 and five re-ID passes of 8.11.
     assert networks.evaluation_flops(cfg, 5) / 1e9 == pytest.approx(2 * 6.02 + 5 * 8.11, abs=0.05)
 

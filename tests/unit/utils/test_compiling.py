@@ -52,6 +52,16 @@ def test_auto_compiles_on_gpus(
     assert resolve_compile(name, device) is expected
 
 
+def test_auto_leaves_short_work_alone(
+    complete: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("reid_baseline").propagate = True
+    with caplog.at_level("INFO"):
+        assert not resolve_compile("auto", GPU, worth_it=False)
+    assert "takes minutes" in caplog.text
+    assert resolve_compile("on", GPU, worth_it=False)
+
+
 def _refuse(network: nn.Module) -> None:
     raise RuntimeError("torch.compile is not supported on Python 3.99\nand more")
 
