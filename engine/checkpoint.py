@@ -9,7 +9,6 @@ and read with ``weights_only=True``: a checkpoint can be damaged or foreign, but
 
 from __future__ import annotations
 
-import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -23,8 +22,6 @@ from torch import Tensor, nn
 from modeling.state import load_matching
 from utils.errors import UserError
 from utils.files import atomic_write
-
-_LOGGER = logging.getLogger("reid_baseline")
 
 FORMAT = "securereid-checkpoint"
 FORMAT_VERSION = 1

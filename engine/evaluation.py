@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +26,9 @@ from modeling.privacy_networks import PrivacyNetworks
 from utils.compiling import uncompiled
 from utils.environment import environment_report
 from utils.errors import UserError
+from utils.logger import get_logger
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 _NUM_PICTURES = 6
 

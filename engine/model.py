@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from modeling.privacy_networks import Networks
 from modeling.state import num_classes_of
 from utils.compiling import compile_in_place, resolve_compile
 from utils.device import resolve_precision
+from utils.logger import get_logger
 from utils.seeding import seed_everything
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 # Network letters that evaluation needs, by MODEL.MODE.
 NEEDED = {"GCR": ("G", "G_R", "C"), "C": ("C",)}

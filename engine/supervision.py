@@ -7,14 +7,15 @@ that it can be tested as a table; :class:`Supervision` only keeps the frozen cop
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_LOGGER = logging.getLogger("reid_baseline")
+from utils.logger import get_logger
+
+_LOGGER = get_logger()
 
 
 @dataclass(frozen=True)

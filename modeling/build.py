@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -20,8 +19,9 @@ from modeling.reid_network import ReIDNetwork
 from modeling.unet import UNet, check_divisible
 from modeling.weights import load_imagenet_weights
 from utils.errors import UserError
+from utils.logger import get_logger
 
-logger = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 PRETRAIN_CHOICES = ("imagenet", "self", "none")
 
@@ -104,7 +104,7 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
     if choice == "imagenet":
         load_imagenet_weights(reid.base, cfg.MODEL.PRETRAIN_PATH)
     elif choice == "none":
-        logger.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
+        _LOGGER.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
     return reid
 
 
