@@ -98,8 +98,8 @@ def save_native(
     save_file(content, folder / NATIVE_NAMES[which])
 
 
-def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running anything it contains.
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU, without running anything it contains.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds anything but tensors and plain
@@ -108,7 +108,7 @@ def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected a checkpoint file")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, and was not executed "
@@ -125,10 +125,10 @@ def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return content
 
 
-def read_native(folder: Path, which: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read_native(folder: Path, which: str) -> dict[str, Any]:
     """Read ``checkpoint_{which}.pth`` of a folder and check that it is one of ours."""
     path = folder / NATIVE_NAMES[which]
-    content = read_file(path, device)
+    content = read_file(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a native checkpoint of this project (it holds "
