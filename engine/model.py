@@ -21,6 +21,7 @@ from modeling.build import build_networks, memory_format_of
 from modeling.privacy_networks import Networks
 from modeling.state import num_classes_of
 from utils.compiling import compile_in_place, resolve_compile
+from utils.config_tree import get_value
 from utils.device import resolve_precision
 from utils.logger import get_logger
 from utils.seeding import seed_everything
@@ -134,7 +135,7 @@ def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
 
 def architecture(cfg: CfgNode) -> dict[str, Any]:
     """Return the keys that a checkpoint's weights depend on, as plain values."""
-    values = {name: _lookup(cfg, name) for name in _ARCHITECTURE}
+    values = {name: get_value(cfg, name) for name in _ARCHITECTURE}
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
 
 
@@ -153,13 +154,6 @@ def model_info(cfg: CfgNode, label_of: dict[int, int]) -> dict[str, Any]:
         "desensitizer": {"type": cfg.INPUT.TYPE, "radius": cfg.INPUT.RADIUS},
         "pid_of_label": [pid for pid, _ in sorted(label_of.items(), key=lambda item: item[1])],
     }
-
-
-def _lookup(cfg: CfgNode, name: str) -> Any:
-    value: Any = cfg
-    for part in name.split("."):
-        value = value[part]
-    return value
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

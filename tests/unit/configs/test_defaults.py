@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, get_value
+from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config
 from configs.loading import dump, load
 from configs.reference import markdown
 from configs.validation import cross_field_problems
 from tests.fixtures.paths import ROOT
+from utils.config_tree import get_value
 
 CODE = ("data", "engine", "layers", "modeling", "solver", "tools", "utils")
 
