@@ -126,7 +126,11 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_native(folder: Path, which: str) -> dict[str, Any]:
-    """Read ``checkpoint_{which}.pth`` of a folder and check that it is one of ours."""
+    """Read ``checkpoint_{which}.pth`` of a folder and check that it is one of ours.
+
+    Raises:
+        CheckpointError: As of ``read_file``, or it is foreign or of another format version.
+    """
     path = folder / NATIVE_NAMES[which]
     content = read_file(path)
     if content.get("format") != FORMAT:

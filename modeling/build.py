@@ -89,6 +89,9 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
     """Build the re-ID network with the start weights that MODEL.PRETRAIN_CHOICE asks for.
 
     ``self`` leaves the start values: the caller loads a checkpoint over them.
+
+    Raises:
+        UserError: If the choice or MODEL.NAME is unknown, or ImageNet weights cannot be had.
     """
     choice = cfg.MODEL.PRETRAIN_CHOICE
     if choice not in PRETRAIN_CHOICES:
