@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import is_running, sync_folder
+from utils.files import is_running, sync_folder_if_possible
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             if aside.exists():
                 aside.rename(target)
             raise UserError(f"{target} cannot be made ({error.strerror}); try again") from error
-        sync_folder(target.parent)
+        sync_folder_if_possible(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if target.exists():  # never delete the only copy

@@ -57,7 +57,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_folder_if_possible(path.parent)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -68,7 +68,7 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder_if_possible(folder: Path) -> None:
     """Make the names in a folder survive a power cut, where its file system can."""
     with contextlib.suppress(OSError):
         _sync(folder, os.O_RDONLY)
