@@ -179,10 +179,3 @@ def set_value(cfg: CfgNode, name: str, value: object) -> None:
     for section in sections:
         cfg = cfg.setdefault(section, CfgNode())
     cfg[leaf] = value
-
-
-def get_value(cfg: CfgNode, name: str) -> object:
-    """Return the value under a dotted name."""
-    for part in name.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, get_value, set_value
+from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, set_value
 from configs.validation import ConfigError, cross_field_problems
+from utils.config_tree import get_value
 from utils.files import write_text
 
 

@@ -205,9 +205,8 @@ class Sequence:
         """Return the numbers; a single number is a sequence of one."""
         read = literal(given)
         if isinstance(read, str):
-            read = read.replace(
-                ",", " "
-            ).split()  # "40 80" and "40, x" reach the numbers' own check
+            # "40 80" and "40, x" reach the numbers' own check.
+            read = read.replace(",", " ").split()
         parts: Iterable[object] = read if isinstance(read, (list, tuple)) else (read,)
         values = tuple(self.item.convert(part) for part in parts)
         if self.length is not None and len(values) != self.length:

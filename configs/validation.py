@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from yacs.config import CfgNode
 
-from configs.defaults import DESENSITIZERS, KEYS, get_value
+from configs.defaults import DESENSITIZERS
 from utils.errors import UserError
 
 _WHITE = 10.0  # noise of ten times the range: a tile size or blur radius was left standing
@@ -24,28 +24,6 @@ class ConfigError(UserError):
         many = f"{len(self.problems)} problems in the configuration:"
         text = self.problems[0] if len(self.problems) == 1 else "\n  ".join((many, *self.problems))
         super().__init__(text)
-
-
-def validate(cfg: CfgNode) -> None:
-    """Check a whole tree, also one that was changed in code.
-
-    Raises:
-        ConfigError: Names every problem.
-    """
-    problems: list[str] = []
-    failed: set[str] = set()
-    for key in KEYS:
-        try:
-            key.convert(get_value(cfg, key.name))
-        except KeyError:
-            problems.append(f"{key.name} is missing; expected {key.kind.describe()}")
-            failed.add(key.name)
-        except ValueError as error:
-            problems.append(str(error))
-            failed.add(key.name)
-    problems += cross_field_problems(cfg, failed)
-    if problems:
-        raise ConfigError(problems)
 
 
 def cross_field_problems(cfg: CfgNode, failed: Collection[str] = ()) -> list[str]:

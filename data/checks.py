@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +14,10 @@ from data.datasets.naming import list_folders
 from data.images import BadImage, read_rgb
 from data.positives import positive_problems
 from data.problems import DatasetError, Problem
-from data.records import DatasetSplits, Sample
+from data.records import DatasetSplits
 from data.registry import DATASETS, load_data
 from data.samplers import IdentitySampler
 from utils.errors import UserError
-from utils.logger import get_logger
 from utils.progress import Progress
 
 _ABSENT = ("not-found", "kind-absent")
@@ -81,16 +79,6 @@ class DataReport:
                 replace(p, level="warning") if p.code == code else p for p in self.problems
             ),
         )
-
-
-def check_positives(
-    query: Sequence[Sample], gallery: Sequence[Sample], *, cross_camera: bool, title: str = "test"
-) -> tuple[Problem, ...]:
-    """Do as ``positive_problems``, and log what it warns of."""
-    found = positive_problems(query, gallery, cross_camera=cross_camera, title=title)
-    for problem in found:
-        get_logger().warning(problem.text)
-    return found
 
 
 def check_root(root: Path, options: CheckOptions) -> list[DataReport]:

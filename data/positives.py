@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from data import problems as wrong
 from data.problems import DatasetError, Problem
 from data.records import Sample
+from utils.logger import get_logger
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,13 @@ def positive_problems(
         f"out of the scores: {offenders}"
     )
     return (Problem("queries-without-match", text),)
+
+
+def check_positives(
+    query: Sequence[Sample], gallery: Sequence[Sample], *, cross_camera: bool, title: str = "test"
+) -> tuple[Problem, ...]:
+    """Do as ``positive_problems``, and log what it warns of."""
+    found = positive_problems(query, gallery, cross_camera=cross_camera, title=title)
+    for problem in found:
+        get_logger().warning(problem.text)
+    return found

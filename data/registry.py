@@ -12,8 +12,9 @@ from data.datasets.base import SUBSETS, Counts, LoadedData, Loader, LoadRequest
 from data.datasets.market_style import read_validation_tree
 from data.problems import DatasetError, wrong_counts
 from data.records import DatasetSplits
+from utils.logger import get_logger
 
-_LOG = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 
 def load_synthetic(request: LoadRequest) -> LoadedData:
@@ -97,9 +98,9 @@ def load_splits(
     )
     loaded = load_data(request)
     for line in banner(loaded):
-        _LOG.info(line)
+        _LOGGER.info(line)
     for problem in loaded.problems:
-        _LOG.log(logging.INFO if problem.level == "note" else logging.WARNING, problem.text)
+        _LOGGER.log(logging.INFO if problem.level == "note" else logging.WARNING, problem.text)
     return loaded.splits
 
 

@@ -191,9 +191,8 @@ def _draw_queries(
     queries: list[Sample] = []
     while any(turns):
         order = [i for i, turn in enumerate(turns) if turn]
-        generator.shuffle(
-            order
-        )  # when the budget ends within a round, chance decides who is left out
+        # When the budget ends within a round, chance decides who is left out.
+        generator.shuffle(order)
         for i in order:
             candidate = turns[i].pop()
             if len(queries) < budget and _keeps_match(

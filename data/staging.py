@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import is_running, sync_folder_if_possible
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             if aside.exists():
                 aside.rename(target)
             raise UserError(f"{target} cannot be made ({error.strerror}); try again") from error
-        _sync_folder(target.parent)
+        sync_folder_if_possible(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if target.exists():  # never delete the only copy
@@ -56,7 +57,7 @@ def recover(target: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(.+)-(\d+)")
     for folder in sorted(target.parent.glob(f".{target.name}.*")):
         match = pattern.fullmatch(folder.name)
-        if match is None or match[2] != socket.gethostname() or _is_alive(int(match[3])):
+        if match is None or match[2] != socket.gethostname() or _is_used(int(match[3])):
             continue
         if match[1] == "replaced" and not target.exists():
             folder.rename(target)
@@ -64,21 +65,6 @@ def recover(target: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's process: alive
-        return True
-    return pid != os.getpid()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _is_used(pid: int) -> bool:
+    """Tell whether another process is at it; this one starts anew."""
+    return pid != os.getpid() and is_running(pid)

@@ -126,6 +126,9 @@ class Anonymizer:
         """Return identity embeddings of raw or anonymized pictures, float32 (N, D), unit length.
 
         The dot product of two is their cosine similarity. One picture gives N = 1.
+
+        Raises:
+            UserError: No picture was given, or one is none (see ``resized``).
         """
         given = _listed(pictures)
         batches = [self.embed_tensor(self._normalized(batch)) for batch in self._batches(given)]

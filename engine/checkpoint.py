@@ -9,7 +9,6 @@ and read with ``weights_only=True``: a checkpoint can be damaged or foreign, but
 
 from __future__ import annotations
 
-import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -23,8 +22,6 @@ from torch import Tensor, nn
 from modeling.state import load_matching
 from utils.errors import UserError
 from utils.files import atomic_write
-
-_LOGGER = logging.getLogger("reid_baseline")
 
 FORMAT = "securereid-checkpoint"
 FORMAT_VERSION = 1
@@ -101,8 +98,8 @@ def save_native(
     save_file(content, folder / NATIVE_NAMES[which])
 
 
-def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running anything it contains.
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU, without running anything it contains.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds anything but tensors and plain
@@ -111,7 +108,7 @@ def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected a checkpoint file")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of tensors and plain values, and was not executed "
@@ -128,10 +125,14 @@ def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return content
 
 
-def read_native(folder: Path, which: str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read ``checkpoint_{which}.pth`` of a folder and check that it is one of ours."""
+def read_native(folder: Path, which: str) -> dict[str, Any]:
+    """Read ``checkpoint_{which}.pth`` of a folder and check that it is one of ours.
+
+    Raises:
+        CheckpointError: As of ``read_file``, or it is foreign or of another format version.
+    """
     path = folder / NATIVE_NAMES[which]
-    content = read_file(path, device)
+    content = read_file(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a native checkpoint of this project (it holds "

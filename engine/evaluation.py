@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits
-from data.checks import check_positives
 from data.loaders import EvalLoader
+from data.positives import check_positives
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import LoadedWeights
 from engine.evaluator import Evaluator
@@ -27,8 +26,9 @@ from modeling.privacy_networks import PrivacyNetworks
 from utils.compiling import uncompiled
 from utils.environment import environment_report
 from utils.errors import UserError
+from utils.logger import get_logger
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 _NUM_PICTURES = 6
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,17 +14,20 @@ from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
 from engine.compatibility import differences
-from engine.distributed import device_of_rank, world
+from engine.distributed import device_of_rank
+from engine.processes import world
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, memory_format_of
 from modeling.privacy_networks import Networks
 from modeling.state import num_classes_of
 from utils.compiling import compile_in_place, resolve_compile
+from utils.config_tree import get_value
 from utils.device import resolve_precision
+from utils.logger import get_logger
 from utils.seeding import seed_everything
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 # Network letters that evaluation needs, by MODEL.MODE.
 NEEDED = {"GCR": ("G", "G_R", "C"), "C": ("C",)}
@@ -146,7 +148,7 @@ def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
 
 def architecture(cfg: CfgNode) -> dict[str, Any]:
     """Return the keys that a checkpoint's weights depend on, as plain values."""
-    values = {name: _lookup(cfg, name) for name in _ARCHITECTURE}
+    values = {name: get_value(cfg, name) for name in _ARCHITECTURE}
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
 
 
@@ -165,13 +167,6 @@ def model_info(cfg: CfgNode, label_of: dict[int, int]) -> dict[str, Any]:
         "desensitizer": {"type": cfg.INPUT.TYPE, "radius": cfg.INPUT.RADIUS},
         "pid_of_label": [pid for pid, _ in sorted(label_of.items(), key=lambda item: item[1])],
     }
-
-
-def _lookup(cfg: CfgNode, name: str) -> Any:
-    value: Any = cfg
-    for part in name.split("."):
-        value = value[part]
-    return value
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

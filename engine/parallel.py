@@ -29,7 +29,6 @@ Why the averages are right, for the loss L of the whole batch of B images:
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -49,8 +48,9 @@ from layers.synced_norm import SyncedBatchNorm
 from modeling.objectives import Objectives
 from modeling.outputs import LossDict
 from modeling.privacy_networks import Networks, PrivacyNetworks
+from utils.logger import get_logger
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 
 def synchronize_norms(network: nn.Module) -> None:

@@ -14,14 +14,13 @@ from engine.scoring.retrieval import RetrievalScores
 from engine.supervision import Validation
 from utils.files import write_text
 
-# Query -> gallery, in the order of the published "a/b/c/d" cells (METHOD.md section 7).
+# Query -> gallery, in the order of the published "a/b/c/d" cells.
 DIRECTIONS = (
     ("raw", "raw"),
     ("raw", "protected"),
     ("protected", "raw"),
     ("protected", "protected"),
 )
-
 
 # Order in which the kinds of image are printed.
 IMAGE_KINDS = ("desensitized", "anonymized", "encrypted", "decrypted", "recovered")
@@ -152,7 +151,7 @@ class EvalReport:
         return numbers
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of ``results.json`` (METHOD.md section 7)."""
+        """Return the content of ``results.json``."""
         content: dict[str, Any] = {
             "schema": 1,
             "dataset": self.dataset,

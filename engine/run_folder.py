@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from engine.checkpoint import (
 from engine.compatibility import run_differences
 from engine.processes import from_main
 from modeling.state import load_matching
-
-_LOGGER = logging.getLogger("reid_baseline")
 
 
 class RunFolder:

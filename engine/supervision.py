@@ -1,20 +1,24 @@
 """Supervision upgradation: when the anonymizer's own output becomes the anonymization target.
 
-METHOD.md section 5. The decision is a pure function of the previous state and one validation, so
-that it can be tested as a table; :class:`Supervision` only keeps the frozen copy it decides about.
+The decision is a pure function of the previous state and one validation, so that it can be tested
+as a table; :class:`Supervision` only keeps the frozen copy it decides about.
+
+Source: M. Ye et al., "SecureReID: Privacy-Preserving Anonymization for Person Re-Identification",
+IEEE TIFS 2024.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_LOGGER = logging.getLogger("reid_baseline")
+from utils.logger import get_logger
+
+_LOGGER = get_logger()
 
 
 @dataclass(frozen=True)

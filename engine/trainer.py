@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,10 +22,11 @@ from engine.train_state import Best, TrainPlan, TrainState
 from engine.train_step import StepOutput, TrainStep
 from modeling.outputs import LossDict
 from solver.optimizers import Optimizers, set_learning_rate
+from utils.logger import get_logger
 from utils.metric_writer import MetricWriter, SilentWriter
 from utils.progress import Progress
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ said goodbye has been killed, or its machine has failed.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -23,8 +22,9 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from engine.signals import UnheededSignals
 from utils.errors import UserError
+from utils.logger import get_logger
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 BEAT_S = 0.5
 SILENT_S = 30.0  # a busy machine may delay a thread by seconds, not by this

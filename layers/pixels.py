@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -85,11 +84,6 @@ class PixelSpace:
     def to_uint8(self, image: Tensor) -> Tensor:
         """Turn normalised values (..., 3, H, W) into 8-bit pixels, rounded and clamped."""
         return self.denormalize(image).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)
-
-    @cached_property
-    def black(self) -> tuple[float, ...]:
-        """Normalised value of a zero pixel in each channel."""
-        return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def mean_on(self, device: torch.device) -> Tensor:
         """Return the mean, float32 (3, 1, 1), on a device."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -20,8 +19,9 @@ from modeling.reid_network import ReIDNetwork
 from modeling.unet import UNet, check_divisible
 from modeling.weights import load_imagenet_weights
 from utils.errors import UserError
+from utils.logger import get_logger
 
-logger = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 PRETRAIN_CHOICES = ("imagenet", "self", "none")
 
@@ -89,6 +89,9 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
     """Build the re-ID network with the start weights that MODEL.PRETRAIN_CHOICE asks for.
 
     ``self`` leaves the start values: the caller loads a checkpoint over them.
+
+    Raises:
+        UserError: If the choice or MODEL.NAME is unknown, or ImageNet weights cannot be had.
     """
     choice = cfg.MODEL.PRETRAIN_CHOICE
     if choice not in PRETRAIN_CHOICES:
@@ -104,7 +107,7 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
     if choice == "imagenet":
         load_imagenet_weights(reid.base, cfg.MODEL.PRETRAIN_PATH)
     elif choice == "none":
-        logger.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
+        _LOGGER.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
     return reid
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.logger import get_logger
 
-logger = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 LISTED = 4  # names of a long list that a message shows
 CLASSIFIER_KEY = "classifier.weight"
@@ -49,7 +49,7 @@ def load_matching(
     shared = [key for key in own if key in state]
     tolerated = [key for key in missing if key.endswith(COUNTER) or key.startswith(may_miss)]
     ignored = [key for key in unexpected if key.startswith(may_ignore)]
-    logger.info(
+    _LOGGER.info(
         "%s: %d keys match; missing: %s; unexpected: %s",
         source,
         len(shared),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from torchvision.models import get_weight
 from modeling.backbones.resnet import ResNetBackbone
 from modeling.state import load_matching
 from utils.errors import UserError
+from utils.logger import get_logger
 
-logger = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_imagenet_weights(
     """
     architecture = backbone.architecture
     file, known = find_weights(architecture, path, known_files=known_files, fetch=fetch or _fetch)
-    logger.info("ImageNet weights of %s: %s (%s)", architecture, file, known.what)
+    _LOGGER.info("ImageNet weights of %s: %s (%s)", architecture, file, known.what)
     load_matching(backbone, _read(file), file, may_miss=("NL_2.", "NL_3."), may_ignore=("fc.",))
     return file
 

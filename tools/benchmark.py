@@ -19,8 +19,11 @@ BENCHMARKS: dict[str, ModuleType] = {
 }  # fmt: skip
 
 _EXAMPLES = """examples:
+  python3 tools/benchmark.py data
+  python3 tools/benchmark.py step --batch 16
   python3 tools/benchmark.py retrieval --size market
-  python3 tools/benchmark.py retrieval --size msmt17 --json msmt17.json --no-rerank
+
+Each says more with --help behind its name.
 """
 
 
@@ -32,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in BENCHMARKS.items():
-        summary = (module.__doc__ or "").splitlines()[0]
-        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+        text = module.__doc__ or ""
+        summary = text.splitlines()[0]
+        module.add_arguments(commands.add_parser(name, help=summary, description=text))
     arguments = parser.parse_args(argv)
 
     def work() -> None:

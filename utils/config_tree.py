@@ -1,10 +1,19 @@
-"""Another configuration made from a frozen one."""
+"""Configurations by dotted names: reading a value, and another tree made from a frozen one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from yacs.config import CfgNode
+
+
+def get_value(cfg: CfgNode, name: str) -> Any:
+    """Return the value under a dotted name, such as ``SOLVER.BASE_LR``."""
+    value: Any = cfg
+    for part in name.split("."):
+        value = value[part]
+    return value
 
 
 def changed(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:

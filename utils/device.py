@@ -65,6 +65,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     Returns:
         ``torch.float32`` or ``torch.bfloat16``. bfloat16 that was asked for but is not there
         becomes float32, which one log line says.
+
+    Raises:
+        UserError: The name is none of the three.
     """
     if name not in ("auto", "float32", "bfloat16"):
         raise UserError(f"RUNTIME.PRECISION is {name!r}; expected one of auto, float32, bfloat16")

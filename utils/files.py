@@ -37,10 +37,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     ensure_folder(path.parent)
-    # The name is found again by `remove_leftovers`, which a process killed here cannot do itself.
-    temporary = path.with_name(
-        f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}"
-    )
+    temporary = temporary_beside(path)
     try:
         yield temporary
         _sync(temporary, os.O_RDWR)
@@ -60,8 +57,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        _sync(path.parent, os.O_RDONLY)
+    sync_folder_if_possible(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new name in the folder of ``path``, with its last suffix, for a file being written.
+
+    ``remove_leftovers`` finds it again, which a process that is killed cannot do itself.
+    """
+    return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def sync_folder_if_possible(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, where its file system can."""
+    with contextlib.suppress(OSError):
+        _sync(folder, os.O_RDONLY)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -104,11 +114,22 @@ def remove_leftovers(folder: str | Path) -> int:
     removed = 0
     for path in Path(folder).glob(".*.*-*.tmp*"):
         process = path.name.rsplit(".tmp", 1)[0].rsplit(".", 1)[-1].split("-")[0]
-        if process.isdigit() and not _runs(int(process)):
+        if process.isdigit() and not is_running(int(process)):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1
     return removed
+
+
+def is_running(process: int) -> bool:
+    """Tell whether there is a process of a number on this machine, whoever owns it."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def free_bytes(folder: str | Path) -> int:
@@ -150,13 +171,3 @@ def _keep_mode(path: Path, temporary: Path) -> None:
     """Give the new file the old one's permissions."""
     with contextlib.suppress(OSError):
         temporary.chmod(path.stat().st_mode)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -78,11 +78,6 @@ class MetricWriter:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def text(self, name: str, text: str, *, step: int) -> None:
-        """Write a text to TensorBoard."""
-        with self._guarded():
-            self._board.add_text(name, text, step)
-
     def picture(self, name: str, image: Tensor, *, step: int) -> None:
         """Write a picture to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
         with self._guarded():

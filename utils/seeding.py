@@ -35,11 +35,9 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def torch_generator(
-    seed: int, *parts: int | str, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """Return a new torch generator seeded with ``derive_seed(seed, *parts)``."""
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, *parts))
+def torch_generator(seed: int, *parts: int | str) -> torch.Generator:
+    """Return a new torch generator, on the CPU, seeded with ``derive_seed(seed, *parts)``."""
+    return torch.Generator().manual_seed(derive_seed(seed, *parts))
 
 
 def numpy_generator(seed: int, *parts: int | str) -> np.random.Generator:

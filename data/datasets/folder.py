@@ -17,14 +17,8 @@ from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
-from data.datasets.market_style import JUNK_PID, VALIDATION_FOLDERS, split_of
-from data.datasets.naming import (
-    list_folders,
-    list_images,
-    parse_market_name,
-    pid_of_text,
-    upper_case_names,
-)
+from data.datasets.market_style import VALIDATION_FOLDERS, read_folder, split_of
+from data.datasets.naming import list_folders, list_images, pid_of_text
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 from data.splits import divide_persons
@@ -87,33 +81,24 @@ def _load_subsets(
         )
     parts: dict[str, tuple[Sample, ...]] = {}
     for subset, folder in folders.items():
-        if folder is not None:
-            found = _read(folder, subset, problems)
-            parts[subset] = _as_samples(found, dataset, split_of(subset))
+        if folder is None:
+            continue
+        persons = _persons_in(folder)
+        if persons:
+            parts[subset] = _as_samples(_read_persons(persons), dataset, split_of(subset))
+        else:  # cameras as they are written: one's own may count from 0
+            content = read_folder(folder, dataset, subset, first_camera=0)
+            parts[subset] = content.samples
+            problems += content.problems
     return "Market-style folders", parts
 
 
 _Found = list[tuple[Path, int, int]]
 
 
-def _read(folder: Path, subset: str, problems: list[Problem]) -> _Found:
-    """Read flat Market-style names, or one sub-folder per person."""
-    persons = [person for person in list_folders(folder) if list_images(person)]
-    if persons:
-        return _read_persons(persons)
-    paths = list_images(folder)
-    if not paths:
-        raise wrong.empty_folder(folder, subset)
-    parsed = [(path, parse_market_name(path.name)) for path in paths]
-    unread = [path.name for path, who in parsed if who is None]
-    pattern = "PPPP_cC_..., such as 0002_c1_0001.jpg"
-    if len(unread) == len(paths):
-        raise wrong.no_name_matches(folder, unread, pattern)
-    if unread:
-        problems.append(wrong.some_names_do_not_match(folder, unread, pattern))
-    if shouting := upper_case_names(paths):
-        problems.append(wrong.upper_case_suffix(folder, shouting))
-    return [(path, who.pid, who.camera) for path, who in parsed if who and who.pid != JUNK_PID]
+def _persons_in(folder: Path) -> list[Path]:
+    """List the sub-folders that hold pictures."""
+    return [person for person in list_folders(folder) if list_images(person)]
 
 
 def _read_persons(persons: list[Path]) -> _Found:
@@ -151,7 +136,7 @@ def _as_samples(found: _Found, dataset: str, split: str) -> tuple[Sample, ...]:
 def _load_persons(
     home: Path, dataset: str, problems: list[Problem]
 ) -> dict[str, tuple[Sample, ...]]:
-    persons = [person for person in list_folders(home) if list_images(person)]
+    persons = _persons_in(home)
     if not persons:
         loose = [path.name for path in list_images(home)]
         if loose:

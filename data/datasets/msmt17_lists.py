@@ -34,7 +34,11 @@ def camera_of(name: str) -> int | None:
 
 
 def read_list(path: Path) -> list[Line]:
-    """Read lines ``0000/0000_000_01_0303morning_0008_0.jpg 0``: the last space divides them."""
+    """Read lines ``0000/0000_000_01_0303morning_0008_0.jpg 0``: the last space divides them.
+
+    Raises:
+        DatasetError: The list is missing or empty, or a line is none; the text names it.
+    """
     if not path.is_file():
         raise DatasetError(
             "missing-list",

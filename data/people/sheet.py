@@ -1,4 +1,4 @@
-"""Contact sheets: a look at a data set on one picture."""
+"""Contact sheets: a look at a data set on one picture, such as docs/images/synthetic.png."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from modeling.encryption.errors import (
 )
 from modeling.encryption.primitives import open_sealed, seal
 from modeling.encryption.secret_files import PRIVATE_MODE, link_without_clobber
-from utils.files import atomic_write
+from utils.files import atomic_write, temporary_beside
 
 MANIFEST_NAME = "manifest.ised"
 SEALED_SUFFIX = ".png"
@@ -85,10 +84,7 @@ def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
         OutputExists: The name is taken and ``overwrite`` is off.
         StorageError: The disk is full, read-only or failing; nothing is left behind.
     """
-    # Named like every temporary of the project, so that leftovers of a killed process are found.
-    temporary = path.with_name(
-        f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}"
-    )
+    temporary = temporary_beside(path)
     try:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         with os.fdopen(os.open(temporary, flags, PRIVATE_MODE), "wb") as file:

@@ -122,6 +122,7 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[Unsealed]:
         the manifest, or is missing; and the manifest itself if there is none.
 
     Raises:
+        BadInput: It is no folder, or holds neither sealed pictures nor a manifest of any.
         WrongKey, Tampered: The manifest is another keyring's, or was changed.
     """
     if not folder.is_dir():

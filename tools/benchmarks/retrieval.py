@@ -3,6 +3,10 @@
 The features lie in memory, float32. Time is the best of ``--repeats`` runs, each right beside its
 bare product: the same chunks of the same matrices, and nothing else. Peak memory is the growth of
 the process after its imports, features included, before re-ranking is measured.
+
+Examples:
+    python3 tools/benchmark.py retrieval --size market
+    python3 tools/benchmark.py retrieval --size msmt17 --json msmt17.json --no-rerank
 """
 
 from __future__ import annotations

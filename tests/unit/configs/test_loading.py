@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.defaults import KEY_BY_NAME, default_config, get_value
+from configs.defaults import KEY_BY_NAME, default_config
 from configs.loading import changes, dump, load
 from configs.validation import ConfigError
 from tests.fixtures.paths import ROOT
+from utils.config_tree import get_value
 
 BASELINE = ROOT / "configs/AGW_baseline.yml"
 BASE = [

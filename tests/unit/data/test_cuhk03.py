@@ -66,7 +66,7 @@ def test_interrupted_extraction_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = trees.cuhk03_raw(tmp_path)
-    pictures = cuhk03_raw._pictures
+    pictures = cuhk03_raw.iterate_images
 
     def broken(*args: object) -> object:
         for number, item in enumerate(pictures(*args)):
@@ -74,7 +74,7 @@ def test_interrupted_extraction_leaves_nothing(
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr(cuhk03_raw, "_pictures", broken)
+    monkeypatch.setattr(cuhk03_raw, "iterate_images", broken)
     before = sorted(p.name for p in folder.iterdir())
     with pytest.raises(KeyboardInterrupt):
         load_splits("cuhk03", tmp_path)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.checks import check_positives
-from data.positives import count_positives, positive_problems
+from data.positives import check_positives, count_positives, positive_problems
 from data.problems import DatasetError
 from data.records import Sample
 

@@ -93,7 +93,8 @@ def test_padding_is_black_and_erasing_is_the_mean_in_normalised_space():
     zero = torch.zeros(1, dtype=torch.int64)
     box = torch.tensor([[30, 12, 5, 7]])
     result = augmentation(white, AugmentationDraw(zero.bool(), zero, zero, box))[0]
-    torch.testing.assert_close(result[:, 0, 0], torch.tensor(SPACE.black))
+    black = SPACE.normalize(torch.zeros(3, 1, 1)).flatten()
+    torch.testing.assert_close(result[:, 0, 0], black)
     assert torch.equal(result[:, 32, 14], torch.tensor(SPACE.mean))
     assert torch.equal(result[:, 10:, 10:].isclose(torch.tensor(SPACE.mean).view(3, 1, 1)).all(0),
                        torch.zeros(54, 22, dtype=torch.bool).index_put(

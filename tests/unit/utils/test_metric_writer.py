@@ -22,7 +22,6 @@ def test_lines_and_tensorboard_hold_the_same_numbers_under_slash_names(tmp_path:
     with MetricWriter(tmp_path) as writer:
         writer.scalars({"eval/raw->protected/rank1": 0.5, "eval/mAP": 0.25}, epoch=1, step=7)
         writer.picture("pictures/raw", torch.zeros(3, 8, 4, dtype=torch.uint8), step=7)
-        writer.text("config", "MODEL", step=0)
         writer.flush()
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"epoch": 1, "step": 7, "eval/raw->protected/rank1": 0.5, "eval/mAP": 0.25}
