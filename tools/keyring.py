@@ -136,7 +136,7 @@ def _rotate(arguments: argparse.Namespace) -> None:
     """Give a subject a new key; its former files still open."""
     with open_keyring(arguments) as keyring:
         info = keyring_admin.rotate(keyring, arguments.subject)
-    print(f"{arguments.subject}: generation {info.generation} is active")
+    print(shown(f"{arguments.subject}: generation {info.generation} is active"))
 
 
 def _revoke(arguments: argparse.Namespace) -> None:
@@ -144,20 +144,20 @@ def _revoke(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:
         act = keyring_admin.restore if arguments.undo else keyring_admin.revoke
         count = act(keyring, arguments.subject)
-    print(f"{arguments.subject}: {count} keys {'allowed again' if arguments.undo else 'revoked'}")
+    done = "allowed again" if arguments.undo else "revoked"
+    print(shown(f"{arguments.subject}: {count} keys {done}"))
 
 
 def _destroy(arguments: argparse.Namespace) -> None:
     """Destroy a subject's keys for good; no file of the subject opens ever again."""
-    if not arguments.yes and (
-        not sys.stdin.isatty() or input(f"destroy the keys of {arguments.subject}? [yes] ") != "yes"
-    ):
+    question = shown(f"destroy the keys of {arguments.subject}? [yes] ")
+    if not arguments.yes and (not sys.stdin.isatty() or input(question) != "yes"):
         raise UsageError("nothing was destroyed; answer yes, or pass --yes")
     with open_keyring(arguments) as keyring:
         count = keyring_admin.destroy(keyring, arguments.subject)
     print(
-        f"{arguments.subject}: {count} keys destroyed here; delete or rekey old backups, which "
-        "still hold them"
+        shown(f"{arguments.subject}: {count} keys destroyed here; delete old backups and exports, ")
+        + "which still hold them"
     )
 
 
@@ -169,7 +169,11 @@ def _rekey(arguments: argparse.Namespace) -> None:
         new_file = arguments.new_master
         if new_file is None or not keyring_admin.is_in_force(arguments.keyring, KeyFile(new_file)):
             raise
-        print(f"{arguments.keyring}: {new_file} is in force already; destroy its former master")
+        print(
+            f"{arguments.keyring}: {new_file} is in force already, by a rekey that was killed; it "
+            "is not known whether what was given is the former master: destroy it if it is, keep "
+            "it if it is another keyring's"
+        )
         return
     with keyring:
         if arguments.new_master is None and arguments.new_passphrase_file is None:
@@ -193,7 +197,7 @@ def _export(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:  # first, so that its passphrase is read first
         passphrase = _file_passphrase(arguments, confirm=True)
         count = key_transfer.export_subject(keyring, arguments.subject, arguments.file, passphrase)
-    print(f"made {arguments.file}: {count} keys of {arguments.subject}")
+    print(shown(f"made {arguments.file}: {count} keys of {arguments.subject}"))
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -252,12 +252,22 @@ def test_the_same_command_goes_on_after_a_kill(scene: Scene, place: str) -> None
     scene.check_rekeyed()
 
 
-def test_a_kill_after_the_commit(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("given", ["old.key", "of another keyring.key"])
+def test_a_kill_after_the_commit(
+    scene: Scene, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was the master cannot be told any more: nobody is told to destroy what he gave."""
     assert _killed(scene, new_master, "is_claimed", 1) == -signal.SIGKILL  # type: ignore[arg-type]
     scene.check_under(scene.new, scene.old)
     assert mark_of(scene.new.path).exists()
-    assert tool.main(scene.command) == 0
-    assert "in force already" in capsys.readouterr().out
+    other = KeyFile(scene.path.with_name(given))
+    other.create_if_missing()
+    assert tool.main([part.replace("old.key", given) for part in scene.command]) == 0
+    told = capsys.readouterr().out
+    assert "new.key is in force already" in told
+    assert "not known whether what was given is the former master" in told
+    if other != scene.old:
+        other.path.unlink()
     scene.check_rekeyed()
 
 
