@@ -1,4 +1,4 @@
-"""Sealed folders that somebody else changed between two runs, and keyrings that change under one."""
+"""Sealed folders changed by somebody else between two runs, keyrings that change under a run."""
 
 from __future__ import annotations
 

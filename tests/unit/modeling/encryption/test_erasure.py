@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -14,8 +13,8 @@ import pytest
 from modeling.encryption import keyring_admin
 from modeling.encryption.errors import KeyringCorrupt
 from modeling.encryption.keyring import Keyring
-from modeling.encryption.keyring_rows import KeyRow
 from modeling.encryption.keyring_root import opened
+from modeling.encryption.keyring_rows import KeyRow
 from modeling.encryption.master import KeyFile
 from tests.fixtures.paths import ROOT
 from tools import keyring as tool
@@ -28,6 +27,10 @@ def _label(keyring: Keyring, row: KeyRow) -> str:
     assert row.label_ct is not None
     aad = keyring.head.keyring_id + row.key_id
     return opened(keyring._services["label"], "label", aad, row.label_ct).decode()
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 def test_the_new_master_opens_no_label_of_an_old_copy(tmp_path: Path) -> None:
@@ -66,11 +69,11 @@ def test_no_hidden_name_outlives_a_master_that_is_destroyed(tmp_path: Path, call
     )
     command = [sys.executable, "-c", child, str(calls), *base, "init"]
     assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
-    assert [len(os.listdir(folder)) for folder in folders] == [[0, 2], [2, 1]][calls - 1]
+    assert [len(_names(folder)) for folder in folders] == [[0, 2], [2, 1]][calls - 1]
     assert tool.main([*base, "init"]) == (0 if calls == 1 else 4)
     phrase = tmp_path / "phrase"
     phrase.touch(0o600)
     phrase.write_text("correct horse\n")
     assert tool.main([*base, "rekey", "--new-passphrase-file", str(phrase)]) == 0
     master.unlink()
-    assert [os.listdir(folder) for folder in folders] == [["k.db"], []]
+    assert [_names(folder) for folder in folders] == [["k.db"], []]
