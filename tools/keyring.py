@@ -111,9 +111,10 @@ def _init(arguments: argparse.Namespace) -> None:
     """Make a new keyring, and its master key file if that is not there."""
     master = master_from(arguments.master, arguments.passphrase_file, confirm=True)
     Keyring.create(arguments.keyring, master).close()
-    print(f"made {arguments.keyring}")
+    print(shown(f"made {arguments.keyring}"))
     if isinstance(master, KeyFile):
-        print(f"master key: {master.path}; keep a copy elsewhere, without it nothing opens again")
+        kept = "keep a copy elsewhere, without it nothing opens again"
+        print(shown(f"master key: {master.path}; {kept}"))
     else:
         print("without the passphrase nothing opens again")
 
@@ -169,10 +170,10 @@ def _rekey(arguments: argparse.Namespace) -> None:
         new_file = arguments.new_master
         if new_file is None or not keyring_admin.is_in_force(arguments.keyring, KeyFile(new_file)):
             raise
+        killed = f"{arguments.keyring}: {new_file} is in force already, by a rekey that was killed"
         print(
-            f"{arguments.keyring}: {new_file} is in force already, by a rekey that was killed; it "
-            "is not known whether what was given is the former master: destroy it if it is, keep "
-            "it if it is another keyring's"
+            f"{shown(killed)}; it is not known whether what was given is the former master: "
+            "destroy it if it is, keep it if it is another keyring's"
         )
         return
     with keyring:
@@ -181,7 +182,7 @@ def _rekey(arguments: argparse.Namespace) -> None:
         else:
             new = master_from(arguments.new_master, arguments.new_passphrase_file)
         keyring_admin.rekey(keyring, new)
-    print(f"{arguments.keyring}: new master in force; destroy the old one")
+    print(shown(f"{arguments.keyring}: new master in force; destroy the old one"))
 
 
 def _backup(arguments: argparse.Namespace) -> None:
@@ -189,7 +190,7 @@ def _backup(arguments: argparse.Namespace) -> None:
     master = master_from(arguments.master, arguments.passphrase_file)  # asked for once, used twice
     with Keyring.open(arguments.keyring, master) as keyring:
         count = keyring_admin.backup(keyring, arguments.target, master)
-    print(f"made {arguments.target}: {count} rows, each opened")
+    print(shown(f"made {arguments.target}: {count} rows, each opened"))
 
 
 def _export(arguments: argparse.Namespace) -> None:
