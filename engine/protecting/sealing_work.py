@@ -204,8 +204,8 @@ def _kept(setting: Setting, job: Job, output: Path, source_sha256: bytes) -> Out
         other = "was sealed for another subject"
     elif job.listed not in (None, digest):
         other = (
-            "is not the manifest's file of that name: it was put there from elsewhere, or a run with "
-            "--overwrite did not end"
+            "is not the manifest's file of that name: it was put there from elsewhere, or a run "
+            "with --overwrite did not end"
         )
     if other:
         raise OutputExists(f"{output} exists and {other}; it was kept, --overwrite replaces it")
