@@ -111,9 +111,10 @@ def _init(arguments: argparse.Namespace) -> None:
     """Make a new keyring, and its master key file if that is not there."""
     master = master_from(arguments.master, arguments.passphrase_file, confirm=True)
     Keyring.create(arguments.keyring, master).close()
-    print(f"made {arguments.keyring}")
+    print(shown(f"made {arguments.keyring}"))
     if isinstance(master, KeyFile):
-        print(f"master key: {master.path}; keep a copy elsewhere, without it nothing opens again")
+        kept = "keep a copy elsewhere, without it nothing opens again"
+        print(shown(f"master key: {master.path}; {kept}"))
     else:
         print("without the passphrase nothing opens again")
 
@@ -136,7 +137,7 @@ def _rotate(arguments: argparse.Namespace) -> None:
     """Give a subject a new key; its former files still open."""
     with open_keyring(arguments) as keyring:
         info = keyring_admin.rotate(keyring, arguments.subject)
-    print(f"{arguments.subject}: generation {info.generation} is active")
+    print(shown(f"{arguments.subject}: generation {info.generation} is active"))
 
 
 def _revoke(arguments: argparse.Namespace) -> None:
@@ -144,20 +145,20 @@ def _revoke(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:
         act = keyring_admin.restore if arguments.undo else keyring_admin.revoke
         count = act(keyring, arguments.subject)
-    print(f"{arguments.subject}: {count} keys {'allowed again' if arguments.undo else 'revoked'}")
+    done = "allowed again" if arguments.undo else "revoked"
+    print(shown(f"{arguments.subject}: {count} keys {done}"))
 
 
 def _destroy(arguments: argparse.Namespace) -> None:
     """Destroy a subject's keys for good; no file of the subject opens ever again."""
-    if not arguments.yes and (
-        not sys.stdin.isatty() or input(f"destroy the keys of {arguments.subject}? [yes] ") != "yes"
-    ):
+    question = shown(f"destroy the keys of {arguments.subject}? [yes] ")
+    if not arguments.yes and (not sys.stdin.isatty() or input(question) != "yes"):
         raise UsageError("nothing was destroyed; answer yes, or pass --yes")
     with open_keyring(arguments) as keyring:
         count = keyring_admin.destroy(keyring, arguments.subject)
     print(
-        f"{arguments.subject}: {count} keys destroyed here; delete or rekey old backups, which "
-        "still hold them"
+        shown(f"{arguments.subject}: {count} keys destroyed here; delete old backups and exports, ")
+        + "which still hold them"
     )
 
 
@@ -169,7 +170,11 @@ def _rekey(arguments: argparse.Namespace) -> None:
         new_file = arguments.new_master
         if new_file is None or not keyring_admin.is_in_force(arguments.keyring, KeyFile(new_file)):
             raise
-        print(f"{arguments.keyring}: {new_file} is in force already; destroy its former master")
+        killed = f"{arguments.keyring}: {new_file} is in force already, by a rekey that was killed"
+        print(
+            f"{shown(killed)}; it is not known whether what was given is the former master: "
+            "destroy it if it is, keep it if it is another keyring's"
+        )
         return
     with keyring:
         if arguments.new_master is None and arguments.new_passphrase_file is None:
@@ -177,7 +182,7 @@ def _rekey(arguments: argparse.Namespace) -> None:
         else:
             new = master_from(arguments.new_master, arguments.new_passphrase_file)
         keyring_admin.rekey(keyring, new)
-    print(f"{arguments.keyring}: new master in force; destroy the old one")
+    print(shown(f"{arguments.keyring}: new master in force; destroy the old one"))
 
 
 def _backup(arguments: argparse.Namespace) -> None:
@@ -185,7 +190,7 @@ def _backup(arguments: argparse.Namespace) -> None:
     master = master_from(arguments.master, arguments.passphrase_file)  # asked for once, used twice
     with Keyring.open(arguments.keyring, master) as keyring:
         count = keyring_admin.backup(keyring, arguments.target, master)
-    print(f"made {arguments.target}: {count} rows, each opened")
+    print(shown(f"made {arguments.target}: {count} rows, each opened"))
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -193,7 +198,7 @@ def _export(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:  # first, so that its passphrase is read first
         passphrase = _file_passphrase(arguments, confirm=True)
         count = key_transfer.export_subject(keyring, arguments.subject, arguments.file, passphrase)
-    print(f"made {arguments.file}: {count} keys of {arguments.subject}")
+    print(shown(f"made {arguments.file}: {count} keys of {arguments.subject}"))
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -31,33 +31,28 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
-    from engine.api import PUBLISHED, Anonymizer
-    from engine.distributed import device_of_rank, joined, leave
+    from engine.distributed import joined, leave
     from engine.processes import is_main, share
-    from engine.protecting.opened_folder import OpenOptions, write_opened
     from engine.protecting.protection import MAX_BATCH, ProtectOptions, Summary, protect_folder
-    from engine.protecting.sealed_folder import check_apart
     from engine.protecting.sealing_work import Outcome
     from engine.protecting.source_images import list_sources, other_files
     from engine.protecting.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
-    from engine.protecting.unsealing import (
-        Unsealed,
-        accept_folder,
-        query_embedding,
-        sealed_files,
-        search,
-        unseal,
-        verify_folder,
-    )
     from engine.signals import handling
-    from layers.pixels import PixelSpace
-    from modeling.encryption.errors import IsedError, UsageError
+    from modeling.encryption.errors import UsageError
     from tools.command_line import Parser, exit_code_of, whole_number
     from tools.keyring_access import (
         ENVIRONMENT,
         add_master_arguments,
         error_line,
         open_keyring,
+    )
+    from tools.sealed_pictures import (
+        check_places,
+        load_model,
+        open_pictures,
+        recover,
+        search_pictures,
+        verify,
     )
     from utils.progress import Progress
     from utils.terminal import shown
@@ -77,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise UsageError("torchrun shares out `protect` only; run this without it")
             return run(arguments)
 
-    told = _GOES_ON if run in (_protect, _open, _recover) else "interrupted"  # others start anew
+    goes_on = run in (_protect, open_pictures, recover)  # others start anew
+    told = _GOES_ON if goes_on else "interrupted"
     return exit_code_of(work, told, line=error_line, failed=ENVIRONMENT)
 
 
@@ -107,24 +103,24 @@ def _parser() -> Parser:
     )
     _add_model(protect)
     _add_protect_options(protect)
-    opening = command("open", _open, sealed, ("output", "folder for anonymized pictures"))
+    opening = command("open", open_pictures, sealed, ("output", "folder for anonymized pictures"))
     opening.add_argument("--checkpoint", type=Path, help="training whose pixel space to use")
     opening.add_argument(
         "--exact", action="store_true", help="write the stored bytes unchanged, not as colours"
     )
-    recover = command("recover", _recover, sealed, ("output", "folder for recovered pictures"))
-    _add_model(recover)
-    recover.add_argument(
+    recovering = command("recover", recover, sealed, ("output", "folder for recovered pictures"))
+    _add_model(recovering)
+    recovering.add_argument(
         "--batch", type=whole_number(1), default=32, help="pictures per batch (32)"
     )
-    for sub in (opening, recover):
+    for sub in (opening, recovering):
         sub.add_argument("--original-size", action="store_true", help="resize to the source's size")
         sub.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    verify = command("verify", _verify, ("sealed", "folder of sealed pictures"))
-    verify.add_argument(
+    verifying = command("verify", verify, ("sealed", "folder of sealed pictures"))
+    verifying.add_argument(
         "--accept", action="store_true", help="afterwards take what opens now for the whole folder"
     )
-    find = command("search", _search, ("query", "picture, raw or sealed"), sealed)
+    find = command("search", search_pictures, ("query", "picture, raw or sealed"), sealed)
     _add_model(find)
     find.add_argument("-k", type=whole_number(1), default=10, help="how many (10)")
     return parser
@@ -161,24 +157,9 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _check_places(arguments: argparse.Namespace, source: Path) -> None:
-    """Refuse folders that lie in each other, and secrets in a folder that will be given away."""
-    check_apart(source, arguments.output, arguments.keyring)
-    output = arguments.output.resolve()
-    for secret in (arguments.master, arguments.passphrase_file):
-        if secret not in (None, "-") and output in Path(secret).resolve().parents:
-            raise UsageError(f"{secret} opens the keyring and must not lie in {arguments.output}")
-
-
-def _model(arguments: argparse.Namespace) -> Anonymizer:
-    """Load the networks of the command line."""
-    chosen = str(device_of_rank(arguments.device))
-    return Anonymizer.from_checkpoint(arguments.checkpoint, device=chosen)
-
-
 def _protect(arguments: argparse.Namespace) -> int:
     """Anonymize every picture below a folder and seal it."""
-    _check_places(arguments, arguments.input)
+    check_places(arguments, arguments.input)
     dataset = arguments.dataset or arguments.input.resolve().name
     rule = subject_rule(
         arguments.subject_from,
@@ -191,7 +172,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     # Ctrl-C and `kill` end it after what is under way.
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
     with open_keyring(arguments) as keyring:
-        model = _model(arguments)
+        model = load_model(arguments)
         with handling(finishing), Progress(total, "Protect") as bar:
 
             def report(outcome: Outcome) -> None:
@@ -213,83 +194,12 @@ def _protect(arguments: argparse.Namespace) -> int:
 
 def _say(summary: Summary, output: Path, rate: float) -> None:
     """Print what became of a folder."""
-    print(
-        f"{output}: {summary.sealed} sealed, {summary.kept} there already, {summary.failed} failed "
-        f"({rate:.1f} pictures/s)"
-    )
+    counts = f"{summary.sealed} sealed, {summary.kept} there already, {summary.failed} failed"
+    print(shown(f"{output}: {counts} ({rate:.1f} pictures/s)"))
     if summary.exif:
         print(f"EXIF data of {summary.exif} pictures was not kept; orientation was applied")
     if summary.interrupted:
         print(_GOES_ON)
-
-
-def _open(arguments: argparse.Namespace) -> int:
-    """Give anonymized pictures back as PNG files."""
-    if arguments.checkpoint is None:
-        pixels = PixelSpace(PUBLISHED["INPUT.PIXEL_MEAN"], PUBLISHED["INPUT.PIXEL_STD"])
-    else:
-        pixels = Anonymizer.from_checkpoint(arguments.checkpoint, device="cpu").pixels
-    return _write(arguments, OpenOptions(pixels, exact=arguments.exact))
-
-
-def _recover(arguments: argparse.Namespace) -> int:
-    """Run the recovery network on sealed pictures and write PNG files."""
-    model = _model(arguments)
-    return _write(arguments, OpenOptions(model.pixels, model, batch=arguments.batch))
-
-
-def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
-    """Open sealed pictures into a folder."""
-    _check_places(arguments, arguments.sealed)
-    files = sealed_files(arguments.sealed)
-    with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
-        codes = [0]
-        for file in write_opened(
-            unseal(files, keyring),
-            arguments.output,
-            options,
-            original_size=arguments.original_size,
-            overwrite=arguments.overwrite,
-        ):
-            bar.update()
-            codes.append(_code(file))
-    failed = sum(code > 0 for code in codes)
-    print(f"{arguments.output}: {len(files) - failed} pictures, {failed} failed")
-    return max(codes)
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    """Open every file of a folder and compare the folder with its sealed manifest."""
-    with open_keyring(arguments) as keyring:
-        codes = [_code(file) for file in verify_folder(arguments.sealed, keyring)]
-        failed = sum(code > 0 for code in codes)
-        print(f"{arguments.sealed}: {len(codes) - failed} good, {failed} failed")
-        if arguments.accept:
-            print(f"new manifest of {accept_folder(arguments.sealed, keyring)} files")
-    return max(codes)
-
-
-def _search(arguments: argparse.Namespace) -> int:
-    """Show the sealed pictures most like a query picture."""
-    model = _model(arguments)
-    with open_keyring(arguments) as keyring:
-        try:
-            query = query_embedding(arguments.query, keyring, model)
-        except IsedError as error:
-            return _code(Unsealed(arguments.query, error=error))
-        files = unseal(sealed_files(arguments.sealed), keyring)
-        matches, unusable = search(query, files, model, arguments.k)
-    for rank, match in enumerate(matches, 1):
-        print(f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}")
-    return max([0, *(_code(file) for file in unusable)])
-
-
-def _code(file: Unsealed) -> int:
-    """Report a file's error, if any; return the exit code it asks for."""
-    if file.error is None:
-        return 0
-    print(f"error: {error_line(file.error, str(file.path))}", file=sys.stderr)
-    return file.error.exit_code
 
 
 if __name__ == "__main__":

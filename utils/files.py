@@ -60,14 +60,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     sync_folder_if_possible(path.parent)
 
 
-def temporary_beside(path: Path) -> Path:
-    """Return a new name in the folder of ``path``, with its last suffix, for a file being written.
-
-    ``remove_leftovers`` finds it again, which a process that is killed cannot do itself.
-    """
-    return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
-
-
 def sync_folder_if_possible(folder: Path) -> None:
     """Make the names in a folder survive a power cut, where its file system can."""
     with contextlib.suppress(OSError):
@@ -106,15 +98,35 @@ def ensure_folder(path: str | Path) -> Path:
     return path
 
 
-def remove_leftovers(folder: str | Path) -> int:
+def temporary_beside(path: Path, *, suffix: bool = True) -> Path:
+    """Return a new name in the folder of a file, which `remove_leftovers` finds after a kill.
+
+    Args:
+        path: The file that is to be.
+        suffix: End in the file's own suffix; otherwise it stays before the rest.
+    """
+    stem, end = (path.stem, path.suffix) if suffix else (path.name, "")
+    return path.with_name(f".{stem}.{os.getpid()}-{_RUN}{secrets.token_hex(4)}.tmp{end}")
+
+
+def remove_leftovers(folder: str | Path, of: str = "") -> int:
     """Remove temporaries that killed processes left in a folder; return how many.
 
-    Those of processes that still run are left alone.
+    Those of processes that still run are left alone. A container gives every run the same process
+    number: what bears this process's number and not its mark was left by an earlier one.
+
+    Args:
+        folder: Where to look.
+        of: Only those of the file of this name; of all files if empty.
     """
     removed = 0
     for path in Path(folder).glob(".*.*-*.tmp*"):
-        process = path.name.rsplit(".tmp", 1)[0].rsplit(".", 1)[-1].split("-")[0]
-        if process.isdigit() and not is_running(int(process)):
+        start, _, middle = path.name.rsplit(".tmp", 1)[0].rpartition(".")
+        process, _, rest = middle.partition("-")
+        if (of and start != f".{of}") or not process.isdigit():
+            continue
+        own = int(process) == os.getpid()
+        if not rest.startswith(_RUN) if own else not is_running(int(process)):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1
@@ -137,6 +149,7 @@ def free_bytes(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+_RUN = secrets.token_hex(3)  # tells this process's temporaries from those of one of its number
 _NEARLY_FULL = 1 << 20
 _REASONS = {
     errno.ENOSPC: "free some space or choose another folder",

@@ -64,6 +64,7 @@ def write_opened(
         StorageError: The disk is full, read-only or failing.
     """
     swept: set[Path] = set()
+    written: set[Path] = set()
     for file, pixels in _rendered(files, options):
         if file.picture is None or pixels is None:
             yield file
@@ -78,7 +79,9 @@ def write_opened(
             if path.parent not in swept:  # a killed run may have left an opened picture there
                 swept.add(path.parent)
                 remove_leftovers(path.parent)
-            _write(path, picture, overwrite=overwrite)
+            # a.jpg and a.jpg.png are one name: the second must not take the first one's place
+            _write(path, picture, overwrite=overwrite and path not in written)
+            written.add(path)
         except StorageError:
             raise
         except IsedError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +104,8 @@ def protect_folder(
     are whole and the same call puts them into it.
 
     The same call goes on after any interruption: the output name is a function of the input, and an
-    output that is there is opened and its source compared.
+    output that is there is opened, and its source, its subject and its place in the manifest
+    compared.
 
     Args:
         source: Folder of pictures; sub-folders are walked, links to files followed.
@@ -120,7 +121,7 @@ def protect_folder(
         StorageError, KeyringError: Nothing can go on; finished files are whole.
     """
     check_apart(source, target, keyring.store.path)
-    paths = share(from_main(lambda: _prepare(source, target, keyring)))
+    paths, listed = from_main(lambda: _prepare(source, target, keyring))
     summary = Summary()
 
     def note(outcome: Outcome) -> None:
@@ -128,31 +129,37 @@ def protect_folder(
         if report is not None:
             report(outcome)
 
-    jobs, snapshot = _jobs(paths, keyring, options, note)
+    jobs, snapshot = _jobs(share(paths), keyring, options, listed, note)
     setting = Setting(source, target, model.size, snapshot, options.overwrite)
     size, stop = options.batch, stop or threading.Event()
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    key = keyring.manifest_key()
     try:
         protect_batches(batches, setting, model, options.workers, report=note, stop=stop)
         summary.interrupted = stop.is_set()
         summary = _together(all_gather(summary))
-    finally:
+    except BaseException:
         if is_main():
-            with suppress(UserError, OSError):  # an error under way says more than this one
-                _add_to_manifest(target, keyring.manifest_key(), options.dataset, summary.digests)
+            with suppress(UserError, OSError):  # the error under way says more than this one
+                _add_to_manifest(target, key, options.dataset, summary.digests)
+        raise
+    if is_main():
+        _add_to_manifest(target, key, options.dataset, summary.digests)
     return summary
 
 
-def _prepare(source: Path, target: Path, keyring: Keyring) -> list[str]:
-    """Make the output folder; return the sources. Before any process works in it."""
+def _prepare(source: Path, target: Path, keyring: Keyring) -> tuple[list[str], Mapping[str, str]]:
+    """Make the output folder; return the sources, and the files that its manifest lists.
+
+    Before any process works in it: it may be another keyring's.
+    """
     paths = list_sources(source)
     try:
         ensure_folder(target)
     except UserError as error:
         raise StorageError(str(error)) from None
     remove_leftovers(target)
-    Manifest.load(target, keyring.manifest_key())  # before any work: it may be another keyring's
-    return paths
+    return paths, _listed(target, keyring.manifest_key())
 
 
 def _together(summaries: list[Summary]) -> Summary:
@@ -174,13 +181,21 @@ def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, 
 
     It is read again, as another run may have ended meanwhile.
     """
+    Manifest(dataset, {**_listed(target, key), **digests}).save(target, key)
+
+
+def _listed(target: Path, key: bytes) -> Mapping[str, str]:
+    """Return the SHA-256 in hexadecimal of each file by name that a folder's manifest lists."""
     manifest = Manifest.load(target, key)
-    before = {} if manifest is None else manifest.files
-    Manifest(dataset, {**before, **digests}).save(target, key)
+    return {} if manifest is None else manifest.files
 
 
 def _jobs(
-    paths: Sequence[str], keyring: Keyring, options: ProtectOptions, note: Report
+    paths: Sequence[str],
+    keyring: Keyring,
+    options: ProtectOptions,
+    listed: Mapping[str, str],
+    note: Report,
 ) -> tuple[list[Job], KeySnapshot]:
     """Return a job for every path whose subject can be sealed for, and the keys."""
     subjects: dict[str, str] = {}
@@ -193,11 +208,16 @@ def _jobs(
             subjects.pop(path, None)
             note(Outcome(path, "", "failed", error=error))
     snapshot = keyring.snapshot(subjects.values())
+    own = {
+        subject: frozenset(row.key_id for row in keyring.rows_of(subject))
+        for subject in set(subjects.values())
+    }
     jobs = []
     for path, subject in subjects.items():
         name = keyring.file_name(options.dataset, path)
         try:
-            jobs.append(Job(path, name, snapshot.sealing_key(subject)))
+            key = snapshot.sealing_key(subject)
+            jobs.append(Job(path, name, key, own[subject], listed.get(name)))
         except IsedError as error:
             note(Outcome(path, name, "failed", error=error))
     return jobs, snapshot

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from modeling.encryption.errors import (
     AuthenticationError,
+    BadInput,
     OutputExists,
     StorageError,
     Tampered,
@@ -19,7 +20,7 @@ from modeling.encryption.errors import (
 )
 from modeling.encryption.primitives import open_sealed, seal
 from modeling.encryption.secret_files import PRIVATE_MODE, link_without_clobber
-from utils.files import atomic_write, temporary_beside
+from utils.files import atomic_write, check_regular, temporary_beside
 
 MANIFEST_NAME = "manifest.ised"
 SEALED_SUFFIX = ".png"
@@ -52,27 +53,33 @@ class Manifest:
             temporary.touch(PRIVATE_MODE)
             temporary.write_bytes(seal(key, _CONTEXT, _AAD, text.encode()))
             os.utime(temporary, (0, 0))
-        os.utime(folder, (0, 0))  # copies take the dates along, of folders too
+        with suppress(PermissionError):  # somebody else's folder: its date is theirs
+            os.utime(folder, (0, 0))  # copies take the dates along, of folders too
 
     @classmethod
     def load(cls, folder: Path, key: bytes) -> Manifest | None:
         """Open the manifest of a folder; None if there is none.
 
         Raises:
+            BadInput: It cannot be read.
             WrongKey: It is another keyring's.
             Tampered: It was changed.
         """
+        path = folder / MANIFEST_NAME
         try:
-            stored = (folder / MANIFEST_NAME).read_bytes()
+            check_regular(path)
+            stored = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
         try:
             content = json.loads(open_sealed(key, _CONTEXT, _AAD, stored))
             return cls(content["dataset"], content["files"])
         except AuthenticationError as error:
-            raise type(error)(f"{folder / MANIFEST_NAME}: {error}") from None
+            raise type(error)(f"{path}: {error}") from None
         except (KeyError, TypeError, json.JSONDecodeError):
-            raise Tampered(f"{folder / MANIFEST_NAME} is not what this program writes") from None
+            raise Tampered(f"{path} is not what this program writes") from None
 
 
 def publish(path: Path, content: bytes, *, overwrite: bool) -> None:

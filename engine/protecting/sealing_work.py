@@ -23,7 +23,7 @@ from modeling.encryption.errors import IsedError, OutputExists
 from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.metadata import Metadata
-from modeling.encryption.picture import KIND_TANH, open_picture, seal_picture
+from modeling.encryption.picture import KIND_TANH, key_id_of, open_picture, seal_picture
 from modeling.encryption.secret_files import sync_folder
 
 
@@ -47,11 +47,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: its path below the source, its output name, its subject's key."""
+    """One picture.
+
+    Attributes:
+        path: Below the source.
+        name: Output name.
+        key: Its subject's key to seal with.
+        key_ids: All keys of its subject, of which one sealed the output if that is there.
+        listed: SHA-256 in hexadecimal of the output as the manifest lists it, if it does.
+    """
 
     path: str
     name: str
     key: SubjectKey
+    key_ids: frozenset[bytes]
+    listed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,8 @@ def _kept(setting: Setting, job: Job, output: Path, source_sha256: bytes) -> Out
     """Look into an output that is there.
 
     Raises:
-        OutputExists: It does not open, or was made from another source.
+        OutputExists: It does not open, was made from another source or for another subject, whose
+            erasure it would follow, or was put there in place of the one of the manifest.
     """
     try:
         content = png_format.read_content(output)
@@ -186,9 +197,16 @@ def _kept(setting: Setting, job: Job, output: Path, source_sha256: bytes) -> Out
             f"{output} exists and does not open ({type(error).__name__}); it was kept, "
             "--overwrite replaces it"
         ) from None
+    digest, other = hashlib.sha256(content).hexdigest(), ""
     if (opened.metadata.path, opened.metadata.source_sha256) != (job.path, source_sha256):
-        raise OutputExists(
-            f"{output} exists and was made from another version of {job.path}; it was kept, "
-            "--overwrite replaces it"
+        other = f"was made from another version of {job.path}"
+    elif key_id_of(sealed.chunk, job.key.locator_key) not in job.key_ids:
+        other = "was sealed for another subject"
+    elif job.listed not in (None, digest):
+        other = (
+            "is not the manifest's file of that name: it was put there from elsewhere, or a run "
+            "with --overwrite did not end"
         )
-    return Outcome(job.path, job.name, "kept", hashlib.sha256(content).hexdigest())
+    if other:
+        raise OutputExists(f"{output} exists and {other}; it was kept, --overwrite replaces it")
+    return Outcome(job.path, job.name, "kept", digest)

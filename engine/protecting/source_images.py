@@ -18,6 +18,9 @@ from modeling.encryption.errors import BadInput
 from utils.files import check_regular
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
+# By content, whatever the suffix says; not everything the library knows: for PostScript it would
+# start an interpreter on somebody else's program.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE_BYTES = 1 << 28
 _MAX_PIXELS = 1 << 26
 _MAX_SIDE = 0xFFFF  # what the metadata holds
@@ -108,14 +111,14 @@ def decode_source(content: bytes, size: tuple[int, int]) -> SourceImage:
         BadInput: It is no picture, is damaged, or is not 8-bit RGB or grey without transparency.
     """
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             _check_kind(picture)
             had_exif = bool(picture.getexif())
             upright = ImageOps.exif_transpose(picture).convert("RGB")
     except BadInput:
         raise
     except UnidentifiedImageError:
-        raise BadInput("the file is not a picture") from None
+        raise BadInput(f"the file is not a picture in {', '.join(_FORMATS)}") from None
     except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
         raise BadInput(f"the picture is damaged ({error})") from None
     height, width = size

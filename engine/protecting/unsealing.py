@@ -70,7 +70,11 @@ def _sealed_in(folder: Path) -> list[Path]:
 
 
 def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[Unsealed]:
-    """Open files one after the other; a bad one does not stop the rest."""
+    """Open files one after the other; a bad one does not stop the rest.
+
+    Raises:
+        KeyringError, StorageError: The keyring cannot be used any more.
+    """
     for path in paths:
         try:
             content = png_format.read_content(path)
@@ -80,6 +84,8 @@ def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[Unsealed]:
             reason = BadInput(f"cannot be read ({error.strerror})")
             yield Unsealed(path, error=reason)
         except IsedError as error:
+            if error.stops:
+                raise
             yield Unsealed(path, error=error)
         else:
             yield Unsealed(path, picture, digest=hashlib.sha256(content).hexdigest())

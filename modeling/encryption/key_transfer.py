@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from modeling.encryption.errors import (
     DestroyedKey,
@@ -73,7 +72,7 @@ def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tupl
     head, params, salt = _split(stored)
     key = passphrase.unlock(params, salt)
     try:
-        content = json.loads(open_sealed(key, "export", head, stored[len(head) :]))
+        content = open_sealed(key, "export", head, stored[len(head) :])
     except WrongKey:
         raise WrongKey(f"the passphrase of {path} is another one") from None
     subject, keys = _checked(content)
@@ -109,12 +108,13 @@ def _split(stored: bytes) -> tuple[bytes, str, bytes]:
     return head, params, head[end:]
 
 
-def _checked(content: Any) -> tuple[str, list[tuple[bytes, bytes]]]:
-    """Return (subject, keys) of an authenticated export."""
+def _checked(opened: bytes) -> tuple[str, list[tuple[bytes, bytes]]]:
+    """Return (subject, keys) of an authenticated export; its sender may wish us ill."""
     try:
+        content = json.loads(opened)
         keys = [(bytes.fromhex(k["key_id"]), bytes.fromhex(k["key"])) for k in content["keys"]]
         subject = str(content["subject"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise Tampered("the export does not hold what this program writes") from None
     if any(len(key_id) != LOCATOR_BYTES or len(key) != KEY_BYTES for key_id, key in keys):
         raise Tampered("the export holds keys of the wrong length")

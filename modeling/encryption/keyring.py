@@ -30,10 +30,10 @@ from modeling.encryption.primitives import (
     derive_key,
     hmac_sha256,
     random_key,
-    seal,
 )
 from modeling.encryption.secret_files import check_private, new_private_file
 from modeling.encryption.subject_labels import checked_label
+from utils.files import remove_leftovers
 
 _DAY_S = 86_400
 
@@ -79,6 +79,7 @@ class Keyring(KeyTable):
         """
         path = Path(path)
         check_private(path, "keyring")
+        remove_leftovers(path.parent, path.name)  # second names of this file or copies of it
         store = KeyringStore(path, busy_timeout_ms)
         try:
             with store.transaction(write=False):
@@ -162,8 +163,7 @@ class Keyring(KeyTable):
         key_id = os.urandom(LOCATOR_BYTES) if key_id is None else key_id
         tag = self.subject_tag(subject)
         generation = 1 + max((row.generation for row in self.rows_of(subject)), default=0)
-        aad = self._head.keyring_id + key_id
-        label = seal(self._services["label"], "label", aad, checked_label(subject).encode())
+        label = self.sealed_label(key_id, checked_label(subject))
         day = int(time.time() // _DAY_S)
         return KeyRow(key_id, tag, label, generation, state, 0, None, day)
 

@@ -94,6 +94,11 @@ class KeyTable:
         aad = self._head.keyring_id + row.key_id
         return opened(self._services["label"], "label", aad, row.label_ct).decode()
 
+    def sealed_label(self, key_id: bytes, label: str) -> bytes:
+        """Return a label as the row of a key holds it."""
+        aad = self._head.keyring_id + key_id
+        return seal(self._services["label"], "label", aad, label.encode())
+
     def refresh(self) -> None:
         """Read again if another process has written.
 
@@ -139,14 +144,22 @@ class KeyTable:
         return row
 
     def change_root(self, master: Master) -> None:
-        """Wrap everything under a new root and a new master; within `writing` only."""
+        """Wrap everything under a new root and a new master; within `writing` only.
+
+        Labels get a new key too, or the new master would open those of erased subjects in old
+        copies. Tags and file names depend on the key of names, which has to stay, as locators do.
+        """
         keys = {row.key_id: self.unwrap(row) for row in self.rows if row.wrapped is not None}
+        labels = {row.key_id: self.label_of(row) for row in self.rows}
         root, head = new_root(self._head.keyring_id, master, self._head.epoch + 1)
         self._set_root(root, head)
+        self._services["label"] = random_key()
         for name, service in self._services.items():
             self.store.put_service(name, seal(root, "service", service_aad(head, name), service))
         for row in self.rows:
-            self.put(row, keys.get(row.key_id))
+            label = labels[row.key_id]
+            label_ct = None if label is None else self.sealed_label(row.key_id, label)
+            self.put(replace(row, label_ct=label_ct), keys.get(row.key_id))
 
     def found(self) -> None:
         """Write head and new random service keys into an empty file."""

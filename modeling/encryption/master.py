@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from modeling.encryption.errors import KeyringCorrupt, StorageError, UsageError, WrongMaster
 from modeling.encryption.primitives import KEY_BYTES, random_key
 from modeling.encryption.secret_files import read_private, write_new_private
+from utils.files import remove_leftovers
 
 KDF_FILE = "file"
 KDF_ARGON2ID = "argon2id"
@@ -100,6 +101,7 @@ class KeyFile:
             WrongMaster: It does not hold 32 bytes.
         """
         del params, salt  # a random key needs no stretching
+        remove_leftovers(self.path.parent, self.path.name)  # or it outlives the file's destruction
         key = read_private(self.path, "master key file")
         if len(key) != KEY_BYTES:
             raise WrongMaster(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modeling.encryption.errors import InsecurePermissions, KeyringMissing, StorageError
-from utils.files import remove_leftovers
+from utils.files import remove_leftovers, temporary_beside
 
 PRIVATE_MODE = 0o600
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -83,7 +82,7 @@ def new_private_file(path: Path) -> Iterator[Path]:
         StorageError: The folder cannot be written to.
     """
     remove_leftovers(path.parent)  # a killed process may have left a copy of a secret
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    temporary = temporary_beside(path, suffix=False)
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
         os.close(os.open(temporary, flags, PRIVATE_MODE))

@@ -23,7 +23,7 @@ from modeling.encryption.keyring import Keyring
 from modeling.encryption.picture import open_picture
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import Scene, draw, make_scene
-from tools import protect
+from tools import sealed_pictures
 from tools.protect import main
 
 PICTURES = 60
@@ -277,7 +277,7 @@ def test_only_what_goes_on_says_so(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("open_keyring", "_model", "_check_places"):  # whichever comes first
-        monkeypatch.setattr(protect, step, interrupt)
+    for step in ("open_keyring", "load_model", "check_places"):  # whichever comes first
+        monkeypatch.setattr(sealed_pictures, step, interrupt)
     assert main([*command.split(), "--keyring", "keys.db", "--master", "master.key"]) == 130
     assert capsys.readouterr().err == told

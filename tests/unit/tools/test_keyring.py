@@ -194,3 +194,27 @@ def test_end_of_input_at_the_question_destroys_nothing(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     assert tool.main([*base, "destroy", "market/0002"]) == 130
+
+
+def test_names_that_are_no_text_and_labels_that_steer_are_printed_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on most terminals: what is no UTF-8 cannot be printed as it is."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
+    monkeypatch.setattr("sys.stdout", stream)
+    base = ["--keyring", str(tmp_path / "k\udcff.db"), "--master", str(tmp_path / "m\udcff.key")]
+    assert tool.main([*base, "init"]) == 0
+    _sealing(base, "set/\x1b[2J")
+    copy, new = str(tmp_path / "c\udcff.db"), str(tmp_path / "n\udcff.key")
+    for command in (
+        ["rotate", "set/\x1b[2J"],
+        ["revoke", "set/\x1b[2J"],
+        ["destroy", "set/\x1b[2J", "--yes"],
+        ["backup", copy],
+        ["rekey", "--new-master", new],
+    ):
+        assert tool.main([*base, *command]) == 0
+    told = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert told.count("\\xdcff") == 4
+    assert told.count("set/\\x1b[2J") == 3
+    assert all(char.isprintable() or char == "\n" for char in told)

@@ -190,3 +190,22 @@ def test_a_reader_never_sees_a_mixture(kept: Path) -> None:
             reads += 1
     assert process.returncode == 0
     assert reads
+
+
+def test_a_run_with_the_number_of_a_killed_one_removes_what_that_left(tmp_path: Path) -> None:
+    """In a container every run is process 1."""
+    left = tmp_path / f".kept.{os.getpid()}-0badcafe0badcafe.tmp.pth"
+    left.write_bytes(b"half")
+    with atomic_write(tmp_path / "kept.pth") as temporary:
+        temporary.write_bytes(b"new")
+        assert remove_leftovers(tmp_path) == 1
+        assert not left.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.pth"]
+
+
+def test_only_what_is_left_of_one_file_is_removed(tmp_path: Path) -> None:
+    one, other = (tmp_path / f".{name}.99999999-0badcafe.tmp" for name in ("a.key", "b.a.key"))
+    one.touch()
+    other.touch()
+    assert remove_leftovers(tmp_path, "a.key") == 1
+    assert list(tmp_path.iterdir()) == [other]

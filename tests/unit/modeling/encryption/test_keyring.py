@@ -26,6 +26,7 @@ from modeling.encryption.errors import (
     MissingKey,
     RevokedKey,
     StorageError,
+    Tampered,
     UsageError,
     WrongMaster,
 )
@@ -34,7 +35,7 @@ from modeling.encryption.keyring import Keyring
 from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
-from modeling.encryption.primitives import fresh_message_key
+from modeling.encryption.primitives import fresh_message_key, seal
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
 SUBJECT = "market/test/2"
@@ -290,6 +291,28 @@ def test_a_changed_export_is_refused(tmp_path: Path, keyring: Keyring, place: in
     exported.write_bytes(content)
     with pytest.raises(ValueError, match="export|passphrase|changed"):
         import_subject(keyring, exported, phrase)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b'{"subject": "a", "keys": [{"key_id": 1}]}'],
+    ids=["empty", "cut", "no text", "deep", "list", "number"],
+)
+def test_an_export_that_its_sender_made_up_is_refused(
+    keyring: Keyring, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _seal(keyring)
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    with monkeypatch.context() as patch:
+        patch.setattr("modeling.encryption.key_transfer.json.dumps", lambda _: content.decode("l1"))
+        patch.setattr("modeling.encryption.key_transfer.seal", _seal_latin)
+        export_subject(keyring, SUBJECT, exported, phrase)
+    with pytest.raises(Tampered, match="does not hold what this program writes"):
+        import_subject(keyring, exported, phrase)
+
+
+def _seal_latin(key: bytes, context: str, aad: bytes, message: bytes) -> bytes:
+    return seal(key, context, aad, message.decode().encode("l1"))
 
 
 EDITS = {
