@@ -24,7 +24,9 @@ from data.datasets.naming import (
     parse_market_name,
     pid_of_text,
     upper_case_names,
+    whole_number,
 )
+from data.positives import stranger_problems
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 from data.splits import divide_persons
@@ -60,6 +62,7 @@ def load(request: LoadRequest) -> LoadedData:
         val_gallery=parts.get("val_gallery", ()),
         notes={"layout": layout},
     )
+    problems += stranger_problems(splits)
     return LoadedData(splits, dataset, layout, home, {}, tuple(problems))
 
 
@@ -138,7 +141,7 @@ def camera_of(name: str) -> int:
     (12, 3, 0)
     """
     match = _CAMERA.search(name)
-    return int(match[1]) if match else 0
+    return (whole_number(match[1]) or 0) if match else 0
 
 
 def _as_samples(found: _Found, dataset: str, split: str) -> tuple[Sample, ...]:

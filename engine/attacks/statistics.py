@@ -114,4 +114,5 @@ def share_measure(
 ) -> Measure:
     """Return a share of images, or a rate per image, beside a floor that is known exactly."""
     known = Interval(floor, floor, floor)
-    return Measure(name, "rate", interval_of(values, pids, seed), known, decides=True)
+    value = interval_of(values, pids, seed)
+    return Measure(name, "rate", value, known, decides=True, floor_is_exact=True)
