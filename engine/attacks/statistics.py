@@ -53,11 +53,16 @@ def deal_to_others(pids: Tensor, deals: int, rng: np.random.Generator) -> Places
 
 
 def quality(truth: Tensor, images: Tensor) -> tuple[Floats, Floats]:
-    """Return PSNR (dB) and SSIM of each image; both (N, 3, H, W) are cut to [0, 1] first."""
+    """Return PSNR (dB) and SSIM of each image; both (N, 3, H, W) are cut to [0, 1] first.
+
+    What is no number counts as grey, which an attacker would put there: one NaN would make all
+    means NaN, and those lie beyond no floor.
+    """
     if not len(truth):
         return np.zeros(0), np.zeros(0)
     accumulator = QualityAccumulator()
-    accumulator.update(truth.clamp(0, 1), images.expand_as(truth).clamp(0, 1))
+    drawn = images.nan_to_num(0.5, posinf=1.0, neginf=0.0).expand_as(truth).clamp(0, 1)
+    accumulator.update(truth.clamp(0, 1), drawn)
     found = accumulator.per_image()
     psnr = np.minimum(found.psnr_db.cpu().numpy(), PSNR_CAP_DB)
     return psnr, found.ssim.cpu().numpy()
