@@ -23,7 +23,7 @@ from engine.scoring.ragged import Indices
 from engine.scoring.ranking import worst_rows
 from engine.scoring.retrieval import CMC_LENGTH
 
-_SHOWN_BYTES = 16  # of one query and image shown: place, similarity, and what is closer
+_SHOWN_BYTES = 32  # of one query and image shown: place, similarity, what is closer, and its sum
 _BROKEN = float(np.finfo(np.float32).min)
 
 

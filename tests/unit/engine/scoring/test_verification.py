@@ -117,7 +117,7 @@ def test_rows_are_fewer_where_the_caller_needs_memory_for_each(monkeypatch):
         for n, camera in ((300, 0), (4000, 1))
     )
     score_single_shot(query, gallery, draws=1, memory_mib=4)
-    row_bytes = 4 * (len(gallery) + 12) + 16 * len(gallery)
+    row_bytes = 4 * (len(gallery) + 12) + 32 * len(gallery)
     assert max(sizes) * row_bytes < 4 * 2**20
     assert sum(sizes) == len(query)
 
