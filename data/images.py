@@ -23,6 +23,12 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    # Formats that lie under a .jpg name unnoticed: AVIF, DDS, SPIDER, TIFF.
+    RuntimeError,
+    AttributeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
 )
 
 
@@ -67,6 +73,8 @@ def read_rgb(path: str | Path) -> Image.Image:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadImage(path, f"{picture.width} x {picture.height} pixels is too large")
+            if picture.format == "EPS":  # Pillow would start Ghostscript on it
+                raise BadImage(path, "the file is PostScript, which is a program, not a picture")
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
     except BadImage:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data import problems as wrong
 from data.problems import DatasetError, Problem
-from data.records import Sample
+from data.records import DatasetSplits, Sample
 from utils.logger import get_logger
 
 
@@ -90,3 +90,26 @@ def check_positives(
     for problem in found:
         get_logger().warning(problem.text)
     return found
+
+
+def stranger_problems(splits: DatasetSplits) -> tuple[Problem, ...]:
+    """Warn of persons in training and test, for data sets in which a number is one person.
+
+    Scores, attacks and thresholds are all meant for people whom no network was trained on.
+    """
+    trained = {sample.pid for sample in splits.train}
+    found = []
+    for title, samples in (
+        ("test", (*splits.query, *splits.gallery)),
+        ("validation", (*splits.val_query, *splits.val_gallery)),
+    ):
+        both = sorted(trained & {sample.pid for sample in samples})
+        if both:
+            text = (
+                f"{len(both)} persons are both in the training and in the {title} set (pid "
+                f"{wrong.examples([str(pid) for pid in both], 5)}): networks know them, and scores "
+                "and attacks look better than on strangers; leave each on one side, or number "
+                "them apart if they are not the same people"
+            )
+            found.append(Problem("persons-not-strangers", text))
+    return tuple(found)

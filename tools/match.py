@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from modeling.encryption.png_format import CHUNK_NAME
 from tools.command_line import INTERRUPTED, Parser, exit_code_of, number
 from utils.errors import UserError
 
+# Where validation can accept nothing, its threshold lies a bin above 1.
+_HIGHEST = 1.00001
 _KINDS = ("raw", "protected")
 _EXAMPLES = """examples:
   python3 tools/match.py a.jpg b.jpg --checkpoint demo/full
@@ -30,6 +33,17 @@ Prints the cosine of the two embeddings, the threshold and the answer. The thres
 calibration.json, chosen on the validation split when the checkpoint was trained, unless --threshold
 gives one. Exit code: 0 the same person, 1 not, 2 an error, 130 interrupted.
 """
+
+
+def _cosine(text: str) -> float:
+    """Read a threshold from the command line or from ``calibration.json``."""
+    try:
+        return number(-1, _HIGHEST)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a cosine from -1 to 1: the higher, the fewer pictures are "
+            "taken for one person"
+        ) from None
 
 
 def threshold_of(folder: Path, first: str, second: str) -> float:
@@ -45,10 +59,9 @@ def threshold_of(folder: Path, first: str, second: str) -> float:
             "split, or --threshold"
         )
     try:
-        return float(
-            json.loads(path.read_text(encoding="utf-8"))[f"{first}->{second}"]["threshold"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _cosine(content[f"{first}->{second}"]["threshold"])
+    except (ValueError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
         raise UserError(
             f"{path} has no threshold for {first}->{second}; give one by --threshold"
         ) from error
@@ -83,6 +96,11 @@ def compare(args: argparse.Namespace) -> bool:
     model = Anonymizer.from_checkpoint(args.checkpoint, device=args.device)
     first, second = (model.embed(picture_of(path)) for path in (args.first, args.second))
     similarity = float((first @ second.T).item())
+    if not math.isfinite(similarity):
+        raise UserError(
+            f"the network of {args.checkpoint} makes no number of these pictures (cosine "
+            f"{similarity}); check how its training ended"
+        )
     same = similarity >= threshold
     answer = "the same person" if same else "not the same person"
     print(f"cosine {similarity:.4f}, threshold {threshold:.4f}: {answer}")
@@ -103,8 +121,10 @@ def main(argv: list[str] | None = None) -> int:
         help="what the pictures are: raw, or protected, which is anonymized and not sealed "
         "(default: raw raw)",
     )  # fmt: skip
-    # Where validation can accept nothing, its threshold lies a bin above 1.
-    parser.add_argument("--threshold", type=number(-1, 1.00001), help="least cosine of one person")
+    parser.add_argument(
+        "--threshold", type=_cosine, metavar="COSINE",
+        help="least cosine of one person, from -1 to 1 (default: that of calibration.json)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     answers: list[bool] = []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
 from data.datasets.folder import resolve
 from data.datasets.market_style import JUNK_PID, split_of
-from data.datasets.naming import pid_of_text
-from data.problems import DatasetError
+from data.datasets.naming import pid_of_text, whole_number
+from data.positives import stranger_problems
+from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 
 COLUMNS = ("path", "pid", "camid", "split")
@@ -59,7 +61,21 @@ def load(request: LoadRequest) -> LoadedData:
         val_gallery=ordered["val_gallery"],
         notes={"layout": "table"},
     )
-    return LoadedData(splits, table.stem, "table", table)
+    problems = [*stranger_problems(splits), *_listed_twice(table, splits)]
+    return LoadedData(splits, table.stem, "table", table, problems=tuple(problems))
+
+
+def _listed_twice(table: Path, splits: DatasetSplits) -> list[Problem]:
+    """Warn of a picture that several rows name: as query and gallery it finds itself."""
+    times = Counter(sample.path for subset in SUBSETS for sample in getattr(splits, subset))
+    twice = [path for path, count in times.items() if count > 1]
+    if not twice:
+        return []
+    text = (
+        f"{len(twice)} pictures are in several rows of {table} ({wrong.examples(twice)}); a "
+        "picture that is both query and gallery finds itself: keep one row of each"
+    )
+    return [Problem("same-picture-twice", text)]
 
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
@@ -90,7 +106,8 @@ def _sample(
             "bad-value",
             f"{table} line {line}: split is {subset!r}; expected one of {', '.join(SUBSETS)}",
         )
-    if not row["path"] or not row["pid"] or not row["camid"].isdigit():
+    camera = whole_number(row["camid"])
+    if not row["path"] or not row["pid"] or camera is None:
         raise DatasetError(
             "bad-value",
             f"{table} line {line}: path is {row['path']!r}, pid {row['pid']!r}, camid "
@@ -105,5 +122,5 @@ def _sample(
         )
     path = table.parent / Path(row["path"]).expanduser()
     return Sample(
-        str(path), pid, int(row["camid"]), subject_of(table.stem, split_of(subset), pid)
+        str(path), pid, camera, subject_of(table.stem, split_of(subset), pid)
     ), subset

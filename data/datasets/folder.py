@@ -18,7 +18,8 @@ from pathlib import Path
 from data import problems as wrong
 from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
 from data.datasets.market_style import VALIDATION_FOLDERS, read_folder, split_of
-from data.datasets.naming import list_folders, list_images, pid_of_text
+from data.datasets.naming import list_folders, list_images, pid_of_text, whole_number
+from data.positives import stranger_problems
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 from data.splits import divide_persons
@@ -54,6 +55,7 @@ def load(request: LoadRequest) -> LoadedData:
         val_gallery=parts.get("val_gallery", ()),
         notes={"layout": layout},
     )
+    problems += stranger_problems(splits)
     return LoadedData(splits, dataset, layout, home, {}, tuple(problems))
 
 
@@ -123,7 +125,7 @@ def camera_of(name: str) -> int:
     (12, 3, 0)
     """
     match = _CAMERA.search(name)
-    return int(match[1]) if match else 0
+    return (whole_number(match[1]) or 0) if match else 0
 
 
 def _as_samples(found: _Found, dataset: str, split: str) -> tuple[Sample, ...]:

@@ -107,7 +107,8 @@ def missing_folders(folder: Path, title: str) -> DatasetError:
 
 def tree_hash(names: Iterable[str]) -> str:
     """SHA-256 over the sorted ``folder/name`` of a split, the same wherever the split lies."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    text = "\n".join(sorted(names))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def load_validation_tree(request: LoadRequest, title: str) -> LoadedData:

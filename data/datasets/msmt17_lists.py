@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.datasets.naming import is_image_name, list_folders
+from data.datasets.naming import is_image_name, list_folders, whole_number
 from data.problems import DatasetError
 
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
@@ -28,9 +28,9 @@ def camera_of(name: str) -> int | None:
     10
     """
     fields = name.split("_")
-    if len(fields) < 4 or not all(field.isdigit() for field in fields[:3]):
+    if len(fields) < 4 or any(whole_number(field) is None for field in fields[:3]):
         return None
-    return int(fields[2])
+    return whole_number(fields[2])
 
 
 def read_list(path: Path) -> list[Line]:
@@ -44,19 +44,25 @@ def read_list(path: Path) -> list[Line]:
             "missing-list",
             f"{path} is missing; unpack the archive again, it holds {', '.join(LISTS)}",
         )
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            "bad-list", f"{path} is no UTF-8 text ({error}); copy the original list again"
+        ) from error
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, text in enumerate(content.splitlines(), 1):
         if not text.strip():
             continue
-        name, _, pid = text.strip().rpartition(" ")
-        camera = camera_of(Path(name).name)
-        if camera is None or not pid.isdigit() or not is_image_name(Path(name).name):
+        name, _, last = text.strip().rpartition(" ")
+        camera, pid = camera_of(Path(name).name), whole_number(last)
+        if camera is None or pid is None or not is_image_name(Path(name).name):
             raise DatasetError(
                 "no-name-matches",
                 f"{path} line {number} is {text!r}; expected 'PPPP/NAME.jpg PID' with NAME "
                 f"{NAME_PATTERN}; copy the original list again",
             )
-        lines.append(Line(name.strip(), int(pid), camera))
+        lines.append(Line(name.strip(), pid, camera))
     if not lines:
         raise DatasetError("empty-list", f"{path} is empty; copy the original list again")
     return lines

@@ -16,6 +16,7 @@ MARKET_PATTERN = "PPPP_cC[sS]_..., such as 0002_c1s1_000451_03.jpg"
 
 # The separator after the digits is what keeps camera 14 from being read as camera 1.
 _MARKET = re.compile(r"(?P<pid>-?\d+)_c(?P<camera>\d+)(?:s\d+)?_")
+_TOO_LARGE = 2**63  # identities and cameras become int64
 _IGNORED_FOLDERS = {"__macosx"}
 
 
@@ -35,7 +36,10 @@ def parse_market_name(name: str) -> PersonAndCamera | None:
     14
     """
     match = _MARKET.match(Path(name).name)
-    return PersonAndCamera(int(match["pid"]), int(match["camera"])) if match else None
+    if match is None:
+        return None
+    found = PersonAndCamera(int(match["pid"]), int(match["camera"]))
+    return found if max(abs(found.pid), found.camera) < _TOO_LARGE else None
 
 
 def is_image_name(name: str) -> bool:
@@ -55,7 +59,10 @@ def _is_file_or_dead_link(entry: os.DirEntry[str]) -> bool:
 
     Left out here, the pictures of a split whose source was moved would be missed in silence.
     """
-    return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    try:
+        return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    except OSError:  # a link that leads round in a circle
+        return True
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -79,11 +86,23 @@ def upper_case_names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths if path.suffix != path.suffix.lower()]
 
 
+def whole_number(text: str) -> int | None:
+    """Read digits, of any script, that an int64 holds; None for anything else.
+
+    >>> whole_number("0042"), whole_number("4²"), whole_number("9" * 30), whole_number("")
+    (42, None, None, None)
+    """
+    # isdigit would let superscripts through, which int refuses.
+    if not text.isdecimal() or len(text) > 19 or int(text) >= _TOO_LARGE:
+        return None
+    return int(text)
+
+
 def pid_of_text(text: str) -> int:
     """Turn an identity written in any way into a number that never changes.
 
-    Digits are taken as they are; a name becomes a number above 2**32 from its SHA-256, so adding a
-    person later moves nobody else's number, and with it nobody's key.
+    Digits are taken as they are, as far as an int64 holds them; a name becomes a number above 2**32
+    from its SHA-256, so adding a person later moves nobody else's number, and with it nobody's key.
 
     >>> pid_of_text("0042")
     42
@@ -91,7 +110,8 @@ def pid_of_text(text: str) -> int:
     True
     """
     text = text.strip()
-    if re.fullmatch(r"-?[0-9]+", text):
+    if re.fullmatch(r"-?[0-9]{1,19}", text) and abs(int(text)) < _TOO_LARGE:
         return int(text)
-    digest = hashlib.sha256(text.encode()).digest()
+    # Names of folders may hold bytes that are no UTF-8.
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
     return 2**32 + int.from_bytes(digest[:7], "big") // 2  # stays below 2**62: an int64 holds it

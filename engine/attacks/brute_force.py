@@ -25,7 +25,8 @@ _IMAGES = 40  # as many as the published measurement broke
 _PREFIX = 64  # values that tell a wrong pad: it leaves [-1, 1] with a quarter of them
 _SLACK = 1e-3
 _SECONDS_A_YEAR = 365.25 * 86_400
-_KEY_SPACE = {"aead": 2.0**256}
+# Seeds that a pad can have (torch.Generator), and keys of AES-256.
+_KEY_SPACE = {"additive": 2.0**64, "aead": 2.0**256}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +63,11 @@ class KeyBruteForce(CipherAttack):
             and bool((search.opened[place] - stored.plain[place]).abs().max() < 1e-4)
             for place in places.tolist()
         ]
-        space = _KEY_SPACE.get(level, float(search.tried))
-        measure = share_measure("opened", right, pids, context.seed, floor=1 / space)
+        by_chance = search.tried / _KEY_SPACE[level]
+        measure = share_measure("opened", right, pids, context.seed, floor=by_chance)
         rate = search.tried * len(places) / max(search.seconds, 1e-9)
+        # Additive: how long the numbers take that were tried; nobody draws seeds from all 2^64.
+        space = _KEY_SPACE[level] if level == "aead" else float(search.tried)
         years = space / 2 / rate / _SECONDS_A_YEAR
         details = {
             "keys_per_s": rate,

@@ -26,7 +26,7 @@ from modeling.privacy_networks import PrivacyNetworks
 from modeling.unet import UNet
 from utils.errors import UserError
 
-FORMAT = 1  # raise it with every change that makes earlier results others
+FORMAT = 2  # raise it with every change that makes earlier results others
 BATCH = 32
 _DEFAULT_BUDGET = 4096
 
@@ -172,7 +172,7 @@ def _digest(splits: DatasetSplits) -> str:
     digest = hashlib.sha256()
     for role in (splits.train, splits.query, splits.gallery):
         rows = [f"{Path(s.path).name}/{s.pid}/{s.camid}" for s in role]
-        digest.update("\n".join([*rows, ""]).encode())
+        digest.update("\n".join([*rows, ""]).encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.seeding import numpy_generator
 
 _RETRIEVAL_DEALS = 100
+_FEWEST_PERSONS = 4  # under one camera, so that its queries are dealt among themselves
 
 
 def link_measures(
@@ -34,7 +35,9 @@ def link_measures(
     """Score how well queries find images of their person, beside the same queries dealt anew.
 
     The floor is the score of queries that changed places with others of their camera: what a
-    network makes of cameras and favourite gallery images stays, the persons go.
+    network makes of cameras and favourite gallery images stays, the persons go. A query that moved
+    still does not look at images of its own person and camera: nearly its doubles, they would push
+    every answer down, and the floor below what luck reaches.
 
     Args:
         query: What is looked with.
@@ -54,12 +57,12 @@ def link_measures(
     pids = query.pids.cpu()[matching.scored]
 
     def scores(order: Places) -> dict[str, Floats]:
-        found = matching.scores(alike[torch.from_numpy(order)])
+        found = matching.scores(alike, torch.from_numpy(order))
         return {name: found[name] for name in names}
 
     own = scores(np.arange(len(query)))
     rng = numpy_generator(seed, "deals of queries")
-    deals = [scores(_within_cameras(query.camids, rng)) for _ in range(_RETRIEVAL_DEALS)]
+    deals = [scores(_within_cameras(query, rng)) for _ in range(_RETRIEVAL_DEALS)]
     return tuple(
         Measure(
             f"{prefix}{name}",
@@ -81,12 +84,12 @@ class PairRules:
 
     Attributes:
         matches: Gallery images to find, bool (S, G), for each of the S scored queries.
-        valid: Gallery images that are ranked, bool (S, G).
+        ignored: Gallery images of the query's person and camera, bool (Q, G), for each query.
         scored: Places of the queries that have a match (S,).
     """
 
     matches: Tensor
-    valid: Tensor
+    ignored: Tensor
     scored: Tensor
 
     @classmethod
@@ -107,21 +110,28 @@ class PairRules:
                 "no private query has an image to find under another camera; expected persons seen "
                 "by two cameras, or TEST.CROSS_CAMERA False"
             )
-        return cls(matches[scored], ~ignored[scored], scored)
+        return cls(matches[scored], ignored, scored)
 
-    def scores(self, similarity: Tensor) -> dict[str, Floats]:
+    def scores(self, similarity: Tensor, order: Tensor | None = None) -> dict[str, Floats]:
         """Score similarities of all queries and gallery images (Q, G).
+
+        Args:
+            similarity: Of every query and gallery image.
+            order: Which query's image stands in each query's place (Q,); left out: its own. It
+                brings along what it does not look at, besides what its place does not look at.
 
         Returns:
             ``rank1``, ``mAP`` and ``auc`` of each scored query (S,); the last is the chance that a
             match is closer than an image of somebody else. Ties go to the earlier gallery image.
         """
-        rows = similarity[self.scored].masked_fill(~self.valid, -torch.inf)
-        order = rows.argsort(dim=1, descending=True, stable=True)
-        hits = self.matches.gather(1, order).double()
+        shown = self.scored if order is None else order[self.scored]
+        hidden = self.ignored[self.scored] | (self.ignored[shown] & ~self.matches)
+        rows = similarity[shown].masked_fill(hidden, -torch.inf)
+        ranking = rows.argsort(dim=1, descending=True, stable=True)
+        hits = self.matches.gather(1, ranking).double()
         found, rank = hits.cumsum(1), torch.arange(1, hits.shape[1] + 1)
         number = hits.sum(1)
-        others = (self.valid.sum(1) - number).clamp_min(1)
+        others = ((~hidden).sum(1) - number).clamp_min(1)
         before = ((rank - found) * hits).sum(1)  # others ahead of each match
         values = {
             "rank1": hits[:, 0],
@@ -143,16 +153,16 @@ def cosines(query: Features, gallery: Features) -> Tensor:
     return (sides[0] @ sides[1].T.to(sides[0].device)).cpu()
 
 
-def _within_cameras(camids: Tensor, rng: np.random.Generator) -> Places:
+def _within_cameras(query: Features, rng: np.random.Generator) -> Places:
     """Return an order in which queries changed places with others of their camera.
 
-    Where cameras have too few queries to change places, all do.
+    Where a camera saw too few persons to deal among, all change places: many queries of one person
+    would only change places with each other, and the floor would be the score itself.
     """
-    cameras = camids.cpu().numpy()
+    cameras, people = query.camids.cpu().numpy(), query.pids.cpu().numpy()
     order = np.arange(len(cameras))
-    sizes = np.unique(cameras, return_counts=True)[1]
-    groups = [np.flatnonzero(cameras == c) for c in np.unique(cameras)]
-    if sizes.min() < 4:
+    groups = [np.flatnonzero(cameras == camera) for camera in np.unique(cameras)]
+    if min(len(np.unique(people[group])) for group in groups) < _FEWEST_PERSONS:
         groups = [order.copy()]
     for group in groups:
         order[group] = rng.permutation(group)

@@ -28,6 +28,8 @@ class Measure:
         decides: Whether the verdict depends on it.
         bad_side: On which side of the floor the protection has failed: ``above`` (what the attacker
             gains) or ``below`` (what the owner loses).
+        floor_is_exact: The floor is known, not measured: what lies beyond it cannot be luck, be it
+            a single image of a single person.
     """
 
     name: str
@@ -36,10 +38,18 @@ class Measure:
     floor: Interval
     decides: bool = False
     bad_side: str = "above"
+    floor_is_exact: bool = False
 
     @property
     def beyond_floor(self) -> bool:
-        """Whether the value's interval lies wholly on the bad side of the floor's interval."""
+        """Whether the value's interval lies wholly on the bad side of the floor's interval.
+
+        Where the floor is exact the value itself decides. Its interval over persons would reach the
+        floor as soon as some resample misses the few persons whose images were opened.
+        """
+        if self.floor_is_exact:
+            value, floor = self.value.value, self.floor.value
+            return value < floor if self.bad_side == "below" else value > floor
         if self.bad_side == "below":
             return self.value.high < self.floor.low - _RESOLUTION
         return self.value.low > self.floor.high + _RESOLUTION

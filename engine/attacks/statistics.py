@@ -53,11 +53,16 @@ def deal_to_others(pids: Tensor, deals: int, rng: np.random.Generator) -> Places
 
 
 def quality(truth: Tensor, images: Tensor) -> tuple[Floats, Floats]:
-    """Return PSNR (dB) and SSIM of each image; both (N, 3, H, W) are cut to [0, 1] first."""
+    """Return PSNR (dB) and SSIM of each image; both (N, 3, H, W) are cut to [0, 1] first.
+
+    What is no number counts as grey, which an attacker would put there: one NaN would make all
+    means NaN, and those lie beyond no floor.
+    """
     if not len(truth):
         return np.zeros(0), np.zeros(0)
     accumulator = QualityAccumulator()
-    accumulator.update(truth.clamp(0, 1), images.expand_as(truth).clamp(0, 1))
+    drawn = images.nan_to_num(0.5, posinf=1.0, neginf=0.0).expand_as(truth).clamp(0, 1)
+    accumulator.update(truth.clamp(0, 1), drawn)
     found = accumulator.per_image()
     psnr = np.minimum(found.psnr_db.cpu().numpy(), PSNR_CAP_DB)
     return psnr, found.ssim.cpu().numpy()
@@ -114,4 +119,5 @@ def share_measure(
 ) -> Measure:
     """Return a share of images, or a rate per image, beside a floor that is known exactly."""
     known = Interval(floor, floor, floor)
-    return Measure(name, "rate", interval_of(values, pids, seed), known, decides=True)
+    value = interval_of(values, pids, seed)
+    return Measure(name, "rate", value, known, decides=True, floor_is_exact=True)

@@ -116,7 +116,10 @@ class StorageRoundTrip(CipherAttack):
             same = _LEVELS.to_pixels(back) == _LEVELS.to_pixels(stored.plain[place : place + 1])
             shares.append(float(same.float().mean()))
         value = interval_of(shares, pids, context.seed)
-        measure = Measure("exact", "rate", value, exactly(1.0), decides=True, bad_side="below")
+        measure = Measure(
+            "exact", "rate", value, exactly(1.0), decides=True, bad_side="below",
+            floor_is_exact=True,
+        )  # fmt: skip
         sentence = (
             f"After a file was written, read and opened, {100 * value.value:.1f} % of the values "
             "are what they were."

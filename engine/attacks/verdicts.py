@@ -6,10 +6,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.attacks.results import NOT_APPLICABLE, Result
+from engine.attacks.results import FAILS, NOT_APPLICABLE, Result
 from utils.errors import UserError
 
 VERDICTS_NAME = "verdicts.json"
+
+# An attack that is badly trained, or has too few persons to be seen to work, holds everywhere.
+_UNPROVEN = (
+    "  No level failed: this run does not show that the attack works, and until it does, holding "
+    "says nothing. Run it on raw and additive too, with more --budget, --epochs or --people."
+)
 
 Verdicts = dict[str, dict[str, str]]
 
@@ -90,6 +96,9 @@ def report(results: Sequence[Result]) -> str:
                 reasons.setdefault(result.sentence, []).append(level)
         for reason, without in reasons.items():
             lines.append(f"  {', '.join(without)}: not applicable: {reason}.")
+        found = [by_place[attack, level] for level in levels if (attack, level) in by_place]
+        if not any(result.verdict == FAILS for result in found):
+            lines.append(_UNPROVEN)
     return "\n".join(lines)
 
 

@@ -191,6 +191,8 @@ def search(
             unusable += block
             continue
         similarities = model.embed_tensor(images) @ query.to(model.device)
+        # A picture that the network fails on is the least alike: NaN would leave all in disorder.
+        similarities = similarities.nan_to_num(-1.0)
         for file, similarity in zip(block, similarities.tolist(), strict=True):
             path = file.picture.metadata.path if file.picture else ""
             matches.append(Match(file.path, path, similarity))

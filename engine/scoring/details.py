@@ -58,7 +58,8 @@ def save_details(
     _save_json(content, folder / "details.json")
     with (
         atomic_write(folder / PER_QUERY_NAME) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
+        # A file name may be no UTF-8: its bytes are written as they are.
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file)
         writer.writerow(("direction", "path", *_PER_QUERY))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.scoring.precision import exact_float32
 from utils.errors import UserError
 
 # Two embeddings whose cosine is above this are one as far as float32 can tell.
@@ -75,10 +76,11 @@ class UnitFeatures:
     def of(cls, features: Features) -> UnitFeatures:
         """Measure every row once."""
         matrix = features.embeddings
-        parts = [_inverse_norm(rows) for rows in _blocks(matrix)]
-        inverse = torch.cat(parts) if parts else matrix.new_zeros(0, dtype=torch.float32)
-        broken = inverse == 0
-        return cls(matrix, inverse, broken, _is_constant(features, inverse, broken))
+        with exact_float32(matrix.device):
+            parts = [_inverse_norm(rows) for rows in _blocks(matrix)]
+            inverse = torch.cat(parts) if parts else matrix.new_zeros(0, dtype=torch.float32)
+            broken = inverse == 0
+            return cls(matrix, inverse, broken, _is_constant(features, inverse, broken))
 
     @property
     def degenerate(self) -> bool:

@@ -49,7 +49,7 @@ def read_queries(folder: Path) -> QueryTable:
     if not path.is_file():
         raise UserError(f"{path} does not exist; {_REMEDY}")
     table: QueryTable = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         try:
             for row in csv.DictReader(file):
                 table.setdefault(row["direction"], {})[row["path"]] = QueryResult(
@@ -57,7 +57,7 @@ def read_queries(folder: Path) -> QueryTable:
                     float(row["first_rank"] == "1"),
                     float(row["average_precision"]),
                 )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"{path} is not a table of per-query results ({error!r}); {_REMEDY}"
             ) from error

@@ -32,6 +32,8 @@ def product_chunks(
     matching: Matching,
     *,
     memory_mib: float | None = None,
+    caller_mib: float = 0.0,
+    caller_row_bytes: int = 0,
 ) -> Iterator[tuple[Indices, tuple[Tensor, ...]]]:
     """Multiply the scored queries with the gallery.
 
@@ -40,6 +42,8 @@ def product_chunks(
         gallery: Gallery (G, D), on the device where products are made.
         matching: Which queries are scored.
         memory_mib: Most memory to use besides the features (MiB); None: what is free.
+        caller_mib: What the caller needs of it beside the products (MiB).
+        caller_row_bytes: And what he needs for each row of products.
 
     Yields:
         Places in ``matching.queries`` (R,) and, for each query set, unit query x gallery products
@@ -50,7 +54,9 @@ def product_chunks(
         UserError: Not even one query would fit into memory.
     """
     device = gallery.embeddings.device
-    rows = min(_chunk_rows(queries, gallery, memory_mib), len(matching.queries))
+    budget = memory_budget_mib(device, memory_mib)
+    most = _chunk_rows(queries, gallery, budget, caller_mib, caller_row_bytes)
+    rows = min(most, len(matching.queries))
     shape = (rows * len(queries), len(gallery.embeddings))
     product = torch.empty(shape, dtype=torch.float32, device=device)
     for chosen in query_chunks(matching, rows):
@@ -61,13 +67,16 @@ def product_chunks(
 
 
 def _chunk_rows(
-    queries: Sequence[UnitFeatures], gallery: UnitFeatures, memory_mib: float | None
+    queries: Sequence[UnitFeatures],
+    gallery: UnitFeatures,
+    budget: float,
+    caller_mib: float,
+    caller_row_bytes: int,
 ) -> int:
     num_gallery, dim = gallery.embeddings.shape
     device = gallery.embeddings.device
-    budget = memory_budget_mib(device, memory_mib)
-    row_mib = len(queries) * 4 * (num_gallery + 3 * dim) / MIB
-    fixed_mib = 4 * num_gallery * 3 / MIB
+    row_mib = (len(queries) * 4 * (num_gallery + 3 * dim) + caller_row_bytes) / MIB
+    fixed_mib = 4 * num_gallery * 3 / MIB + caller_mib
     if gallery.embeddings.dtype != torch.float32:
         fixed_mib += 4 * dim * min(_CONVERT_ROWS, num_gallery) / MIB
     require_memory(

@@ -159,8 +159,10 @@ class Reranker:
             neighbors = nearest_neighbors(
                 images, max(k1 + 1, k2), on_tile=self._keep, on_done=_telling(bar, count)
             )
-        # The furthest image of a row is at distance 1; where all are alike there is none.
-        scale = np.maximum(2.0 * (1.0 - neighbors.lowest), np.finfo(np.float32).tiny)
+        # The furthest image of a row is at distance 1; where all are alike there is none, and what
+        # rounding leaves of their distances must not be blown up.
+        lowest = neighbors.lowest
+        scale = np.where(lowest < 1.0, 2.0 * (1.0 - lowest), np.float32(1.0))
         weights = reciprocal_weights(images, neighbors, k1=k1, scale=scale)
         self._weights = averaged(weights, neighbors.index[:, :k2]) if k2 > 1 else weights
         self._inverted = self._weights.transposed(images.num_query, count)

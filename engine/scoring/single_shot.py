@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.scoring.bootstrap import Interval, bootstrap_ratios
 from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.matching import JUNK_PID, Matching
+from engine.scoring.memory import MIB
 from engine.scoring.products import product_chunks
 from engine.scoring.ragged import Indices
 from engine.scoring.ranking import worst_rows
 from engine.scoring.retrieval import CMC_LENGTH
 
+_SHOWN_BYTES = 32  # of one query and image shown: place, similarity, what is closer, and its sum
 _BROKEN = float(np.finfo(np.float32).min)
 
 
@@ -88,15 +91,21 @@ def score_single_shot(
         first, second = UnitFeatures.of(query), UnitFeatures.of(gallery)
         device = second.embeddings.device
         columns = torch.as_tensor(shots, device=device)
-        for chosen, (block,) in product_chunks((first,), second, matching, memory_mib=memory_mib):
+        for chosen, (block,) in product_chunks(
+            (first,),
+            second,
+            matching,
+            memory_mib=memory_mib,
+            caller_mib=3 * shots.nbytes / MIB,
+            caller_row_bytes=_SHOWN_BYTES * len(people),
+        ):
             similarity = block.mul_(second.inverse_norm).masked_fill_(second.broken, _BROKEN)
             for draw in range(draws):
-                shown = columns[draw].expand(len(chosen), -1).clone()
-                mine = torch.as_tensor(match[chosen, draw], device=device)[:, None]
-                shown.scatter_(1, torch.as_tensor(own[chosen], device=device)[:, None], mine)
-                values, value = similarity.gather(1, shown), similarity.gather(1, mine)
-                before = (values > value) | ((values == value) & (shown < mine))
-                ranks[chosen, draw] = before.sum(1).cpu().numpy() + 1
+                places = (
+                    torch.as_tensor(one, device=device)[:, None]
+                    for one in (own[chosen], match[chosen, draw])
+                )
+                ranks[chosen, draw] = _ranks_shown(similarity, columns[draw], *places)
     ranks[worst_rows(first, second, matching)] = len(people)
     ranks[second.broken.cpu().numpy()[match]] = len(people)
     hits = np.bincount(np.minimum(ranks, CMC_LENGTH + 1).reshape(-1), minlength=CMC_LENGTH + 2)
@@ -107,6 +116,22 @@ def score_single_shot(
         num_identities=len(people),
         degenerate=first.degenerate or second.degenerate,
     )
+
+
+def _ranks_shown(similarity: Tensor, columns: Tensor, own: Tensor, match: Tensor) -> Indices:
+    """Return the rank of each query's match among the images of a draw (R,).
+
+    Args:
+        similarity: Of R queries and all gallery images (R, G).
+        columns: The drawn image of each identity (I,).
+        own: Which of the identities is the query's (R, 1).
+        match: The image that takes its place (R, 1).
+    """
+    shown = columns.expand(len(similarity), -1).clone()
+    shown.scatter_(1, own, match)
+    values, value = similarity.gather(1, shown), similarity.gather(1, match)
+    before = (values > value) | ((values == value) & (shown < match))
+    return np.asarray(before.sum(1).cpu().numpy() + 1, np.int64)
 
 
 def _draw_galleries(pids: Indices, draws: int, rng: np.random.Generator) -> tuple[Indices, Indices]:

@@ -17,14 +17,18 @@ from torch import Tensor
 from engine.scoring.bootstrap import Interval, bootstrap_ratios
 from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.matching import Matching
+from engine.scoring.memory import MIB
 from engine.scoring.products import product_chunks
 from engine.scoring.ragged import Indices
 from utils.errors import UserError
 
 BINS = 2**20
 FALSE_POSITIVE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
-# Values are turned into bins in blocks: the whole numbers take twice the memory of the products.
-_BLOCK_VALUES = 2**22
+# Values are turned into bins in blocks: with what lies between they take five times the memory of
+# the products. Besides, three histograms.
+_BLOCK_VALUES = 2**20
+_VALUE_BYTES = 24
+_HISTOGRAM_BYTES = 3 * 8 * BINS
 
 Floats = NDArray[np.float64]
 
@@ -202,7 +206,10 @@ def score_verification(
         impostor = torch.zeros(BINS + 2, dtype=torch.int64, device=device)
         pair_bin = np.empty(len(matching.matches.values), np.int64)
         owner = np.repeat(np.arange(len(matching.queries)), matching.matches.lengths)
-        for chosen, (block,) in product_chunks((first,), second, matching, memory_mib=memory_mib):
+        own_bytes = _HISTOGRAM_BYTES + _VALUE_BYTES * max(_BLOCK_VALUES, len(gallery))
+        for chosen, (block,) in product_chunks(
+            (first,), second, matching, memory_mib=memory_mib, caller_mib=own_bytes / MIB
+        ):
             rows = max(1, _BLOCK_VALUES // block.shape[1])
             for at in range(0, len(chosen), rows):
                 places = chosen[at : at + rows]

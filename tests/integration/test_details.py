@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from engine.scoring.verification import BINS, threshold_of
 from tests.fixtures import tiny
 from tools import match
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,22 @@ def test_match_without_calibration_names_the_remedy(
     missing = [pictures[0], "no-such.jpg", "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*missing, "--threshold", "0.5"]) == 2
     assert "no-such.jpg does not exist; expected a picture" in capsys.readouterr().err
+
+
+def test_match_says_what_a_threshold_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        match.main(["a", "b", "--checkpoint", "c", "--threshold", "1.5"])
+    assert exit_info.value.code == 2
+    assert "got '1.5', expected a cosine from -1 to 1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threshold", ["NaN", "Infinity", "7", '"high"'])
+def test_a_damaged_threshold_decides_nothing(tmp_path: Path, threshold: str) -> None:
+    """NaN would take everybody for another person."""
+    content = f'{{"raw->raw": {{"threshold": {threshold}}}}}'
+    (tmp_path / "calibration.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="has no threshold for raw->raw; give one"):
+        match.threshold_of(tmp_path, "raw", "raw")
 
 
 def test_match_refuses_a_sealed_picture(

@@ -73,3 +73,21 @@ def test_every_truncation_is_an_error(tmp_path: Path, suffix: str) -> None:
 def test_error_survives_a_worker() -> None:
     error = pickle.loads(pickle.dumps(BadImage("a.jpg", "is empty")))  # noqa: S301
     assert (error.path, error.reason) == ("a.jpg", "is empty")
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels("x")).save(path, "EPS")
+    with pytest.raises(BadImage, match="PostScript"):
+        read_rgb(path)
+
+
+def test_what_other_decoders_raise_is_a_bad_image(tmp_path: Path) -> None:
+    """A DDS texture of no known pixel format, under another name: NotImplementedError."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels("x")).save(path, "DDS")
+    content = bytearray(path.read_bytes())
+    content[80:84] = b"\x00\x08\x00\x00"  # flags of the pixel format
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        read_rgb(path)

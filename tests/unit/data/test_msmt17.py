@@ -72,3 +72,29 @@ def test_files_may_be_upper_case_where_lists_are_not(tmp_path: Path) -> None:
     loaded = load_data(LoadRequest("msmt17", tmp_path))
     assert loaded.splits.train[0].path.endswith(".JPG")
     assert "upper-case-suffix" in {p.code for p in loaded.problems}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "0000/0000_001_01_0303noon_0008_0.jpg 0".encode("utf-16"),
+            "list_train.txt is no UTF-8",
+        ),
+        ("0000/0000_001_0²_0303morning_0008_0.jpg 0".encode(), "list_train.txt line 1 is"),
+        ("0000/0000_001_01_0303morning_0008_0.jpg ²".encode(), "list_train.txt line 1 is"),
+    ],
+)
+def test_damaged_lists_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    trees.msmt17(tmp_path)
+    (tmp_path / "MSMT17_V1" / "list_train.txt").write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        load_splits("msmt17", tmp_path)
+
+
+def test_lists_of_windows_are_read(tmp_path: Path) -> None:
+    trees.msmt17(tmp_path)
+    expected = who(load_splits("msmt17", tmp_path))
+    for path in (tmp_path / "MSMT17_V1").glob("list_*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert who(load_splits("msmt17", tmp_path)) == expected

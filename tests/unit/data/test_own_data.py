@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from data.datasets.base import LoadRequest
+from data.datasets.naming import list_images, parse_market_name, pid_of_text
+from data.images import BadImage, read_rgb
 from data.problems import DatasetError
 from data.records import DatasetSplits
-from data.registry import load_splits
+from data.registry import load_data, load_splits
 from tests.fixtures import trees
 
 
@@ -98,6 +102,8 @@ def test_table(tmp_path: Path) -> None:
         ("a.png,1,x,train", "line 2: .*camid 'x'"),
         ("a.png,1,0,test", "line 2: split is 'test'; expected one of train"),
         (",1,0,train", "line 2: path is ''"),
+        ("a.png,1,4²,train", "line 2: .*camid '4²'"),
+        (f"a.png,1,{'9' * 30},train", "line 2: .*camid '999"),
         ("none.png,1,0,train", "1 pictures .*line 2: .*none.png"),
         ("a.png,1,0,train", "no row with split query or gallery"),
     ],
@@ -118,3 +124,54 @@ def test_missing_column(tmp_path: Path) -> None:
 def test_absent(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError, match="is not a f"):
         load_splits(name, tmp_path)
+
+
+def warnings(name: str, root: Path) -> dict[str, str]:
+    loaded = load_data(LoadRequest(name, root))
+    return {problem.code: problem.text for problem in loaded.problems}
+
+
+def test_numbers_that_no_int64_holds_are_names(tmp_path: Path) -> None:
+    huge = {pid_of_text(text) for text in ("9" * 19, "9" * 30, "9" * 5000)}
+    assert len(huge) == 3
+    assert all(2**32 < pid < 2**62 for pid in huge)
+    assert pid_of_text(str(2**63 - 1)) == 2**63 - 1
+    assert parse_market_name(f"{'9' * 30}_c1_1.jpg") is None
+    assert parse_market_name(f"1_c{'9' * 30}_1.jpg") is None
+
+
+def test_a_folder_name_may_be_no_utf8(tmp_path: Path) -> None:
+    assert pid_of_text(os.fsdecode(b"caf\xe9")) != pid_of_text("café")
+
+
+def test_a_link_that_leads_round_is_named_when_it_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "0001_c1_1.jpg").symlink_to("0001_c1_1.jpg")
+    (found,) = list_images(tmp_path)
+    with pytest.raises(BadImage, match="0001_c1_1"):
+        read_rgb(found)
+
+
+def test_persons_on_both_sides_are_named(tmp_path: Path) -> None:
+    for letter in "abcd":
+        trees.save(tmp_path / f"{letter}.png", letter)
+    rows = ["a.png,1,0,train", "b.png,2,0,train", "c.png,2,0,query", "d.png,2,1,gallery"]
+    found = warnings(f"csv:{write_table(tmp_path, *rows)}", tmp_path)
+    assert "1 persons are both in the training and in the test set (pid 2)" in found.pop(
+        "persons-not-strangers"
+    )
+    assert not found
+    strangers = [row.replace(",2,", ",3,") if "train" in row else row for row in rows]
+    assert not warnings(f"csv:{write_table(tmp_path, *strangers)}", tmp_path)
+
+
+def test_persons_on_both_sides_of_folders_are_named(tmp_path: Path) -> None:
+    for subset, names in (("train", ("1", "7")), ("query", ("7", "8")), ("gallery", ("7", "8"))):
+        people(tmp_path / subset, names=names)
+    assert "(pid 7)" in warnings(f"folder:{tmp_path}", tmp_path)["persons-not-strangers"]
+
+
+def test_a_picture_in_two_rows_is_named(tmp_path: Path) -> None:
+    for letter in "ab":
+        trees.save(tmp_path / f"{letter}.png", letter)
+    table = write_table(tmp_path, "a.png,1,0,train", "b.png,2,0,query", "b.png,2,1,gallery")
+    assert "b.png" in warnings(f"csv:{table}", tmp_path)["same-picture-twice"]

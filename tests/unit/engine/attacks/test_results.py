@@ -6,8 +6,11 @@ import json
 import math
 
 import pytest
+import torch
 
 from engine.attacks.results import FAILS, HOLDS, Measure, Point, Result, exactly, not_applicable
+from engine.attacks.statistics import share_measure
+from engine.attacks.verdicts import report
 from engine.scoring.bootstrap import Interval
 
 
@@ -38,6 +41,41 @@ def test_only_deciding_measures_decide_and_one_suffices() -> None:
     told = measure(0.7, 0.8, decides=False)
     assert Result("a", "raw", "s", (within, told)).verdict == HOLDS
     assert Result("a", "raw", "s", (within, told, beyond)).verdict == FAILS
+
+
+@pytest.mark.parametrize(("opened", "persons"), [(1, 16), (3, 16), (3, 40), (3, 100), (40, 40)])
+def test_one_opened_image_is_no_luck_where_none_can_be(opened: int, persons: int) -> None:
+    """Its interval over persons reaches 0: some resamples miss the few who were opened."""
+    values = [1] * opened + [0] * (persons - opened)
+    found = share_measure("opened", values, torch.arange(persons), 1, floor=2.0**-240)
+    assert Result("brute-force", "aead", "s", (found,)).verdict == FAILS
+    again = Result.from_json(Result("brute-force", "aead", "s", (found,)).to_json())
+    assert again.verdict == FAILS
+
+
+def test_nothing_opened_holds_where_the_floor_is_exact() -> None:
+    found = share_measure("opened", [0] * 16, torch.arange(16), 1)
+    assert Result("wrong-key", "aead", "s", (found,)).verdict == HOLDS
+
+
+def test_one_damaged_value_is_a_loss() -> None:
+    """Of 2 million values: less than what rounding is allowed elsewhere."""
+    value = Interval(1 - 5e-7, 1 - 9e-7, 1.0)
+    exact = {"decides": True, "bad_side": "below", "floor_is_exact": True}
+    found = Measure("exact", "rate", value, exactly(1.0), **exact)  # type: ignore[arg-type]
+    assert Result("storage", "aead", "s", (found,)).verdict == FAILS
+    whole = Measure("exact", "rate", exactly(1.0), exactly(1.0), **exact)  # type: ignore[arg-type]
+    assert Result("storage", "aead", "s", (whole,)).verdict == HOLDS
+
+
+def test_an_attack_that_nothing_failed_is_said_to_be_unproven() -> None:
+    held, failed = (
+        Result("model", level, "S.", (measure(low, low + 0.1),))
+        for level, low in (("aead", 0.4), ("raw", 0.7))
+    )
+    absent = not_applicable("model", "desensitized", "so")
+    assert "does not show that the attack works" in report([held, absent])
+    assert "does not show" not in report([held, failed, absent])
 
 
 def test_json_there_and_back() -> None:

@@ -56,6 +56,15 @@ def test_a_faint_trace_of_the_person_is_a_leak() -> None:
     assert verdict(measures) == FAILS
 
 
+def test_a_network_that_fails_on_one_image_still_leaks_the_others() -> None:
+    truth, pids = scene(6)
+    drawn = truth.clone()
+    drawn[4] = float("nan")
+    measures = image_measures(drawn, truth, truth.mean(0, keepdim=True), pids, 1)
+    assert all(np.isfinite(measure.value.value) for measure in measures)
+    assert verdict(measures) == FAILS
+
+
 def test_the_truth_itself_is_capped_not_infinite() -> None:
     truth, pids = scene(5)
     measures = {m.name: m for m in image_measures(truth, truth, truth[:1], pids, 1)}

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from data.records import Sample
+from engine.scoring.details import save_details
+from engine.scoring.features import Features
 from engine.scoring.paired import QueryResult, differences, read_queries
+from engine.scoring.score_details import score_details
 from utils.errors import UserError
 
 HEAD = "direction,path,pid,camid,num_matches,first_rank,last_rank,average_precision,inp\n"
@@ -57,6 +63,16 @@ def test_reads_what_an_evaluation_wrote(tmp_path: Path) -> None:
     assert read_queries(tmp_path) == {
         "raw->raw": {"a.png": QueryResult(7, 1.0, 0.83), "b.png": QueryResult(8, 0.0, 0.25)}
     }
+
+
+def test_a_file_name_that_is_no_utf8_comes_back(tmp_path: Path) -> None:
+    """It must not cost the details of an evaluation at its very end."""
+    path = os.fsdecode(b"/data/caf\xe9_c1.jpg")
+    query, gallery = (Features(torch.eye(2), [7, 8], [camera] * 2) for camera in (0, 1))
+    details = {"raw->raw": score_details(query, gallery)}
+    samples = [Sample(name, pid, 0, "s") for name, pid in ((path, 7), ("b.jpg", 8))]
+    save_details(details, samples, tmp_path)
+    assert set(read_queries(tmp_path)["raw->raw"]) == {path, "b.jpg"}
 
 
 def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:

@@ -170,3 +170,17 @@ def test_long_runs_print_their_estimate_first(caplog, monkeypatch):
     text = " ".join(caplog.messages)
     assert "MiB besides the features" in text
     assert re.search(r"about \d+ s", text)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_one_person_of_equal_images_is_all_found(count):
+    """There is no furthest image; what rounding leaves of the distances must not be blown up."""
+    for seed in range(8):
+        row = np.random.default_rng(seed).standard_normal((1, 7)).astype(np.float32)
+        query, gallery = (
+            features((row.repeat(count, 0), np.full(count, 5), np.full(count, camera)))
+            for camera in (0, 1)
+        )
+        assert Reranker(query, gallery).distances(np.arange(count)).isfinite().all()
+        scores = score_reranked(query, gallery)
+        assert (scores.mAP, scores.mINP, scores.rank1) == (1.0, 1.0, 1.0)

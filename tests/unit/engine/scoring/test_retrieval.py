@@ -365,3 +365,13 @@ def test_golden_scores_on_cuda():
     scores = score_retrieval(*on_gpu)
     np.testing.assert_allclose(scores.cmc, file["cmc"], atol=1e-6)
     assert scores.mAP == pytest.approx(float(file["mAP"]), abs=1e-6)
+
+
+def test_constant_features_are_noticed_whatever_the_caller_computes_in():
+    row = torch.randn(1, 333, generator=torch.Generator().manual_seed(1))
+    gallery = Features(row * torch.linspace(0.1, 3.3, 6)[:, None], [5, 6, 7] * 2, [1] * 6)
+    query = Features(row.repeat(3, 1), [5, 6, 7], [0] * 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = score_retrieval(query, gallery)
+    assert found.degenerate
+    assert found.mAP == score_retrieval(query, gallery).mAP

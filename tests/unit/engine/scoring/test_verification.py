@@ -95,6 +95,33 @@ def test_verification_does_not_depend_on_chunks_or_type(monkeypatch):
     assert half.area_under_roc() == pytest.approx(whole.area_under_roc(), abs=1e-3)
 
 
+def test_what_a_score_needs_beside_the_products_counts_too():
+    query, gallery = (features(part) for part in clustered(3, num_query=400, num_gallery=600))
+    with pytest.raises(UserError, match="40 MiB may be used"):
+        score_verification(query, gallery, memory_mib=40)
+    whole, tight = (score_verification(query, gallery, memory_mib=m) for m in (None, 60))
+    assert np.array_equal(whole.impostor, tight.impostor)
+
+
+def test_rows_are_fewer_where_the_caller_needs_memory_for_each(monkeypatch):
+    """A drawn gallery of many people takes several times the memory of its products."""
+    sizes, multiply = [], products._multiply
+
+    def noted(queries, index, *rest):
+        sizes.append(len(index))
+        multiply(queries, index, *rest)
+
+    monkeypatch.setattr(products, "_multiply", noted)
+    query, gallery = (
+        Features(torch.randn(n, 4), torch.arange(n), torch.full((n,), camera))
+        for n, camera in ((300, 0), (4000, 1))
+    )
+    score_single_shot(query, gallery, draws=1, memory_mib=4)
+    row_bytes = 4 * (len(gallery) + 12) + 32 * len(gallery)
+    assert max(sizes) * row_bytes < 4 * 2**20
+    assert sum(sizes) == len(query)
+
+
 def test_perfect_features_and_calibration():
     rng = np.random.default_rng(0)
     pids = np.arange(1, 41)
