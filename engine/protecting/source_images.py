@@ -144,6 +144,9 @@ def _check_kind(picture: Image.Image) -> None:
         raise BadInput(
             f"picture mode {picture.mode} of 16 bit per channel; expected 8, convert it first"
         )
+    num_pictures = getattr(picture, "n_frames", 1)
+    if num_pictures > 1 and picture.format != "MPO":  # a camera's JPEG with a preview of itself
+        raise BadInput(f"{num_pictures} pictures in one file; expected one, split it first")
     opaque_palette = picture.mode == "P" and "transparency" not in picture.info
     plain = picture.mode in _GREY_OR_RGB and "transparency" not in picture.info
     if not plain and not opaque_palette:

@@ -84,7 +84,10 @@ def check_usable(state: str) -> None:
         RevokedKey, DestroyedKey: The state says so.
     """
     if state == "destroyed":
-        raise DestroyedKey("the key of this file was destroyed; its content is gone for good")
+        raise DestroyedKey(
+            "the key of this file was destroyed, its content is gone for good; delete the file and "
+            "take the folder without it: `protect.py verify --accept`"
+        )
     if state == "revoked":
         raise RevokedKey(
             "the key of this file was revoked; `keyring revoke --undo` allows it again"

@@ -16,6 +16,8 @@ from yacs.config import CfgNode
 
 from configs.defaults import KEY_BY_NAME
 from configs.loading import load
+from data.datasets import synthetic
+from data.people.walks import draw_walks
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import draw, save_checkpoint
 
@@ -138,3 +140,18 @@ def _prepare(body: str, make_cfg: Callable[..., CfgNode], folder: Path) -> None:
         if not (folder / name).exists():
             (folder / name).mkdir(parents=True)
             save_checkpoint(make_cfg, folder / name)
+
+
+def test_the_person_that_is_searched_for_is_drawn(tmp_path: Path) -> None:
+    """By the demo, under the name that README.md shows."""
+    people = re.search(r"PEOPLE=datasets/(\S+)", _text(README))
+    shown = re.search(r"\$PEOPLE/(\w+/(\d+)_c\d\S+)", _text(README))
+    assert people is not None
+    assert shown is not None
+    options = synthetic.SyntheticOptions()
+    assert people[1] == options.folder
+    for name in synthetic.FOLDERS:
+        (tmp_path / name).mkdir()
+    walks = [walk for walk in synthetic._plan(options) if walk.pid == int(shown[2])]
+    list(draw_walks(tmp_path, walks, options.seed))
+    assert (tmp_path / shown[1]).is_file()

@@ -370,6 +370,13 @@ def _picture(mode: str, suffix: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
+def _animated() -> bytes:
+    stream = io.BytesIO()
+    first, second = (Image.new("RGB", (8, 16), color) for color in ("red", "blue"))
+    first.save(stream, "TIFF", save_all=True, append_images=[second])
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -381,8 +388,12 @@ def _picture(mode: str, suffix: str = "PNG") -> bytes:
         (_picture("CMYK", "JPEG"), "mode CMYK"),
         (_picture("I;16"), "of 16 bit per channel"),
         (_png16(), "16 bit"),
+        (_animated(), "2 pictures in one file"),
     ],
-    ids=["empty", "text", "cut", "alpha", "grey alpha", "cmyk", "16-bit grey", "16-bit colour"],
+    ids=[
+        *("empty", "text", "cut", "alpha", "grey alpha", "cmyk"),
+        *("16-bit grey", "16-bit colour", "animated"),
+    ],
 )
 def test_bad_sources_are_named_and_the_others_done(
     scene: Scene, content: bytes, words: str, capsys: pytest.CaptureFixture[str]
