@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data.positives import count_positives
 from data.problems import DatasetError
 from data.records import Sample
-from data.splits import split_as_published, split_by_identity
+from data.splits import divide_persons, split_as_published, split_by_identity
 
 # Per identity, the number of images in each camera.
 IMAGES = st.lists(
@@ -74,3 +74,22 @@ def test_published_split_is_the_first_fifth_of_the_files() -> None:
     assert split == split_as_published(everything[::-1], 1)
     with pytest.raises(DatasetError, match="too few"):
         split_as_published(everything[:10], 1)
+
+
+@pytest.mark.parametrize(
+    ("queried", "others", "held_out"),
+    [(3, 47, 1), (10, 40, 5), (12, 38, 6), (20, 30, 10), (3, 0, 1)],
+)
+def test_persons_are_divided_so_that_validation_and_test_have_queries(
+    queried: int, others: int, held_out: int
+) -> None:
+    """A person of one camera cannot be queried: most of a set may be like that."""
+    everything = samples([[2, 2]] * queried + [[3]] * others)
+    parts = divide_persons(everything)
+    pids = {name: {s.pid for s in part} for name, part in parts.items()}
+    for query, gallery in (("val_query", "val_gallery"), ("query", "gallery")):
+        assert pids[query] == pids[gallery]
+        assert len(pids[query]) == held_out
+        assert not count_positives(parts[query], parts[gallery], cross_camera=True).without
+    assert not pids["train"] & (pids["val_query"] | pids["query"])
+    assert sum(map(len, parts.values())) == len(everything)
