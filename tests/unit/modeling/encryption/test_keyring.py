@@ -353,6 +353,21 @@ def test_passphrase_parameters_are_checked_before_memory_is_taken(path: Path, pa
         Keyring.open(path, Passphrase("correct horse"))
 
 
+def test_bounds_of_passphrase_parameters() -> None:
+    """The default is what docs/ISED.md promises; a stored one may not ask for any amount of work."""
+    assert str(Argon2Cost()) == "m=262144,t=3,p=4"
+    for allowed in ("m=8192,t=1,p=1", "m=4194304,t=64,p=64"):
+        assert str(Argon2Cost.parse(allowed)) == allowed
+    for refused in (
+        "m=8191,t=1,p=1", "m=4194305,t=1,p=1", "m=8192,t=0,p=1", "m=8192,t=65,p=1",
+        "m=8192,t=1,p=0", "m=8192,t=1,p=65",
+    ):  # fmt: skip
+        with pytest.raises(KeyringCorrupt, match="passphrase parameter"):
+            Argon2Cost.parse(refused)
+    with pytest.raises(KeyringCorrupt, match="salt of 31 bytes; expected 32"):
+        Passphrase("correct horse").unlock(str(CHEAP), bytes(31))
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"no database at all" * 99, b"SQLite format 3\0" + b"x" * 999]
 )
