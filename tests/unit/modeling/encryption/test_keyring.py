@@ -354,7 +354,7 @@ def test_passphrase_parameters_are_checked_before_memory_is_taken(path: Path, pa
 
 
 def test_bounds_of_passphrase_parameters() -> None:
-    """The default is what docs/ISED.md promises; a stored one may not ask for any amount of work."""
+    """The default is that of docs/ISED.md; a stored one may not ask for any amount of work."""
     assert str(Argon2Cost()) == "m=262144,t=3,p=4"
     for allowed in ("m=8192,t=1,p=1", "m=4194304,t=64,p=64"):
         assert str(Argon2Cost.parse(allowed)) == allowed
