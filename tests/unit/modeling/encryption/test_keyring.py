@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -35,6 +36,7 @@ from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
 from modeling.encryption.primitives import fresh_message_key
+from tests.fixtures.paths import ROOT
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
 SUBJECT = "market/test/2"
@@ -502,6 +504,69 @@ def test_an_import_after_a_destruction_makes_no_new_key(tmp_path: Path, keyring:
     import_subject(keyring, exported, phrase)
     with pytest.raises(DestroyedKey, match="rotate"):
         keyring.sealing_key(SUBJECT)
+
+
+def test_a_keyring_of_format_1_opens_with_all_it_holds(tmp_path: Path) -> None:
+    """Written once and kept: what it derives, binds and authenticates must never change."""
+    known = json.loads((ROOT / "tests/vectors/keyring_v1.json").read_text(encoding="utf-8"))
+    path, master, exported = tmp_path / "keys.db", tmp_path / "master.key", tmp_path / "one.keys"
+    for secret, content in ((path, ""), (master, known["master"]), (exported, known["export"])):
+        secret.touch(0o600)
+        secret.write_bytes(bytes.fromhex(content))
+    connection = sqlite3.connect(path)
+    connection.executescript("\n".join(known["sql"]))
+    connection.execute(f"PRAGMA application_id = {0x49534544}")
+    connection.close()
+    with Keyring.open(path, KeyFile(master)) as keyring:
+        listed = keyring_admin.list_keys(keyring)
+        assert [[one.subject, one.generation, one.state] for one in listed] == known["listed"]
+        active = keyring.sealing_key("set/test/1")
+        assert [active.key_id.hex(), active.key.hex()] == known["keys"]["active"]
+        assert active.locator_key.hex() == known["locator_key"]
+        held = {row.key_id.hex(): row for row in keyring.rows}
+        key_id, key = known["keys"]["retired"]
+        assert keyring.unwrap(held[key_id]).hex() == key
+        with pytest.raises(RevokedKey):
+            keyring.sealing_key("set/test/2")
+        assert keyring.file_name("set", "a/b.jpg") == known["file_name"]
+        assert keyring.manifest_key().hex() == known["manifest_key"]
+        phrase = Passphrase(known["passphrase"])
+        assert import_subject(keyring, exported, phrase) == ("set/test/elsewhere", 0)
+
+
+def test_a_closed_keyring_holds_its_file_no_longer(
+    path: Path, master: KeyFile, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyring.close()
+    made, connect = [], sqlite3.connect
+
+    def noting(*args: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noting)
+    with Keyring.open(path, master):
+        pass
+    other = KeyFile(path.with_name("other.key"))
+    other.create_if_missing()
+    with pytest.raises(WrongMaster):
+        Keyring.open(path, other)
+    assert len(made) >= 2
+    for connection in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
+def test_a_snapshot_opens_what_imported_keys_open(tmp_path: Path, keyring: Keyring) -> None:
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
+        sealed = _seal(other)
+        export_subject(other, SUBJECT, exported, phrase)
+    with pytest.raises(MissingKey):
+        keyring.snapshot().opening_key(sealed.chunk)
+    import_subject(keyring, exported, phrase)
+    opened = open_picture(keyring.snapshot().opening_key(sealed.chunk), sealed)
+    assert np.array_equal(opened.pixels, PIXELS)
 
 
 def test_secrets_are_not_shown_and_revoked_keys_do_not_leave_the_process(keyring: Keyring) -> None:
