@@ -68,6 +68,17 @@ def test_a_training_batch_is_what_it_says(splits):
         assert not torch.equal(batch.raw, batch.desensitized)
 
 
+def test_raw_and_desensitized_images_of_a_training_batch_are_each_in_their_place(splits):
+    plain = {"INPUT__PROB": 0.0, "INPUT__RE_PROB": 0.0, "INPUT__PADDING": 0}
+    cfg = _config(**plain)
+    loader = build_train_loader(cfg, splits, CPU)
+    space = PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    for batch in loader:
+        assert torch.equal(batch.raw, space.normalize(loader.source.raw[batch.index]))
+        tiles = batch.raw[:, :, ::8, ::8].repeat_interleave(8, 2).repeat_interleave(8, 3)
+        assert torch.equal(batch.desensitized, tiles)
+
+
 @pytest.mark.parametrize("name", RADII)
 def test_an_epoch_is_a_function_of_seed_and_epoch_alone(splits, name):
     cfg = _config(INPUT__TYPE=name, INPUT__RADIUS=RADII[name])
