@@ -143,6 +143,26 @@ def test_evaluation_is_in_order_and_normalised_alone(splits):
     assert torch.equal(batches[0].desensitized[:, :, 3, 3], batches[0].raw[:, :, 0, 0])
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_evaluation_batches_of_all_processes_in_turn_are_those_of_one(splits, world_size):
+    cfg = _config(TEST__IMS_PER_BATCH=2)  # 4 batches of 7 images
+    whole = list(build_eval_loader(cfg, splits.gallery, CPU))
+    shared = [
+        batch
+        for rank in range(world_size)
+        for batch in build_eval_loader(cfg, splits.gallery, CPU, rank=rank, world_size=world_size)
+    ]
+    assert len(shared) == len(whole) == 4
+    for one, other in zip(shared, whole, strict=True):
+        assert torch.equal(one.raw, other.raw)
+        assert torch.equal(one.pid, other.pid)
+
+
+def test_memory_that_the_configuration_does_not_grant_is_not_used(splits):
+    loader = build_train_loader(_config(CACHE__LIMIT_MIB=0), splits, CPU)
+    assert isinstance(loader.source, StreamedPixels)
+
+
 def test_test_time_noise_does_not_depend_on_batches_or_order(splits):
     options = {"INPUT__TYPE": "noise", "INPUT__RADIUS": 0.5}
     samples = splits.gallery
