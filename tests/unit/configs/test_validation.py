@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from configs.defaults import default_config
+from configs.defaults import KEYS, default_config
 from configs.loading import load
 from configs.validation import ConfigError, validate
 from utils.errors import UserError
@@ -103,3 +105,13 @@ def test_validate_finds_what_code_changed_or_removed() -> None:
         validate(cfg)
     assert len(caught.value.problems) == 3
     assert "LOSS.GAN is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [key.name for key in KEYS])
+def test_a_key_that_is_not_there_is_named_and_nothing_else_fails_on_it(name: str) -> None:
+    cfg = default_config()
+    node, _, key = name.rpartition(".")
+    del (cfg[node] if node else cfg)[key]
+    with pytest.raises(ConfigError, match=f"^{re.escape(name)} is missing; expected ") as caught:
+        validate(cfg)
+    assert len(caught.value.problems) == 1

@@ -19,6 +19,7 @@ from modeling.objectives import (
     reid_losses,
     weighted,
 )
+from modeling.outputs import ReIDOutput, ReIDPair
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
 from utils.errors import UserError
 
@@ -206,6 +207,24 @@ def test_options_reach_the_losses(make_cfg: MakeCfg) -> None:
         judged["discriminator_anonymized_real"], (logits - 1).square().mean()
     )
     weighted(judged).backward()
+
+
+def test_normalised_triplet_and_smoothing_are_those_of_the_configuration(make_cfg: MakeCfg) -> None:
+    torch.manual_seed(2)
+    features = torch.randn(BATCH, 8)
+    plain = build(make_cfg)[1].triplet
+    scaled = build(make_cfg, "LOSS.TRIPLET_NORMALIZED", "True")[1].triplet
+    torch.testing.assert_close(scaled(7 * features, LABEL), scaled(features, LABEL))
+    assert not torch.allclose(plain(7 * features, LABEL), plain(features, LABEL))
+
+    logits = torch.randn(BATCH, CLASSES)
+    seen = ReIDPair(ReIDOutput(logits=logits, feature=features, embedding=features), None)
+    for words, share in (((), 0.1), (("LOSS.LABEL_SMOOTHING", "0.3"), 0.3)):
+        _, objectives = build(make_cfg, "MODEL.CENTER_LOSS", "off", *words)
+        target = (1 - share) * functional.one_hot(LABEL, CLASSES) + share / CLASSES
+        expected = -(target * logits.log_softmax(1)).sum(1).mean()
+        losses = reid_losses(seen, LABEL, objectives)
+        torch.testing.assert_close(losses["reid_raw_cross_entropy"], expected)
 
 
 def test_losses_are_float32_under_autocast(make_cfg: MakeCfg) -> None:
