@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.evaluation import build_evaluator
+from engine.evaluation import build_evaluator, build_pictures
 from engine.evaluator import Evaluator
 from engine.model import Model, build_model
 from engine.report import DIRECTIONS, EvalReport
@@ -229,6 +229,21 @@ def test_the_networks_are_left_as_they_were(
     with pytest.raises(ZeroDivisionError):
         _broken(scene).evaluate(1)
     assert all(module.training is training for module in nets.modules())
+
+
+def test_a_sheet_of_pictures_is_drawn_in_evaluation_mode_and_leaves_no_trace(
+    make_scene: Callable[..., Scene],
+) -> None:
+    """Batch statistics would mix the people shown, and move what the networks have learnt."""
+    scene = make_scene()
+    nets = scene.model.nets
+    draw = build_pictures(scene.cfg, scene.model, scene.splits.query)
+    nets.eval()
+    expected = draw()
+    before = {name: value.clone() for name, value in nets.train().state_dict().items()}
+    assert draw().tobytes() == expected.tobytes()
+    assert all(module.training for module in nets.modules())
+    tiny.assert_equal(before, dict(nets.state_dict()))
 
 
 def _broken(scene: Scene) -> Evaluator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -110,7 +111,7 @@ def test_passphrase_opens_and_another_does_not(path: Path, master: KeyFile) -> N
 def test_short_passphrase_is_refused(path: Path) -> None:
     with pytest.raises(UsageError, match="at least 8"):
         Keyring.create(path, Passphrase("short", CHEAP))
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == []  # nor a temporary file
 
 
 def test_wrong_and_missing_master_files(path: Path, master: KeyFile, keyring: Keyring) -> None:
@@ -504,6 +505,41 @@ def test_an_import_after_a_destruction_makes_no_new_key(tmp_path: Path, keyring:
     import_subject(keyring, exported, phrase)
     with pytest.raises(DestroyedKey, match="rotate"):
         keyring.sealing_key(SUBJECT)
+
+
+def test_a_file_system_without_hard_links_never_replaces_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "secret"
+    secret_files.write_new_private(path, b"first")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        secret_files.write_new_private(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(os, "link", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        secret_files.write_new_private(tmp_path / "other", b"third")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def full_disk(source: Path, target: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_backup_holds_what_is_left_of_destroyed_keys_too(
+    tmp_path: Path, master: KeyFile, keyring: Keyring
+) -> None:
+    keyring.ensure([SUBJECT, "market/test/3"])
+    keyring_admin.destroy(keyring, SUBJECT)
+    copy = tmp_path / "copy.db"
+    assert keyring_admin.backup(keyring, copy, master) == 2
+    with Keyring.open(copy, master) as again, pytest.raises(DestroyedKey):
+        again.sealing_key(SUBJECT)
 
 
 def test_a_keyring_of_format_1_opens_with_all_it_holds(tmp_path: Path) -> None:
