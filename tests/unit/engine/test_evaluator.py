@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,10 @@ def make_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 def _naive_rows(
-    scene: Scene, protect: Callable[[Tensor, Tensor, list[str]], Tensor]
+    scene: Scene,
+    protect: Callable[[Tensor, Tensor, list[str]], Tensor],
+    *,
+    cross_camera: bool = True,
 ) -> dict[tuple[str, str], dict[str, float]]:
     """Scores of each direction, image by image, where ``protect`` makes the protected image."""
     nets, sides = scene.model.nets.eval(), {}
@@ -87,7 +91,7 @@ def _naive_rows(
     rows = {}
     for direction in DIRECTIONS:
         matrix = distances(sides["query"][direction[0]], sides["gallery"][direction[1]])
-        scores = naive_scores(matrix, *who)
+        scores = naive_scores(matrix, *who, cross_camera=cross_camera)
         assert scores is not None
         rows[direction] = {"rank1": scores["cmc"][0], "rank5": scores["cmc"][4]}
         rows[direction] |= {"mAP": scores["mAP"], "mINP": scores["mINP"]}
@@ -127,6 +131,19 @@ def test_every_key_state_is_what_naive_passes_give(make_scene: Callable[..., Sce
     for key in protections:
         _expect(report, key, rows[key])
     assert rows["none"] != rows["wrong"] != rows["ciphertext"]  # or nothing was tested
+
+
+def test_images_of_the_own_camera_count_in_every_direction_if_asked_for(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene()
+    scene.splits = replace(scene.splits, gallery=scene.splits.query + scene.splits.gallery)
+    report = scene.evaluator(None, "TEST.CROSS_CAMERA", "False").evaluate(1)
+    assert isinstance(scene.model.nets, PrivacyNetworks)
+    anonymizer = scene.model.nets.anonymizer
+    rows = _naive_rows(scene, lambda raw, _, __: anonymizer(raw), cross_camera=False)
+    _expect(report, "none", rows)
+    assert rows["raw", "raw"]["rank1"] == 1.0  # every query is in the gallery itself
 
 
 def test_the_baseline_protects_by_desensitizing(make_scene: Callable[..., Scene]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from layers.recompute import Recomputable
 from modeling.build import build_networks, build_objectives
 from modeling.freezing import frozen
 from modeling.objectives import (
@@ -185,6 +186,15 @@ def test_modes(make_cfg: MakeCfg) -> None:
     assert isinstance(alone, ReIDOnly)
     assert set(alone.official_networks) == {"C"}
     assert alone.discriminators == ()
+
+
+@pytest.mark.parametrize("mode", ["GCR", "C"])
+def test_activations_are_recomputed_only_if_asked_for(make_cfg: MakeCfg, mode: str) -> None:
+    for words, chosen in (((), False), (("SOLVER.GRAD_CHECKPOINT", "True"), True)):
+        nets, _ = build(make_cfg, "MODEL.MODE", mode, *words)
+        parts = [module for module in nets.modules() if isinstance(module, Recomputable)]
+        assert len(parts) == (3 if mode == "GCR" else 1)
+        assert all(part.recompute is chosen for part in parts)
 
 
 def test_options_reach_the_losses(make_cfg: MakeCfg) -> None:

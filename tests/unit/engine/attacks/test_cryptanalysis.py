@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.attacks import brute_force, levels, tampering
+from engine.attacks import brute_force, byte_algebra, levels, tampering
 from engine.attacks.averaging import groups_of, image_counts
 from engine.attacks.brute_force import guessable_keys, search_aead
 from engine.attacks.filters import block_mid_range, filter_bank, gaussian, median, within_pad
@@ -268,3 +268,11 @@ def test_levels_before_encryption_are_the_images_they_are_named_after() -> None:
     assert torch.equal(protector.plain(images, "anonymized"), space.normalize(raw) / 2)
     with pytest.raises(ValueError, match="needs an anonymizer"):
         replace(protector, anonymizer=None).plain(images, "aead")
+
+
+def test_modular_differences_are_those_of_signed_bytes() -> None:
+    pairs = torch.cartesian_prod(torch.arange(256), torch.arange(0, 256, 15))
+    first, second = (pairs / 127.5 - 1).T.reshape(2, 1, 3, 256, 6)
+    found = byte_algebra.modular_difference(first, second)
+    expected = [(a - b + 128) % 256 - 128 for a, b in pairs.tolist()]
+    assert found.flatten().tolist() == expected

@@ -19,6 +19,7 @@ from modeling.encryption import keyring_admin, secret_files
 from modeling.encryption.errors import (
     BadInput,
     DestroyedKey,
+    FormatError,
     InsecurePermissions,
     KeyringCorrupt,
     KeyringError,
@@ -28,6 +29,7 @@ from modeling.encryption.errors import (
     MissingKey,
     RevokedKey,
     StorageError,
+    Tampered,
     UsageError,
     WrongMaster,
 )
@@ -36,7 +38,7 @@ from modeling.encryption.keyring import Keyring
 from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
-from modeling.encryption.primitives import fresh_message_key
+from modeling.encryption.primitives import fresh_message_key, seal
 from tests.fixtures.paths import ROOT
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
@@ -293,6 +295,55 @@ def test_a_changed_export_is_refused(tmp_path: Path, keyring: Keyring, place: in
     exported.write_bytes(content)
     with pytest.raises(ValueError, match="export|passphrase|changed"):
         import_subject(keyring, exported, phrase)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]", b"{}", b'{"subject": "a/b/1", "keys": [{"key_id": "00"}]}',
+        b'{"subject": "a/b/1", "keys": [{"key_id": "zz", "key": "00"}]}',
+        b'{"subject": "a/b/1", "keys": [{"key_id": "00", "key": "00"}]}',
+    ],
+)  # fmt: skip
+def test_an_export_that_another_program_wrote_is_refused(
+    tmp_path: Path, keyring: Keyring, content: bytes
+) -> None:
+    """Its maker knows the passphrase, so that authentication alone does not help."""
+    phrase, params, salt = Passphrase("for the court", CHEAP), str(CHEAP).encode(), bytes(32)
+    head = b"ISEX\x01" + bytes([len(params)]) + params + salt
+    exported = tmp_path / "two.keys"
+    stored = head + seal(phrase.unlock(str(CHEAP), salt), "export", head, content)
+    secret_files.write_new_private(exported, stored)
+    with pytest.raises(Tampered, match="does not hold what|keys of the wrong length"):
+        import_subject(keyring, exported, phrase)
+    assert keyring.rows == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a file of exported keys"),
+        (b"PK\x03\x04 something else", "not a file of exported keys"),
+        (b"ISEX\x01", "not a file of exported keys"),
+        (b"ISEX\x01\x0em=8192,t=1,p=1" + bytes(31), "truncated inside the salt"),
+        (b"ISEX\x01\x0em=9192,t=0,p=1" + bytes(99), "parameters of the export are damaged"),
+    ],
+)
+def test_a_file_that_is_no_export_is_named(
+    tmp_path: Path, keyring: Keyring, content: bytes, message: str
+) -> None:
+    exported = tmp_path / "two.keys"
+    secret_files.write_new_private(exported, content)
+    with pytest.raises(FormatError, match=message):
+        import_subject(keyring, exported, Passphrase("for the court"))
+
+
+def test_what_is_no_file_is_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name in ("folder", "pipe"):
+        with pytest.raises(InsecurePermissions, match="is not a regular file"):
+            secret_files.read_private(tmp_path / name, "keyring")
 
 
 EDITS = {
