@@ -128,8 +128,9 @@ def test_calibration_holds_its_promise_on_validation():
 def test_thresholds_that_mean_nothing_are_refused():
     query, gallery = clustered(6)
     scores = score_verification(features(query), features(gallery))
-    with pytest.raises(UserError, match="a larger validation split"):
-        calibrate(scores, false_positive_rate=1e-9)
+    for rate in (1e-9, 0.0, 1.0):
+        with pytest.raises(UserError, match="a larger validation split"):
+            calibrate(scores, false_positive_rate=rate)
     constant = Features(torch.ones(3, 4), [1, 2, 3], [1, 1, 1])
     flat = score_verification(Features(torch.ones(2, 4), [1, 2], [0, 0]), constant)
     assert flat.degenerate
