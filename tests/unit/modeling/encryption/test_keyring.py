@@ -622,9 +622,8 @@ def test_a_keyring_of_format_1_opens_with_all_it_holds(tmp_path: Path) -> None:
 
 
 def test_a_closed_keyring_holds_its_file_no_longer(
-    path: Path, master: KeyFile, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+    path: Path, master: KeyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keyring.close()
     made, connect = [], sqlite3.connect
 
     def noting(*args: Any, **options: Any) -> sqlite3.Connection:
@@ -632,13 +631,14 @@ def test_a_closed_keyring_holds_its_file_no_longer(
         return made[-1]
 
     monkeypatch.setattr(sqlite3, "connect", noting)
+    Keyring.create(path, master).close()
     with Keyring.open(path, master):
         pass
     other = KeyFile(path.with_name("other.key"))
     other.create_if_missing()
     with pytest.raises(WrongMaster):
         Keyring.open(path, other)
-    assert len(made) >= 2
+    assert len(made) >= 4
     for connection in made:
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             connection.execute("SELECT 1")

@@ -197,6 +197,7 @@ def test_constant_header_fields(place: int, value: int, error: type[FormatError]
     with pytest.raises(error) as caught:
         png_format.decode(repaired(bytes(data), 5, 4))
     assert type(caught.value) is error
+    assert caught.value.offset == 41 + place
 
 
 def test_a_header_chunk_outside_a_file_has_no_place_to_name() -> None:
