@@ -117,8 +117,9 @@ STRATEGIES = {"identity": split_by_identity, "published": split_as_published}
 def divide_persons(samples: Sequence[Sample], seed: int = 1) -> dict[str, tuple[Sample, ...]]:
     """Divide a set that came without subsets: 3 of 5 persons train, 1 validation, 1 test.
 
-    One picture per person and camera becomes a query, as long as the person keeps another picture
-    (in another camera, where the set has more than one).
+    Persons without two pictures to compare train; where few others are left, half of those validate
+    and half test. One picture per person and camera becomes a query, as long as the person keeps
+    another picture (in another camera, where the set has more than one).
 
     Raises:
         DatasetError: There are fewer than 3 persons with two pictures.
@@ -139,8 +140,9 @@ def divide_persons(samples: Sequence[Sample], seed: int = 1) -> dict[str, tuple[
         )
     generator = random.Random(seed)  # noqa: S311 - as above
     generator.shuffle(usable)
-    fifth = max(1, len(by_pid) // 5)
-    test, validation = set(usable[:fifth]), set(usable[fifth : 2 * fifth])
+    # Where few can be queried, validation and test share them: neither is ever empty.
+    share = max(1, min(len(by_pid) // 5, len(usable) // 2))
+    test, validation = set(usable[:share]), set(usable[share : 2 * share])
     parts = {"train": tuple(s for s in _ordered(samples) if s.pid not in test | validation)}
     for chosen, names, split in (
         (validation, ("val_query", "val_gallery"), "train"),

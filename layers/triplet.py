@@ -35,9 +35,7 @@ def weighted_regularized_triplet_loss(
         return functional.softplus(hardest_positive - hardest_negative).mean()
 
 
-def batch_hard_triplet_loss(
-    features: Tensor, labels: Tensor, *, margin: float, normalized: bool = False
-) -> Tensor:
+def batch_hard_triplet_loss(features: Tensor, labels: Tensor, *, margin: float) -> Tensor:
     """Mean over anchors of max(0, farthest positive - nearest negative + margin).
 
     An anchor is a positive of itself; one without any negative in the batch has nothing to be
@@ -50,12 +48,11 @@ def batch_hard_triplet_loss(
         features: (B, D).
         labels: Identity of each, (B,).
         margin: By how much a negative should be farther than a positive.
-        normalized: Whether to scale features to length 1 first.
 
     Returns:
         0-d float32.
     """
-    distances, positive = _distances_and_positives(features, labels, normalized=normalized)
+    distances, positive = _distances_and_positives(features, labels)
     with full_precision(distances):
         farthest_positive = distances.masked_fill(~positive, float("-inf")).amax(dim=1)
         nearest_negative = distances.masked_fill(positive, float("inf")).amin(dim=1)
@@ -63,7 +60,7 @@ def batch_hard_triplet_loss(
 
 
 def _distances_and_positives(
-    features: Tensor, labels: Tensor, *, normalized: bool
+    features: Tensor, labels: Tensor, *, normalized: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return distances (B, B) and the mask of pairs of one identity (B, B)."""
     with full_precision(features):

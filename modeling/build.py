@@ -129,10 +129,9 @@ def _privacy_networks(cfg: CfgNode, num_classes: int) -> PrivacyNetworks:
 
 
 def _triplet_loss(cfg: CfgNode) -> TripletLoss:
-    normalized = cfg.LOSS.TRIPLET_NORMALIZED
     if cfg.MODEL.WEIGHT_REGULARIZED_TRIPLET == "on":
-        return partial(weighted_regularized_triplet_loss, normalized=normalized)
-    return partial(batch_hard_triplet_loss, margin=cfg.SOLVER.MARGIN, normalized=normalized)
+        return partial(weighted_regularized_triplet_loss, normalized=cfg.LOSS.TRIPLET_NORMALIZED)
+    return partial(batch_hard_triplet_loss, margin=cfg.SOLVER.MARGIN)  # it has no other form
 
 
 def _gan_loss(mode: str) -> GANLoss:

@@ -54,8 +54,6 @@ class Keyring(KeyTable):
             raise KeyringExists(f"{path} exists already; it is never overwritten")
         if isinstance(master, KeyFile):
             master.create_if_missing()
-        else:
-            master.check_strength()
         try:
             with new_private_file(path) as temporary:
                 store = KeyringStore.create(temporary)

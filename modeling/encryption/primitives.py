@@ -48,10 +48,6 @@ class Box:
     body: bytes
     tag: bytes
 
-    def to_bytes(self) -> bytes:
-        """Return the stored form, 80 bytes longer than the message."""
-        return self.salt + self.commit + self.body + self.tag
-
     @classmethod
     def from_bytes(cls, stored: bytes) -> Box:
         """Cut a stored form apart.

@@ -44,6 +44,10 @@ def test_details_agree_with_the_results(trained: Path) -> None:
         first = [int(query["first_rank"]) == 1 for query in mine]
         assert sum(first) / len(first) == pytest.approx(row["rank1"])
         assert all(Path(query["path"]).is_file() for query in mine)
+        assert all(Path(query["path"]).parent.name.endswith("query") for query in mine)
+        assert all(
+            Path(query["path"]).name.startswith(f"{int(query['pid']):04d}_") for query in mine
+        )
 
 
 @pytest.fixture

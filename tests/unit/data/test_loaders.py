@@ -68,6 +68,17 @@ def test_a_training_batch_is_what_it_says(splits):
         assert not torch.equal(batch.raw, batch.desensitized)
 
 
+def test_raw_and_desensitized_images_of_a_training_batch_are_each_in_their_place(splits):
+    plain = {"INPUT__PROB": 0.0, "INPUT__RE_PROB": 0.0, "INPUT__PADDING": 0}
+    cfg = _config(**plain)
+    loader = build_train_loader(cfg, splits, CPU)
+    space = PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    for batch in loader:
+        assert torch.equal(batch.raw, space.normalize(loader.source.raw[batch.index]))
+        tiles = batch.raw[:, :, ::8, ::8].repeat_interleave(8, 2).repeat_interleave(8, 3)
+        assert torch.equal(batch.desensitized, tiles)
+
+
 @pytest.mark.parametrize("name", RADII)
 def test_an_epoch_is_a_function_of_seed_and_epoch_alone(splits, name):
     cfg = _config(INPUT__TYPE=name, INPUT__RADIUS=RADII[name])
@@ -130,6 +141,26 @@ def test_evaluation_is_in_order_and_normalised_alone(splits):
     raw = torch.cat([batch.raw for batch in batches])
     assert torch.equal(raw, space.normalize(loader.source.raw))
     assert torch.equal(batches[0].desensitized[:, :, 3, 3], batches[0].raw[:, :, 0, 0])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_evaluation_batches_of_all_processes_in_turn_are_those_of_one(splits, world_size):
+    cfg = _config(TEST__IMS_PER_BATCH=2)  # 4 batches of 7 images
+    whole = list(build_eval_loader(cfg, splits.gallery, CPU))
+    shared = [
+        batch
+        for rank in range(world_size)
+        for batch in build_eval_loader(cfg, splits.gallery, CPU, rank=rank, world_size=world_size)
+    ]
+    assert len(shared) == len(whole) == 4
+    for one, other in zip(shared, whole, strict=True):
+        assert torch.equal(one.raw, other.raw)
+        assert torch.equal(one.pid, other.pid)
+
+
+def test_memory_that_the_configuration_does_not_grant_is_not_used(splits):
+    loader = build_train_loader(_config(CACHE__LIMIT_MIB=0), splits, CPU)
+    assert isinstance(loader.source, StreamedPixels)
 
 
 def test_test_time_noise_does_not_depend_on_batches_or_order(splits):

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.checks import CheckOptions, _fit_problems
 from data.positives import check_positives, count_positives, positive_problems
 from data.problems import DatasetError
-from data.records import Sample
+from data.records import DatasetSplits, Sample
 
 PEOPLE = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=20)
 
@@ -52,3 +54,13 @@ def test_nothing_to_score_is_an_error(
 ) -> None:
     with pytest.raises(DatasetError, match=message):
         positive_problems(make(query), make(gallery), cross_camera=True)
+
+
+def test_a_validation_that_cannot_be_scored_is_found_beside_a_good_test() -> None:
+    options = CheckOptions(batch_size=1, num_instances=1)
+    query, gallery = tuple(make([(1, 0)])), tuple(make([(1, 1)], "g"))
+    splits = DatasetSplits("mine", tuple(make([(2, 0)])), query, gallery)
+    assert _fit_problems(splits, options) == []
+    lost = replace(splits, val_query=query, val_gallery=tuple(make([(3, 1)], "g")))
+    (problem,) = _fit_problems(lost, options)
+    assert problem.text.startswith("none of the 1 validation queries")

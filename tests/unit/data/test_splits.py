@@ -3,13 +3,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.positives import count_positives
 from data.problems import DatasetError
 from data.records import Sample
-from data.splits import split_as_published, split_by_identity
+from data.splits import divide_persons, split_as_published, split_by_identity
 
 # Per identity, the number of images in each camera.
 IMAGES = st.lists(
@@ -59,6 +59,17 @@ def test_every_identity_is_asked_for_before_any_twice() -> None:
     assert len(set(asked)) == 4
 
 
+def test_chance_decides_who_is_asked_once_more() -> None:
+    everything = samples([[3, 3, 3]] * 20)
+    places = set()
+    for seed in range(8):
+        split = split_by_identity(everything, seed)
+        asked = [s.pid for s in split.val_query]
+        once = [pid for pid in set(asked) if asked.count(pid) == 1]
+        places |= {sorted(set(asked)).index(pid) for pid in once}
+    assert len(places) > 1
+
+
 def test_another_seed_is_another_split() -> None:
     everything = samples([[3, 3]] * 20)
     assert split_by_identity(everything, 1) != split_by_identity(everything, 2)
@@ -74,3 +85,48 @@ def test_published_split_is_the_first_fifth_of_the_files() -> None:
     assert split == split_as_published(everything[::-1], 1)
     with pytest.raises(DatasetError, match="too few"):
         split_as_published(everything[:10], 1)
+
+
+@pytest.mark.parametrize(
+    ("queried", "others", "held_out"),
+    [(3, 47, 1), (10, 40, 5), (12, 38, 6), (20, 30, 10), (3, 0, 1)],
+)
+def test_persons_are_divided_so_that_validation_and_test_have_queries(
+    queried: int, others: int, held_out: int
+) -> None:
+    """A person of one camera cannot be queried: most of a set may be like that."""
+    everything = samples([[2, 2]] * queried + [[3]] * others)
+    parts = divide_persons(everything)
+    pids = {name: {s.pid for s in part} for name, part in parts.items()}
+    for query, gallery in (("val_query", "val_gallery"), ("query", "gallery")):
+        assert pids[query] == pids[gallery]
+        assert len(pids[query]) == held_out
+        assert not count_positives(parts[query], parts[gallery], cross_camera=True).without
+    assert not pids["train"] & (pids["val_query"] | pids["query"])
+    assert sum(map(len, parts.values())) == len(everything)
+
+
+@settings(max_examples=40)
+@given(images=IMAGES)
+def test_every_camera_of_a_divided_person_is_asked_for_while_all_keep_a_match(
+    images: list[list[int]],
+) -> None:
+    everything = samples(images)
+    cross_camera = len({s.camid for s in everything}) > 1
+    try:
+        parts = divide_persons(everything)
+    except DatasetError:
+        return
+
+    def misses(query: list[Sample], gallery: list[Sample]) -> bool:
+        return bool(count_positives(query, gallery, cross_camera=cross_camera).without)
+
+    for query, gallery in (("val_query", "val_gallery"), ("query", "gallery")):
+        asked, left = list(parts[query]), list(parts[gallery])
+        pairs = {(s.pid, s.camid) for s in asked}
+        assert len(pairs) == len(asked)
+        assert {s.pid for s in asked} == {s.pid for s in left} != set()
+        assert not misses(asked, left)
+        for number, sample in enumerate(left):
+            if (sample.pid, sample.camid) not in pairs:
+                assert misses([*asked, sample], left[:number] + left[number + 1 :])

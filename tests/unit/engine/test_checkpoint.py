@@ -63,6 +63,23 @@ def test_weights_come_back(tmp_path: Path, kind: str) -> None:
         _assert_same(network.state_dict(), source[letter].state_dict())
 
 
+def test_a_native_file_of_version_1_is_read(tmp_path: Path) -> None:
+    """Written out by hand: checkpoints that people have must stay readable."""
+    content = {
+        "format": "securereid-checkpoint", "version": 1, "epoch": 7, "info": {"mode": "GCR"},
+        "networks": _states(_networks(1)), "training": {"step": 3},
+    }  # fmt: skip
+    torch.save(content, tmp_path / "checkpoint_latest.pth")
+    weights = find_weights(tmp_path, ("G", "C"))
+    assert (weights.which, weights.epoch, weights.info) == ("latest", 7, {"mode": "GCR"})
+    _assert_same(weights.networks["C"], content["networks"]["C"])
+    save_native(tmp_path, "best", _networks(1), 7, {"mode": "GCR"}, {"step": 3})
+    written = torch.load(tmp_path / "checkpoint_best.pth", weights_only=True)
+    assert set(written) == set(content)
+    for name in ("format", "version", "epoch", "info", "training"):
+        assert written[name] == content[name]
+
+
 def test_official_files_are_bare_state_dicts(tmp_path: Path) -> None:
     networks = _networks()
     save_official(tmp_path, "latest", networks)

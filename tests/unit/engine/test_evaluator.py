@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.evaluation import build_evaluator
+from engine.evaluation import build_evaluator, build_pictures
 from engine.evaluator import Evaluator
 from engine.model import Model, build_model
 from engine.report import DIRECTIONS, EvalReport
@@ -67,7 +68,10 @@ def make_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 def _naive_rows(
-    scene: Scene, protect: Callable[[Tensor, Tensor, list[str]], Tensor]
+    scene: Scene,
+    protect: Callable[[Tensor, Tensor, list[str]], Tensor],
+    *,
+    cross_camera: bool = True,
 ) -> dict[tuple[str, str], dict[str, float]]:
     """Scores of each direction, image by image, where ``protect`` makes the protected image."""
     nets, sides = scene.model.nets.eval(), {}
@@ -87,7 +91,7 @@ def _naive_rows(
     rows = {}
     for direction in DIRECTIONS:
         matrix = distances(sides["query"][direction[0]], sides["gallery"][direction[1]])
-        scores = naive_scores(matrix, *who)
+        scores = naive_scores(matrix, *who, cross_camera=cross_camera)
         assert scores is not None
         rows[direction] = {"rank1": scores["cmc"][0], "rank5": scores["cmc"][4]}
         rows[direction] |= {"mAP": scores["mAP"], "mINP": scores["mINP"]}
@@ -127,6 +131,19 @@ def test_every_key_state_is_what_naive_passes_give(make_scene: Callable[..., Sce
     for key in protections:
         _expect(report, key, rows[key])
     assert rows["none"] != rows["wrong"] != rows["ciphertext"]  # or nothing was tested
+
+
+def test_images_of_the_own_camera_count_in_every_direction_if_asked_for(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene()
+    scene.splits = replace(scene.splits, gallery=scene.splits.query + scene.splits.gallery)
+    report = scene.evaluator(None, "TEST.CROSS_CAMERA", "False").evaluate(1)
+    assert isinstance(scene.model.nets, PrivacyNetworks)
+    anonymizer = scene.model.nets.anonymizer
+    rows = _naive_rows(scene, lambda raw, _, __: anonymizer(raw), cross_camera=False)
+    _expect(report, "none", rows)
+    assert rows["raw", "raw"]["rank1"] == 1.0  # every query is in the gallery itself
 
 
 def test_the_baseline_protects_by_desensitizing(make_scene: Callable[..., Scene]) -> None:
@@ -229,6 +246,21 @@ def test_the_networks_are_left_as_they_were(
     with pytest.raises(ZeroDivisionError):
         _broken(scene).evaluate(1)
     assert all(module.training is training for module in nets.modules())
+
+
+def test_a_sheet_of_pictures_is_drawn_in_evaluation_mode_and_leaves_no_trace(
+    make_scene: Callable[..., Scene],
+) -> None:
+    """Batch statistics would mix the people shown, and move what the networks have learnt."""
+    scene = make_scene()
+    nets = scene.model.nets
+    draw = build_pictures(scene.cfg, scene.model, scene.splits.query)
+    nets.eval()
+    expected = draw()
+    before = {name: value.clone() for name, value in nets.train().state_dict().items()}
+    assert draw().tobytes() == expected.tobytes()
+    assert all(module.training for module in nets.modules())
+    tiny.assert_equal(before, dict(nets.state_dict()))
 
 
 def _broken(scene: Scene) -> Evaluator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from configs.loading import load
 from data.records import Batch
 from engine.build import build_trainer
 from engine.supervision import UpgradeState, frozen_copy
-from engine.train_step import StepOutput
+from engine.train_step import StepOutput, _accuracy
 from engine.trainer import Trainer
+from modeling.outputs import ReIDOutput, ReIDPair
 from modeling.privacy_networks import PrivacyNetworks
 from tests.fixtures import tiny
 
@@ -125,6 +127,18 @@ def test_output_mode_chooses_the_images(
     assert all(not value.requires_grad for value in out.numbers().values())
     assert all(value.shape == () for value in out.numbers().values())
     assert 0 <= float(out.accuracy) <= 1
+
+
+def test_accuracy_is_the_share_of_images_of_both_kinds_that_are_told_right() -> None:
+    label = torch.tensor([0, 1, 2, 2])
+
+    def seen(*classes: int) -> ReIDOutput:
+        logits = functional.one_hot(torch.tensor(classes), 4).float()
+        return ReIDOutput(logits=logits, feature=logits, embedding=logits)
+
+    both = ReIDPair(reid_raw=seen(0, 1, 2, 3), reid_protected=seen(0, 2, 1, 1))
+    assert float(_accuracy(both, label)) == 0.5
+    assert float(_accuracy(replace(both, reid_protected=None), label)) == 0.75
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from yacs.config import CfgNode
 
 from configs.loading import load
+from data.records import Batch
 from engine.build import build_trainer
+from engine.guard import LossGuard
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision
 from engine.train_state import Best, TrainPlan
+from engine.train_step import StepOutput
 from engine.trainer import Trainer, ValidationRun
 from tests.fixtures import tiny
 
@@ -106,6 +110,32 @@ def test_train_validate_upgrade_save(
     assert saved[2][1]["supervision"]["teacher"] is not None
     assert report is not None
     assert report.epoch == 3
+
+
+def test_every_epoch_has_batches_of_its_own_and_losses_are_looked_at_before_a_checkpoint(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("SOLVER.MAX_EPOCHS", "2")
+    seen: list[torch.Tensor] = []
+    events = _watched(trainer, monkeypatch)
+    step, check = Trainer._step, LossGuard.check
+
+    def stepping(self: Trainer, batch: Batch) -> StepOutput:
+        seen.append(batch.index)
+        return step(self, batch)
+
+    def checking(self: LossGuard) -> None:
+        events.append(("check", ()))  # a GPU's last losses are known only now
+        check(self)
+
+    monkeypatch.setattr(Trainer, "_step", stepping)
+    monkeypatch.setattr(LossGuard, "check", checking)
+    trainer.fit()
+    names = [name for name, _ in events if name in ("_train_epoch", "check", "save_latest")]
+    assert names == ["save_latest", *["_train_epoch", "check", "save_latest"] * 2]
+    plans = [trainer.loader.sampler.plan(epoch) for epoch in (1, 2)]
+    assert torch.equal(torch.stack(seen), torch.cat(plans))
+    assert not torch.equal(*plans)
 
 
 def test_without_val_r1_nothing_is_upgraded(make_trainer: Callable[..., Trainer]) -> None:

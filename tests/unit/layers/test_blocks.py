@@ -68,7 +68,8 @@ def test_non_local_block_starts_as_the_identity() -> None:
 
 def test_non_local_block_with_another_norm_takes_the_plain_way() -> None:
     class OtherNorm(nn.BatchNorm2d):
-        pass
+        def forward(self, features: Tensor) -> Tensor:
+            return 3 * super().forward(features)
 
     block = random_block(4)
     twin = copy.deepcopy(block)
@@ -76,7 +77,8 @@ def test_non_local_block_with_another_norm_takes_the_plain_way() -> None:
     other.load_state_dict(block.W[1].state_dict())
     block.W[1] = other
     features = torch.randn(2, 4, 3, 3)
-    torch.testing.assert_close(block(features), plain_non_local(twin, features))
+    change = plain_non_local(twin, features) - features
+    torch.testing.assert_close(block(features), features + 3 * change)
 
 
 def test_generalized_mean() -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from layers.center import CenterLoss
 from layers.gan import GAN_LOSSES
 from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
+from modeling.objectives import Objectives, reid_losses
+from modeling.outputs import ReIDOutput, ReIDPair
 from tests.fixtures.golden import golden_arrays, needs_reference
 
 pytestmark = needs_reference
@@ -24,6 +26,16 @@ def center(values: Values) -> Tensor:
     return loss(values["feat"], values["target"])
 
 
+def cross_entropy(values: Values) -> Tensor:
+    objectives = Objectives(
+        triplet=weighted_regularized_triplet_loss, label_smoothing=0.1, centers=None,
+        gan=GAN_LOSSES["vanilla"], weights={},
+    )  # fmt: skip
+    seen = ReIDOutput(logits=values["scores"], feature=values["feat"], embedding=values["feat"])
+    losses = reid_losses(ReIDPair(seen, None), values["target"], objectives)
+    return losses["reid_raw_cross_entropy"]
+
+
 CASES: dict[str, Callable[[Values], Tensor]] = {
     "weighted_regularized_triplet": lambda v: weighted_regularized_triplet_loss(
         v["feat"], v["target"]
@@ -35,9 +47,7 @@ CASES: dict[str, Callable[[Values], Tensor]] = {
         v["feat"], v["target"], margin=0.3
     ),
     "center": center,
-    "cross_entropy_label_smooth_0.1": lambda v: torch.nn.functional.cross_entropy(
-        v["scores"], v["target"], label_smoothing=0.1
-    ),
+    "cross_entropy_label_smooth_0.1": cross_entropy,
     "gan_real": lambda v: GAN_LOSSES["vanilla"](v["gan_pred"], True),
     "gan_fake": lambda v: GAN_LOSSES["vanilla"](v["gan_pred"], False),
     "lsgan_real": lambda v: GAN_LOSSES["lsgan"](v["gan_pred"], True),

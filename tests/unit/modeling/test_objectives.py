@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from layers.recompute import Recomputable
 from modeling.build import build_networks, build_objectives
 from modeling.freezing import frozen
 from modeling.objectives import (
@@ -19,6 +20,7 @@ from modeling.objectives import (
     reid_losses,
     weighted,
 )
+from modeling.outputs import ReIDOutput, ReIDPair
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
 from utils.errors import UserError
 
@@ -186,6 +188,15 @@ def test_modes(make_cfg: MakeCfg) -> None:
     assert alone.discriminators == ()
 
 
+@pytest.mark.parametrize("mode", ["GCR", "C"])
+def test_activations_are_recomputed_only_if_asked_for(make_cfg: MakeCfg, mode: str) -> None:
+    for words, chosen in (((), False), (("SOLVER.GRAD_CHECKPOINT", "True"), True)):
+        nets, _ = build(make_cfg, "MODEL.MODE", mode, *words)
+        parts = [module for module in nets.modules() if isinstance(module, Recomputable)]
+        assert len(parts) == (3 if mode == "GCR" else 1)
+        assert all(part.recompute is chosen for part in parts)
+
+
 def test_options_reach_the_losses(make_cfg: MakeCfg) -> None:
     nets, objectives = build(
         make_cfg,
@@ -206,6 +217,24 @@ def test_options_reach_the_losses(make_cfg: MakeCfg) -> None:
         judged["discriminator_anonymized_real"], (logits - 1).square().mean()
     )
     weighted(judged).backward()
+
+
+def test_normalised_triplet_and_smoothing_are_those_of_the_configuration(make_cfg: MakeCfg) -> None:
+    torch.manual_seed(2)
+    features = torch.randn(BATCH, 8)
+    plain = build(make_cfg)[1].triplet
+    scaled = build(make_cfg, "LOSS.TRIPLET_NORMALIZED", "True")[1].triplet
+    torch.testing.assert_close(scaled(7 * features, LABEL), scaled(features, LABEL))
+    assert not torch.allclose(plain(7 * features, LABEL), plain(features, LABEL))
+
+    logits = torch.randn(BATCH, CLASSES)
+    seen = ReIDPair(ReIDOutput(logits=logits, feature=features, embedding=features), None)
+    for words, share in (((), 0.1), (("LOSS.LABEL_SMOOTHING", "0.3"), 0.3)):
+        _, objectives = build(make_cfg, "MODEL.CENTER_LOSS", "off", *words)
+        target = (1 - share) * functional.one_hot(LABEL, CLASSES) + share / CLASSES
+        expected = -(target * logits.log_softmax(1)).sum(1).mean()
+        losses = reid_losses(seen, LABEL, objectives)
+        torch.testing.assert_close(losses["reid_raw_cross_entropy"], expected)
 
 
 def test_losses_are_float32_under_autocast(make_cfg: MakeCfg) -> None:

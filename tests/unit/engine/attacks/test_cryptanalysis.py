@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.attacks import brute_force, levels, tampering
+from engine.attacks import brute_force, byte_algebra, levels, tampering
 from engine.attacks.averaging import groups_of, image_counts
 from engine.attacks.brute_force import guessable_keys, search_aead
 from engine.attacks.filters import block_mid_range, filter_bank, gaussian, median, within_pad
-from engine.attacks.levels import Stored, fresh_observer, own_subjects, seal
+from engine.attacks.levels import Protector, Stored, fresh_observer, own_subjects, seal
 from engine.attacks.pairs import known_pairs, same_person
+from engine.attacks.people import ImageSet
 from engine.attacks.registry import ATTACKS
 from engine.attacks.results import FAILS, HOLDS, Result
+from layers.pixels import PixelSpace
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.cipher import Sealed
 from modeling.encryption.errors import MissingKey
@@ -240,3 +244,35 @@ def test_every_attack_says_where_it_does_not_apply(name: str) -> None:
         assert entry.reason_against(level) == ""
     if name in CIPHERTEXT_ATTACKS and name != "linkage":
         assert all("nothing is encrypted" in entry.reason_against(x) for x in levels.CLEAR_LEVELS)
+
+
+def test_keys_that_need_no_secret_are_numbers_and_their_digests() -> None:
+    assert list(guessable_keys(52))[-4:] == [
+        bytes(31) + b"\x0c",
+        b"0" * 30 + b"12",
+        sha256(b"12").digest(),
+        sha256(b"0012").digest(),
+    ]
+
+
+def test_levels_before_encryption_are_the_images_they_are_named_after() -> None:
+    space = PixelSpace((0.485, 0.456, 0.406), (0.5, 0.4, 0.6))
+    raw, desensitized = torch.randint(0, 256, (2, 5, 3, 4, 2), dtype=torch.uint8)
+    ones = torch.ones(5, dtype=torch.int64)
+    images = ImageSet(raw, desensitized, ones, ones, ("x/test/1",) * 5, ones.bool())
+    halves = nn.Module()
+    halves.forward = lambda batch: batch / 2
+    protector = Protector(halves, torch.device("cpu"), nullcontext, space, batch_size=2)
+    assert torch.equal(protector.plain(images, "raw"), space.normalize(raw))
+    assert torch.equal(protector.plain(images, "desensitized"), space.normalize(desensitized))
+    assert torch.equal(protector.plain(images, "anonymized"), space.normalize(raw) / 2)
+    with pytest.raises(ValueError, match="needs an anonymizer"):
+        replace(protector, anonymizer=None).plain(images, "aead")
+
+
+def test_modular_differences_are_those_of_signed_bytes() -> None:
+    pairs = torch.cartesian_prod(torch.arange(256), torch.arange(0, 256, 15))
+    first, second = (pairs / 127.5 - 1).T.reshape(2, 1, 3, 256, 6)
+    found = byte_algebra.modular_difference(first, second)
+    expected = [(a - b + 128) % 256 - 128 for a, b in pairs.tolist()]
+    assert found.flatten().tolist() == expected

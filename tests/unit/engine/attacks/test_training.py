@@ -53,6 +53,25 @@ def test_recovery_learns_to_undo_a_negative(monkeypatch: pytest.MonkeyPatch) -> 
     assert not trained.network.training
 
 
+def test_the_rate_rises_to_its_value_and_falls_to_nothing() -> None:
+    network, rates = PerPixel(), []
+    optimizer = torch.optim.SGD(network.parameters(), lr=99.0)
+
+    def update(step: int) -> Tensor:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return network.layer.weight.square().sum()
+
+    training._train(network, optimizer, 0.5, update, lambda: 1.0, bench(100), "rates")
+    top = rates.index(max(rates))
+    assert len(rates) == 100
+    assert max(rates) == pytest.approx(0.5)
+    assert 0 < top <= 10
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 0.005
+    assert rates[(100 + top) // 2] == pytest.approx(0.25, abs=0.01)  # half a cosine
+
+
 def test_the_weights_of_the_best_validation_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = PIXELS.normalize(image_set(1, 4, 2, seed=1).raw)
     scores = iter([3.0, 9.0, 5.0, 7.0, 1.0, 2.0, 4.0, 6.0])

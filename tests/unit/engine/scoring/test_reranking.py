@@ -160,6 +160,13 @@ def test_what_cannot_be_done_is_refused(options, words):
         score_reranked(features(query), features(gallery), **options)
 
 
+def test_features_of_two_sizes_are_refused():
+    query, gallery = clustered(0)
+    wide = Features(torch.ones(len(gallery[0]), 99), *gallery[1:])
+    with pytest.raises(UserError, match="gallery features 99; expected one size"):
+        score_reranked(features(query), wide)
+
+
 def test_long_runs_print_their_estimate_first(caplog, monkeypatch):
     monkeypatch.setattr(reranking, "_WORTH_TELLING", 1)
     query, gallery = clustered(0)

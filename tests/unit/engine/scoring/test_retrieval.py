@@ -168,6 +168,20 @@ def test_hits_at_ranks_1_2_4_7(counting):
     assert (scores.rank1, scores.rank5, scores.rank10) == (1, 1, 1)
 
 
+def test_named_rates_are_those_of_their_rank():
+    """One query for each rank: the match of the k-th comes k-th."""
+    gallery = torch.linspace(0, 1, 12).unsqueeze(1) * torch.tensor([1.0, 0.0])
+    gallery[:, 1] = 1.0
+    query = torch.tensor([[0.0, 1.0]]).repeat(12, 1)
+    scores = score_retrieval(
+        Features(query, range(12), [0] * 12), Features(gallery, range(12), [1] * 12)
+    )
+    assert scores.per_query.first_rank.tolist() == list(range(1, 13))
+    assert scores.rank1 == pytest.approx(1 / 12)
+    assert scores.rank5 == pytest.approx(5 / 12)
+    assert scores.rank10 == pytest.approx(10 / 12)
+
+
 def test_same_person_and_camera_is_ignored():
     query = Features(torch.tensor([[1.0, 0.0]]), [1], [0])
     gallery = Features(torch.tensor([[1.0, 0.0], [1.0, 0.5], [1.0, 1.0]]), [1, 2, 1], [0, 0, 1])
@@ -250,6 +264,13 @@ def test_broken_matches_come_after_every_wrong_image_wherever_they_lie(value, co
         assert scores.per_query.last_rank.tolist() == [30, 30]
 
 
+def test_a_broken_query_finds_its_matches_last_among_what_it_is_compared_with():
+    query = Features(torch.tensor([[torch.nan, 0.0]]), [1], [0])
+    gallery = Features(torch.eye(2).repeat(3, 1), [1, 1, 2, -1, 1, 3], [0, 1, 1, 1, 2, 1])
+    scores = score_retrieval(query, gallery)  # one is ignored, one is junk: 4 are left
+    assert (scores.per_query.first_rank, scores.per_query.last_rank) == (3, 4)
+
+
 def test_constant_features_get_the_worst_ranks():
     scores = score_retrieval(
         Features(torch.ones(2, 3), [1, 2], [0, 0]),
@@ -301,6 +322,9 @@ def test_directions_equal_single_scores():
             {"raw": queries["raw"], "other": Features(torch.tensor(query), pids, cams + 1)},
             galleries,
         )
+    renamed = Features(torch.tensor(gallery), gallery_pids + 1, gallery_cams)
+    with pytest.raises(UserError, match="'raw' and 'other' differ"):
+        score_directions(queries, {"raw": galleries["raw"], "other": renamed})
 
 
 def test_sizes_that_do_not_fit_are_refused_with_the_estimate(monkeypatch):

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from engine.scoring.features import Features
+from engine.scoring.retrieval import score_retrieval
 from engine.scoring.score_details import score_details
+from engine.scoring.single_shot import score_single_shot
+from engine.scoring.verification import score_verification
 
 
 @pytest.fixture
-def details():
+def sets():
     rng = np.random.default_rng(0)
     centers = rng.standard_normal((10, 16))
     sets = []
@@ -21,7 +24,23 @@ def details():
         pids = rng.integers(0, 10, count)
         embeddings = centers[pids] + rng.standard_normal((count, 16))
         sets.append(Features(torch.tensor(embeddings), pids, rng.integers(0, 3, count)))
+    return sets
+
+
+@pytest.fixture
+def details(sets):
     return score_details(*sets)
+
+
+@pytest.mark.parametrize("cross_camera", [True, False])
+def test_every_score_is_made_with_the_same_options(sets, cross_camera):
+    details = score_details(*sets, cross_camera=cross_camera, seed=5)
+    retrieval = score_retrieval(*sets, cross_camera=cross_camera)
+    assert (details.retrieval.mAP, details.retrieval.mINP) == (retrieval.mAP, retrieval.mINP)
+    verification = score_verification(*sets, cross_camera=cross_camera)
+    assert details.verification.num_genuine == verification.num_genuine
+    single_shot = score_single_shot(*sets, cross_camera=cross_camera, seed=5)
+    np.testing.assert_array_equal(details.single_shot.ranks, single_shot.ranks)
 
 
 def test_it_is_plain_json_and_agrees_with_the_scores(details):

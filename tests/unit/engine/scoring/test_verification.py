@@ -133,6 +133,9 @@ def test_perfect_features_and_calibration():
     chosen = calibrate(scores, false_positive_rate=1e-2)
     assert (chosen.tpr, chosen.num_genuine, chosen.num_impostor) == (1, 40, 1560)
     assert chosen.fpr <= chosen.asked_fpr
+    assert chosen.same_person(chosen.threshold)
+    assert not chosen.same_person(np.nextafter(chosen.threshold, -1))
+    assert calibrate(scores, false_positive_rate=1 / 1560).fpr <= 1 / 1560  # of one pair
     vector = torch.tensor(rng.standard_normal(8))
     assert chosen.same_person(cosine(vector, 3 * vector))
     assert not chosen.same_person(cosine(vector, -vector))
@@ -152,8 +155,9 @@ def test_calibration_holds_its_promise_on_validation():
 def test_thresholds_that_mean_nothing_are_refused():
     query, gallery = clustered(6)
     scores = score_verification(features(query), features(gallery))
-    with pytest.raises(UserError, match="a larger validation split"):
-        calibrate(scores, false_positive_rate=1e-9)
+    for rate in (1e-9, 0.0, 1.0):
+        with pytest.raises(UserError, match="a larger validation split"):
+            calibrate(scores, false_positive_rate=rate)
     constant = Features(torch.ones(3, 4), [1, 2, 3], [1, 1, 1])
     flat = score_verification(Features(torch.ones(2, 4), [1, 2], [0, 0]), constant)
     assert flat.degenerate
@@ -271,6 +275,11 @@ def test_people_are_resampled_not_queries():
     values = np.isin(pids, [1, 2]).astype(float)  # two people always found, two never
     (interval,) = bootstrap_ratios(values[:, None], np.ones(400), pids)
     assert (interval.low, interval.high) == (0, 1)
+
+
+def test_a_single_query_has_an_interval_of_no_width():
+    (interval,) = bootstrap_ratios([[0.5]], [1], [4])
+    assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
 
 
 def test_every_retrieval_rate_has_an_interval():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import multiprocessing
 import os
 import pickle
@@ -17,6 +19,7 @@ from modeling.encryption import keyring_admin, secret_files
 from modeling.encryption.errors import (
     BadInput,
     DestroyedKey,
+    FormatError,
     InsecurePermissions,
     KeyringCorrupt,
     KeyringError,
@@ -36,6 +39,7 @@ from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.metadata import Metadata
 from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
 from modeling.encryption.primitives import fresh_message_key, seal
+from tests.fixtures.paths import ROOT
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
 SUBJECT = "market/test/2"
@@ -109,7 +113,7 @@ def test_passphrase_opens_and_another_does_not(path: Path, master: KeyFile) -> N
 def test_short_passphrase_is_refused(path: Path) -> None:
     with pytest.raises(UsageError, match="at least 8"):
         Keyring.create(path, Passphrase("short", CHEAP))
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == []  # nor a temporary file
 
 
 def test_wrong_and_missing_master_files(path: Path, master: KeyFile, keyring: Keyring) -> None:
@@ -295,24 +299,54 @@ def test_a_changed_export_is_refused(tmp_path: Path, keyring: Keyring, place: in
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b'{"subject": "a", "keys": [{"key_id": 1}]}'],
-    ids=["empty", "cut", "no text", "deep", "list", "number"],
-)
-def test_an_export_that_its_sender_made_up_is_refused(
-    keyring: Keyring, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    [
+        b"", b"{", b"\xff", b"[" * 100_000, b"[]", b"{}",
+        b'{"subject": "a/b/1", "keys": [{"key_id": 1}]}',
+        b'{"subject": "a/b/1", "keys": [{"key_id": "00"}]}',
+        b'{"subject": "a/b/1", "keys": [{"key_id": "zz", "key": "00"}]}',
+        b'{"subject": "a/b/1", "keys": [{"key_id": "00", "key": "00"}]}',
+    ],
+    ids=["empty", "cut", "no text", "deep", "list", "bare", "number", "no key", "no hex", "short"],
+)  # fmt: skip
+def test_an_export_that_another_program_wrote_is_refused(
+    tmp_path: Path, keyring: Keyring, content: bytes
 ) -> None:
-    _seal(keyring)
-    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
-    with monkeypatch.context() as patch:
-        patch.setattr("modeling.encryption.key_transfer.json.dumps", lambda _: content.decode("l1"))
-        patch.setattr("modeling.encryption.key_transfer.seal", _seal_latin)
-        export_subject(keyring, SUBJECT, exported, phrase)
-    with pytest.raises(Tampered, match="does not hold what this program writes"):
+    """Its maker knows the passphrase, so that authentication alone does not help."""
+    phrase, params, salt = Passphrase("for the court", CHEAP), str(CHEAP).encode(), bytes(32)
+    head = b"ISEX\x01" + bytes([len(params)]) + params + salt
+    exported = tmp_path / "two.keys"
+    stored = head + seal(phrase.unlock(str(CHEAP), salt), "export", head, content)
+    secret_files.write_new_private(exported, stored)
+    with pytest.raises(Tampered, match="does not hold what|keys of the wrong length"):
         import_subject(keyring, exported, phrase)
+    assert keyring.rows == []
 
 
-def _seal_latin(key: bytes, context: str, aad: bytes, message: bytes) -> bytes:
-    return seal(key, context, aad, message.decode().encode("l1"))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a file of exported keys"),
+        (b"PK\x03\x04 something else", "not a file of exported keys"),
+        (b"ISEX\x01", "not a file of exported keys"),
+        (b"ISEX\x01\x0em=8192,t=1,p=1" + bytes(31), "truncated inside the salt"),
+        (b"ISEX\x01\x0em=9192,t=0,p=1" + bytes(99), "parameters of the export are damaged"),
+    ],
+)
+def test_a_file_that_is_no_export_is_named(
+    tmp_path: Path, keyring: Keyring, content: bytes, message: str
+) -> None:
+    exported = tmp_path / "two.keys"
+    secret_files.write_new_private(exported, content)
+    with pytest.raises(FormatError, match=message):
+        import_subject(keyring, exported, Passphrase("for the court"))
+
+
+def test_what_is_no_file_is_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name in ("folder", "pipe"):
+        with pytest.raises(InsecurePermissions, match="is not a regular file"):
+            secret_files.read_private(tmp_path / name, "keyring")
 
 
 EDITS = {
@@ -374,6 +408,21 @@ def test_passphrase_parameters_are_checked_before_memory_is_taken(path: Path, pa
     connection.close()
     with pytest.raises(KeyringCorrupt, match="passphrase parameter"):
         Keyring.open(path, Passphrase("correct horse"))
+
+
+def test_bounds_of_passphrase_parameters() -> None:
+    """The default is that of docs/ISED.md; a stored one may not ask for any amount of work."""
+    assert str(Argon2Cost()) == "m=262144,t=3,p=4"
+    for allowed in ("m=8192,t=1,p=1", "m=4194304,t=64,p=64"):
+        assert str(Argon2Cost.parse(allowed)) == allowed
+    for refused in (
+        "m=8191,t=1,p=1", "m=4194305,t=1,p=1", "m=8192,t=0,p=1", "m=8192,t=65,p=1",
+        "m=8192,t=1,p=0", "m=8192,t=1,p=65",
+    ):  # fmt: skip
+        with pytest.raises(KeyringCorrupt, match="passphrase parameter"):
+            Argon2Cost.parse(refused)
+    with pytest.raises(KeyringCorrupt, match="salt of 31 bytes; expected 32"):
+        Passphrase("correct horse").unlock(str(CHEAP), bytes(31))
 
 
 @pytest.mark.parametrize(
@@ -510,6 +559,104 @@ def test_an_import_after_a_destruction_makes_no_new_key(tmp_path: Path, keyring:
     import_subject(keyring, exported, phrase)
     with pytest.raises(DestroyedKey, match="rotate"):
         keyring.sealing_key(SUBJECT)
+
+
+def test_a_file_system_without_hard_links_never_replaces_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "secret"
+    secret_files.write_new_private(path, b"first")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        secret_files.write_new_private(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(os, "link", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        secret_files.write_new_private(tmp_path / "other", b"third")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def full_disk(source: Path, target: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_backup_holds_what_is_left_of_destroyed_keys_too(
+    tmp_path: Path, master: KeyFile, keyring: Keyring
+) -> None:
+    keyring.ensure([SUBJECT, "market/test/3"])
+    keyring_admin.destroy(keyring, SUBJECT)
+    copy = tmp_path / "copy.db"
+    assert keyring_admin.backup(keyring, copy, master) == 2
+    with Keyring.open(copy, master) as again, pytest.raises(DestroyedKey):
+        again.sealing_key(SUBJECT)
+
+
+def test_a_keyring_of_format_1_opens_with_all_it_holds(tmp_path: Path) -> None:
+    """Written once and kept: what it derives, binds and authenticates must never change."""
+    known = json.loads((ROOT / "tests/vectors/keyring_v1.json").read_text(encoding="utf-8"))
+    path, master, exported = tmp_path / "keys.db", tmp_path / "master.key", tmp_path / "one.keys"
+    for secret, content in ((path, ""), (master, known["master"]), (exported, known["export"])):
+        secret.touch(0o600)
+        secret.write_bytes(bytes.fromhex(content))
+    connection = sqlite3.connect(path)
+    connection.executescript("\n".join(known["sql"]))
+    connection.execute(f"PRAGMA application_id = {0x49534544}")
+    connection.close()
+    with Keyring.open(path, KeyFile(master)) as keyring:
+        listed = keyring_admin.list_keys(keyring)
+        assert [[one.subject, one.generation, one.state] for one in listed] == known["listed"]
+        active = keyring.sealing_key("set/test/1")
+        assert [active.key_id.hex(), active.key.hex()] == known["keys"]["active"]
+        assert active.locator_key.hex() == known["locator_key"]
+        held = {row.key_id.hex(): row for row in keyring.rows}
+        key_id, key = known["keys"]["retired"]
+        assert keyring.unwrap(held[key_id]).hex() == key
+        with pytest.raises(RevokedKey):
+            keyring.sealing_key("set/test/2")
+        assert keyring.file_name("set", "a/b.jpg") == known["file_name"]
+        assert keyring.manifest_key().hex() == known["manifest_key"]
+        phrase = Passphrase(known["passphrase"])
+        assert import_subject(keyring, exported, phrase) == ("set/test/elsewhere", 0)
+
+
+def test_a_closed_keyring_holds_its_file_no_longer(
+    path: Path, master: KeyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, connect = [], sqlite3.connect
+
+    def noting(*args: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noting)
+    Keyring.create(path, master).close()
+    with Keyring.open(path, master):
+        pass
+    other = KeyFile(path.with_name("other.key"))
+    other.create_if_missing()
+    with pytest.raises(WrongMaster):
+        Keyring.open(path, other)
+    assert len(made) >= 4
+    for connection in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
+def test_a_snapshot_opens_what_imported_keys_open(tmp_path: Path, keyring: Keyring) -> None:
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
+        sealed = _seal(other)
+        export_subject(other, SUBJECT, exported, phrase)
+    with pytest.raises(MissingKey):
+        keyring.snapshot().opening_key(sealed.chunk)
+    import_subject(keyring, exported, phrase)
+    opened = open_picture(keyring.snapshot().opening_key(sealed.chunk), sealed)
+    assert np.array_equal(opened.pixels, PIXELS)
 
 
 def test_secrets_are_not_shown_and_revoked_keys_do_not_leave_the_process(keyring: Keyring) -> None:

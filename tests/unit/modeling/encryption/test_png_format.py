@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from modeling.encryption.errors import (
     FormatError,
     IsedError,
     NotProtected,
+    Tampered,
     TooLarge,
+    UnsafePath,
     UnsupportedVersion,
 )
 from modeling.encryption.keys import SubjectKey
@@ -151,7 +154,7 @@ def test_a_spliced_file_is_refused_or_is_the_same_file(
 def test_extra_missing_and_trailing_bytes_name_their_place() -> None:
     good = png_format.encode(_sealed()[1])
     for length in range(len(good)):
-        with pytest.raises(FormatError, match="at byte|not a PNG"):
+        with pytest.raises(FormatError, match=r"^truncated: .*at byte"):
             png_format.decode(good[:length])
     with pytest.raises(FormatError, match=f"after the end .at byte {len(good)}"):
         png_format.decode(good + b"\0")
@@ -160,6 +163,7 @@ def test_extra_missing_and_trailing_bytes_name_their_place() -> None:
         with pytest.raises(FormatError) as caught:
             png_format.decode(good[:place] + text + good[place:])
         assert caught.value.offset >= 33
+        assert not isinstance(caught.value, NotProtected)  # an isEd chunk follows
     chunk = good[33:405]
     with pytest.raises(FormatError, match="expected the chunk IDAT.*at byte 409"):
         png_format.decode(good[:405] + chunk + good[405:])
@@ -193,6 +197,24 @@ def test_constant_header_fields(place: int, value: int, error: type[FormatError]
     with pytest.raises(error) as caught:
         png_format.decode(repaired(bytes(data), 5, 4))
     assert type(caught.value) is error
+    assert caught.value.offset == 41 + place
+
+
+def test_a_header_chunk_outside_a_file_has_no_place_to_name() -> None:
+    key, sealed = _sealed()
+    with pytest.raises(FormatError, match="does not begin with ISED$") as caught:
+        open_picture(key.key, replace(sealed, chunk=b"X" + sealed.chunk[1:]))
+    assert caught.value.offset == -1
+
+
+def test_what_could_not_be_opened_is_not_sealed() -> None:
+    with pytest.raises(ValueError, match="pixel kind 2"):
+        _sealed(kind=2)
+
+
+@pytest.mark.parametrize(("width", "height"), [(4096, 4096), (16384, 1024), (1, 16384), (1, 1)])
+def test_the_largest_sizes_are_allowed(width: int, height: int) -> None:
+    picture_module.check_size(width, height)
 
 
 @pytest.mark.parametrize(("width", "height"), [(16385, 1), (16384, 1025), (2**31, 2**31)])
@@ -201,6 +223,18 @@ def test_too_large_is_said_before_anything_is_read(width: int, height: int) -> N
     header = _ihdr(width, height)
     with pytest.raises(TooLarge, match="scale it down"):
         png_format.decode(good[:8] + header + good[33:])
+
+
+def test_metadata_that_this_program_does_not_write_is_refused() -> None:
+    stored = Metadata("a/b.png", bytes(32), 9, 8).to_bytes()
+    with pytest.raises(Tampered, match="padding is not zero"):
+        Metadata.from_bytes(stored[:-1] + b"\1")
+    with pytest.raises(Tampered, match="metadata version 2"):
+        Metadata.from_bytes(b"\2" + stored[1:])
+    with pytest.raises(UnsafePath, match="not UTF-8"):
+        Metadata.from_bytes(stored.replace(b"b.png", b"\xff.png"))
+    with pytest.raises(UnsafePath, match="not valid UTF-8"):
+        Metadata("a/\udcff.png").to_bytes()
 
 
 def test_no_pixels_is_a_format_error() -> None:
