@@ -11,10 +11,10 @@ from yacs.config import CfgNode
 from data.build import build_splits, build_train_loader
 from data.records import DatasetSplits
 from engine.checkpoint import load_networks
+from engine.distributed.parallel import over_processes, parallel_phases, shared_step
+from engine.distributed.processes import first_on_machine, from_main, is_main, world
 from engine.evaluation import build_evaluator, build_pictures
 from engine.model import Model, build_model, compile_model, load_pretrained, model_info
-from engine.parallel import over_processes, parallel_phases, shared_step
-from engine.processes import first_on_machine, from_main, is_main, world
 from engine.run_folder import RunFolder
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_state import TrainPlan

@@ -14,10 +14,10 @@ from data.loaders import EvalLoader
 from data.positives import check_positives
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import LoadedWeights
+from engine.distributed.processes import all_gather, first_on_machine, from_main, world
 from engine.evaluator import Evaluator
 from engine.model import Model, load_pretrained, pretrained_model
 from engine.pictures import picture_grid
-from engine.processes import all_gather, first_on_machine, from_main, world
 from engine.report import EvalReport
 from engine.views import BaselineViews, JointViews, ViewMaker, images_by_kind
 from modeling.encryption.build import build_cipher

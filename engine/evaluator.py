@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from data.loaders import EvalLoader
 from data.records import Batch, Sample
-from engine.processes import from_main
+from engine.distributed.processes import from_main
+from engine.distributed.share import Share, gathered
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
 from engine.scoring.image_quality import ImageQuality, QualityAccumulator
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import Features, RetrievalScores, score_directions
-from engine.share import Share, gathered
 from engine.views import ViewMaker, Views
 from layers.pixels import PixelSpace
 from utils.compiling import uncompiled

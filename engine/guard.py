@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.records import Batch
 from engine.checkpoint import save_file
-from engine.processes import world
+from engine.distributed.processes import world
 from modeling.outputs import LossDict
 from utils.errors import UserError
 from utils.files import WriteError

@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
 from engine.compatibility import differences
-from engine.distributed import device_of_rank
-from engine.processes import world
+from engine.distributed.group import device_of_rank
+from engine.distributed.processes import world
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, memory_format_of

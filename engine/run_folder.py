@@ -17,7 +17,7 @@ from engine.checkpoint import (
     training_in,
 )
 from engine.compatibility import run_differences
-from engine.processes import from_main
+from engine.distributed.processes import from_main
 from modeling.state import load_matching
 
 

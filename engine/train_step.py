@@ -51,7 +51,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Phases:
-    """What of a step runs networks that learn; several processes wrap it (engine.parallel).
+    """What of a step runs networks that learn; several processes wrap it (distributed.parallel).
 
     Attributes:
         forward: The networks but the discriminators, on raw (and desensitized) images.

@@ -21,8 +21,8 @@ from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
 from engine.attacks.suite import Suite
 from engine.attacks.verdicts import Verdicts, differences, read_expectation, report, verdicts_of
-from engine.distributed import joined, leave
-from engine.processes import barrier, first_on_machine, from_main, is_main, share
+from engine.distributed.group import joined, leave
+from engine.distributed.processes import barrier, first_on_machine, from_main, is_main, share
 from tools.command_line import Parser, exit_code_of, whole_number
 from utils.device import set_threads
 from utils.errors import UserError

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from configs import loading
 from engine.checkpoint import NATIVE_NAMES
-from engine.distributed import refuse_sharing
+from engine.distributed.group import refuse_sharing
 from engine.report import DIRECTIONS, EvalReport
 from tools.command_line import Parser, exit_code_of
 from tools.compare import difference_table

@@ -24,7 +24,7 @@ from engine.attacks.frontier import (
 )
 from engine.attacks.registry import chosen_attacks
 from engine.attacks.suite import Suite
-from engine.distributed import refuse_sharing
+from engine.distributed.group import refuse_sharing
 from engine.pictures import save_picture
 from tools.attack import add_settings, checkpoint_config
 from tools.command_line import Parser, exit_code_of, number

@@ -16,12 +16,12 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.build import build_trainer
 from engine.checkpoint import training_in
-from engine.distributed import joined, leave
+from engine.distributed.group import joined, leave
+from engine.distributed.launch import Launch
+from engine.distributed.processes import from_main, is_main
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
-from engine.launch import Launch
 from engine.pictures import save_picture
-from engine.processes import from_main, is_main
 from engine.report import EvalReport
 from engine.scoring.details import (
     calibrations,

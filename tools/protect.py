@@ -31,13 +31,13 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
-    from engine.distributed import joined, leave
-    from engine.processes import is_main, share
+    from engine.distributed.group import joined, leave
+    from engine.distributed.processes import is_main, share
+    from engine.distributed.signals import handling
     from engine.protecting.protection import MAX_BATCH, ProtectOptions, Summary, protect_folder
     from engine.protecting.sealing_work import Outcome
     from engine.protecting.source_images import list_sources, other_files
     from engine.protecting.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
-    from engine.signals import handling
     from modeling.encryption.errors import UsageError
     from tools.command_line import Parser, exit_code_of, whole_number
     from tools.keyring_access import (

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from engine.api import PUBLISHED, Anonymizer
-from engine.distributed import device_of_rank
+from engine.distributed.group import device_of_rank
 from engine.protecting.opened_folder import OpenOptions, write_opened
 from engine.protecting.sealed_folder import check_apart
 from engine.protecting.unsealing import (

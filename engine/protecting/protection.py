@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.api import Anonymizer
-from engine.processes import all_gather, from_main, is_main, share
+from engine.distributed.processes import all_gather, from_main, is_main, share
 from engine.protecting.pipeline import Report, protect_batches
 from engine.protecting.sealed_folder import Manifest, check_apart
 from engine.protecting.sealing_work import Job, Outcome, Setting

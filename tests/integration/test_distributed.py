@@ -355,7 +355,7 @@ def test_a_process_alone_has_no_group(tmp_path: Path, monkeypatch: pytest.Monkey
         raise AssertionError("a single process needs no process group")
 
     monkeypatch.setattr(torch.distributed, "init_process_group", fail)
-    monkeypatch.setattr("engine.watch.Watch.__init__", fail)
+    monkeypatch.setattr("engine.distributed.watch.Watch.__init__", fail)
     tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)

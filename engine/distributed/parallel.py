@@ -40,7 +40,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from data.records import Batch
-from engine.processes import world
+from engine.distributed.processes import world
 from engine.train_step import Phases, StepOutput, TrainStep
 from layers.collectives import gather_for_one_loss, in_parallel
 from layers.non_local import NonLocalBlock

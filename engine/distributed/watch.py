@@ -20,7 +20,7 @@ from typing import NoReturn
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from engine.signals import UnheededSignals
+from engine.distributed.signals import UnheededSignals
 from utils.errors import UserError
 from utils.logger import get_logger
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.processes import (
+from engine.distributed.processes import (
     all_gather,
     barrier,
     broadcast,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import NATIVE_NAMES
-from engine.processes import world
+from engine.distributed.processes import world
 from utils.files import write_text
 
 _NAME = ".torchrun"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from configs.loading import load
 from data.records import Batch
 from engine.build import build_trainer
-from engine.distributed import joined
-from engine.parallel import synchronize_norms
-from engine.processes import is_main, world
+from engine.distributed.group import joined
+from engine.distributed.parallel import synchronize_norms
+from engine.distributed.processes import is_main, world
 from engine.supervision import UpgradeState, frozen_copy
 from engine.trainer import Trainer
 from layers.non_local import NonLocalBlock

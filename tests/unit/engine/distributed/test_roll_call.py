@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from torch import distributed
 
-from engine.roll_call import number_of_start
+from engine.distributed.roll_call import number_of_start
 from utils.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 ``torchrun`` starts the processes; ``joined`` takes part. In a process that runs alone (started
 without torchrun, or as the only one) it is a no-op: no process group, no thread. Who a process is
-says ``utils.world``, what processes tell each other ``engine.processes``.
+says ``utils.world``, what processes tell each other ``engine.distributed.processes``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from engine.processes import all_gather, barrier, running_as, world
-from engine.roll_call import number_of_start
-from engine.signals import handling
-from engine.watch import Terminated, Watch
+from engine.distributed.processes import all_gather, barrier, running_as, world
+from engine.distributed.roll_call import number_of_start
+from engine.distributed.signals import handling
+from engine.distributed.watch import Terminated, Watch
 from utils.device import resolve_device
 from utils.errors import UserError
 from utils.progress import Progress
 from utils.world import World
 
 # Others wait in a collective while the first process scores a large test set. It need not be short:
-# a process that ends or falls silent is noticed by engine.watch, not by this.
+# a process that ends or falls silent is noticed by engine.distributed.watch, not by this.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.processes import all_gather, gather_rows, world
+from engine.distributed.processes import all_gather, gather_rows, world
 from engine.scoring.image_quality import QualityAccumulator
 
 
