@@ -48,7 +48,7 @@ _MEANING = {
     "full": "joint model with supervision upgradation",
 }
 _EXAMPLES = """examples:
-  python3 tools/demo.py                         the full method, some seven minutes on two cores
+  python3 tools/demo.py                         the full method, some eight minutes on two cores
   python3 tools/demo.py --compare               base, without and full alike, side by side
   python3 tools/demo.py INPUT.TYPE blur INPUT.RADIUS 6.0 --output ./demo-blur
 

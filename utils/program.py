@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from utils.contention import limit_spinning
 from utils.missing_packages import name_missing_package
-from utils.waiting_threads import limit_spinning
 
 sys.excepthook = name_missing_package
 limit_spinning(os.environ)

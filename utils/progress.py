@@ -8,9 +8,11 @@ from typing import ClassVar
 
 from tqdm import tqdm
 
+from utils.contention import CoreWatch
 from utils.logger import get_logger
 
 _QUIET_S = 30.0
+_CORES = CoreWatch()
 
 
 class Progress:
@@ -51,6 +53,7 @@ class Progress:
     def update(self, count: int = 1, **values: float | str) -> None:
         """Count ``count`` more, and show values beside them."""
         self._done += count
+        _CORES.look()
         if values:
             shown = (
                 f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in values.items()
