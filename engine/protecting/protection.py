@@ -134,6 +134,9 @@ def protect_folder(
     size, stop = options.batch, stop or threading.Event()
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     key = keyring.manifest_key()
+    names = [job.name for job in jobs]
+    every = [name for one in all_gather(names) for name in one]
+    from_main(lambda: _forget(target, key, every, overwrite=options.overwrite))
     try:
         protect_batches(batches, setting, model, options.workers, report=note, stop=stop)
         summary.interrupted = stop.is_set()
@@ -182,6 +185,20 @@ def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, 
     It is read again, as another run may have ended meanwhile.
     """
     Manifest(dataset, {**_listed(target, key), **digests}).save(target, key)
+
+
+def _forget(target: Path, key: bytes, names: Sequence[str], *, overwrite: bool) -> None:
+    """Take files that are to be made anew off the manifest: a run may be killed before it ends.
+
+    What it has made by then would be taken for somebody else's by the next one.
+    """
+    manifest = Manifest.load(target, key)
+    if manifest is None:
+        return
+    anew = {name for name in names if overwrite or not (target / name).exists()}
+    kept = {name: digest for name, digest in manifest.files.items() if name not in anew}
+    if len(kept) < len(manifest.files):
+        Manifest(manifest.dataset, kept).save(target, key)
 
 
 def _listed(target: Path, key: bytes) -> Mapping[str, str]:

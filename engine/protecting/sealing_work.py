@@ -203,10 +203,7 @@ def _kept(setting: Setting, job: Job, output: Path, source_sha256: bytes) -> Out
     elif key_id_of(sealed.chunk, job.key.locator_key) not in job.key_ids:
         other = "was sealed for another subject"
     elif job.listed not in (None, digest):
-        other = (
-            "is not the manifest's file of that name: it was put there from elsewhere, or a run "
-            "with --overwrite did not end"
-        )
+        other = "is not the manifest's file of that name: it was put there from elsewhere"
     if other:
         raise OutputExists(f"{output} exists and {other}; it was kept, --overwrite replaces it")
     return Outcome(job.path, job.name, "kept", digest)

@@ -91,6 +91,25 @@ def test_kill_9_at_random_moments(scene: Scene) -> None:
     _kill_often(scene, 2)
 
 
+@pytest.mark.parametrize("more", [(), ("--overwrite",)], ids=["missing", "overwritten"])
+def test_kill_9_while_a_finished_folder_is_made_anew(scene: Scene, more: tuple[str, ...]) -> None:
+    """What the killed run has made by then is not what the manifest lists, and yet its own."""
+    assert main(scene.protect()) == 0
+    before = {path.name: path.read_bytes() for path in scene.files}
+    if not more:
+        for path in scene.files[::2]:
+            path.unlink()
+    process = _start(scene, *more)
+    while process.poll() is None and all(
+        path.read_bytes() == before[path.name] for path in scene.files
+    ):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    _check_workers_end(scene)
+    _check_resume(scene)
+
+
 @pytest.mark.slow
 def test_kill_9_at_forty_random_moments(scene: Scene) -> None:
     _kill_often(scene, 40)
