@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError, out_of_memory
 from utils.logger import ONLY_IN_FILE, get_logger
@@ -22,6 +22,8 @@ from utils.world import World
 INTERRUPTED = 130
 MAX_SEED = 2**63 - 1  # as for SOLVER.SEED
 MAX_THREADS = 4096  # as for RUNTIME.THREADS
+
+_Number = TypeVar("_Number", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,29 +41,31 @@ class Parser(argparse.ArgumentParser):
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return the ``type`` of an argument that is a whole number from ``low`` to ``high``."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise _refused(text, "a whole number", low, high) from None
-        if value < low or (high is not None and value > high):
-            raise _refused(text, "a whole number", low, high)
-        return value
-
-    return read
+    return _bounded(int, "a whole number", low, high)
 
 
 def number(low: float, high: float | None = None) -> Callable[[str], float]:
     """Return the ``type`` of an argument that is a number from ``low`` to ``high``."""
+    return _bounded(_finite, "a number", low, high)
 
-    def read(text: str) -> float:
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _bounded(
+    convert: Callable[[str], _Number], kind: str, low: float, high: float | None
+) -> Callable[[str], _Number]:
+    def read(text: str) -> _Number:
         try:
-            value = float(text)
+            value = convert(text)
         except ValueError:
-            raise _refused(text, "a number", low, high) from None
-        if not math.isfinite(value) or value < low or (high is not None and value > high):
-            raise _refused(text, "a number", low, high)
+            raise _refused(text, kind, low, high) from None
+        if value < low or (high is not None and value > high):
+            raise _refused(text, kind, low, high)
         return value
 
     return read

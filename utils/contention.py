@@ -61,8 +61,9 @@ class CoreWatch:
             self._said = True
             get_logger().warning(
                 "Other processes use the cores: the %d threads of each operation, which wait for "
-                "the last of them, stood in line for %.0f %% of the time; one thread is then many "
-                "times as fast: OMP_NUM_THREADS=1 before the same command, or RUNTIME.THREADS 1",
+                "the last of them, stood in line for %.0f %% of the time; one thread for each free "
+                "core is then many times as fast: OMP_NUM_THREADS=1 (or as many as are free) "
+                "before the same command, or RUNTIME.THREADS 1",
                 threads, 100 * share,
             )  # fmt: skip
 

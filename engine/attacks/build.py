@@ -24,6 +24,7 @@ from layers.pixels import PixelSpace
 from modeling.build import build_objectives, build_reid
 from modeling.privacy_networks import PrivacyNetworks
 from modeling.unet import UNet
+from utils.config_tree import get_value
 from utils.errors import UserError
 
 FORMAT = 2  # raise it with every change that makes earlier results others
@@ -161,8 +162,7 @@ def _record(cfg: CfgNode, settings: Settings, splits: DatasetSplits) -> dict[str
     values: dict[str, Any] = {"format": FORMAT, "weights": fingerprint(load_pretrained(cfg))}
     values |= {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
     for name in _CONFIG_KEYS:
-        section, key = name.split(".")
-        value = cfg[section][key]
+        value = get_value(cfg, name)
         values[name] = list(value) if isinstance(value, tuple) else value
     return values | {"images": _digest(splits)}
 

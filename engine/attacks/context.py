@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,8 +22,9 @@ from engine.scoring.features import Features
 from modeling.objectives import Objectives
 from modeling.reid_network import ReIDNetwork
 from modeling.state import load_matching
+from utils.logger import get_logger
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 
 @dataclass(frozen=True)

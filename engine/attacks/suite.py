@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from engine.attacks.verdicts import VERDICTS_NAME, report, verdicts_of
 from engine.pictures import save_picture
 from utils.errors import UserError
 from utils.files import ensure_folder, write_text
+from utils.logger import get_logger
 
-_LOGGER = logging.getLogger("reid_baseline")
+_LOGGER = get_logger()
 
 SETTINGS_NAME = "settings.json"
 RESULTS_NAME = "results.json"
