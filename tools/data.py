@@ -15,8 +15,18 @@ import json
 from dataclasses import asdict
 
 from data.checks import CheckOptions, DataReport, check_named, check_root
+from data.records import DatasetSplits, Sample
+from data.registry import load_splits
+from data.sheet import contact_sheet
 from tools.command_line import Parser, exit_code_of, whole_number
 from utils.errors import UserError
+from utils.files import atomic_write
+
+_PARTS = {
+    "train": ("train",),
+    "validation": ("val_query", "val_gallery"),
+    "test": ("query", "gallery"),
+}
 
 _EXAMPLES = """\
 examples:
@@ -24,20 +34,49 @@ examples:
   python3 tools/data.py check --root D --images            # open every picture, too
   python3 tools/data.py check --root D --name folder:my-people --no-cross-camera
   python3 tools/data.py check --root D --json
+  python3 tools/data.py sheet --root D --name market1501 --output sheet.png
+  python3 tools/data.py sheet --root D --name folder:own --part test --output sheet.png
 
-Exit code: 0 every data set that was found is usable, 1 one is not, 2 wrong input, 130 interrupted.
+Exit code: 0 done, and every data set that was found is usable, 1 one is not, 2 wrong input,
+130 interrupted.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
     options = _parser().parse_args(argv)
-    return exit_code_of(lambda: _check(options), remedy="see that the folder can be read")
+    act = {"check": _check, "sheet": _sheet}[options.command]
+    return exit_code_of(lambda: act(options), remedy="see that the folders can be read and written")
+
+
+def _sheet(options: argparse.Namespace) -> int:
+    """Draw people as rows and cameras as columns: wrong numbers are seen at once."""
+    if not options.root.is_dir():
+        raise UserError(f"--root {options.root} is not a folder; give the one with the data sets")
+    splits = load_splits(options.name, options.root, msmt17_protocol=options.msmt17_protocol)
+    sheet = contact_sheet(
+        _part(splits, options.part), people=options.people, cameras=options.cameras
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(options.output) as temporary:
+        sheet.save(temporary, format="PNG")
+    print(f"{options.output}: a row a person, a column a camera; grey where there is no picture")
+    return 0
+
+
+def _part(splits: DatasetSplits, part: str) -> list[Sample]:
+    """Return the pictures of a part; of a gallery only those of people who are looked for."""
+    subsets = [getattr(splits, subset) for subset in _PARTS[part]]
+    if not subsets[0]:
+        there = [name for name, (first, *_) in _PARTS.items() if getattr(splits, first)]
+        raise UserError(f"{splits.name} has no {part} pictures; --part can be {' or '.join(there)}")
+    people = {sample.pid for sample in subsets[0]}
+    return [sample for subset in subsets for sample in subset if sample.pid in people]
 
 
 def _check(options: argparse.Namespace) -> int:
     """Print what is found; returns the exit code."""
-    root = Path(options.root).expanduser()
+    root = options.root
     wanted = CheckOptions(
         msmt17_protocol=options.msmt17_protocol,
         cross_camera=not options.no_cross_camera,
@@ -83,13 +122,36 @@ def _as_text(report: DataReport) -> str:
 def _parser() -> Parser:
     parser = Parser(description="Look over data sets.", epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser(
-        "check",
-        help="print layout, counts and problems of every data set below a folder",
-        epilog=_EXAMPLES,
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--root", required=True, type=_folder, metavar="D", help="folder that holds the data sets"
     )
-    add = check.add_argument
-    add("--root", required=True, metavar="D", help="folder that holds the data sets")
+    shared.add_argument("--msmt17-protocol", choices=("train", "trainval"), default="train")
+    _add_check_options(
+        commands.add_parser(
+            "check",
+            help="print layout, counts and problems of every data set below a folder",
+            epilog=_EXAMPLES,
+            parents=[shared],
+        )
+    )
+    _add_sheet_options(
+        commands.add_parser(
+            "sheet",
+            help="draw people as rows and cameras as columns, which shows wrong numbers at once",
+            epilog=_EXAMPLES,
+            parents=[shared],
+        )
+    )
+    return parser
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--name", help="check this one alone: a name that DATASETS.NAMES takes")
     add("--images", action="store_true", help="open every picture; finds truncated ones")
     add("--skip-bad", action="store_true", help="bad pictures are a warning: training skips them")
@@ -106,9 +168,16 @@ def _parser() -> Parser:
         default=4,
         help="DATALOADER.NUM_INSTANCE to check against (4)",
     )
-    add("--msmt17-protocol", choices=("train", "trainval"), default="train", help="(train)")
     add("--json", action="store_true", help="print JSON for scripts")
-    return parser
+
+
+def _add_sheet_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--name", required=True, help="a name that DATASETS.NAMES takes")
+    add("--output", required=True, type=_folder, metavar="FILE", help="PNG file to write")
+    add("--part", choices=tuple(_PARTS), default="train", help="which pictures (train)")
+    add("--people", type=whole_number(1, 500), default=6, help="rows, the lowest number first (6)")
+    add("--cameras", type=whole_number(1, 500), default=6, help="columns (6)")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from data.people.figure import build_figure
 from data.people.photograph import SIZE, draw_track, photograph
 from data.people.raster import Frame, Light, Tube, render
 from data.people.scenery import SCENES
-from data.people.sheet import contact_sheet
 from data.people.skeleton import View, walking_joints
 from data.registry import load_splits
 from tests.fixtures.paths import ROOT
@@ -306,13 +305,3 @@ def test_a_tube_shows_the_side_that_faces_the_camera(yaw):
     assert near.min() > -1e-3
     wide = 2 * 60 * math.hypot(0.3 * math.cos(yaw), 0.1 * math.sin(yaw))
     assert np.ptp(np.nonzero(mask)[1]) + 1 == pytest.approx(wide, abs=1.5)
-
-
-def test_the_sheet_has_identities_as_rows_and_cameras_as_columns(tree):
-    splits = load_splits("synthetic", tree.parent, synthetic_options=SMALL | {"seed": 1})
-    sheet = contact_sheet(splits.train, 3, rows=2, gap=2)
-    assert sheet.size == (3 * 64 + 4, 2 * 128 + 2)
-    second = next(s for s in splits.train if s.pid == 2 and s.camid == 1)
-    with Image.open(second.path) as picture:
-        tile = sheet.crop((66, 130, 130, 258))
-        assert np.array_equal(np.asarray(tile), np.asarray(picture))

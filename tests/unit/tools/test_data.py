@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data.train_split import make_split
 from tests.fixtures import trees
@@ -83,3 +85,60 @@ def test_runs_as_a_file_without_shadowing_the_data_package(tmp_path: Path) -> No
     result = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "layout  Market-1501" in result.stdout
+
+
+def sheet(root: Path, *options: str) -> int:
+    return main(["sheet", "--root", str(root), *options])
+
+
+def numbered_people(root: Path) -> Path:
+    """Market-1501 of flat pictures whose red says the person, green the camera."""
+    folder = root / "Market-1501-v15.09.15"
+    lie = [
+        ("bounding_box_train", pid, cam)
+        for pid in (2, 7, 9)
+        for cam in (1, 3)
+        if (pid, cam) != (7, 1)
+    ]
+    lie += [("query", 5, 1), ("bounding_box_test", 5, 2), ("bounding_box_test", 0, 2)]
+    for subset, pid, cam in lie:
+        (folder / subset).mkdir(parents=True, exist_ok=True)
+        path = folder / subset / f"{pid:04d}_c{cam}s1_000100_01.jpg"
+        Image.new("RGB", (32, 64), (20 * pid, 40 * cam, 0)).save(path, quality=100, subsampling=0)
+    return root
+
+
+def colours(path: Path) -> list[list[tuple[int, int] | None]]:
+    """Person and camera of each place of a sheet; None where it is grey."""
+    pixels = np.asarray(Image.open(path)).astype(int)
+    middles = pixels[64::130, 32::66]
+    return [
+        [None if blue > 99 else (round(red / 20), round(green / 40)) for red, green, blue in row]
+        for row in middles
+    ]
+
+
+def test_a_sheet_has_people_as_rows_and_cameras_as_columns(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "sheet.png"
+    name = ("--name", "market1501", "--output", str(output))
+    assert sheet(numbered_people(tmp_path), *name) == 0
+    assert colours(output) == [[(2, 1), (2, 3)], [None, (7, 3)], [(9, 1), (9, 3)]]
+    assert sheet(tmp_path, *name, "--people", "2", "--cameras", "1") == 0
+    assert colours(output) == [[(2, 1)], [None]]
+    # Distractors are nobody, so they have no row.
+    assert sheet(tmp_path, *name, "--part", "test") == 0
+    assert colours(output) == [[(5, 1), (5, 2)]]
+
+
+def test_what_cannot_be_shown_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = ("--name", "market1501", "--output", str(tmp_path / "sheet.png"))
+    assert sheet(tmp_path / "nowhere", *name) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
+    numbered_people(tmp_path)
+    assert sheet(tmp_path, *name, "--part", "validation") == 2
+    assert "no validation pictures; --part can be train or test" in capsys.readouterr().err
+    picture = next(tmp_path.rglob("bounding_box_train/0002*"))
+    picture.write_bytes(b"<html>")
+    assert sheet(tmp_path, *name) == 2
+    assert f"{picture}: the file is an HTML page" in capsys.readouterr().err
+    assert not (tmp_path / "sheet.png").exists()

@@ -1,0 +1,52 @@
+"""Contact sheets: a look at a data set on one picture, such as docs/images/synthetic.png."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from data.images import read_rgb
+from data.records import Sample
+
+_NOTHING = (128, 128, 128)
+
+
+def contact_sheet(
+    samples: Sequence[Sample],
+    *,
+    people: int,
+    cameras: int,
+    tile: tuple[int, int] = (64, 128),
+    gap: int = 2,
+) -> Image.Image:
+    """Lay out pictures with one identity a row and one camera a column.
+
+    Args:
+        samples: Pictures, at least one; of one identity and camera the first by path is taken.
+        people: Identities shown at most, the lowest first.
+        cameras: Cameras shown at most, the lowest first.
+        tile: Width and height that each picture is brought to, in pixels.
+        gap: White pixels between pictures.
+
+    Returns:
+        RGB image; a place without a picture is grey.
+
+    Raises:
+        BadImage: A picture cannot be decoded.
+    """
+    chosen: dict[tuple[int, int], Sample] = {}
+    for sample in sorted(samples, key=lambda sample: sample.path):
+        chosen.setdefault((sample.pid, sample.camid), sample)
+    pids = sorted({pid for pid, _ in chosen})[:people]
+    camids = sorted({camid for pid, camid in chosen if pid in pids})[:cameras]
+    width, height = tile
+    size = (len(camids) * (width + gap) - gap, len(pids) * (height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
+    for row, pid in enumerate(pids):
+        for column, camid in enumerate(camids):
+            picture = Image.new("RGB", tile, _NOTHING)
+            if sample := chosen.get((pid, camid)):
+                picture = read_rgb(sample.path).resize(tile)
+            sheet.paste(picture, (column * (width + gap), row * (height + gap)))
+    return sheet
