@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -115,13 +116,18 @@ class Passphrase:
     """A master key that Argon2id makes from something a person remembers.
 
     Attributes:
-        text: The passphrase, at least 8 characters.
+        text: The passphrase, at least 8 characters; kept in Unicode form NFC, since systems differ
+            in how they write an accent that is typed.
         cost: Cost of a guess, for a new keyring; an existing one says its own.
     """
 
     text: str
     cost: Argon2Cost = field(default_factory=Argon2Cost)
     kdf: ClassVar[str] = KDF_ARGON2ID
+
+    def __post_init__(self) -> None:
+        """Bring the text to its one form."""
+        object.__setattr__(self, "text", unicodedata.normalize("NFC", self.text))
 
     def __repr__(self) -> str:
         """Keep the passphrase out of logs."""

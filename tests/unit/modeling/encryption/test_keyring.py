@@ -110,6 +110,15 @@ def test_passphrase_opens_and_another_does_not(path: Path, master: KeyFile) -> N
     assert "horse" not in repr(Passphrase("correct horse"))
 
 
+def test_an_accent_of_a_passphrase_is_the_same_in_both_spellings(path: Path) -> None:
+    Keyring.create(path, Passphrase("cr\u00e8me br\u00fbl\u00e9e", CHEAP)).close()
+    Keyring.open(path, Passphrase("cre\u0300me bru\u0302le\u0301e")).close()
+    with pytest.raises(WrongMaster):
+        Keyring.open(path, Passphrase("creme brulee"))
+    with pytest.raises(UsageError, match="passphrase of 7 characters"):  # as people count them
+        Passphrase("caf\u00e9 au".replace("\u00e9", "e\u0301")).check_strength()
+
+
 def test_short_passphrase_is_refused(path: Path) -> None:
     with pytest.raises(UsageError, match="at least 8"):
         Keyring.create(path, Passphrase("short", CHEAP))
