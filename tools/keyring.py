@@ -146,7 +146,7 @@ def _revoke(arguments: argparse.Namespace) -> None:
         act = keyring_admin.restore if arguments.undo else keyring_admin.revoke
         count = act(keyring, arguments.subject)
     done = "allowed again" if arguments.undo else "revoked"
-    print(shown(f"{arguments.subject}: {count} keys {done}"))
+    print(shown(f"{arguments.subject}: {_keys(count)} {done}"))
 
 
 def _destroy(arguments: argparse.Namespace) -> None:
@@ -157,9 +157,13 @@ def _destroy(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:
         count = keyring_admin.destroy(keyring, arguments.subject)
     print(
-        shown(f"{arguments.subject}: {count} keys destroyed here; delete old backups and exports, ")
-        + "which still hold them"
+        shown(f"{arguments.subject}: {_keys(count)} destroyed here; delete old backups ")
+        + "and exports, which still hold them"
     )
+
+
+def _keys(count: int, kind: str = "") -> str:
+    return f"{count} {kind}key{'' if count == 1 else 's'}"
 
 
 def _rekey(arguments: argparse.Namespace) -> None:
@@ -198,7 +202,7 @@ def _export(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:  # first, so that its passphrase is read first
         passphrase = _file_passphrase(arguments, confirm=True)
         count = key_transfer.export_subject(keyring, arguments.subject, arguments.file, passphrase)
-    print(shown(f"made {arguments.file}: {count} keys of {arguments.subject}"))
+    print(shown(f"made {arguments.file}: {_keys(count)} of {arguments.subject}"))
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -206,7 +210,7 @@ def _import(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:
         passphrase = _file_passphrase(arguments, confirm=False)
         subject, count = key_transfer.import_subject(keyring, arguments.file, passphrase)
-    print(shown(f"{subject}: {count} new keys"))
+    print(shown(f"{subject}: {_keys(count, 'new ')}"))
 
 
 def _file_passphrase(arguments: argparse.Namespace, *, confirm: bool) -> Passphrase:

@@ -64,7 +64,7 @@ def test_export_and_import(
     _sealing(base, "set/2")
     assert tool.main([*base, "export", "set/2", keys, *given]) == 0
     assert tool.main([*other, "import", keys, *given]) == 0
-    assert "set/2: 1 new keys" in capsys.readouterr().out
+    assert "set/2: 1 new key\n" in capsys.readouterr().out
     phrase.write_text("for the curt\n")
     assert tool.main([*other, "import", keys, *given]) == 5
     assert "error: WrongKey: " in capsys.readouterr().err
