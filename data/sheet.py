@@ -46,7 +46,7 @@ def contact_sheet(
     for row, pid in enumerate(pids):
         for column, camid in enumerate(camids):
             picture = Image.new("RGB", tile, _NOTHING)
-            if sample := chosen.get((pid, camid)):
-                picture = read_rgb(sample.path).resize(tile)
+            if (pid, camid) in chosen:
+                picture = read_rgb(chosen[pid, camid].path).resize(tile)
             sheet.paste(picture, (column * (width + gap), row * (height + gap)))
     return sheet

@@ -122,7 +122,7 @@ def _as_text(report: DataReport) -> str:
 def _parser() -> Parser:
     parser = Parser(description="Look over data sets.", epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument(
         "--root", required=True, type=_folder, metavar="D", help="folder that holds the data sets"
     )

@@ -16,6 +16,13 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.build import build_trainer
 from engine.checkpoint import training_in
+from engine.details import (
+    calibrations,
+    detail_directions,
+    details_table,
+    save_calibrations,
+    save_details,
+)
 from engine.distributed.group import joined, leave
 from engine.distributed.launch import Launch
 from engine.distributed.processes import from_main, is_main
@@ -23,13 +30,6 @@ from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction
 from engine.pictures import save_picture
 from engine.report import EvalReport
-from engine.scoring.details import (
-    calibrations,
-    detail_directions,
-    details_table,
-    save_calibrations,
-    save_details,
-)
 from tools.command_line import Parser, exit_code_of
 from utils.allocator import keep_freed_memory
 from utils.config_tree import changed

@@ -16,8 +16,8 @@ from PIL import Image
 
 from data.images import BadImage, read_rgb
 from engine.api import Anonymizer
+from engine.details import CALIBRATION_NAME
 from engine.distributed.group import refuse_sharing
-from engine.scoring.details import CALIBRATION_NAME
 from modeling.encryption.png_format import CHUNK_NAME
 from tools.command_line import INTERRUPTED, Parser, exit_code_of, number
 from utils.errors import UserError

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from engine.scoring.bootstrap import Interval, bootstrap_ratios
-from engine.scoring.details import PER_QUERY_NAME
 from utils.errors import UserError
 
+PER_QUERY_NAME = "per_query.csv"
 _REMEDY = "evaluate both with EVAL.DETAILS on, on the same data set and split"
 
 

@@ -60,6 +60,17 @@ def test_folder_imports_only_what_it_may(folder: str) -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_scoring_stands_alone() -> None:
+    """Scores can be had of any features, without networks, trainers or evaluations."""
+    modules = {
+        module
+        for path in (ROOT / "engine" / "scoring").rglob("*.py")
+        for _, module in imported(ast.parse(path.read_text("utf-8")), path.relative_to(ROOT))
+        if module.startswith("engine.")
+    }
+    assert modules and all(module.startswith("engine.scoring") for module in modules)
+
+
 def test_rule_sees_every_way_to_import() -> None:
     text = "import engine.trainer\ndef f():\n    from data import records\nfrom .. import layers\n"
     names = {module for _, module in imported(ast.parse(text), Path("modeling/sub/x.py"))}

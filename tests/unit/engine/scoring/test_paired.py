@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.records import Sample
-from engine.scoring.details import save_details
+from engine.details import save_details
 from engine.scoring.features import Features
 from engine.scoring.paired import QueryResult, differences, read_queries
 from engine.scoring.score_details import score_details

@@ -16,6 +16,7 @@ from data.records import Sample
 from engine.evaluator import Extraction
 from engine.report import DIRECTIONS
 from engine.scoring.features import Features
+from engine.scoring.paired import PER_QUERY_NAME
 from engine.scoring.score_details import ScoreDetails, score_details
 from engine.scoring.verification import Calibration, calibrate, score_verification
 from utils.errors import UserError
@@ -23,7 +24,6 @@ from utils.files import atomic_write, write_text
 from utils.logger import get_logger
 
 CALIBRATION_NAME = "calibration.json"
-PER_QUERY_NAME = "per_query.csv"
 _CALIBRATED_FPR = 1e-3
 _PER_QUERY = (
     "pid", "camid", "num_matches", "first_rank", "last_rank", "average_precision",
