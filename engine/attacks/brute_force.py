@@ -23,6 +23,7 @@ from utils.progress import Progress
 
 _IMAGES = 40  # as many as the published measurement broke
 _PREFIX = 64  # values that tell a wrong pad: it leaves [-1, 1] with a quarter of them
+_PADS_AT_ONCE = 1 << 16  # 16 MiB of such values
 _SLACK = 1e-3
 _SECONDS_A_YEAR = 365.25 * 86_400
 # Seeds that a pad can have (torch.Generator), and keys of AES-256.
@@ -103,22 +104,22 @@ def search_additive(stored: Stored, places: Tensor, keys: int) -> Search:
         keys: Numbers to try.
     """
     start = time.perf_counter()
-    images = stored.observed[places].flatten(1)
     generator = torch.Generator()
-    length = min(_PREFIX, images.shape[1])
-    pads = torch.empty(keys, length)
-    for key in range(keys):
-        pads[key] = torch.rand(length, generator=generator.manual_seed(key))
-    pads = 2 * pads - 1
-    opened = {}
-    for place, image in zip(places.tolist(), images, strict=True):
-        left = (image[:length] - pads).abs().amax(1) <= PAD_REACH + _SLACK
-        for key in left.nonzero().squeeze(1).tolist():
-            pad = torch.rand(stored.observed.shape[1:], generator=generator.manual_seed(key))
-            plain = stored.observed[place] - (2 * pad - 1)
-            if plain.abs().max() <= PAD_REACH + _SLACK:
-                opened[place] = plain
-                break
+    opened: dict[int, Tensor] = {}
+    with Progress(keys, "Brute force on additive", unit="key") as bar:
+        for first in range(0, keys, _PADS_AT_ONCE):
+            seeds = range(first, min(keys, first + _PADS_AT_ONCE))
+            draws = [torch.rand(_PREFIX, generator=generator.manual_seed(seed)) for seed in seeds]
+            pads = 2 * torch.stack(draws) - 1
+            for place in places.tolist():
+                image = stored.observed[place]
+                left = (image.flatten()[:_PREFIX] - pads).abs().amax(1) <= PAD_REACH + _SLACK
+                for seed in (left.nonzero().squeeze(1) + first).tolist():
+                    pad = torch.rand(image.shape, generator=generator.manual_seed(seed))
+                    plain = image - (2 * pad - 1)
+                    if place not in opened and plain.abs().max() <= PAD_REACH + _SLACK:
+                        opened[place] = plain
+            bar.update(len(seeds))
     return Search(opened, keys, time.perf_counter() - start)
 
 

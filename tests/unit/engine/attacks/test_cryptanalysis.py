@@ -131,7 +131,11 @@ def test_a_key_that_can_be_guessed_is_found() -> None:
     assert torch.allclose(search.opened[2], stored.plain[2])
 
 
-def test_a_number_beyond_the_search_is_not_found() -> None:
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
+def test_a_number_beyond_the_search_is_not_found(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(brute_force, "_PADS_AT_ONCE", at_once)
     result = attack("brute-force", "additive", keys=105)  # private persons are 100..111
     assert result.measure("opened").value.value == pytest.approx(5 / 12)
     assert result.budget == 105
