@@ -30,8 +30,15 @@ $(STAMP): requirements.txt requirements-dev.txt setup.py
 	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu:" \
 	       "apt-get install python3-venv" >&2; exit 2; }
 	@echo "Installing into $(VENV): torch and its libraries are some gigabytes the first time."
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet \
-	  $(PIP_ARGS) -r requirements.txt -r requirements-dev.txt
+	@# pip unpacks in TMPDIR; /tmp is often kept in memory, which torch does not fit.
+	@mkdir -p $(VENV)/tmp
+	@TMPDIR="$(abspath $(VENV)/tmp)" $(BIN)/python -m pip install --disable-pip-version-check \
+	  --progress-bar off --quiet $(PIP_ARGS) -r requirements.txt -r requirements-dev.txt || { \
+	  rm -rf $(VENV)/tmp; df -h $(VENV) >&2; \
+	  echo "error: the packages were not installed (why: above); with CUDA they need some 10 GB of" \
+	       "disk, without GPU less: make PIP_ARGS='--extra-index-url" \
+	       "https://download.pytorch.org/whl/cpu' $(or $(MAKECMDGOALS),setup)" >&2; exit 2; }
+	@rm -rf $(VENV)/tmp
 	@touch $@
 
 test: setup ## run the quick tests
