@@ -163,6 +163,7 @@ class EvalReport:
                 kind: {"psnr_db": _finite(quality.psnr_db), "ssim": _finite(quality.ssim)}
                 for kind, quality in self.image_quality.items()
             },
+            "headline_key": self.headline_key,
             "published_row": self.published_row(),
             "metric_definition": _METRIC_DEFINITION,
             "notes": self.notes,

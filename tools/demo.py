@@ -12,36 +12,15 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-from yacs.config import CfgNode
-
-from configs import loading
-from engine.checkpoint import NATIVE_NAMES
 from engine.distributed.group import refuse_sharing
-from engine.report import DIRECTIONS, EvalReport
+from engine.results import Results
 from tools.command_line import Parser, exit_code_of
 from tools.compare import difference_table
-from tools.main import run
-from utils.errors import UserError
-
-# What a training is made of; where and how fast it runs may change on the way.
-_OF_THE_TRAINING = (
-    "MODEL.", "UNET.", "LOSS.", "INPUT.", "DATASETS.NAMES", "SYNTHETIC.", "MSMT17.", "CUHK03.",
-    "DATALOADER.", "SOLVER.",
-)  # fmt: skip
-_MAY_CHANGE = (
-    "MODEL.DEVICE", "MODEL.DEVICE_ID", "DATALOADER.NUM_WORKERS", "SOLVER.RESUME",
-    "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD",
-)  # fmt: skip
+from tools.experiment import METHODS, Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo.yml"
 
-# What distinguishes the three methods of the published tables; all else is the same.
-METHODS: Mapping[str, tuple[str, ...]] = {
-    "base": ("MODEL.MODE", "C", "MODEL.VAL_R1", "inf"),
-    "without": ("MODEL.MODE", "GCR", "MODEL.VAL_R1", "inf"),
-    "full": ("MODEL.MODE", "GCR"),
-}
 _MEANING = {
     "base": "re-ID trained on raw and mosaic images",
     "without": "joint model, no supervision upgradation",
@@ -61,73 +40,35 @@ class Outcome:
     """One method, trained and tested.
 
     Attributes:
-        report: Scores on the test set.
+        results: Scores on the test set.
         seconds: How long training and test took; of a resumed run, its last part.
-        folder: Where its training lies; the test is beside it.
+        experiment: Where both lie.
     """
 
-    report: EvalReport
+    results: Results
     seconds: float
-    folder: Path
+    experiment: Experiment
 
 
 def train_and_test(method: str, output: Path, overrides: Sequence[str]) -> Outcome:
     """Train one method and score it on the test set, which nothing was chosen by."""
-    folder = output / method
     start = time.monotonic()
-    common = (*METHODS[method], *overrides)
-    resume = str((folder / NATIVE_NAMES["latest"]).exists())
-    training = [*common, "OUTPUT_DIR", str(folder), "SOLVER.RESUME", resume]
-    cfg = loading.load(CONFIG, training)
-    _refuse_another(cfg, folder)
-    run(cfg)
-    test = ("TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self", "SOLVER.RESUME", "False")
-    where = (
-        "MODEL.PRETRAIN_DIR",
-        str(folder),
-        "OUTPUT_DIR",
-        str(_test_folder(folder)),
-        "EVAL.DETAILS",
-        "on",
-    )
-    report = run(loading.load(CONFIG, [*common, *test, *where]))
-    assert report is not None  # the demo is one process
-    return Outcome(report, time.monotonic() - start, folder)
-
-
-def _refuse_another(cfg: CfgNode, folder: Path) -> None:
-    """Refuse to go on with a demo of other values: its old numbers would pass for theirs.
-
-    Raises:
-        UserError: Names the values.
-    """
-    path = folder / "config.yml"
-    if not path.is_file():
-        return
-    other = [
-        f"{name} {was} (now {now})"
-        for name, (was, now) in loading.changes(loading.load(path), cfg).items()
-        if name.startswith(_OF_THE_TRAINING) and name not in _MAY_CHANGE
-    ]
-    if other:
-        raise UserError(
-            f"{folder} holds a demo with {', '.join(other)}; give another --output, or delete "
-            f"{folder} to train anew"
-        )
+    experiment = Experiment(CONFIG, method, output / method, tuple(overrides))
+    return Outcome(experiment.run(), time.monotonic() - start, experiment)
 
 
 def comparison(outcomes: Mapping[str, Outcome]) -> str:
     """Return the methods side by side, and which of the differences are more than luck."""
-    names = [f"{query}->{gallery}" for query, gallery in DIRECTIONS]
+    names = list(next(iter(outcomes.values())).results.rank1)
     width = max(map(len, names)) + 2
     lines = ["rank-1 / mAP on the test set, query->gallery"]
     lines.append(f"{'':<10}" + "".join(f"{name:>{width}}" for name in names))
     for method, outcome in outcomes.items():
-        rows = [outcome.report.row(*direction) for direction in DIRECTIONS]
-        cells = (f"{100 * row.rank1:.1f} / {100 * row.mAP:.1f}" for row in rows)
+        rates = zip(outcome.results.rank1.values(), outcome.results.mAP.values(), strict=True)
+        cells = (f"{100 * rank1:.1f} / {100 * mean:.1f}" for rank1, mean in rates)
         lines.append(f"{method:<10}" + "".join(f"{cell:>{width}}" for cell in cells))
     if len(outcomes) == len(METHODS):
-        tests = [_test_folder(outcome.folder) for outcome in outcomes.values()]
+        tests = [outcome.experiment.test_folder for outcome in outcomes.values()]
         lines += ["", difference_table(tests)]
     return "\n".join(lines)
 
@@ -142,15 +83,11 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
     return "\n".join(lines)
 
 
-def _test_folder(training: Path) -> Path:
-    return training.with_name(f"{training.name}-test")
-
-
 def _reading(full: Outcome) -> list[str]:
-    quality = full.report.image_quality
-    gain = quality["recovered"].psnr_db - quality["anonymized"].psnr_db
-    matched = full.report.row("protected", "protected").rank1
-    test = _test_folder(full.folder)
+    psnr_db = full.results.psnr_db
+    gain = psnr_db["recovered"] - psnr_db["anonymized"]
+    matched = full.results.rank1["protected->protected"]
+    test, training = full.experiment.test_folder, full.experiment.folder
     return [
         "",
         f"For {matched:.0%} of the anonymized queries the closest image in the anonymized gallery",
@@ -160,8 +97,8 @@ def _reading(full: Outcome) -> list[str]:
         "Look next at",
         f"  {test / 'pictures.png'}    raw, desensitized, anonymized, encrypted, recovered",
         f"  {test / 'results.json'}    every number of the table above",
-        f"  {full.folder / 'pictures'}    the same people at every validation",
-        f"  tensorboard --logdir {full.folder.parent}    all curves",
+        f"  {training / 'pictures'}    the same people at every validation",
+        f"  tensorboard --logdir {training.parent}    all curves",
         "  README.md    the same on Market-1501, MSMT17, CUHK03 or your own pictures",
     ]
 

@@ -7,9 +7,10 @@ Taking the difference query by query removes what the two have in common.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class QueryResult:
 
     Attributes:
         pid: Its person.
-        rank1: 1 where the closest image shows that person, else 0.
+        rank1: 1 where the closest image shows that person, else 0; a share over trainings.
         average_precision: Its AP, in [0, 1].
     """
 
@@ -62,6 +63,33 @@ def read_queries(folder: Path) -> QueryTable:
                 f"{path} is not a table of per-query results ({error!r}); {_REMEDY}"
             ) from error
     return table
+
+
+def mean_of(tables: Sequence[QueryTable]) -> QueryTable:
+    """Return the mean over several trainings of what each query reached.
+
+    Raises:
+        UserError: The queries are not the same.
+    """
+    first = tables[0]
+    for table in tables[1:]:
+        if _queries(table) != _queries(first):
+            raise UserError(f"trainings were tested with different queries; {_REMEDY}")
+    return {
+        way: {
+            path: QueryResult(
+                result.pid,
+                fmean(table[way][path].rank1 for table in tables),
+                fmean(table[way][path].average_precision for table in tables),
+            )
+            for path, result in found.items()
+        }
+        for way, found in first.items()
+    }
+
+
+def _queries(table: QueryTable) -> dict[str, set[str]]:
+    return {direction: set(found) for direction, found in table.items()}
 
 
 def differences(

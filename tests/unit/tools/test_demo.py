@@ -6,7 +6,7 @@ import pytest
 from yacs.config import CfgNode
 
 from configs import loading
-from tools import demo
+from tools import demo, experiment
 
 
 class _EnoughError(Exception):
@@ -23,7 +23,7 @@ def test_keys_may_surround_an_option_and_a_resume_does_not_reach_the_test(
         if len(seen) == 2:
             raise _EnoughError
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(experiment, "run", run)
     output = ["--output", str(tmp_path)]
     with pytest.raises(_EnoughError):
         demo.main(["SOLVER.MAX_EPOCHS", "2", *output, "SOLVER.RESUME", "True"])
@@ -41,7 +41,7 @@ def test_an_interruption_says_how_the_demo_goes_on(
     def run(cfg: CfgNode) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(experiment, "run", run)
     assert demo.main(["--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
 
@@ -55,7 +55,7 @@ def test_a_demo_of_other_values_is_not_taken_for_this_one(
         seen.append(cfg)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(experiment, "run", run)
     output = ["--output", str(tmp_path)]
     loading.dump(loading.load(demo.CONFIG, ["MODEL.NGF", "8"]), _made(tmp_path / "full"))
     assert demo.main([*output, "SOLVER.BASE_LR", "0.01"]) == 2

@@ -10,7 +10,7 @@ import torch
 from data.records import Sample
 from engine.details import save_details
 from engine.scoring.features import Features
-from engine.scoring.paired import QueryResult, differences, read_queries
+from engine.scoring.paired import QueryResult, differences, mean_of, read_queries
 from engine.scoring.score_details import score_details
 from utils.errors import UserError
 
@@ -86,3 +86,18 @@ def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
         (tmp_path / "per_query.csv").write_text(text, "utf-8")
         with pytest.raises(UserError, match="not a table of per-query results"):
             read_queries(tmp_path)
+
+
+def test_the_mean_over_trainings_is_taken_query_by_query() -> None:
+    tables = [
+        {"raw->raw": results([1, 0], [0.9, 0.1], 2)},
+        {"raw->raw": results([0, 0], [0.5, 0.3], 2)},
+        {"raw->raw": results([1, 0], [0.4, 0.2], 2)},
+    ]
+    found = mean_of(tables)["raw->raw"]
+    assert found["0.png"].rank1 == pytest.approx(2 / 3)
+    assert found["0.png"].average_precision == pytest.approx(0.6)
+    assert found["1.png"] == QueryResult(1, 0.0, pytest.approx(0.2))
+    for other in ({"raw->raw": results([1], [1], 1)}, {"raw->protected": tables[0]["raw->raw"]}):
+        with pytest.raises(UserError, match="different queries"):
+            mean_of([tables[0], other])

@@ -1,0 +1,40 @@
+"""A table made by real trainings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import tiny
+from tools import experiment, reproduce
+
+
+def test_a_table_of_real_trainings_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.install(monkeypatch)
+    config, *values = tiny.arguments(tmp_path, *tiny.PERMISSIVE)
+    line = [config, "--methods", "base,full", "--seeds", "1,2", "--output", str(tmp_path), *values]
+    assert reproduce.main(line) == 0
+    capsys.readouterr()
+    rows = json.loads((tmp_path / "reproduction.json").read_text("utf-8"))
+    assert [(row["method"], row["seeds"]) for row in rows] == [("base", [1, 2]), ("full", [1, 2])]
+    for row in rows:
+        for place, folder in enumerate(row["folders"].values()):
+            found = tiny.results(Path(folder))
+            assert found["split"] == "test"
+            published = [float(rate) for rate in found["published_row"].split("/")]
+            own = [100 * one["rank1"][place] for one in row["retrieval"].values()]
+            assert own == pytest.approx(published, abs=0.05)
+
+    def never(cfg: object) -> None:
+        raise AssertionError(cfg)
+
+    monkeypatch.setattr(experiment, "run", never)
+    assert reproduce.main(line) == 0
+    assert "full - base, mAP" in capsys.readouterr().out
+    (Path(rows[0]["folders"]["1"]) / "results.json").write_text("{", "utf-8")
+    assert reproduce.main(line) == 2
+    assert "results.json is no result of an evaluation" in capsys.readouterr().err

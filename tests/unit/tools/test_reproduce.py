@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+import statistics
+from pathlib import Path
+
+import pytest
+from yacs.config import CfgNode
+
+from configs import loading
+from configs.published import STRENGTHS
+from engine.report import DIRECTIONS
+from tests.fixtures import trees
+from tests.fixtures.paths import ROOT
+from tests.unit.engine.test_results import content
+from tools import experiment, reproduce
+
+# The published command lines; `{more}` is what distinguishes the methods.
+PUBLISHED = (
+    "DATASETS.ROOT_DIR D DATASETS.NAMES \"('{set}{val}')\" INPUT.TYPE {type} INPUT.RADIUS {radius} "
+    "OUTPUT_DIR log/x{more}"
+)
+MORE = {"base": " MODEL.MODE C", "without": "", "full": " MODEL.VAL_R1 0.75"}
+TEST = " TEST.EVALUATE_ONLY \"('on')\" MODEL.PRETRAIN_CHOICE \"('self')\" MODEL.PRETRAIN_DIR log/t"
+NAMES = ["->".join(direction) for direction in DIRECTIONS]
+
+
+def command(root: Path, *options: str) -> list[str]:
+    places = ["DATASETS.ROOT_DIR", str(root), "MODEL.DEVICE", "cpu"]
+    return ["--output", str(root / "out"), *options, *places]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[CfgNode]:
+    """Every training and test that is asked for; what a test would write is written."""
+    seen: list[CfgNode] = []
+
+    def run(cfg: CfgNode) -> None:
+        seen.append(cfg)
+        folder = Path(cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        loading.dump(cfg, folder / "config.yml")
+        if cfg.TEST.EVALUATE_ONLY == "on":
+            _write_test(folder, 0.01 * cfg.SOLVER.SEED + (0.1 if cfg.MODEL.MODE == "GCR" else 0))
+
+    monkeypatch.setattr(experiment, "run", run)
+    return seen
+
+
+def _write_test(folder: Path, more: float) -> None:
+    found = content()
+    for row in found["retrieval"]:
+        row["rank1"] += more
+        row["mAP"] += more
+    (folder / "results.json").write_text(json.dumps(found), "utf-8")
+    with (folder / "per_query.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("direction", "path", "pid", "first_rank", "average_precision"))
+        for name in NAMES:
+            writer.writerows((name, f"{q}.png", q % 4, 2, 0.5 + more) for q in range(8))
+
+
+@pytest.mark.parametrize("method", MORE)
+@pytest.mark.parametrize("kind", STRENGTHS)
+@pytest.mark.parametrize("dataset", ["market1501", "msmt17", "cuhk03"])
+def test_a_cell_is_what_the_published_command_lines_train(
+    runs: list[CfgNode], tmp_path: Path, dataset: str, kind: str, method: str
+) -> None:
+    (tmp_path / f"{dataset}_val").mkdir()
+    asked = ["--datasets", dataset, "--desensitizers", kind, "--methods", method]
+    reproduce.main(command(tmp_path, *asked))
+    values = {"set": dataset, "type": kind, "radius": STRENGTHS[kind], "more": MORE[method]}
+    lines = (PUBLISHED.format(val="_val", **values), PUBLISHED.format(val="", **values) + TEST)
+    assert len(runs) == 2
+    for cfg, line in zip(runs, lines, strict=True):
+        published = loading.load(ROOT / "configs/AGW_baseline.yml", shlex.split(line))
+        changed = set(loading.changes(published, cfg))
+        assert changed <= {
+            "DATASETS.ROOT_DIR", "OUTPUT_DIR", "MODEL.PRETRAIN_DIR", "MODEL.DEVICE", "EVAL.DETAILS",
+        }  # fmt: skip
+    rows = json.loads((tmp_path / "out/reproduction.json").read_text("utf-8"))
+    assert rows[0]["retrieval"]["raw->raw"]["rank1_published"] is not None
+
+
+def test_means_spread_and_differences(
+    runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ["--config_file", str(ROOT / "configs/demo.yml")]
+    assert (
+        reproduce.main(command(tmp_path, *demo, "--seeds", "1,2,4", "--methods", "base,full")) == 0
+    )
+    # A seed of every row comes before the next seed.
+    order = [(cfg.SOLVER.SEED, cfg.MODEL.MODE) for cfg in runs[::2]]
+    assert order == [(seed, mode) for seed in (1, 2, 4) for mode in ("C", "GCR")]
+    base, full = json.loads((tmp_path / "out/reproduction.json").read_text("utf-8"))
+    assert base["seeds"] == [1, 2, 4]
+    found = full["retrieval"]["protected->raw"]
+    values = [0.21 + 0.1 + 0.01 * seed for seed in (1, 2, 4)]
+    assert found["rank1"] == pytest.approx(values)
+    assert found["rank1_published"] is None and full["agrees"] is None
+    text = capsys.readouterr().out
+    mean, deviation = 100 * statistics.fmean(values), 100 * statistics.stdev(values)
+    assert f"{mean:.1f} ± {deviation:.1f} / " in text
+    line = next(line for line in text.splitlines() if "full - base, mAP" in line)
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["+10.0 [+10.0, +10.0], 3 of 3"] * 4
+    assert (tmp_path / "out/reproduction.md").read_text("utf-8").strip() in text
+    assert "not compared" not in text  # nothing is published of this data set
+
+
+def test_published_numbers_stand_beside_and_decide(
+    runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "market1501_val").mkdir()
+    cell = command(tmp_path, "--datasets", "market1501", "--methods", "full")
+    assert reproduce.main(cell) == 1  # the invented rates are far from the published ones
+    text = capsys.readouterr().out
+    assert "| off by (! above 1.5)" in text
+    assert "89.4" in text and "-78.4 !" in text  # raw->raw: 0 + .1 + .01
+    # Fewer epochs are another training, which proves nothing about the published one.
+    other = command(tmp_path / "other", "--datasets", "market1501", "--methods", "full")
+    (tmp_path / "other/market1501_val").mkdir(parents=True)
+    assert reproduce.main([*other, "SOLVER.MAX_EPOCHS", "60"]) == 0
+    text = capsys.readouterr().out
+    assert "full is not compared with the published numbers" in text
+    assert "SOLVER.MAX_EPOCHS 120 (now 60)" in text and "off by" not in text
+    # Another strength alike.
+    assert reproduce.main([*other, "--desensitizers", "mosaic:12"]) == 0
+    assert "INPUT.RADIUS 24.0 (now 12.0)" in capsys.readouterr().out
+    assert runs[-1].INPUT.RADIUS == 12
+
+
+def test_finished_tests_are_kept_and_changed_ones_made_anew(
+    runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ("--config_file", str(ROOT / "configs/demo.yml"), "--methods", "without")
+    line = command(tmp_path, *demo)
+    assert reproduce.main([*line, "--plan"]) == 0
+    assert capsys.readouterr().out.startswith("to do ")
+    assert not runs and not (tmp_path / "out").exists()
+    assert reproduce.main(line) == 0
+    training = Path(runs[0].OUTPUT_DIR)
+    (training / "checkpoint_latest.pth").touch()
+    assert reproduce.main([*line, "MODEL.DEVICE_ID", "1"]) == 0
+    assert len(runs) == 2
+    assert reproduce.main([*line, "--seeds", "1,2", "--plan"]) == 0
+    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert states == ["finished", "to"]
+    # Another way to test: the training resumes and has nothing left to do.
+    assert reproduce.main([*line, "TEST.RE_RANKING", "on"]) == 0
+    assert [cfg.SOLVER.RESUME for cfg in runs] == [False, False, True, False]
+    # Another training is refused before anything is touched.
+    assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a training with SOLVER.BASE_LR 0.00035 (now 0.01)" in error
+    assert len(runs) == 4
+
+
+def test_old_results_do_not_pass_for_those_of_a_killed_test(
+    runs: list[CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base")
+    assert reproduce.main(line) == 0
+    again = [*line, "TEST.RE_RANKING", "on"]
+
+    def killed(cfg: CfgNode) -> None:
+        loading.dump(cfg, Path(cfg.OUTPUT_DIR) / "config.yml")
+        if cfg.TEST.EVALUATE_ONLY == "on":
+            raise KeyboardInterrupt
+
+    whole = experiment.run
+    monkeypatch.setattr(experiment, "run", killed)
+    assert reproduce.main(again) == 130
+    monkeypatch.setattr(experiment, "run", whole)
+    before = len(runs)
+    assert reproduce.main(again) == 0
+    assert len(runs) == before + 2
+
+
+def test_the_validation_split_is_made_where_it_is_missing(
+    runs: list[CfgNode], tmp_path: Path
+) -> None:
+    trees.market1501(tmp_path)
+    assert reproduce.main(command(tmp_path, "--datasets", "market1501", "--methods", "base")) == 1
+    assert (tmp_path / "market1501_val/bounding_box_val_query").is_dir()
+    assert [cfg.DATASETS.NAMES for cfg in runs] == ["market1501_val", "market1501"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--methods", "best"], "'best', expected one of base, without, full"),
+        (["--desensitizers", "fog"], "'fog', expected blur, mosaic, noise"),
+        (["--desensitizers", "mosaic:much"], "'mosaic:much', expected"),
+        (["--seeds", "1,x"], "'x'"),
+        (["--desensitizers", "fog:3"], "INPUT.TYPE is 'fog'"),
+        (["--datasets", "marked1501"], "did you mean market1501?"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    try:
+        code: object = reproduce.main(command(tmp_path, *options))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+
+
+def test_an_upgrading_level_of_the_file_is_kept(runs: list[CfgNode], tmp_path: Path) -> None:
+    line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"))
+    assert reproduce.main(line) == 0
+    assert [cfg.MODEL.VAL_R1 for cfg in runs[::2]] == [math.inf, math.inf, 0.5]

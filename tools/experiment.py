@@ -1,0 +1,136 @@
+"""One cell of a table: a method trained on one data set and scored on its test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from configs import loading
+from engine.checkpoint import NATIVE_NAMES
+from engine.results import RESULTS_NAME, Results
+from tools.main import run
+from utils.errors import UserError
+
+# What distinguishes the three methods of the published tables; all else is the same.
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "base": ("MODEL.MODE", "C", "MODEL.VAL_R1", "inf"),
+    "without": ("MODEL.MODE", "GCR", "MODEL.VAL_R1", "inf"),
+    "full": ("MODEL.MODE", "GCR"),
+}
+# What a training is made of, and what moves its scores beyond that. Where and how fast it runs may
+# change on the way.
+_OF_THE_TRAINING = (
+    "MODEL.", "UNET.", "LOSS.", "INPUT.", "DATASETS.NAMES", "SYNTHETIC.", "MSMT17.", "CUHK03.",
+    "DATALOADER.", "SOLVER.", "CACHE.SKIP_BAD", "TEST.CROSS_CAMERA",
+)  # fmt: skip
+_OF_THE_TEST = (*_OF_THE_TRAINING, "TEST.", "EVAL.", "ISED.")
+_MAY_CHANGE = (
+    "MODEL.DEVICE", "MODEL.DEVICE_ID", "DATALOADER.NUM_WORKERS", "SOLVER.RESUME",
+    "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A training and its test, which nothing was chosen by.
+
+    Attributes:
+        config: YAML file that both start from.
+        method: Key of ``METHODS``.
+        folder: OUTPUT_DIR of the training; that of the test is beside it.
+        overrides: ``KEY VALUE ...`` of both.
+        test_dataset: DATASETS.NAMES of the test; '' where it is that of the training.
+    """
+
+    config: Path
+    method: str
+    folder: Path
+    overrides: tuple[str, ...] = ()
+    test_dataset: str = ""
+
+    @property
+    def test_folder(self) -> Path:
+        """OUTPUT_DIR of the test."""
+        return self.folder.with_name(f"{self.folder.name}-test")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.folder / NATIVE_NAMES["latest"]).exists()
+
+    @cached_property
+    def training(self) -> CfgNode:
+        """Configuration of the training."""
+        resume = ("OUTPUT_DIR", str(self.folder), "SOLVER.RESUME", str(self.has_begun))
+        return loading.load(self.config, [*METHODS[self.method], *self.overrides, *resume])
+
+    @cached_property
+    def test(self) -> CfgNode:
+        """Configuration of the test."""
+        return loading.load(
+            self.config,
+            [
+                *METHODS[self.method],
+                *self.overrides,
+                *(("DATASETS.NAMES", self.test_dataset) if self.test_dataset else ()),
+                *("TEST.EVALUATE_ONLY", "on", "SOLVER.RESUME", "False", "EVAL.DETAILS", "on"),
+                *("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(self.folder)),
+                *("OUTPUT_DIR", str(self.test_folder)),
+            ],
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the test has been made with these values."""
+        lies = (self.test_folder / RESULTS_NAME).is_file()
+        return lies and not _changed_in(self.test_folder, self.test, _OF_THE_TEST)
+
+    def results(self) -> Results:
+        """Return the results of a finished test.
+
+        Raises:
+            UserError: They are damaged.
+        """
+        return Results.load(self.test_folder)
+
+    def run(self) -> Results:
+        """Train and test, or do what is left of it.
+
+        Raises:
+            UserError: The folder holds a training of other values: its numbers would pass for
+                those of this one.
+        """
+        other = _changed_in(self.folder, self.training, _OF_THE_TRAINING)
+        if other:
+            raise UserError(
+                f"{self.folder} holds a training with {', '.join(other)}; give another --output, "
+                f"or delete {self.folder} to train anew"
+            )
+        if not self.is_finished:
+            # Not of this test: a run that is killed before it has its own would show them.
+            (self.test_folder / RESULTS_NAME).unlink(missing_ok=True)
+            run(self.training)
+            run(self.test)
+        return self.results()
+
+    def unlike(self, other: Experiment) -> list[str]:
+        """Return in words what can move a number and is not as in another experiment."""
+        return _changed(other.test, self.test, _OF_THE_TEST)
+
+
+def _changed_in(folder: Path, cfg: CfgNode, which: tuple[str, ...]) -> list[str]:
+    """Return which values are not as the configuration in a folder says; none where it has none."""
+    path = folder / "config.yml"
+    return _changed(loading.load(path), cfg, which) if path.is_file() else []
+
+
+def _changed(before: CfgNode, now: CfgNode, which: tuple[str, ...]) -> list[str]:
+    return [
+        f"{name} {was} (now {value})"
+        for name, (was, value) in loading.changes(before, now).items()
+        if name.startswith(which) and name not in _MAY_CHANGE
+    ]

@@ -1,0 +1,235 @@
+"""Train table rows over several seeds: mean and spread, beside the published numbers."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.program  # noqa: F401 - acts before other imports
+
+from configs import loading
+from configs.published import STRENGTHS, VAL_R1
+from data.train_split import NAMES, make_split
+from engine.distributed.group import refuse_sharing
+from tools.command_line import MAX_SEED, Parser, exit_code_of, whole_number
+from tools.experiment import METHODS, Experiment
+from tools.reproduction_table import Row, Table
+from utils.files import ensure_folder, write_text
+from utils.logger import get_logger
+from utils.terminal import shown
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "AGW_baseline.yml"
+
+_One = TypeVar("_One")
+_EXAMPLES = """examples:
+  one cell of the published table, three seeds (Market-1501 below D):
+    python3 tools/reproduce.py --datasets market1501 --desensitizers mosaic --methods full \\
+      --seeds 1,2,3 DATASETS.ROOT_DIR D
+  the whole published table:
+    python3 tools/reproduce.py --datasets market1501,msmt17,cuhk03 \\
+      --desensitizers blur,mosaic,noise \\
+      DATASETS.ROOT_DIR D
+  what the demo's numbers are worth:
+    python3 tools/reproduce.py --config_file configs/demo.yml --datasets synthetic \\
+      --seeds 1,2,3,4,5 --output log/demo-seeds
+  --plan lists the trainings and does none.
+
+The same command again keeps what is finished and goes on with a training that was interrupted. So
+several GPUs share the work by a command each, with seeds of its own (MODEL.DEVICE_ID 0 --seeds 1),
+and the command with all seeds then makes the table. It stands in OUTPUT/reproduction.md and .json
+and grows with every training that ends.
+
+Exit code: 0 done, 1 a mean is farther from the published number than the tolerance, or a disk or
+device failed, 2 wrong input, 130 interrupted.
+"""
+
+
+@dataclass(frozen=True)
+class Desensitizer:
+    """INPUT.TYPE and INPUT.RADIUS, from the command line: a type, or TYPE:RADIUS."""
+
+    kind: str
+    radius: float
+
+    @classmethod
+    def parse(cls, text: str) -> Desensitizer:
+        """Read ``mosaic`` (at the published strength) or ``mosaic:12``."""
+        kind, colon, radius = text.partition(":")
+        try:
+            return cls(kind, float(radius) if colon else STRENGTHS[kind])
+        except (KeyError, ValueError):
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected {', '.join(STRENGTHS)}, or TYPE:RADIUS, with commas"
+            ) from None
+
+
+def _several(read: Callable[[str], _One]) -> Callable[[str], list[_One]]:
+    """Return what reads values with commas between them, as KEY VALUE pairs may follow."""
+
+    def read_all(text: str) -> list[_One]:
+        return list(dict.fromkeys(read(part) for part in text.split(",")))
+
+    return read_all
+
+
+def _datasets(text: str) -> list[str]:
+    return [text] if ":" in text else _several(str)(text)  # a path may hold commas
+
+
+def _method(text: str) -> str:
+    if text not in METHODS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {', '.join(METHODS)}")
+    return text
+
+
+def rows_of(args: argparse.Namespace) -> list[Row]:
+    """Return the rows of the table that was asked for, each with an experiment a seed.
+
+    Raises:
+        UserError: The configuration is wrong.
+    """
+    cfg = loading.load(args.config_file, args.opts)
+    # As on the published command line, which alone says when a model is good enough.
+    val_r1 = VAL_R1 if math.isinf(cfg.MODEL.VAL_R1) else cfg.MODEL.VAL_R1
+    return [
+        _row(args, dataset, desensitizer, method, val_r1)
+        for dataset in args.datasets or [cfg.DATASETS.NAMES]
+        for desensitizer in args.desensitizers or [Desensitizer(cfg.INPUT.TYPE, cfg.INPUT.RADIUS)]
+        for method in args.methods
+    ]
+
+
+def _row(
+    args: argparse.Namespace, dataset: str, desensitizer: Desensitizer, method: str, val_r1: float
+) -> Row:
+    kind, radius = desensitizer.kind, desensitizer.radius
+    folder = args.output / re.sub(r"[^\w.-]+", "-", dataset)
+
+    def experiment(
+        config: Path, opts: Sequence[str], seed: int, own: tuple[str, ...]
+    ) -> Experiment:
+        name = f"{kind}-{radius:g}-{method}-seed{seed}"
+        values = (*opts, *own, "INPUT.TYPE", kind, "SOLVER.SEED", str(seed))
+        values += ("DATASETS.NAMES", f"{dataset}_val" if dataset in NAMES else dataset)
+        return Experiment(config, method, folder / name, values, dataset)
+
+    def own(strength: float, enough: float) -> tuple[str, ...]:
+        rest = ("MODEL.VAL_R1", str(enough)) if method == "full" else ()
+        return ("INPUT.RADIUS", str(strength), *rest)
+
+    experiments = {
+        seed: experiment(args.config_file, args.opts, seed, own(radius, val_r1))
+        for seed in args.seeds
+    }
+    seed, first = next(iter(experiments.items()))
+    published = experiment(CONFIG, (), seed, own(STRENGTHS.get(kind, radius), VAL_R1))
+    return Row(dataset, kind, radius, method, experiments, tuple(first.unlike(published)))
+
+
+def plan(rows: Sequence[Row]) -> str:
+    """Return what is finished, begun and still to do, a line each."""
+    lines = []
+    for row in rows:
+        for experiment in row.experiments.values():
+            begun = "to go on" if experiment.has_begun else "to do"
+            state = "finished" if experiment.is_finished else begun
+            lines.append(f"{state:<9} {shown(str(experiment.folder))}")
+    return "\n".join(lines)
+
+
+def work_through(rows: Sequence[Row], output: Path) -> Table:
+    """Run what is not finished, a seed of every row before the next; the table grows with it."""
+    left = [
+        (row, seed)
+        for seed in rows[0].experiments
+        for row in rows
+        if not row.experiments[seed].is_finished
+    ]
+    start = time.monotonic()
+    for done, (row, seed) in enumerate(left):
+        if done:
+            hours = (time.monotonic() - start) / 3600
+            get_logger().info(
+                "%d of %d trainings done in %.1f h; about %.1f h left",
+                done, len(left), hours, hours / done * (len(left) - done),
+            )  # fmt: skip
+        _ensure_split(row.dataset, row.experiments[seed])
+        row.experiments[seed].run()
+        _save(rows, output)
+    return _save(rows, output)
+
+
+def _save(rows: Sequence[Row], output: Path) -> Table:
+    table = Table.of(rows)
+    ensure_folder(output)
+    write_text(output / "reproduction.json", table.json())
+    write_text(output / "reproduction.md", table.markdown())
+    return table
+
+
+def _ensure_split(dataset: str, experiment: Experiment) -> None:
+    """Make the validation split that the training needs, if it is not there."""
+    cfg = experiment.training
+    root = Path(cfg.DATASETS.ROOT_DIR)
+    if dataset in NAMES and not (root / f"{dataset}_val").exists():
+        make_split(
+            root, dataset, msmt17_protocol=cfg.MSMT17.PROTOCOL, cuhk03_kind=cfg.CUHK03.KIND
+        )  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    args = _parser().parse_intermixed_args(argv)  # keys may stand on both sides of an option
+
+    def work() -> int:
+        refuse_sharing("tools/reproduce.py")
+        rows = rows_of(args)
+        if args.plan:
+            print(plan(rows))
+            return 0
+        table = work_through(rows, args.output)
+        print(f"\n{table.markdown()}\nin {shown(str(args.output / 'reproduction.md'))}")
+        return 0 if all(summary.agrees for summary in table.summaries) else 1
+
+    return exit_code_of(work, "interrupted; the same command goes on where it stopped")
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__, epilog=_EXAMPLES)
+    add = parser.add_argument
+    add("--config_file", type=Path, default=CONFIG, metavar="FILE", help="(AGW_baseline.yml)")
+    add(
+        "--datasets", type=_datasets, metavar="NAME[,NAME]",
+        help="names that DATASETS.NAMES takes, without _val; default: that of the configuration",
+    )  # fmt: skip
+    add(
+        "--desensitizers", type=_several(Desensitizer.parse), metavar="TYPE[:RADIUS][,TYPE]",
+        help="blur, mosaic, noise, at the published strength; default: that of the configuration",
+    )  # fmt: skip
+    add("--methods", type=_several(_method), default=list(METHODS), metavar="METHOD[,METHOD]",
+        help="of base, without, full (all three)")  # fmt: skip
+    add(
+        "--seeds",
+        type=_several(whole_number(0, MAX_SEED)),
+        default=[1],
+        metavar="N[,N]",
+        help="(1)",
+    )
+    add("--output", type=Path, default=Path("log/reproduce"), help="folder (log/reproduce)")
+    add("--plan", action="store_true", help="list the trainings and how far they are; do none")
+    add("opts", nargs="*", metavar="KEY VALUE", help="keys that override the file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
