@@ -23,6 +23,7 @@ from engine.distributed.group import refuse_sharing
 from tools.command_line import MAX_SEED, Parser, exit_code_of, whole_number
 from tools.experiment import METHODS, Experiment
 from tools.reproduction_table import Row, Table
+from utils.errors import UserError
 from utils.files import ensure_folder, write_text
 from utils.logger import get_logger
 from utils.terminal import shown
@@ -181,10 +182,16 @@ def _ensure_split(dataset: str, experiment: Experiment) -> None:
     """Make the validation split that the training needs, if it is not there."""
     cfg = experiment.training
     root = Path(cfg.DATASETS.ROOT_DIR)
-    if dataset in NAMES and not (root / f"{dataset}_val").exists():
+    split = root / f"{dataset}_val"
+    if dataset not in NAMES or split.exists():
+        return
+    try:
         make_split(
             root, dataset, msmt17_protocol=cfg.MSMT17.PROTOCOL, cuhk03_kind=cfg.CUHK03.KIND
         )  # fmt: skip
+    except UserError:
+        if not split.exists():  # else another command that shares the work was faster
+            raise
 
 
 def main(argv: list[str] | None = None) -> int:
