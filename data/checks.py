@@ -29,6 +29,7 @@ class CheckOptions:
 
     Attributes:
         msmt17_protocol: ``train`` or ``trainval``.
+        cuhk03_kind: ``labeled`` or ``detected``; '' for all there are.
         cross_camera: TEST.CROSS_CAMERA.
         batch_size: SOLVER.IMS_PER_BATCH.
         num_instances: DATALOADER.NUM_INSTANCE.
@@ -36,6 +37,7 @@ class CheckOptions:
     """
 
     msmt17_protocol: str = "train"
+    cuhk03_kind: str = ""
     cross_camera: bool = True
     batch_size: int = 80
     num_instances: int = 4
@@ -103,24 +105,34 @@ def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
     return reports
 
 
-def check_named(name: str, root: Path, options: CheckOptions) -> DataReport:
+def check_named(name: str, root: Path, options: CheckOptions) -> list[DataReport]:
     """Look over one data set, by the name that DATASETS.NAMES takes."""
+    return [_checked(request, options) for request in _requests_of(name, root, options)]
+
+
+def _checked(request: LoadRequest, options: CheckOptions) -> DataReport:
     try:
-        request = LoadRequest(name, root, options.msmt17_protocol, list_only=True)
         return describe(load_data(request), options)
     except DatasetError as error:
-        return DataReport(name, name, problems=(error.problem,))
+        return DataReport(request.name, request.name, problems=(error.problem,))
 
 
 def _requests(root: Path, options: CheckOptions) -> list[LoadRequest]:
-    requests = []
-    for name in DATASETS:
-        if name == "synthetic" or (name.endswith("_val") and not (root / name).is_dir()):
-            continue
-        request = LoadRequest(name, root, options.msmt17_protocol, list_only=True)
-        kinds = cuhk03.kinds_present(root) if name == "cuhk03" else (request.cuhk03_kind,)
-        requests += [replace(request, cuhk03_kind=kind) for kind in kinds]
-    return requests
+    return [
+        request
+        for name in DATASETS
+        if name != "synthetic" and (not name.endswith("_val") or (root / name).is_dir())
+        for request in _requests_of(name, root, options)
+    ]
+
+
+def _requests_of(name: str, root: Path, options: CheckOptions) -> list[LoadRequest]:
+    """Return what to load under a name: CUHK03 may lie there in two kinds."""
+    request = LoadRequest(name, root, options.msmt17_protocol, list_only=True)
+    if name != "cuhk03":
+        return [request]
+    kinds = (options.cuhk03_kind,) if options.cuhk03_kind else cuhk03.kinds_present(root)
+    return [replace(request, cuhk03_kind=kind) for kind in kinds]
 
 
 def _synthetic_sets(root: Path) -> list[LoadedData]:

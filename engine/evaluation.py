@@ -103,6 +103,8 @@ def build_evaluator(
     query, gallery = _sides(splits, split)
     title = "validation" if split == "val" else "test"
     check_positives(query, gallery, cross_camera=cfg.TEST.CROSS_CAMERA, title=title)
+    sides = [_loader(cfg, samples, model) for samples in (query, gallery)]
+    usable = [_usable(side) for side in sides]
     with_key = cipher is None or cfg.TEST.RETRIEVE_WITH_KEY == "on"
     template = EvalReport(
         dataset=splits.name,
@@ -112,17 +114,19 @@ def build_evaluator(
         headline_key=("right" if with_key else "ciphertext") if cipher else "none",
         retrieval=(),
         image_quality={},
-        notes=splits.notes | notes | _protocol_notes(cfg, cipher),
+        notes=splits.notes
+        | notes
+        | _protocol_notes(cfg, cipher)
+        | _left_out(usable, query, gallery),
         caution=cipher.caution if cipher else "",
         versions=environment_report(model.device) | _processes(),
     )
-    sides = [_loader(cfg, samples, model) for samples in (query, gallery)]
     return Evaluator(
         views=_build_views(cfg, model, cipher),
         networks=model.nets,
         query=sides[0],
         gallery=sides[1],
-        query_samples=_usable(sides[0]),
+        query_samples=usable[0],
         pixels=model.pixels,
         autocast=model.autocast,
         template=template,
@@ -148,6 +152,15 @@ def _usable(loader: EvalLoader) -> tuple[Sample, ...]:
     """Return the samples of a side, of all processes, whose pictures are sound."""
     own = [loader.samples[place] for place in loader.source.usable.tolist()]
     return tuple(sample for part in all_gather(own) for sample in part)
+
+
+def _left_out(usable: Sequence[Sequence[Sample]], *sides: Sequence[Sample]) -> dict[str, str]:
+    """Note what a score on a part of the pictures must not hide."""
+    missing = [len(whole) - len(sound) for sound, whole in zip(usable, sides, strict=True)]
+    if not any(missing):
+        return {}
+    text = "{} of {} queries and {} of {} gallery images, which cannot be decoded"
+    return {"left out": text.format(missing[0], len(sides[0]), missing[1], len(sides[1]))}
 
 
 def _processes() -> dict[str, str]:

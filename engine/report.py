@@ -202,8 +202,8 @@ class EvalReport:
         return "\n".join(lines)
 
     def log_lines(self) -> list[str]:
-        """Return the lines that scripts of this field look for, for raw->protected."""
-        row = self.row("raw", "protected")
+        """Return the lines that scripts look for: raw->protected under the headline's key."""
+        row = self.row("raw", "protected", self.headline_key)
         lines = [f"Validation Results - Epoch: {self.epoch}", f"mINP: {row.mINP:.1%}"]
         lines.append(f"mAP: {row.mAP:.1%}")
         for rank, rate in ((1, row.rank1), (5, row.rank5), (10, row.rank10)):

@@ -15,6 +15,7 @@ import json
 from dataclasses import asdict
 
 from data.checks import CheckOptions, DataReport, check_named, check_root
+from data.datasets import cuhk03
 from data.records import DatasetSplits, Sample
 from data.registry import load_splits
 from data.sheet import contact_sheet
@@ -53,7 +54,12 @@ def _sheet(options: argparse.Namespace) -> int:
     """Draw people as rows and cameras as columns: wrong numbers are seen at once."""
     if not options.root.is_dir():
         raise UserError(f"--root {options.root} is not a folder; give the one with the data sets")
-    splits = load_splits(options.name, options.root, msmt17_protocol=options.msmt17_protocol)
+    splits = load_splits(
+        options.name,
+        options.root,
+        msmt17_protocol=options.msmt17_protocol,
+        cuhk03_kind=options.cuhk03_kind or cuhk03.kinds_present(options.root)[0],
+    )
     sheet = contact_sheet(
         _part(splits, options.part), people=options.people, cameras=options.cameras
     )
@@ -79,13 +85,14 @@ def _check(options: argparse.Namespace) -> int:
     root = options.root
     wanted = CheckOptions(
         msmt17_protocol=options.msmt17_protocol,
+        cuhk03_kind=options.cuhk03_kind or "",
         cross_camera=not options.no_cross_camera,
         batch_size=options.batch,
         num_instances=options.instances,
         open_images=options.images,
     )
     if options.name:
-        reports = [check_named(options.name, root, wanted)]
+        reports = check_named(options.name, root, wanted)
     elif root.is_dir():
         reports = check_root(root, wanted)
     else:
@@ -127,6 +134,7 @@ def _parser() -> Parser:
         "--root", required=True, type=_folder, metavar="D", help="folder that holds the data sets"
     )
     shared.add_argument("--msmt17-protocol", choices=("train", "trainval"), default="train")
+    shared.add_argument("--cuhk03-kind", choices=cuhk03.KINDS, help="default: what lies there")
     _add_check_options(
         commands.add_parser(
             "check",

@@ -77,16 +77,18 @@ def load(request: LoadRequest) -> LoadedData:
 
 
 def kinds_present(root: Path) -> tuple[str, ...]:
-    """Kinds of box that a root has folders of; the default kind where the folders do not say."""
+    """Kinds of box that a root has; the default kind where the folders do not say."""
     kinds = tuple(
-        kind
-        for kind in KINDS
-        if any(
-            find_part(home, f"images_{kind}") or find_part(home, f"{kind}/query")
-            for home in named_children(root, ROOTS)
-        )
+        kind for kind in KINDS if any(_has(home, kind) for home in named_children(root, ROOTS))
     )
     return kinds or KINDS[:1]
+
+
+def _has(home: Path, kind: str) -> bool:
+    """Whether a folder has pictures of a kind, or the original with the kind's list."""
+    if find_part(home, f"images_{kind}") or find_part(home, f"{kind}/query"):
+        return True
+    return bool(find_part(home, "cuhk-03.mat") and find_part(home, config_name(kind)))
 
 
 def load_validation(request: LoadRequest) -> LoadedData:
@@ -105,7 +107,8 @@ def _np_folder(folder: Path, kind: str) -> Path:
 
 
 def _is_any(folder: Path) -> bool:
-    parts = (*FOLDERS, "images_labeled", "images_detected", "cuhk03_release", "cuhk-03.mat")
+    parts = [*FOLDERS, "images_labeled", "images_detected", "cuhk03_release", "cuhk-03.mat"]
+    parts += [f"{kind}/{name}" for kind in KINDS for name in FOLDERS]
     return any((folder / part).exists() for part in parts)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
-from data.datasets.market_style import VALIDATION_FOLDERS, read_folder, split_of
+from data.datasets.market_style import JUNK_PID, VALIDATION_FOLDERS, read_folder, split_of
 from data.datasets.naming import list_folders, list_images, pid_of_text, whole_number
 from data.positives import stranger_problems
 from data.problems import DatasetError, Problem
@@ -108,6 +108,8 @@ def _read_persons(persons: list[Path]) -> _Found:
     found = []
     for person in persons:
         pid = pid_of_text(person.name)
+        if pid == JUNK_PID:
+            continue
         if pid in by_pid:
             raise DatasetError(
                 "same-person-twice",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from configs import loading
 from tests.fixtures import tiny
 from tools import main as command
 
@@ -173,3 +174,20 @@ def test_another_desensitizer_than_in_training_is_said(tmp_path: Path) -> None:
     other = tiny.results(tiny.run(tmp_path, *blur, *_evaluation(run), output="other"))
     assert other["notes"]["desensitized by"] == "blur 3"
     assert other["notes"]["trained with"] == "mosaic 8"
+
+
+def test_pictures_that_are_left_out_stand_beside_the_scores(tmp_path: Path) -> None:
+    run = tiny.run(tmp_path)
+    root = Path(loading.load(run / "config.yml").DATASETS.ROOT_DIR)
+    people = next(root.glob("synthetic*-12x2x2-*"))
+    copy = shutil.copytree(people, tmp_path / "sets" / "own")
+    broken = sorted((copy / "query").glob("*.jpg"))[:2]
+    for picture in broken:
+        picture.write_bytes(picture.read_bytes()[:100])
+    total = len(list((copy / "query").glob("*.jpg")))
+    own = ("DATASETS.NAMES", f"folder:{copy}", "CACHE.SKIP_BAD", "True")
+    for mode in ("memory", "stream"):
+        found = tiny.run(tmp_path, *_evaluation(run, *own, "CACHE.MODE", mode), output=mode)
+        result = tiny.results(found)
+        assert result["retrieval"][0]["num_queries"] == total - 2
+        assert result["notes"]["left out"].startswith(f"2 of {total} queries and 0 of ")

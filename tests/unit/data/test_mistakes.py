@@ -88,6 +88,10 @@ def ground_truth_beside(root: Path) -> Path:
     return root
 
 
+def cuhk03_np_too_deep(root: Path) -> Path:
+    return trees.cuhk03_np(root, "labeled", "cuhk03-np/labeled").parent
+
+
 def detected_config(root: Path) -> Path:
     trees.cuhk03_images(root, "labeled")
     trees.cuhk03_config(root / "cuhk03", "detected")
@@ -154,6 +158,9 @@ MISTAKES = {
     "root too deep": Mistake(too_deep, "market1501", "wrong-root", "give the folder above: DATA"),
     "root deeper": Mistake(too_deep_by_two, "market1501", "wrong-root", "give the folder above"),
     "root too high": Mistake(too_high, "market1501", "wrong-root", "give DATASETS.ROOT_DIR"),
+    "CUHK03-NP too deep": Mistake(
+        cuhk03_np_too_deep, "cuhk03", "wrong-root", "give the folder above: DATASETS.ROOT_DIR"
+    ),
     "V2, V1 lists": Mistake(
         v2_images_in_v1_folder, "msmt17", "v2-images-v1-lists", "list_*.txt of the MSMT17_V2"
     ),

@@ -78,6 +78,15 @@ def test_the_same_person_twice(tmp_path: Path) -> None:
         load_splits(f"folder:{tmp_path}", tmp_path)
 
 
+@pytest.mark.parametrize("divided", [True, False])
+def test_a_folder_named_as_junk_is_nobody(tmp_path: Path, divided: bool) -> None:
+    for part in ("train", "query", "gallery") if divided else ("",):
+        people(tmp_path / part, names=("-1", "1", "2", "3"))
+    splits = load_splits(f"folder:{tmp_path}", tmp_path)
+    found = [*splits.train, *splits.query, *splits.gallery, *splits.val_query, *splits.val_gallery]
+    assert {sample.pid for sample in found} == {1, 2, 3}
+
+
 def write_table(folder: Path, *rows: str, head: str = "path,pid,camid,split") -> Path:
     table = folder / "people.csv"
     table.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8-sig")

@@ -107,7 +107,8 @@ def test_validation_looks_at_raw_in_a_protected_gallery() -> None:
 
 
 def test_lines_that_scripts_look_for() -> None:
-    report = replace(_report(), retrieval=(_row(("raw", "protected"), "none", 0.951),))
+    rows = (_row(("raw", "protected"), "none", 0.5), _row(("raw", "protected"), "right", 0.951))
+    report = replace(_report(), retrieval=rows, headline_key="right")
     assert report.log_lines() == [
         "Validation Results - Epoch: 120",
         "mINP: 65.0%",

@@ -46,6 +46,25 @@ def test_both_kinds_of_cuhk03(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "CUHK03 new protocol, detected" in text
 
 
+def test_the_kind_of_cuhk03_is_what_lies_there_or_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.cuhk03_np(tmp_path, "detected", "cuhk03-np/detected")
+    picture = str(tmp_path / "sheet.png")
+    assert check(tmp_path, "--name", "cuhk03") == 0
+    assert sheet(tmp_path, "--name", "cuhk03", "--output", picture) == 0
+    assert check(tmp_path, "--name", "cuhk03", "--cuhk03-kind", "labeled") == 1
+    assert "only holds the detected boxes" in capsys.readouterr().out
+
+
+def test_both_kinds_in_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.cuhk03_raw(tmp_path)
+    check(tmp_path)
+    text = capsys.readouterr().out
+    assert "CUHK03 new protocol, labeled" in text
+    assert "CUHK03 new protocol, detected" in text
+
+
 def test_an_unusable_set_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.market1501(tmp_path, cameras=1)
     assert check(tmp_path) == 1
