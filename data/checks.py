@@ -91,17 +91,20 @@ def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
     """
     reports: list[DataReport] = []
     elsewhere: list[DatasetError] = []
+    absent: list[str] = []
     for request in _requests(root, options):
         try:
             reports.append(describe(load_data(request), options))
         except DatasetError as error:
             if error.problem.code in ("wrong-root", "no-root"):
                 elsewhere.append(error)
-            elif error.problem.code not in _ABSENT:
+            elif error.problem.code in _ABSENT:
+                absent.append(error.problem.text)
+            else:
                 reports.append(DataReport(request.name, request.name, problems=(error.problem,)))
-    reports += [describe(loaded, options) for loaded in _synthetic_sets(root)]
+    reports += _synthetic_sets(root, options)
     if not reports:
-        raise _nothing_found(root, elsewhere)
+        raise _nothing_found(root, elsewhere, absent)
     return reports
 
 
@@ -135,25 +138,32 @@ def _requests_of(name: str, root: Path, options: CheckOptions) -> list[LoadReque
     return [replace(request, cuhk03_kind=kind) for kind in kinds]
 
 
-def _synthetic_sets(root: Path) -> list[LoadedData]:
-    return [
-        read_validation_tree(folder, LoadRequest("synthetic", root), "Synthetic")
-        for folder in list_folders(root)
-        if (folder / "synthetic.json").is_file()
-    ]
+def _synthetic_sets(root: Path, options: CheckOptions) -> list[DataReport]:
+    # Imported here: drawing people is code that no other data set needs.
+    from data.datasets.synthetic import check_complete
+
+    reports = []
+    for folder in list_folders(root):
+        if (folder / "synthetic.json").is_file():
+            try:
+                check_complete(folder)  # as training does
+                loaded = read_validation_tree(folder, LoadRequest("synthetic", root), "Synthetic")
+                reports.append(describe(loaded, options))
+            except UserError as error:
+                problem = Problem("incomplete", str(error), "error")
+                reports.append(DataReport("synthetic", "Synthetic", problems=(problem,)))
+    return reports
 
 
-def _nothing_found(root: Path, elsewhere: list[DatasetError]) -> DatasetError:
+def _nothing_found(root: Path, elsewhere: list[DatasetError], absent: list[str]) -> DatasetError:
     # One wrong level looks wrong to every loader; the one that knows the folder's name knows best.
     if elsewhere:
         return min(elsewhere, key=lambda error: "rename it" in error.problem.text)
-    names = ", ".join(name for name in DATASETS if not name.endswith("_val"))
-    found = [folder.name + "/" for folder in list_folders(root)]
+    looked_for = "".join(f"\n  {text}" for text in absent)
     return DatasetError(
         "not-found",
-        f"no data set in {root}: looked for {names}; found "
-        f"{wrong.examples(found, 6) if found else 'no folder'}; give the folder above them, or "
-        "check one's own data with --name folder:PATH",
+        f"no data set in {root}; give the folder above them, check one's own data with --name "
+        f"folder:PATH, let people be drawn (DATASETS.NAMES synthetic), or bring one:{looked_for}",
     )
 
 

@@ -21,7 +21,7 @@ from modeling.reid_network import ReIDNetwork
 from modeling.state import num_classes_of
 from modeling.unet import UNet
 from utils.device import resolve_device, resolve_precision
-from utils.errors import UserError
+from utils.errors import UserError, out_of_memory
 from utils.float32 import exact_convolutions
 
 Pixels = NDArray[np.uint8]
@@ -131,10 +131,10 @@ class Anonymizer:
             UserError: No picture was given, or one is none (see ``resized``).
         """
         given = _listed(pictures)
-        batches = [self.embed_tensor(self._normalized(batch)) for batch in self._batches(given)]
-        if not batches:
+        if not given:
             raise UserError("no pictures to embed; expected at least one")
-        return torch.cat(batches).cpu().numpy()
+        batches = self._batched(given, lambda pixels: self.embed_tensor(self._normalized(pixels)))
+        return torch.cat(list(batches)).cpu().numpy()
 
     @torch.inference_mode()
     def anonymize_tensor(self, pixels: Tensor) -> Tensor:
@@ -194,18 +194,29 @@ class Anonymizer:
     def _convert(self, pictures: Given, step: Callable[[Tensor], Tensor]) -> Given:
         """Run a step on 8-bit batches; return pictures of the kind that was given."""
         given = _listed(pictures)
-        done = [p for batch in self._batches(given) for p in self.to_pixels(step(batch))]
+        done = [p for batch in self._batched(given, step) for p in self.to_pixels(batch)]
         out = [
             Image.fromarray(pixels) if isinstance(picture, Image.Image) else pixels
             for pixels, picture in zip(done, given, strict=True)
         ]
         return out[0] if isinstance(pictures, Image.Image | np.ndarray) else out  # type: ignore[return-value]
 
-    def _batches(self, pictures: Sequence[Picture]) -> Iterator[Tensor]:
-        """Yield uint8 batches (B, H, W, 3)."""
-        for start in range(0, len(pictures), _BATCH):
-            batch = [self.resized(picture) for picture in pictures[start : start + _BATCH]]
-            yield torch.from_numpy(np.stack(batch))
+    def _batched(
+        self, pictures: Sequence[Picture], step: Callable[[Tensor], Tensor]
+    ) -> Iterator[Tensor]:
+        """Yield what a step makes of uint8 batches (B, H, W, 3); fewer where memory runs out."""
+        start, size = 0, _BATCH
+        while start < len(pictures):
+            batch = [self.resized(picture) for picture in pictures[start : start + size]]
+            try:
+                done = step(torch.from_numpy(np.stack(batch)))
+            except (RuntimeError, MemoryError) as error:
+                if len(batch) == 1 or not out_of_memory(error):
+                    raise
+                size = len(batch) // 2
+                continue
+            start += len(batch)
+            yield done
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """Return normalised images (B, 3, H, W) on the device for uint8 (B, H, W, 3)."""

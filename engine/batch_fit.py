@@ -1,4 +1,4 @@
-"""A batch that does not fit into the GPU's memory ends the run with the size that would."""
+"""A batch that does not fit into memory ends the run with the size that would."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from data.records import Batch
 from engine.train_step import StepOutput, TrainStep
 from utils.compiling import uncompiled
-from utils.errors import UserError, out_of_memory
+from utils.errors import UserError, out_of_memory, shortage
 
 
 class BatchTooLarge(UserError):  # noqa: N818 - the name that says it
-    """A training step ran out of GPU memory."""
+    """A training step ran out of memory."""
 
     exit_code = 1
 
@@ -41,19 +41,19 @@ def step_that_fits(
     """
     try:
         return step(batch)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        reason = str(error).split(". ")[0].splitlines()[0]
+        reason = shortage(error)
     # Only here is the traceback gone, and with it the activations of the failed step.
     if alone:
         advice = _advice(_largest(step, batch, num_instances, clean), len(batch))
     else:
         advice = "halve SOLVER.IMS_PER_BATCH (how much fits is only tried by a single process)"
     raise BatchTooLarge(
-        f"a batch of {len(batch)} images does not fit into the GPU's memory ({reason}): {advice}, "
-        "set SOLVER.GRAD_CHECKPOINT True, or keep images off the GPU with CACHE.MODE memory; then "
-        "go on with SOLVER.RESUME True"
+        f"a batch of {len(batch)} images does not fit into memory ({reason}): {advice}, set "
+        "SOLVER.GRAD_CHECKPOINT True, or keep images out of it (CACHE.MODE memory leaves a GPU's "
+        "alone, CACHE.MODE stream all); then go on with SOLVER.RESUME True"
     )
 
 
@@ -79,7 +79,7 @@ def _fits(step: TrainStep, batch: Batch, clean: Callable[[], None]) -> bool:
     try:
         for _ in range(2):
             step(batch)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return False

@@ -1,7 +1,8 @@
 """What every command does alike: refuse wrong arguments, and end with one line and a code.
 
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted; a command whose codes say more (1 is a
-verdict, 3 the disk) names them in its help. Nothing here loads torch, which takes seconds.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted, 141 nobody reads on (`| head`); a
+command whose codes say more (1 is a verdict, 3 the disk) names them in its help. Nothing here loads
+torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, out_of_memory
+from utils.errors import UserError, out_of_memory, shortage
 from utils.logger import ONLY_IN_FILE, get_logger
 from utils.terminal import shown
 from utils.world import World
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141  # as a shell says of a program that SIGPIPE ended
 MAX_SEED = 2**63 - 1  # as for SOLVER.SEED
 MAX_THREADS = 4096  # as for RUNTIME.THREADS
 
@@ -97,21 +101,25 @@ def exit_code_of(
     who = "" if here.is_main else f"rank {here.rank}: "
     try:
         with _plain_warnings():
-            return work() or 0
+            code = work() or 0
+            sys.stdout.flush()  # here, not at the end of Python, a closed pipe can be told
+            return code
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return CLOSED_PIPE
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             if get_logger().handlers:
                 get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
         advice = "" if isinstance(error, UserError) or not remedy else f"; {remedy}"
         print(f"error: {who}{line(error)}{advice}", file=sys.stderr)
         return getattr(error, "exit_code", failed)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         print(
-            f"error: {who}the GPU ran out of memory ({str(error).splitlines()[0]}); lower "
-            "SOLVER.IMS_PER_BATCH, TEST.IMS_PER_BATCH or --batch, or keep images off it with "
-            "CACHE.MODE memory",
+            f"error: {who}memory ran out ({shortage(error)}); lower SOLVER.IMS_PER_BATCH, "
+            "TEST.IMS_PER_BATCH or --batch, or keep images out of it: CACHE.MODE memory leaves a "
+            "GPU's alone, CACHE.MODE stream all",
             file=sys.stderr,
         )
         return failed
@@ -119,6 +127,22 @@ def exit_code_of(
         if here.is_main:
             print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+def _nobody_reads() -> bool:
+    """Tell whether the reader of standard output has ended; then nothing more is written to it."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # not a file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # errors are told unasked
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)  # or Python's own flush at the end would complain
+    os.close(nowhere)
+    return True
 
 
 @contextlib.contextmanager

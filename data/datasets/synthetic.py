@@ -122,7 +122,7 @@ def ensure_synthetic(
     root = Path(root)
     final = root / options.folder
     if final.exists():
-        _check_complete(final)
+        check_complete(final)
         return final
     root.mkdir(parents=True, exist_ok=True)
     _sweep(root)
@@ -137,12 +137,16 @@ def ensure_synthetic(
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _check_complete(final)
+    check_complete(final)
     return final
 
 
-def _check_complete(folder: Path) -> None:
-    """Compare the pictures with the record that was written after them."""
+def check_complete(folder: Path) -> None:
+    """Compare the pictures of a set with the record that was written after them.
+
+    Raises:
+        UserError: They differ, or there is no record; it names the remedy.
+    """
     remedy = f"delete {folder} and it is made again"
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["images"]

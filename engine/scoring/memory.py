@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
+from utils.logger import get_logger
 
 MIB = 2**20
+# Below this many similarities nobody waits: no estimate is printed.
+WORTH_TELLING = 10**8
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -52,6 +55,12 @@ def _container_mib() -> float:
 def memory_budget_mib(device: torch.device, limit_mib: float | None) -> float:
     """Return what may be used (MiB): the caller's limit, else nine tenths of what is free."""
     return available_mib(device) * 0.9 if limit_mib is None else limit_mib
+
+
+def tell_memory(what: str, needed_mib: float, num_similarities: int) -> None:
+    """Log how much memory work takes that is long enough to wait for."""
+    if num_similarities >= WORTH_TELLING:
+        get_logger().info("%s: about %s MiB besides the features", what, f"{needed_mib:,.0f}")
 
 
 def require_memory(what: str, needed_mib: float, budget_mib: float, remedy: str) -> None:

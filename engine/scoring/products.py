@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.scoring.features import UnitFeatures
 from engine.scoring.matching import Matching
-from engine.scoring.memory import MIB, memory_budget_mib, require_memory
+from engine.scoring.memory import MIB, memory_budget_mib, require_memory, tell_memory
 from engine.scoring.precision import exact_float32
 from engine.scoring.ragged import Indices
 
@@ -58,6 +58,9 @@ def product_chunks(
     most = _chunk_rows(queries, gallery, budget, caller_mib, caller_row_bytes)
     rows = min(most, len(matching.queries))
     shape = (rows * len(queries), len(gallery.embeddings))
+    count, num_gallery = len(queries) * len(matching.queries), shape[1]
+    what = f"Scoring {count:,} queries in {num_gallery:,} gallery images, {shape[0]:,} at a time"
+    tell_memory(what, 4 * shape[0] * num_gallery / MIB + caller_mib, count * num_gallery)
     product = torch.empty(shape, dtype=torch.float32, device=device)
     for chosen in query_chunks(matching, rows):
         similarity = product[: len(chosen) * len(queries)]

@@ -19,7 +19,13 @@ from torch import Tensor
 
 from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.matching import JUNK_PID, Matching
-from engine.scoring.memory import MIB, memory_budget_mib, require_memory
+from engine.scoring.memory import (
+    MIB,
+    WORTH_TELLING,
+    memory_budget_mib,
+    require_memory,
+    tell_memory,
+)
 from engine.scoring.neighbors import TILE, Images, nearest_neighbors
 from engine.scoring.precision import exact_float32
 from engine.scoring.products import query_chunks
@@ -34,8 +40,6 @@ from utils.progress import Progress
 # Query x gallery similarities are kept from the first pass where they are no larger than this.
 _KEEP_MIB = 1024.0
 _ROWS_MIB = 64.0
-# Below this many similarities nobody waits: no estimate is printed.
-_WORTH_TELLING = 10**8
 
 
 def score_reranked(
@@ -187,9 +191,7 @@ class Reranker:
         require_memory(what, needed, budget, "free memory, or set TEST.RE_RANKING off")
         kept = 4 * images.num_query * images.num_gallery / MIB
         keep = kept <= min(_KEEP_MIB, (budget - needed) / 2)
-        if count * count >= _WORTH_TELLING:
-            total = needed + (kept if keep else 0)
-            get_logger().info("%s: about %s MiB besides the features", what, f"{total:,.0f}")
+        tell_memory(what, needed + (kept if keep else 0), count * count)
         shape = (images.num_query, images.num_gallery)
         return torch.empty(shape, device=images.device) if keep else None
 
@@ -197,7 +199,7 @@ class Reranker:
 def _telling(bar: Progress, count: int) -> Callable[[int], None]:
     """Return what moves the bar, and logs once how long the whole will take."""
     start = time.perf_counter()
-    told = [count * count < _WORTH_TELLING]
+    told = [count * count < WORTH_TELLING]
 
     def done(pairs: int) -> None:
         bar.update(pairs)

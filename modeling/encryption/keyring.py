@@ -82,7 +82,7 @@ class Keyring(KeyTable):
         try:
             with store.transaction(write=False):
                 head = store.head()
-            keyring = cls(store, unlock_root(head, master), head)
+            keyring = cls(store, unlock_root(head, master, path), head)
             keyring.refresh()
         except BaseException:
             store.close()

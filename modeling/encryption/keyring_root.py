@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from modeling.encryption.errors import (
     AuthenticationError,
@@ -18,8 +19,8 @@ from modeling.encryption.master import KDF_ARGON2ID, KDF_SALT_BYTES, KeyFile, Ma
 from modeling.encryption.primitives import open_sealed, random_key, seal
 
 
-def unlock_root(head: HeadRow, master: Master) -> bytes:
-    """Return the root key.
+def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
+    """Return the root key of the keyring in a file.
 
     Raises:
         WrongMaster: The master is not this keyring's.
@@ -29,12 +30,15 @@ def unlock_root(head: HeadRow, master: Master) -> bytes:
         raise KeyringCorrupt(f"keyring format {head.format}; this program reads {FORMAT}")
     if head.kdf != master.kdf:
         needs = "a passphrase" if head.kdf == KDF_ARGON2ID else "a master key file"
-        raise WrongMaster(f"this keyring is opened by {needs}")
+        raise WrongMaster(f"{path} is opened by {needs}")
     master_key = master.unlock(head.kdf_params, head.kdf_salt)
     try:
         return open_sealed(master_key, "root", _head_aad(head), head.root_wrap)
     except WrongKey:
-        raise WrongMaster("the master key or passphrase is not this keyring's") from None
+        raise WrongMaster(
+            f"the master key or passphrase is not that of {path}; give the one it was made with, "
+            "or last rekeyed to"
+        ) from None
     except Tampered:
         raise KeyringCorrupt("the keyring's head was edited; restore a backup") from None
 

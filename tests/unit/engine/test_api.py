@@ -70,6 +70,30 @@ def test_embeddings_are_unit_vectors(model: Anonymizer) -> None:
     np.testing.assert_allclose(model.embed(_array(3))[0], embeddings[3], atol=1e-4)
 
 
+@pytest.mark.parametrize("full", [RuntimeError("CUDA out of memory. Tried"), MemoryError()])
+def test_batches_that_do_not_fit_are_halved(
+    model: Anonymizer, monkeypatch: pytest.MonkeyPatch, full: Exception
+) -> None:
+    pictures = [_array(seed) for seed in range(11)]
+    expected, vectors = model.anonymize(pictures), model.embed(pictures)
+    sizes = []
+    whole = model._normalized
+
+    def normalized(pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise full
+        return whole(pixels)
+
+    monkeypatch.setattr(model, "_normalized", normalized)
+    assert all(map(np.array_equal, model.anonymize(pictures), expected))
+    assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    assert np.allclose(model.embed(pictures), vectors, atol=1e-6)
+    monkeypatch.setattr(model, "_normalized", lambda pixels: normalized(pixels.repeat(9, 1, 1, 1)))
+    with pytest.raises(type(full)):
+        model.anonymize(pictures)
+
+
 def test_grey_images_are_converted_and_other_things_named(model: Anonymizer) -> None:
     assert model.anonymize(Image.new("L", (10, 20))).mode == "RGB"
     with pytest.raises(UserError, match=r"\(50, 30\) of float64"):

@@ -14,7 +14,19 @@ import pytest
 from data import train_split
 from modeling.encryption.errors import KeyringMissing
 from tests.fixtures.paths import ROOT
-from tools import attack, benchmark, compare, data, demo, frontier, keyring, main, match, protect
+from tools import (
+    attack,
+    benchmark,
+    compare,
+    data,
+    demo,
+    frontier,
+    keyring,
+    main,
+    match,
+    protect,
+    reproduce,
+)  # fmt: skip
 from tools.benchmarks import ised
 from tools.command_line import Parser, exit_code_of, number, whole_number
 from utils.errors import UserError
@@ -139,8 +151,54 @@ def test_a_full_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert exit_code_of(work) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: the GPU ran out of memory (CUDA out of memory. Tried); lower")
+    assert error.startswith("error: memory ran out (CUDA out of memory); lower SOLVER.IMS_PER")
     assert error.count("\n") == 1
+
+
+def test_a_full_machine_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Torch's own error, and that of NumPy and Python."""
+    import numpy as np
+    import torch
+
+    for work, reason in (
+        (lambda: torch.empty(2**60, dtype=torch.uint8), "DefaultCPUAllocator: can't allocate"),
+        (lambda: np.empty(2**60, np.uint8), "Unable to allocate"),
+        (lambda: bytearray(2**62), "MemoryError"),
+    ):
+        assert exit_code_of(lambda work=work: work() and None) == 1  # type: ignore[misc]
+        error = capsys.readouterr().err
+        assert error.startswith("error: memory ran out (")
+        assert reason in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(lines: int, unbuffered: str) -> None:
+    """As `head` does; before Python's own flush at its end, and after it."""
+    code = (
+        "import time; from tools.command_line import exit_code_of\n"
+        f"def work():\n time.sleep(0.3)\n for _ in range({lines}): print('x')\n"
+        "raise SystemExit(exit_code_of(work))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_another_pipe_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert exit_code_of(work) == 1
+    assert "Broken pipe" in capsys.readouterr().err
 
 
 def test_the_code_of_the_work_is_handed_on() -> None:
@@ -151,6 +209,7 @@ def test_the_code_of_the_work_is_handed_on() -> None:
 WRONG: dict[str, tuple[Main, list[str]]] = {
     "main": (main.main, ["--config_file", "none.yml"]),
     "demo": (demo.main, ["MODEL.MDOE", "C"]),
+    "reproduce": (reproduce.main, ["MODEL.MDOE", "C"]),
     "attack": (attack.main, ["--checkpoint", "none"]),
     "frontier": (frontier.main, ["--checkpoint", "none"]),
     "match": (match.main, ["a.jpg", "b.jpg", "--checkpoint", "none"]),
@@ -239,7 +298,7 @@ def test_a_missing_package_is_one_line(command: str) -> None:
 
 def test_all_commands_are_tried() -> None:
     assert {"data/train_split.py", "tools/main.py", "tools/benchmarks/ised.py"} < set(COMMANDS)
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
 
 
 @pytest.mark.parametrize("module", ["engine.foo", "utils.foo", "json.foo"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.datasets.synthetic import ensure_synthetic
 from data.train_split import make_split
 from tests.fixtures import trees
 from tests.fixtures.paths import ROOT
@@ -72,6 +74,34 @@ def test_an_unusable_set_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert check(tmp_path, "--no-cross-camera") == 0
 
 
+def test_a_drawn_set_is_held_against_its_record_as_training_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.market1501(tmp_path)
+    folder = ensure_synthetic(tmp_path, identities=12, cameras=2, images=2)
+    assert check(tmp_path) == 0
+    next((folder / "query").glob("*.jpg")).unlink()
+    assert check(tmp_path) == 1
+    text = capsys.readouterr().out
+    assert "synthetic: NOT USABLE" in text and f"delete {folder} and it is made again" in text
+    shutil.rmtree(folder / "bounding_box_val_query")
+    assert check(tmp_path) == 1
+    assert "market1501: ok" in capsys.readouterr().out  # one damaged set hides no other
+
+
+def test_an_empty_folder_says_what_could_lie_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(tmp_path) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: no data set in")
+    pages = {"Market1501": "zheng-lab", "MSMT17": "pkuvmc", "CUHK03": "ee.cuhk.edu.hk"}
+    for line, (name, page) in zip(lines[1:], pages.items(), strict=True):
+        assert line.startswith(f"  {name} is not in") and page in line
+    assert check(tmp_path / "none") == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
 def test_bad_pictures_can_be_forgiven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = trees.market1501(tmp_path)
     (folder / "query" / "0003_c2s2_000300_00.jpg").write_bytes(b"")
@@ -79,15 +109,6 @@ def test_bad_pictures_can_be_forgiven(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "error: 1 of 99 pictures cannot be decoded" in capsys.readouterr().out
     assert check(tmp_path, "--images", "--skip-bad") == 0
     assert "warning: 1 of 99" in capsys.readouterr().out
-
-
-def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(tmp_path) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: no data set in")
-    assert error.count("\n") == 1
-    assert check(tmp_path / "none") == 2
-    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_ones_own_data_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

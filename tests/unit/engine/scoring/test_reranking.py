@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scoring import neighbors, reranking
+from engine.scoring import memory, neighbors, reranking
 from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.neighbors import Images, nearest_neighbors
 from engine.scoring.reranking import Reranker, score_reranked
+from engine.scoring.retrieval import score_retrieval
 from tests.fixtures.naive_retrieval import naive_reranked_distances, naive_scores
 from tests.fixtures.paths import REFERENCE
 from utils.errors import UserError
@@ -168,13 +169,16 @@ def test_features_of_two_sizes_are_refused():
 
 
 def test_long_runs_print_their_estimate_first(caplog, monkeypatch):
-    monkeypatch.setattr(reranking, "_WORTH_TELLING", 1)
+    for module in (reranking, memory):
+        monkeypatch.setattr(module, "WORTH_TELLING", 1)
     query, gallery = clustered(0)
     logger = logging.getLogger("reid_baseline")
     monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.INFO, logger="reid_baseline"):
         score_reranked(features(query), features(gallery))
+        score_retrieval(features(query), features(gallery))
     text = " ".join(caplog.messages)
+    assert re.search(r"Scoring \d+ queries in \d+ gallery images, \d+ at a time: about \d", text)
     assert "MiB besides the features" in text
     assert re.search(r"about \d+ s", text)
 
