@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.checkpoint import find_weights, load_networks
+from engine.checkpoint import LoadedWeights, find_weights, load_networks
 from layers.pixels import PixelSpace
 from modeling.reid_network import ReIDNetwork
 from modeling.state import num_classes_of
@@ -40,6 +40,15 @@ PUBLISHED: Mapping[str, Any] = {
     "INPUT.PIXEL_STD": (0.5, 0.5, 0.5),
 }
 _BATCH = 64
+
+
+def find_joint_weights(folder: str | Path) -> LoadedWeights:
+    """Read what an ``Anonymizer`` is made of: the best weights of a folder, or else the latest.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or of mode C.
+    """
+    return find_weights(Path(folder), ("G", "G_R", "C"))
 
 
 class Anonymizer:
@@ -89,7 +98,22 @@ class Anonymizer:
             UserError: The checkpoint is missing, damaged, or of mode C, or the device is not there.
         """
         target = resolve_device(device)
-        weights = find_weights(Path(folder), ("G", "G_R", "C"))
+        return cls.from_weights(find_joint_weights(folder), target, precision=precision)
+
+    @classmethod
+    def from_weights(
+        cls, weights: LoadedWeights, device: torch.device, *, precision: str = "auto"
+    ) -> Anonymizer:
+        """Build the networks that weights were found for, and load them.
+
+        Args:
+            weights: As of ``find_joint_weights``.
+            device: Where the networks are to be.
+            precision: As of ``from_checkpoint``.
+
+        Raises:
+            UserError: The weights do not fit the networks they are said to be of.
+        """
         made = {**PUBLISHED, **weights.info.get("architecture", {})}
         num_downs, width = made["UNET.NUM_DOWNS"], made["MODEL.NGF"]
         networks: dict[str, nn.Module] = {
@@ -110,9 +134,14 @@ class Anonymizer:
             networks["C"],
             size=(int(height), int(width)),
             pixels=PixelSpace(made["INPUT.PIXEL_MEAN"], made["INPUT.PIXEL_STD"]),
-            device=target,
-            precision=resolve_precision(precision, target),
+            device=device,
+            precision=resolve_precision(precision, device),
         )
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks themselves, by verb; they take normalised images (B, 3, H, W)."""
+        return {"anonymize": self._anonymizer, "recover": self._recovery, "embed": self._reid}
 
     def anonymize(self, pictures: Given) -> Given:
         """Return anonymized pictures, rounded to 8-bit RGB."""
