@@ -33,5 +33,7 @@ setup(
     extras_require={
         # The CUHK03 release is MATLAB v7.3 (h5py) and its protocol files are MATLAB 5 (scipy).
         "cuhk03": ["h5py>=3.10", "scipy>=1.10.1"],
+        # tools/export.py writes ONNX files, and runs them to compare.
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
     },
 )

@@ -7,9 +7,12 @@ package, that is missing is a mistake in the code and keeps its traceback.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
+
+from utils.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,3 +30,23 @@ def name_missing_package(
         "environment (`make setup` makes one in .venv), or `pip install -r requirements.txt`\n"
     )
     raise SystemExit(2)
+
+
+def optional_package(name: str, why: str, remedy: str) -> ModuleType:
+    """Import a package that only some commands need.
+
+    Args:
+        name: Its name.
+        why: What needs it.
+        remedy: Command that installs it.
+
+    Raises:
+        UserError: It is not installed, or is broken.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{why} needs the package {name}, which {sys.executable} cannot import ({error}); run "
+            f"`{remedy}`"
+        ) from error

@@ -17,7 +17,7 @@ from engine.attacks.suite import Suite
 from engine.checkpoint import NATIVE_NAMES
 from tests.fixtures import ranks, tiny
 from tests.fixtures.attacked import save_attackable
-from tools import attack, demo, frontier, match
+from tools import attack, demo, export, frontier, match
 
 SMALL = ("--budget", "48", "--epochs", "8", "--keys", "200")
 CRYPTANALYSIS = (
@@ -303,7 +303,7 @@ def test_two_processes_share_the_attacks(checkpoint: Path, full_run: Path, tmp_p
         assert result == alone[place], place
 
 
-@pytest.mark.parametrize("program", [frontier.main, match.main, demo.main])
+@pytest.mark.parametrize("program", [frontier.main, match.main, demo.main, export.main])
 def test_what_shares_no_work_refuses_several_processes(
     program: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -317,6 +317,7 @@ def test_what_shares_no_work_refuses_several_processes(
         frontier.main: ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")],
         match.main: ["a.jpg", "b.jpg", "--checkpoint", str(tmp_path)],
         demo.main: ["--output", str(tmp_path / "out")],
+        export.main: [str(tmp_path), str(tmp_path / "out")],
     }[program]
     assert program(argv) != 0
     assert "run it with python3" in capsys.readouterr().err

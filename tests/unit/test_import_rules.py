@@ -80,16 +80,51 @@ def test_rule_sees_every_way_to_import() -> None:
 def test_every_third_party_import_is_a_requirement_and_the_reverse() -> None:
     """No package that is not used, and none that is used in silence."""
     names = {"PIL": "pillow", "yaml": "pyyaml"}
-    optional = {"h5py", "scipy"}  # the extra `cuhk03`
-    used = set()
+    used, optional = set(), set()
     for path in sources():
-        own = path.relative_to(ROOT)
-        used |= {module.split(".")[0] for _, module in imported(ast.parse(path.read_text()), own)}
+        own, tree = path.relative_to(ROOT), ast.parse(path.read_text("utf-8"))
+        used |= {module.split(".")[0] for _, module in imported(tree, own)}
+        optional |= imported_if_there(tree)
     used = {names.get(name, name) for name in used - FOLDERS - set(sys.stdlib_module_names)}
     # torch.utils.tensorboard imports tensorboard; nobody else does
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     required = {line.split(">=")[0] for line in lines if line and not line.startswith("#")}
-    assert used - optional == required - {"tensorboard"}
+    assert used == required - {"tensorboard"}
+    # the others are asked for where they are needed, and each extra says which they are
+    extras = {name for packages in _extras().values() for name, _ in packages}
+    assert optional == extras
+    assert not extras & required
+
+
+def imported_if_there(tree: ast.AST) -> set[str]:
+    """Packages of the extras: what the two functions that import by name are given."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            name = node.args[0]
+            if node.func.id in ("require", "optional_package") and isinstance(name, ast.Constant):
+                found.add(str(name.value).split(".")[0])
+    return found
+
+
+def _extras() -> dict[str, list[tuple[str, str]]]:
+    """Of setup.py: for each extra its packages and their lower bounds."""
+    tree = ast.parse((ROOT / "setup.py").read_text("utf-8"))
+    (value,) = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "extras_require"
+    )
+    return {
+        extra: [(name, bound) for name, _, bound in (one.partition(">=") for one in packages)]
+        for extra, packages in ast.literal_eval(value).items()
+    }
+
+
+def test_every_extra_has_lower_bounds_and_is_tested() -> None:
+    assert all(bound for packages in _extras().values() for _, bound in packages)
+    development = (ROOT / "requirements-dev.txt").read_text("utf-8")
+    assert f"-e .[{','.join(_extras())}]\n" in development
 
 
 def test_files_and_functions_stay_readable() -> None:

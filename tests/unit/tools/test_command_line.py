@@ -20,6 +20,7 @@ from tools import (
     compare,
     data,
     demo,
+    export,
     frontier,
     keyring,
     main,
@@ -53,6 +54,7 @@ NUMBERS: dict[str, tuple[Main, list[str], str, tuple[str, ...]]] = {
     "attack seed": (attack.main, ATTACK, "--seed", ("-1", "2147483648")),
     "frontier budget": (frontier.main, ATTACK, "--budget", ("15",)),
     "frontier strength": (frontier.main, ATTACK, "--strength", ("-1", "inf", "nan")),
+    "export": (export.main, ["c", "out"], "--opset", ("12", "21", "x")),
     "data batch": (data.main, ["check", "--root", "d"], "--batch", ("0",)),
     "data instances": (data.main, ["check", "--root", "d"], "--instances", ("1", "1025")),
     "split seed": (train_split.main, SPLIT, "--seed", ("-1", str(2**63))),
@@ -108,6 +110,7 @@ def test_every_mistake_of_arguments_is_one_line(capsys: pytest.CaptureFixture[st
     _refused(protect.main, ["explode"], capsys, "explode")
     _refused(keyring.main, ["--keyring", "k", "list", "--master", "a\nb", "x", "y"], capsys)
     _refused(compare.main, ["one"], capsys, "expected two or more")
+    _refused(export.main, ["c", "out", "--networks", "G"], capsys, "recover")
     _refused(Parser(prog="x").parse_args, ["--no\x1b[2J"], capsys, "\\x1b")  # type: ignore[arg-type]
 
 
@@ -213,6 +216,7 @@ WRONG: dict[str, tuple[Main, list[str]]] = {
     "attack": (attack.main, ["--checkpoint", "none"]),
     "frontier": (frontier.main, ["--checkpoint", "none"]),
     "match": (match.main, ["a.jpg", "b.jpg", "--checkpoint", "none"]),
+    "export": (export.main, ["none", "out"]),
     "compare": (compare.main, ["none", "neither"]),
     "benchmark": (benchmark.main, ["step", "MODEL.MDOE", "C"]),
     "data": (data.main, ["check", "--root", "none"]),
@@ -227,6 +231,7 @@ WORK = {
     "attack": "tools.attack.checkpoint_config",
     "frontier": "tools.frontier.checkpoint_config",
     "match": "tools.match.compare",
+    "export": "tools.export.export",
     "compare": "tools.compare.difference_table",
     "benchmark": "tools.benchmarks.step.run",
     "data": "tools.data.check_root",

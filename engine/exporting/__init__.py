@@ -1,0 +1,1 @@
+"""The trained networks as files that run without this project, compared before they are kept."""

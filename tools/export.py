@@ -1,0 +1,69 @@
+"""Export the trained networks as ONNX files that take 8-bit pictures, each compared first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import utils.program  # noqa: F401 - acts before other imports
+
+from engine.distributed.group import refuse_sharing
+from engine.exporting.export import export
+from engine.exporting.graphs import VERBS
+from engine.exporting.onnx_file import DEFAULT_OPSET, OPSETS
+from tools.command_line import Parser, exit_code_of, whole_number
+from utils.terminal import shown
+
+_EXAMPLES = """examples:
+  python3 tools/export.py demo/full exported
+  python3 tools/export.py demo/full camera --networks anonymize
+  python3 tools/export.py demo/full exported --networks anonymize embed --opset 15 --overwrite
+
+A file takes pixels, uint8 RGB (N, H, W, 3) at the networks' size, and returns what engine.api
+does: pictures of the same kind (anonymize, recover) or unit embeddings (embed). Its metadata say
+the rest. Each is run by onnxruntime and compared with the networks; if one answers otherwise, none
+is kept.
+
+A camera needs anonymize.onnx only. Give recover.onnx to nobody who may not see the photographs: it
+belongs with the keys. (Who holds anonymized pictures without it can train another.)
+
+Needs the packages onnx and onnxruntime: python3 -m pip install onnx onnxruntime
+Exit code: 0 done, 1 a file cannot be made or answers otherwise, 2 wrong input, 130 interrupted.
+How to run the files, and what they say of themselves: docs/EXPORT.md.
+"""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, and print a line for each file."""
+    refuse_sharing("tools/export.py")
+    verbs = list(dict.fromkeys(args.networks))
+    files = export(args.checkpoint, args.output, verbs, opset=args.opset, overwrite=args.overwrite)
+    for file in files:
+        size = f"{file.size / 2**20:.1f} MiB"
+        print(shown(f"{file.path}: {size}; against the network {file.parity}"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = Parser(description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument("checkpoint", type=Path, help="OUTPUT_DIR of a training in mode GCR")
+    parser.add_argument("output", type=Path, help="folder for the files")
+    parser.add_argument(
+        "--networks", nargs="+", choices=tuple(VERBS), default=tuple(VERBS), metavar="NETWORK",
+        help=f"which of {', '.join(VERBS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--opset", type=whole_number(*OPSETS), default=DEFAULT_OPSET, metavar="N",
+        help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[1]}: lower for an older runtime "
+        f"(default: {DEFAULT_OPSET})",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    args = parser.parse_args(argv)
+    return exit_code_of(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
