@@ -329,14 +329,18 @@ def test_the_examples_of_the_documentation_run(
     draw(tmp_path / "other.jpg", 2)
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/EXPORT.md").read_text("utf-8")
+    lines = re.findall(r"^python3 tools/export.py (.*)$", text, re.MULTILINE)
+    assert lines[0] == "demo/full exported"  # which the fixture did
+    assert [command.main(line.split()) for line in lines[1:]] == [0]
+    assert _files(tmp_path / "camera") == ["anonymize.onnx"]
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "EXPORT.md", "exec"), scope)  # noqa: S102
     told = capsys.readouterr().out.splitlines()
-    assert -1 <= float(told[0]) <= 1
-    assert told[1] == "True"  # the weights are those of the checkpoint
+    assert -1 <= float(told[1]) <= 1
+    assert told[2] == "True"  # the weights are those of the checkpoint
 
 
 def test_the_documentation_names_every_entry(exported: Path) -> None:

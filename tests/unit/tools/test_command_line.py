@@ -303,7 +303,7 @@ def test_a_missing_package_is_one_line(command: str) -> None:
 
 def test_all_commands_are_tried() -> None:
     assert {"data/train_split.py", "tools/main.py", "tools/benchmarks/ised.py"} < set(COMMANDS)
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 14
 
 
 @pytest.mark.parametrize("module", ["engine.foo", "utils.foo", "json.foo"])
