@@ -12,6 +12,7 @@ from layers.center import CenterLoss
 from layers.gan import GAN_LOSSES, GANLoss
 from layers.recompute import set_recompute
 from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
+from modeling.backbones.registry import imagenet_weights
 from modeling.discriminator import PatchDiscriminator
 from modeling.objectives import Objectives, TripletLoss, loss_weights
 from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly
@@ -105,7 +106,7 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
         stem_relu=cfg.MODEL.STEM_RELU,
     )
     if choice == "imagenet":
-        load_imagenet_weights(reid.base, cfg.MODEL.PRETRAIN_PATH)
+        load_imagenet_weights(reid.base, imagenet_weights(cfg.MODEL.NAME), cfg.MODEL.PRETRAIN_PATH)
     elif choice == "none":
         _LOGGER.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
     return reid
