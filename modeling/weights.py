@@ -47,7 +47,7 @@ class ImageNetWeights:
 
     Attributes:
         architecture: What it is called, for messages.
-        files: Published files, in the order they are looked for.
+        files: Published files, at least one, in the order they are looked for.
         may_miss: Prefixes of what of the backbone the files lack; it keeps its start values.
         may_ignore: Prefixes of what the files hold besides, such as the classifier.
     """

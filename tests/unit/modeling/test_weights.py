@@ -1,6 +1,6 @@
 """ImageNet weights: where they are looked for, what is believed, what is said without them.
 
-Small files stand in for the published ones: the table of known files is an argument.
+Small files stand in for the published ones: which files are known is an argument.
 """
 
 from __future__ import annotations
