@@ -34,7 +34,8 @@ class DatasetSplits:
 
     Attributes:
         name: Name the data set was asked for by.
-        train, query, gallery, val_query, val_gallery: Samples, sorted by path.
+        train, query, gallery, val_query, val_gallery: Samples, in an order that names and numbers
+            decide, and no file system.
         notes: Facts a result has to carry, e.g. which of two protocols was taken.
     """
 

@@ -21,13 +21,14 @@ import shutil
 from data.datasets.base import LoadedData, LoadRequest
 from data.positives import count_positives
 from data.records import Sample
-from data.registry import banner, load_data
+from data.registry import DATASETS, banner, load_data
 from data.splits import STRATEGIES
 from data.staging import staged_folder
 from data.tree_writer import arrange, fill, market_names, refuse_existing, write_record
 from tools.command_line import MAX_SEED, Parser, exit_code_of, whole_number
 
-NAMES = ("market1501", "msmt17", "cuhk03")
+# Data sets that are loaded with such a split, too.
+NAMES = tuple(name for name in DATASETS if f"{name}_val" in DATASETS)
 
 _EXAMPLES = """\
 examples:
@@ -60,7 +61,7 @@ def make_split(
 
     Args:
         root: Folder that holds the data set; left alone where ``output_dir`` is given.
-        name: ``market1501``, ``msmt17`` or ``cuhk03``.
+        name: One of ``NAMES``.
         output_dir: Where to write instead.
         strategy: A key of ``data.splits.STRATEGIES``.
         seed: The same seed gives the same split on every machine.

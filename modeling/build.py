@@ -12,12 +12,14 @@ from layers.center import CenterLoss
 from layers.gan import GAN_LOSSES, GANLoss
 from layers.recompute import set_recompute
 from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
+from modeling.backbones.registry import imagenet_weights
 from modeling.discriminator import PatchDiscriminator
-from modeling.objectives import Objectives, TripletLoss, loss_weights
+from modeling.objectives import Objectives, TripletLoss, term_weights
 from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly
 from modeling.reid_network import ReIDNetwork
 from modeling.unet import UNet, check_divisible
 from modeling.weights import load_imagenet_weights
+from utils.config_tree import get_value
 from utils.errors import UserError
 from utils.logger import get_logger
 
@@ -59,8 +61,8 @@ def memory_format_of(cfg: CfgNode) -> torch.memory_format:
 def build_objectives(cfg: CfgNode, num_classes: int, feature_size: int) -> Objectives:
     """Build the losses and their weights; ``Objectives.centers`` has parameters of its own.
 
-    Reads MODEL.{CENTER_LOSS, WEIGHT_REGULARIZED_TRIPLET, GAN_MODE}, LOSS.* and
-    SOLVER.{MARGIN, CENTER_LOSS_WEIGHT}.
+    Reads MODEL.{CENTER_LOSS, WEIGHT_REGULARIZED_TRIPLET, GAN_MODE}, LOSS.{LABEL_SMOOTHING,
+    TRIPLET_NORMALIZED}, SOLVER.MARGIN, and the weights that the terms of ``objectives`` name.
 
     Args:
         cfg: The configuration.
@@ -75,13 +77,7 @@ def build_objectives(cfg: CfgNode, num_classes: int, feature_size: int) -> Objec
         label_smoothing=cfg.LOSS.LABEL_SMOOTHING,
         centers=CenterLoss(num_classes, feature_size) if cfg.MODEL.CENTER_LOSS == "on" else None,
         gan=_gan_loss(cfg.MODEL.GAN_MODE),
-        weights=loss_weights(
-            reid=cfg.LOSS.REID,
-            center=cfg.SOLVER.CENTER_LOSS_WEIGHT,
-            anonymization=cfg.LOSS.ANONYMIZATION,
-            recovery=cfg.LOSS.RECOVERY,
-            gan=cfg.LOSS.GAN,
-        ),
+        weights=term_weights(lambda key: get_value(cfg, key)),
     )
 
 
@@ -105,7 +101,7 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
         stem_relu=cfg.MODEL.STEM_RELU,
     )
     if choice == "imagenet":
-        load_imagenet_weights(reid.base, cfg.MODEL.PRETRAIN_PATH)
+        load_imagenet_weights(reid.base, imagenet_weights(cfg.MODEL.NAME), cfg.MODEL.PRETRAIN_PATH)
     elif choice == "none":
         _LOGGER.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
     return reid

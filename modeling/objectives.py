@@ -1,11 +1,13 @@
 """Every loss term and its weight, in one place.
 
 Terms come unweighted under stable names; ``weighted`` adds them up. All are float32, whatever
-autocast does around them.
+autocast does around them. A loss is added with a function, a line in ``GENERATOR_TERMS`` or
+``REID_TERMS``, and its weight in ``configs/defaults.py``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,29 +53,101 @@ class Objectives:
     whole_batch: WholeBatch = _as_they_are
 
 
-def loss_weights(
-    *, reid: float, center: float, anonymization: float, recovery: float, gan: float
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class GeneratorInput:
+    """What a term of anonymizer and recovery network is computed from.
+
+    Attributes:
+        raw: Normalised images (B, 3, H, W).
+        target: What the anonymizer should reach (B, 3, H, W).
+        out: The networks' output for ``raw``, attached.
+        judged_anonymized: What D1 says of (raw, anonymized).
+        judged_recovered: What D2 says of (anonymized, recovered).
+    """
+
+    raw: Tensor
+    target: Tensor
+    out: PrivacyOutput
+    judged_anonymized: Tensor
+    judged_recovered: Tensor
+
+
+@dataclass(frozen=True)
+class ReIDInput:
+    """What a term of the re-ID network is computed from, on images of one kind.
+
+    Attributes:
+        output: The network's output for this process's images.
+        label: Their class indices (b,).
+        features, labels: Features (B, D) and class indices (B,) of the whole batch.
+    """
+
+    output: ReIDOutput
+    label: Tensor
+    features: Tensor
+    labels: Tensor
+
+
+def _anonymization(seen: GeneratorInput, _: Objectives) -> Tensor:
+    return functional.l1_loss(seen.out.anonymized.float(), seen.target.float())
+
+
+def _recovery(seen: GeneratorInput, _: Objectives) -> Tensor:
+    return functional.l1_loss(seen.out.recovered.float(), seen.raw.float())
+
+
+def _gan_anonymized(seen: GeneratorInput, objectives: Objectives) -> Tensor:
+    return objectives.gan(seen.judged_anonymized, True)
+
+
+def _gan_recovered(seen: GeneratorInput, objectives: Objectives) -> Tensor:
+    return objectives.gan(seen.judged_recovered, True)
+
+
+def _cross_entropy(seen: ReIDInput, objectives: Objectives) -> Tensor:
+    logits = seen.output.logits.float()
+    return functional.cross_entropy(logits, seen.label, label_smoothing=objectives.label_smoothing)
+
+
+def _triplet(seen: ReIDInput, objectives: Objectives) -> Tensor:
+    return objectives.triplet(seen.features, seen.labels)
+
+
+def _center(seen: ReIDInput, objectives: Objectives) -> Tensor | None:
+    if objectives.centers is None:
+        return None
+    centers: Tensor = objectives.centers(seen.features, seen.labels)
+    return centers
+
+
+# Each returns a 0-d float32 loss, autocast being off; None where the loss is switched off. With it
+# stand the keys whose product is its weight.
+GeneratorLoss = Callable[[GeneratorInput, Objectives], Tensor | None]
+ReIDLoss = Callable[[ReIDInput, Objectives], Tensor | None]
+GENERATOR_TERMS: dict[str, tuple[GeneratorLoss, tuple[str, ...]]] = {
+    "anonymization": (_anonymization, ("LOSS.ANONYMIZATION",)),
+    "recovery": (_recovery, ("LOSS.RECOVERY",)),
+    "gan_anonymized": (_gan_anonymized, ("LOSS.GAN",)),
+    "gan_recovered": (_gan_recovered, ("LOSS.GAN",)),
+}
+# Each stands for two terms, reid_raw_* and reid_protected_*.
+REID_TERMS: dict[str, tuple[ReIDLoss, tuple[str, ...]]] = {
+    "cross_entropy": (_cross_entropy, ("LOSS.REID",)),
+    "triplet": (_triplet, ("LOSS.REID",)),
+    "center": (_center, ("LOSS.REID", "SOLVER.CENTER_LOSS_WEIGHT")),
+}
+
+
+def term_weights(value_of: Callable[[str], float]) -> dict[str, float]:
     """Return the weight of every term by its name.
 
     Args:
-        reid: Of all re-ID terms together (LOSS.REID).
-        center: Of the centre loss within them (SOLVER.CENTER_LOSS_WEIGHT).
-        anonymization: Of L1(anonymized, target) (LOSS.ANONYMIZATION).
-        recovery: Of L1(recovered, raw) (LOSS.RECOVERY).
-        gan: Of fooling each discriminator (LOSS.GAN).
+        value_of: Gives the value of a key of the configuration.
     """
-    weights = {
-        "anonymization": anonymization,
-        "recovery": recovery,
-        "gan_anonymized": gan,
-        "gan_recovered": gan,
-    }
+    keys = {name: names for name, (_, names) in GENERATOR_TERMS.items()}
     for kind in ("raw", "protected"):
-        weights[f"reid_{kind}_cross_entropy"] = reid
-        weights[f"reid_{kind}_triplet"] = reid
-        weights[f"reid_{kind}_center"] = reid * center
-    return weights
+        keys |= {f"reid_{kind}_{name}": names for name, (_, names) in REID_TERMS.items()}
+    return {name: math.prod(value_of(key) for key in names) for name, names in keys.items()}
 
 
 def discriminator_losses(
@@ -118,15 +192,11 @@ def generator_losses(
         objectives: Kind of adversarial loss.
     """
     judge_anonymized, judge_recovered = nets.discriminators
-    judged_anonymized = judge_anonymized(raw, out.anonymized)
-    judged_recovered = judge_recovered(out.anonymized, out.recovered)
+    judged = judge_anonymized(raw, out.anonymized), judge_recovered(out.anonymized, out.recovered)
+    seen = GeneratorInput(raw, target, out, *judged)
     with full_precision(raw):
-        return {
-            "anonymization": functional.l1_loss(out.anonymized.float(), target.float()),
-            "recovery": functional.l1_loss(out.recovered.float(), raw.float()),
-            "gan_anonymized": objectives.gan(judged_anonymized, True),
-            "gan_recovered": objectives.gan(judged_recovered, True),
-        }
+        losses = {name: loss(seen, objectives) for name, (loss, _) in GENERATOR_TERMS.items()}
+    return _switched_on(losses)
 
 
 def reid_losses(out: ReIDPair, label: Tensor, objectives: Objectives) -> LossDict:
@@ -168,14 +238,11 @@ def _factors(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def _identity_losses(output: ReIDOutput, label: Tensor, objectives: Objectives) -> LossDict:
-    features, labels = objectives.whole_batch(output.feature, label)
+    seen = ReIDInput(output, label, *objectives.whole_batch(output.feature, label))
     with full_precision(output.logits):
-        losses = {
-            "cross_entropy": functional.cross_entropy(
-                output.logits.float(), label, label_smoothing=objectives.label_smoothing
-            ),
-            "triplet": objectives.triplet(features, labels),
-        }
-    if objectives.centers is not None:
-        losses["center"] = objectives.centers(features, labels)
-    return losses
+        losses = {name: loss(seen, objectives) for name, (loss, _) in REID_TERMS.items()}
+    return _switched_on(losses)
+
+
+def _switched_on(losses: Mapping[str, Tensor | None]) -> LossDict:
+    return {name: loss for name, loss in losses.items() if loss is not None}

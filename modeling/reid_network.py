@@ -6,14 +6,13 @@ from torch import Tensor, nn
 
 from layers.precision import full_precision
 from modeling.backbones.registry import reid_design
-from modeling.backbones.resnet import ResNetBackbone
 from modeling.outputs import ReIDOutput
 
 CLASSIFIER_DEVIATION = 0.001
 
 
 class ReIDNetwork(nn.Module):
-    """AGW (``resnet50_nl``) and its smaller and plainer relatives.
+    """AGW (``resnet50_nl``), its smaller and plainer relatives, and whatever else is registered.
 
     The batch norm between the feature of the metric losses and that of the classifier (BNNeck)
     keeps its bias at the start value 0 when trained here, but applies whatever a checkpoint holds.
@@ -25,11 +24,11 @@ class ReIDNetwork(nn.Module):
     Args:
         num_classes: Training identities N.
         name: Key of ``REID_DESIGNS``.
-        last_stride: Stride of layer4, 1 or 2.
+        last_stride: Stride of the backbone's last stage, 1 or 2.
         stem_relu: Whether a ReLU follows the stem's batch norm.
 
     Raises:
-        UserError: If the name or the stride is unknown.
+        UserError: If the name is unknown, or the backbone cannot be built so.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class ReIDNetwork(nn.Module):
         design = reid_design(name)
         self.name = name
         self.num_classes = num_classes
-        self.base = ResNetBackbone(design.backbone, last_stride=last_stride, stem_relu=stem_relu)
+        self.base = design.backbone(last_stride=last_stride, stem_relu=stem_relu)
         self.feature_size = self.base.out_channels
         self.global_pool = design.pooling()
         self.bottleneck = nn.BatchNorm1d(self.feature_size)

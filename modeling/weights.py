@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import get_weight
 
-from modeling.backbones.resnet import ResNetBackbone
 from modeling.state import load_matching
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -42,41 +41,39 @@ class KnownFile:
         return Path(self.name).stem.rpartition("-")[2]
 
 
-# By architecture, in the order they are looked for.
-KNOWN_FILES: dict[str, tuple[KnownFile, ...]] = {
-    "resnet18": (
-        KnownFile("resnet18-f37072fd.pth", "V1", torchvision="ResNet18_Weights.IMAGENET1K_V1"),
-        KnownFile("resnet18-5c106cde.pth", "the old V1 file"),
-    ),
-    "resnet50": (
-        KnownFile("resnet50-0676ba61.pth", "V1", torchvision="ResNet50_Weights.IMAGENET1K_V1"),
-        KnownFile("resnet50-19c8e357.pth", "the old V1 file"),
-        KnownFile("resnet50-11ad3fa6.pth", "V2", sought=False),
-    ),
-    "resnet101": (
-        KnownFile("resnet101-63fe2227.pth", "V1", torchvision="ResNet101_Weights.IMAGENET1K_V1"),
-        KnownFile("resnet101-5d3b4d8f.pth", "the old V1 file"),
-        KnownFile("resnet101-cd907fc2.pth", "V2", sought=False),
-    ),
-}
+@dataclass(frozen=True)
+class ImageNetWeights:
+    """The ImageNet weights of a backbone.
 
-KnownFiles = Mapping[str, tuple[KnownFile, ...]]
+    Attributes:
+        architecture: What it is called, for messages.
+        files: Published files, at least one, in the order they are looked for.
+        may_miss: Prefixes of what of the backbone the files lack; it keeps its start values.
+        may_ignore: Prefixes of what the files hold besides, such as the classifier.
+    """
+
+    architecture: str
+    files: tuple[KnownFile, ...]
+    may_miss: tuple[str, ...] = ()
+    may_ignore: tuple[str, ...] = ()
+
+
 Fetch = Callable[[KnownFile, Path], None]
 
 
 def load_imagenet_weights(
-    backbone: ResNetBackbone,
+    backbone: nn.Module,
+    weights: ImageNetWeights,
     path: str = "",
     *,
-    known_files: KnownFiles = KNOWN_FILES,
     fetch: Fetch | None = None,
 ) -> Path:
-    """Load ImageNet weights into a backbone; non-local blocks keep their start.
+    """Load ImageNet weights into a backbone.
 
     Args:
         backbone: Where to.
+        weights: Which.
         path: File or folder to look in before the usual places (MODEL.PRETRAIN_PATH), or ''.
-        known_files: Files by architecture.
         fetch: Downloads a file to a path; torchvision's address with a progress bar if None.
 
     Returns:
@@ -85,17 +82,20 @@ def load_imagenet_weights(
     Raises:
         UserError: If no file can be had, with every path tried, or one does not fit.
     """
-    architecture = backbone.architecture
-    file, known = find_weights(architecture, path, known_files=known_files, fetch=fetch or _fetch)
-    _LOGGER.info("ImageNet weights of %s: %s (%s)", architecture, file, known.what)
-    load_matching(backbone, _read(file), file, may_miss=("NL_2.", "NL_3."), may_ignore=("fc.",))
+    file, known = find_weights(weights, path, fetch=fetch or _fetch)
+    _LOGGER.info("ImageNet weights of %s: %s (%s)", weights.architecture, file, known.what)
+    load_matching(
+        backbone,
+        _read(file),
+        file,
+        may_miss=weights.may_miss,
+        may_ignore=weights.may_ignore,
+    )
     return file
 
 
-def find_weights(
-    architecture: str, path: str, *, known_files: KnownFiles, fetch: Fetch
-) -> tuple[Path, KnownFile]:
-    """Return the verified weight file of an architecture, downloading it as the last resort.
+def find_weights(weights: ImageNetWeights, path: str, *, fetch: Fetch) -> tuple[Path, KnownFile]:
+    """Return the verified weight file of a backbone, downloading it as the last resort.
 
     Looked in, in this order: ``path``, $TORCH_HOME/hub/checkpoints, ~/.cache/torch/hub/checkpoints,
     ./pretrained.
@@ -104,17 +104,16 @@ def find_weights(
         UserError: If there is none, with every path tried and what to do; if ``path`` does not
             exist; or if it is a file that is none of the known ones.
     """
-    known = known_files[architecture]
     if path and not Path(path).expanduser().exists():
         raise UserError(
             f"MODEL.PRETRAIN_PATH is {path!r}, which does not exist; expected a file or folder "
             "with ImageNet weights: correct it, or leave it empty to search the usual places"
         )
     if path and Path(path).expanduser().is_file():
-        return _identified(Path(path).expanduser(), known)
+        return _identified(Path(path).expanduser(), weights.files)
     tried: list[str] = []
     for folder in _folders(path):
-        for candidate in known:
+        for candidate in weights.files:
             # A folder given by hand may hold an ablation's weights, if nothing else.
             if not candidate.sought and folder != Path(path).expanduser():
                 continue
@@ -123,7 +122,7 @@ def find_weights(
             if problem is None:
                 return file, candidate
             tried.append(f"{file} ({problem})")
-    return _downloaded(architecture, known, tried, fetch)
+    return _downloaded(weights, tried, fetch)
 
 
 def _folders(path: str) -> list[Path]:
@@ -161,26 +160,25 @@ def _problem(file: Path, known: KnownFile) -> str | None:
     return f"damaged: its SHA-256 starts with {digest[:8]}; delete it"
 
 
-def _downloaded(
-    architecture: str, known: tuple[KnownFile, ...], tried: list[str], fetch: Fetch
-) -> tuple[Path, KnownFile]:
-    source = next(candidate for candidate in known if candidate.torchvision)
-    file = Path(torch.hub.get_dir()) / "checkpoints" / source.name
-    if not file.exists():  # a damaged file is reported above and left to its owner
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            fetch(source, file)
-        except (OSError, RuntimeError) as error:  # no network; torch.hub's wrong checksum
-            tried.append(f"download to {file} ({error})")
-        else:
-            problem = _problem(file, source)
-            if problem is None:
-                return file, source
-            tried.append(f"download to {file} ({problem})")
+def _downloaded(weights: ImageNetWeights, tried: list[str], fetch: Fetch) -> tuple[Path, KnownFile]:
+    source = next((known for known in weights.files if known.torchvision), None)
+    if source is not None:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / source.name
+        if not file.exists():  # a damaged file is reported above and left to its owner
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                fetch(source, file)
+            except (OSError, RuntimeError) as error:  # no network; torch.hub's wrong checksum
+                tried.append(f"download to {file} ({error})")
+            else:
+                problem = _problem(file, source)
+                if problem is None:
+                    return file, source
+                tried.append(f"download to {file} ({problem})")
     raise UserError(
-        f"no ImageNet weights for {architecture}; tried {'; '.join(tried)}: put {source.name} into "
-        "one of these folders, point MODEL.PRETRAIN_PATH to it, or ask for random weights with "
-        "MODEL.PRETRAIN_CHOICE none"
+        f"no ImageNet weights for {weights.architecture}; tried {'; '.join(tried)}: put "
+        f"{(source or weights.files[0]).name} into one of these folders, point "
+        "MODEL.PRETRAIN_PATH to it, or ask for random weights with MODEL.PRETRAIN_CHOICE none"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import ClassVar
@@ -26,8 +26,7 @@ _PREFIX = 64  # values that tell a wrong pad: it leaves [-1, 1] with a quarter o
 _PADS_AT_ONCE = 1 << 16  # 16 MiB of such values
 _SLACK = 1e-3
 _SECONDS_A_YEAR = 365.25 * 86_400
-# Seeds that a pad can have (torch.Generator), and keys of AES-256.
-_KEY_SPACE = {"additive": 2.0**64, "aead": 2.0**256}
+UNSEARCHED = "nobody has said which keys of this scheme could be guessed (brute_force.GUESSES)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +44,22 @@ class Search:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Guess:
+    """How the keys of a scheme are guessed.
+
+    Attributes:
+        search: Tries so many keys on the images at some places.
+        num_keys: Keys that there are.
+        any_of_them: Whether an owner may have any of these; otherwise those that are tried are all
+            that anybody would have, and how long they take is what is told.
+    """
+
+    search: Callable[[Stored, Tensor, int], Search]
+    num_keys: float
+    any_of_them: bool
+
+
 class KeyBruteForce(CipherAttack):
     """Additive: identity numbers from 0 on, a pad is right if the image stays in its range.
 
@@ -54,21 +69,26 @@ class KeyBruteForce(CipherAttack):
     name: ClassVar[str] = "brute-force"
     question: ClassVar[str] = "How long until a guessed key opens an image?"
 
+    def reason_against(self, level: str) -> str:
+        """See ``Attack``."""
+        unsearched = "" if level in GUESSES else UNSEARCHED
+        return super().reason_against(level) or unsearched
+
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
+        guess = GUESSES[level]
         places = _one_image_each(context.private.pids)
         stored, pids = context.stored(level), context.private.pids[places]
-        search = SEARCHES[level](stored, places, context.settings.keys)
+        search = guess.search(stored, places, context.settings.keys)
         right = [
             place in search.opened
             and bool((search.opened[place] - stored.plain[place]).abs().max() < 1e-4)
             for place in places.tolist()
         ]
-        by_chance = search.tried / _KEY_SPACE[level]
+        by_chance = search.tried / guess.num_keys
         measure = share_measure("opened", right, pids, context.seed, floor=by_chance)
         rate = search.tried * len(places) / max(search.seconds, 1e-9)
-        # Additive: how long the numbers take that were tried; nobody draws seeds from all 2^64.
-        space = _KEY_SPACE[level] if level == "aead" else float(search.tried)
+        space = guess.num_keys if guess.any_of_them else float(search.tried)
         years = space / 2 / rate / _SECONDS_A_YEAR
         details = {
             "keys_per_s": rate,
@@ -76,7 +96,7 @@ class KeyBruteForce(CipherAttack):
             "expected_years": years,
         }
         result = context.result(
-            self.name, level, _sentence(sum(right), len(right), search, years, level),
+            self.name, level, _sentence(sum(right), len(right), search, years, guess),
             measures=(measure,), budget=search.tried, budget_unit="keys tried on each image",
             num_persons=len(pids), num_images=len(pids), details=details,
         )  # fmt: skip
@@ -149,7 +169,12 @@ def search_aead(stored: Stored, places: Tensor, keys: int) -> Search:
     return Search(opened, keys, time.perf_counter() - start)
 
 
-SEARCHES = {"additive": search_additive, "aead": search_aead}
+# By name of the scheme. A pad is drawn from one of 2^64 seeds (torch.Generator), but seeds are
+# identity numbers, which are small.
+GUESSES = {
+    "additive": Guess(search_additive, 2.0**64, any_of_them=False),
+    "aead": Guess(search_aead, 2.0**256, any_of_them=True),
+}
 
 
 def guessable_keys(count: int) -> Iterator[bytes]:
@@ -182,11 +207,11 @@ def _one_image_each(pids: Tensor) -> Tensor:
     return torch.tensor(places)
 
 
-def _sentence(found: int, images: int, search: Search, years: float, level: str) -> str:
+def _sentence(found: int, images: int, search: Search, years: float, guess: Guess) -> str:
     text = f"Guessing keys opened {found} of {images} images"
     if found:
         return f"{text}, in {1000 * search.seconds / images:.1f} ms each."
-    if level == "aead":
+    if guess.any_of_them:
         return (
             f"{text} after {search.tried} guesses on each; at this speed the right key is expected "
             f"after {years:.0e} years."

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from engine.attacks.files import holds_bytes
 from engine.attacks.levels import Stored
 from modeling.encryption.levels import PixelLevels
 
@@ -68,7 +69,7 @@ DIFFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def usable(names: dict[str, Callable[..., Tensor]], stored: Stored) -> list[str]:
     """Return the algebras that fit what is stored: bytes have all, other numbers the first."""
-    is_bytes = stored.sealed is not None and stored.sealed.payload.dtype == torch.uint8
+    is_bytes = stored.sealed is not None and holds_bytes(stored.sealed)
     return list(names) if is_bytes else list(names)[:1]
 
 

@@ -17,7 +17,7 @@ from modeling.encryption.build import CIPHERS
 from modeling.encryption.cipher import Cipher, Sealed
 
 CLEAR_LEVELS = ("raw", "desensitized", "anonymized")
-ENCRYPTED_LEVELS = ("additive", "aead")
+ENCRYPTED_LEVELS = tuple(CIPHERS)  # no scheme is left out
 LEVELS = (*CLEAR_LEVELS, *ENCRYPTED_LEVELS)
 
 # An attacker's own identity numbers: no data set has them, so none of his pads is a private one.

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from engine.attacks.base import CipherAttack, Outcome, percent
 from engine.attacks.context import AttackContext
+from engine.attacks.files import file_size
 from engine.attacks.filters import high_pass
 from engine.attacks.levels import CLEAR_LEVELS, Stored
 from engine.attacks.links import link_measures
 from engine.attacks.statistics import share_measure
-from modeling.encryption.picture import SealedPicture
-from modeling.encryption.png_format import encode
 
 
 class NoisePrintLinkage:
@@ -105,14 +104,7 @@ def public_bytes(stored: Stored) -> tuple[Tensor, Tensor]:
     """Return what is public beside the pixels: header bytes (N, L), and sizes of files (N,)."""
     assert stored.sealed is not None
     headers = stored.sealed.headers
-    longest = max(map(len, headers))
+    longest = max(1, *map(len, headers))  # headers may be empty, and are then all the same
     table = torch.tensor([list(header.ljust(longest, b"\0")) for header in headers])
-    if stored.level == "aead":
-        height, width = stored.plain.shape[-2:]
-        sizes = [
-            len(encode(SealedPicture(width, height, header, payload.numpy().tobytes())))
-            for header, payload in zip(headers, stored.sealed.payload, strict=True)
-        ]
-    else:
-        sizes = [stored.plain[0].numel()] * len(headers)  # as many values for every image
+    sizes = [file_size(stored.sealed.at(place)) for place in range(len(headers))]
     return table.float(), torch.tensor(sizes)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from engine.attacks.base import CipherAttack, Outcome, decibels, shown
 from engine.attacks.context import AttackContext
+from engine.attacks.files import holds_bytes, is_ised, through_file
 from engine.attacks.levels import Stored
 from engine.attacks.results import Measure, exactly
 from engine.attacks.statistics import image_measures, interval_of, quality, share_measure
@@ -21,12 +20,10 @@ from modeling.encryption.cipher import Cipher, Sealed
 from modeling.encryption.errors import IsedError
 from modeling.encryption.keys import WrongKeys
 from modeling.encryption.levels import PixelLevels
-from modeling.encryption.picture import CHUNK_BYTES, PUBLIC_BYTES, SealedPicture
-from modeling.encryption.png_format import decode, encode
+from modeling.encryption.picture import CHUNK_BYTES, PUBLIC_BYTES
 
 _IMAGES = 200
 _LEVELS = PixelLevels()
-_ADDITIVE_RANGE = 2.0  # image and pad are each in [-1, 1]
 _NO_TRAINING = {"budget": 0, "budget_unit": "no training"}
 
 
@@ -76,10 +73,10 @@ class Malleability(CipherAttack):
         pids = context.private.pids[:_IMAGES]
         cipher, sealed = _sealed(context.stored(level))
         accepted: dict[str, list[bool]] = {}
-        untouched = []
+        untouched, people = [], context.private.pids.tolist()
         for place in range(len(pids)):
             untouched.append(_opens(cipher, sealed.at(place)))
-            partner = _partner(context.private.pids, place)
+            partner = _partner(sealed.headers, people, place)
             for name, changed in tampered(sealed.at(place), sealed.at(partner)):
                 accepted.setdefault(name, []).append(_accepts(cipher, changed))
         share = np.array(list(accepted.values()), dtype=float).mean(0)
@@ -98,10 +95,7 @@ class Malleability(CipherAttack):
 
 
 class StorageRoundTrip(CipherAttack):
-    """Writes files, reads them back, opens them, and counts values that are what they were.
-
-    The additive level is saved in the best way that 8 bits allow: its whole range on 256 steps.
-    """
+    """Writes files, reads them back, opens them, and counts values that are what they were."""
 
     name: ClassVar[str] = "storage"
     question: ClassVar[str] = "Do files give back every value of the image?"
@@ -150,16 +144,16 @@ def tampered(one: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], Sea
 
     Args:
         one: The image to change.
-        other: Another image of the same person, or else of anybody: splices come from it.
+        other: Another image: splices come from it.
     """
     spliced = one.payload.clone()
-    if one.payload.dtype == torch.uint8:
+    if holds_bytes(one):
         half = one.payload.shape[1] // 2
         spliced[:, half:] = other.payload[:, half:]
         yield "bit of a pixel flipped", lambda: through_file(_with(one, flip_bit(one.payload)))
         if one.payload.shape[1] != one.payload.shape[2]:  # a square would be unchanged
             yield "sides swapped", lambda: through_file(_with(one, _sides_swapped(one.payload)))
-        for name, place in _HEADER_PLACES.items():
+        for name, place in _header_places(one).items():
             header = bytearray(one.headers[0])
             header[place] ^= 1
             changed = replace(one, headers=(bytes(header),))
@@ -170,10 +164,11 @@ def tampered(one: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], Sea
         yield "value of a pixel changed", lambda: _with(one, _value_changed(one.payload))
         yield "sign of an image flipped", lambda: _with(one, -one.payload)
     yield "half of another image put in", lambda: through_file(_with(one, spliced))
-    yield "header of another image", lambda: through_file(replace(one, headers=other.headers))
+    if one.headers != other.headers:
+        yield "header of another image", lambda: through_file(replace(one, headers=other.headers))
 
 
-_HEADER_PLACES = {
+_ISED_PLACES = {
     "kind": 5,
     "salt": 8,
     "locator": 40,
@@ -183,21 +178,12 @@ _HEADER_PLACES = {
 }
 
 
-def through_file(sealed: Sealed) -> Sealed:
-    """Write one sealed image as a file would hold it, and read it back."""
-    if sealed.payload.dtype == torch.uint8:
-        height, width = sealed.payload.shape[1:3]
-        pixels = sealed.payload[0].numpy().tobytes()
-        picture = decode(encode(SealedPicture(width, height, sealed.headers[0], pixels)))
-        found = np.frombuffer(picture.pixels, np.uint8).reshape(1, height, width, 3)
-        return replace(sealed, payload=torch.from_numpy(found.copy()), headers=(picture.chunk,))
-    scale = 255 / (2 * _ADDITIVE_RANGE)
-    steps = ((sealed.payload + _ADDITIVE_RANGE) * scale).round().clamp(0, 255).to(torch.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(steps[0].permute(1, 2, 0).numpy()).save(stream, format="PNG")
-    read = torch.from_numpy(np.array(Image.open(stream)))
-    values = read.permute(2, 0, 1)[None].float() / scale - _ADDITIVE_RANGE
-    return replace(sealed, payload=values)
+def _header_places(one: Sealed) -> dict[str, int]:
+    """Return bytes of the header to change: one of each field where these are known."""
+    last = len(one.headers[0]) - 1
+    if is_ised(one):
+        return _ISED_PLACES
+    return {} if last < 0 else {"first header byte": 0, "last header byte": last}
 
 
 def flip_bit(payload: Tensor) -> Tensor:
@@ -238,10 +224,14 @@ def _opens(cipher: Cipher, sealed: Sealed) -> bool:
     return True
 
 
-def _partner(pids: Tensor, place: int) -> int:
-    """Return the place of another image of the same person, or else of anybody."""
-    same = ((pids == pids[place]) & (torch.arange(len(pids)) != place)).nonzero().squeeze(1)
-    return int(same[0]) if len(same) else (place + 1) % len(pids)
+def _partner(headers: Sequence[bytes], pids: Sequence[int], place: int) -> int:
+    """Return the place of an image with another header: of the same person, or else of anybody.
+
+    Where all headers are the same, any other image.
+    """
+    others = [other for other, header in enumerate(headers) if header != headers[place]]
+    same = [other for other in others if pids[other] == pids[place]]
+    return (same or others or [(place + 1) % len(headers)])[0]
 
 
 def _sealed(stored: Stored) -> tuple[Cipher, Sealed]:

@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
-from modeling.backbones.resnet import ResNetDesign
+from modeling.backbones.base import MakeBackbone
+from modeling.backbones.resnet import (
+    RESNET18_WEIGHTS,
+    RESNET50_WEIGHTS,
+    RESNET101_WEIGHTS,
+    ResNetBackbone,
+)
+from modeling.weights import ImageNetWeights
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class ReIDDesign:
-    """A backbone and the pooling that goes with it."""
+    """A backbone, and what goes with it.
 
-    backbone: ResNetDesign
-    pooling: type[GeneralizedMeanPooling | AveragePooling]
+    Attributes:
+        backbone: Class of the backbone, or a function that builds it.
+        pooling: Turns its map (B, C, H', W') into features (B, C).
+        imagenet: Its ImageNet weights; None if it has none.
+    """
+
+    backbone: MakeBackbone
+    pooling: Callable[[], nn.Module]
+    imagenet: ImageNetWeights | None = None
 
 
-def _plain(name: str, block: type[BasicBlock | Bottleneck], *depths: int) -> ReIDDesign:
-    first, second, third, fourth = depths
-    return ReIDDesign(ResNetDesign(name, block, (first, second, third, fourth)), AveragePooling)
+_RESNET18 = partial(ResNetBackbone, BasicBlock, (2, 2, 2, 2))
+_RESNET50 = partial(ResNetBackbone, Bottleneck, (3, 4, 6, 3))
+_RESNET101 = partial(ResNetBackbone, Bottleneck, (3, 4, 23, 3))
 
-
+# A backbone is added with one file and one line.
 REID_DESIGNS: dict[str, ReIDDesign] = {
-    "resnet18": _plain("resnet18", BasicBlock, 2, 2, 2, 2),
-    "resnet50": _plain("resnet50", Bottleneck, 3, 4, 6, 3),
-    "resnet101": _plain("resnet101", Bottleneck, 3, 4, 23, 3),
+    "resnet18": ReIDDesign(_RESNET18, AveragePooling, RESNET18_WEIGHTS),
+    "resnet50": ReIDDesign(_RESNET50, AveragePooling, RESNET50_WEIGHTS),
+    "resnet101": ReIDDesign(_RESNET101, AveragePooling, RESNET101_WEIGHTS),
     # layer3 of a ResNet-18 has only two blocks to follow
     "resnet18_nl": ReIDDesign(
-        ResNetDesign("resnet18", BasicBlock, (2, 2, 2, 2), non_local=(2, 2)),
-        GeneralizedMeanPooling,
+        partial(_RESNET18, non_local=(2, 2)), GeneralizedMeanPooling, RESNET18_WEIGHTS
     ),
     "resnet50_nl": ReIDDesign(
-        ResNetDesign("resnet50", Bottleneck, (3, 4, 6, 3), non_local=(2, 3)),
-        GeneralizedMeanPooling,
+        partial(_RESNET50, non_local=(2, 3)), GeneralizedMeanPooling, RESNET50_WEIGHTS
     ),
 }
 
@@ -51,3 +66,20 @@ def reid_design(name: str) -> ReIDDesign:
             f"MODEL.NAME is {name!r}; expected one of {', '.join(sorted(REID_DESIGNS))}"
         )
     return REID_DESIGNS[name]
+
+
+def imagenet_weights(name: str) -> ImageNetWeights:
+    """Return which ImageNet weights the backbone of a MODEL.NAME starts from.
+
+    Raises:
+        UserError: It has none, or there is no backbone of that name.
+    """
+    weights = reid_design(name).imagenet
+    if weights is None:
+        others = (other for other, design in REID_DESIGNS.items() if design.imagenet is not None)
+        raise UserError(
+            f"MODEL.PRETRAIN_CHOICE is imagenet with MODEL.NAME {name}, for which there are no "
+            f"ImageNet weights; expected MODEL.NAME one of {', '.join(sorted(others))}, or random "
+            "weights with MODEL.PRETRAIN_CHOICE none"
+        )
+    return weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -10,31 +10,41 @@ from torchvision.models.resnet import ResNet as ClassificationResNet
 
 from layers.non_local import NonLocalBlock
 from layers.recompute import Recomputable
+from modeling.backbones.base import Backbone
+from modeling.weights import ImageNetWeights, KnownFile
 from utils.errors import UserError
 
 
-@dataclass(frozen=True)
-class ResNetDesign:
-    """What tells one backbone from another.
-
-    Attributes:
-        architecture: torchvision's name, under which ImageNet weights are found.
-        block: Residual block.
-        depths: Blocks in each of the four stages.
-        non_local: Non-local blocks after the last so many blocks of layer2 and of layer3.
-    """
-
-    architecture: str
-    block: type[BasicBlock | Bottleneck]
-    depths: tuple[int, int, int, int]
-    non_local: tuple[int, int] = (0, 0)
+def _weights(architecture: str, *files: KnownFile) -> ImageNetWeights:
+    return ImageNetWeights(architecture, files, may_miss=("NL_2.", "NL_3."), may_ignore=("fc.",))
 
 
-class ResNetBackbone(ClassificationResNet, Recomputable):
+RESNET18_WEIGHTS = _weights(
+    "resnet18",
+    KnownFile("resnet18-f37072fd.pth", "V1", torchvision="ResNet18_Weights.IMAGENET1K_V1"),
+    KnownFile("resnet18-5c106cde.pth", "the old V1 file"),
+)
+RESNET50_WEIGHTS = _weights(
+    "resnet50",
+    KnownFile("resnet50-0676ba61.pth", "V1", torchvision="ResNet50_Weights.IMAGENET1K_V1"),
+    KnownFile("resnet50-19c8e357.pth", "the old V1 file"),
+    KnownFile("resnet50-11ad3fa6.pth", "V2", sought=False),
+)
+RESNET101_WEIGHTS = _weights(
+    "resnet101",
+    KnownFile("resnet101-63fe2227.pth", "V1", torchvision="ResNet101_Weights.IMAGENET1K_V1"),
+    KnownFile("resnet101-5d3b4d8f.pth", "the old V1 file"),
+    KnownFile("resnet101-cd907fc2.pth", "V2", sought=False),
+)
+
+
+class ResNetBackbone(ClassificationResNet, Backbone, Recomputable):
     """torchvision's ResNet without its head, changed as the AGW family of re-ID networks asks.
 
     Args:
-        design: Depths, blocks, and where non-local blocks go.
+        block: Residual block.
+        depths: Blocks in each of the four stages.
+        non_local: Non-local blocks after the last so many blocks of layer2 and of layer3.
         last_stride: Stride of layer4, 1 or 2; 1 keeps twice the resolution.
         stem_relu: Whether a ReLU follows the stem's batch norm. Published AGW checkpoints were
             trained without it.
@@ -43,20 +53,37 @@ class ResNetBackbone(ClassificationResNet, Recomputable):
         UserError: If the stride is neither 1 nor 2.
     """
 
-    def __init__(self, design: ResNetDesign, *, last_stride: int, stem_relu: bool) -> None:
+    # Made by torchvision, which tells no types.
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        depths: Sequence[int],
+        *,
+        non_local: tuple[int, int] = (0, 0),
+        last_stride: int,
+        stem_relu: bool,
+    ) -> None:
         if last_stride not in (1, 2):
             raise UserError(f"MODEL.LAST_STRIDE is {last_stride}; expected 1 or 2")
-        super().__init__(design.block, list(design.depths))
+        super().__init__(block, list(depths))
         del self.fc, self.avgpool
-        self.architecture = design.architecture
         self.stem_relu = stem_relu
-        self.out_channels = 512 * design.block.expansion
+        self.out_channels = 512 * block.expansion
         _set_stride(self.layer4[0], last_stride)
-        counts, expansion = design.non_local, design.block.expansion
-        if any(counts):
-            self.NL_2 = nn.ModuleList(NonLocalBlock(128 * expansion) for _ in range(counts[0]))
-            self.NL_3 = nn.ModuleList(NonLocalBlock(256 * expansion) for _ in range(counts[1]))
-        self.has_non_local = any(counts)
+        self.has_non_local = any(non_local)
+        if self.has_non_local:
+            second, third = (width * block.expansion for width in (128, 256))
+            self.NL_2 = nn.ModuleList(NonLocalBlock(second) for _ in range(non_local[0]))
+            self.NL_3 = nn.ModuleList(NonLocalBlock(third) for _ in range(non_local[1]))
 
     def forward(self, image: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to (B, out_channels, H/16, W/16); /32 at stride 2."""

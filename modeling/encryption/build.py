@@ -11,9 +11,9 @@ from modeling.encryption.cipher import Cipher
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
-# A cipher is added with one class and one line. Each makes fresh keys of its own kind when called
-# without arguments.
-CIPHERS: dict[str, type[AdditiveCipher] | type[AeadCipher]] = {
+# A cipher is added with one class and one line; the attacks of engine/attacks then have a level of
+# its name. Each makes fresh keys of its own kind when called without arguments.
+CIPHERS: dict[str, type[Cipher]] = {
     AdditiveCipher.name: AdditiveCipher,
     AeadCipher.name: AeadCipher,
 }

@@ -26,7 +26,8 @@ class Sealed:
 
     Attributes:
         scheme: Name of the cipher.
-        payload: additive: float32 (B, 3, H, W); aead: ciphertext bytes, uint8 (B, H, W, 3).
+        payload: What takes the images' place: float32 (B, 3, H, W) of a scheme that works on
+            values, such as additive; uint8 (B, H, W, 3) of one that works on bytes, such as aead.
         headers: Public bytes of each image by which its key is found.
         device: Where opened images go.
     """
@@ -76,7 +77,13 @@ class Cipher(Protocol):
         ...
 
     def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
-        """Return float32 images (B, 3, H, W); a secure scheme raises rather than return garbage."""
+        """Return float32 images (B, 3, H, W).
+
+        Raises:
+            AuthenticationError: The key is wrong, or the image was changed; a secure scheme raises
+                it rather than return garbage.
+            IsedError: There is no key for a header, or it is none.
+        """
         ...
 
     def observe(self, sealed: Sealed) -> Tensor:

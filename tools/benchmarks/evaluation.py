@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
 from data.desensitize import make_desensitizer
 from data.records import DatasetSplits, Sample
@@ -28,7 +29,7 @@ from engine.evaluation import build_evaluator
 from engine.model import build_model
 from engine.scoring.image_quality import QualityAccumulator
 from layers.pixels import PixelSpace
-from modeling.encryption.build import build_cipher
+from modeling.encryption.build import CIPHERS, build_cipher
 from modeling.encryption.cipher import KeyState, read_sealed
 from modeling.privacy_networks import PrivacyNetworks
 from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
@@ -80,9 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if cfg.MODEL.MODE != "GCR":
         raise UserError("MODEL.MODE is C; expected GCR: the pass of all networks is measured")
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
-    # Raw, and anonymized ones read without encryption and with each key; aead refuses wrong keys,
-    # and then what they show is what anybody sees.
-    flops = evaluation_flops(cfg, 4 if cfg.ISED.SCHEME == "aead" else 5)
+    flops = evaluation_flops(cfg, _embedded(cfg))
     place = Place(str(device), arguments.threads)
     num_images = arguments.images or _IMAGES.get(device.type, _IMAGES["cpu"])
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +134,7 @@ def make_bare(given: Given, num_images: int) -> Work:
     assert isinstance(nets, PrivacyNetworks)
     size = min(num_images, cfg.TEST.IMS_PER_BATCH)
     raw = random_batch(cfg, size, model.device).raw
-    embedded = 4 if cfg.ISED.SCHEME == "aead" else 5
+    embedded = _embedded(cfg)
 
     @torch.inference_mode()
     def work() -> int:
@@ -189,6 +188,15 @@ def make_plain_pass(given: Given, folder: str) -> Work:
         return len(samples)
 
     return work
+
+
+def _embedded(cfg: CfgNode) -> int:
+    """Return how often each image is embedded.
+
+    Raw, and anonymized ones read without encryption and with each key. A secure scheme refuses
+    wrong keys, and then what they show is what anybody sees.
+    """
+    return 4 if CIPHERS[cfg.ISED.SCHEME].secure else 5
 
 
 def _compare(

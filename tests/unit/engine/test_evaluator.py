@@ -22,12 +22,11 @@ from engine.report import DIRECTIONS, EvalReport
 from engine.scoring.image_quality import QualityAccumulator
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.aead import AeadCipher
+from modeling.encryption.build import CIPHERS
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks
 from tests.fixtures import tiny
 from tests.fixtures.naive_retrieval import distances, naive_scores
-
-CIPHERS: dict[str, Callable[[], Cipher]] = {"additive": AdditiveCipher, "aead": AeadCipher}
 
 
 class Scene:

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from layers.gan import GAN_LOSSES
 from layers.non_local import NonLocalBlock
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from layers.unet_blocks import InnermostBlock, MiddleBlock
@@ -130,19 +128,6 @@ def test_pooling_is_float32_under_autocast(pool: nn.Module) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         pooled = pool(features)
     torch.testing.assert_close(pooled, pool(features.float()), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("is_real", [True, False])
-def test_adversarial_losses(is_real: bool) -> None:
-    prediction = 30 * torch.randn(2, 1, 3, 4)
-    target = torch.full_like(prediction, float(is_real))
-    torch.testing.assert_close(
-        GAN_LOSSES["vanilla"](prediction, is_real),
-        functional.binary_cross_entropy_with_logits(prediction, target),
-    )
-    torch.testing.assert_close(
-        GAN_LOSSES["lsgan"](prediction, is_real), functional.mse_loss(prediction, target)
-    )
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet18
 
-from modeling.weights import KnownFile
+from modeling.backbones.resnet import RESNET18_WEIGHTS
+from modeling.weights import ImageNetWeights, KnownFile
 
 
 class FakeWeights:
@@ -39,8 +41,9 @@ class FakeWeights:
         }
 
     @property
-    def table(self) -> dict[str, tuple[KnownFile, ...]]:
-        return {"resnet18": tuple(self.known.values())}
+    def weights(self) -> ImageNetWeights:
+        """Those of a ResNet-18, with these files in place of the published ones."""
+        return replace(RESNET18_WEIGHTS, files=tuple(self.known.values()))
 
     def remake(self, what: str, change: dict[str, Tensor | None]) -> None:
         """Change some keys of a file (None removes one), before it is put anywhere."""

@@ -14,6 +14,8 @@ from layers.recompute import Recomputable
 from modeling.build import build_networks, build_objectives
 from modeling.freezing import frozen
 from modeling.objectives import (
+    GENERATOR_TERMS,
+    REID_TERMS,
     Objectives,
     discriminator_losses,
     generator_losses,
@@ -60,7 +62,7 @@ def test_terms_and_their_weights(make_cfg: MakeCfg) -> None:
 
     assert set(losses) == set(objectives.weights)
     assert all(loss.ndim == 0 and loss.dtype == torch.float32 for loss in losses.values())
-    assert objectives.weights == {
+    published = {
         "anonymization": 100.0,
         "recovery": 100.0,
         "gan_anonymized": 1.0,
@@ -72,6 +74,7 @@ def test_terms_and_their_weights(make_cfg: MakeCfg) -> None:
         "reid_protected_triplet": 1.0,
         "reid_protected_center": 5e-4,
     }
+    assert {name: objectives.weights[name] for name in published} == published
     expected = sum(objectives.weights[name] * loss.item() for name, loss in losses.items())
     assert weighted(losses, objectives.weights).item() == pytest.approx(expected, rel=1e-5)
     # a discriminator's loss is the sum of its terms, not their mean
@@ -79,6 +82,29 @@ def test_terms_and_their_weights(make_cfg: MakeCfg) -> None:
     assert weighted(judged).item() == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(losses["anonymization"], (out.anonymized - target).abs().mean())
     torch.testing.assert_close(losses["recovery"], (out.recovered - raw).abs().mean())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *GENERATOR_TERMS,
+        *(f"reid_{kind}_{term}" for kind in ("raw", "protected") for term in REID_TERMS),
+    ],
+)
+def test_every_term_is_finite_and_teaches_a_network(make_cfg: MakeCfg, name: str) -> None:
+    nets, objectives = build(make_cfg)
+    raw, target = images()
+    out = nets(raw)
+    losses = generator_losses(nets, raw, target, out, objectives)
+    loss = (losses | reid_losses(out, LABEL, objectives))[name]
+    assert loss.ndim == 0
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    loss.backward()
+    learning = (nets.anonymizer, nets.recovery, nets.reid)
+    gradients = [p.grad for network in learning for p in network.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any((gradient != 0).any() for gradient in gradients)
 
 
 def test_discriminators_see_the_pairs_of_the_method(make_cfg: MakeCfg) -> None:
@@ -168,8 +194,7 @@ def test_output_mode_says_where_the_identity_loss_is_taken(
     nets, objectives = build(make_cfg, "MODEL.MODE", mode, "MODEL.OUTPUT_MODE", output_mode)
     raw, desensitized = images()
     losses = reid_losses(nets(raw, desensitized), LABEL, objectives)
-    terms = ("cross_entropy", "triplet", "center")
-    assert set(losses) == {f"reid_{kind}_{term}" for kind in kinds for term in terms}
+    assert set(losses) == {f"reid_{kind}_{term}" for kind in kinds for term in REID_TERMS}
     if "protected" in kinds:  # only the baseline's protected images are the desensitized ones
         name = "reid_protected_cross_entropy"
         other = reid_losses(nets(raw, desensitized.flip(3) * 0.5), LABEL, objectives)

@@ -1,11 +1,12 @@
 """ImageNet weights: where they are looked for, what is believed, what is said without them.
 
-Small files stand in for the published ones: the table of known files is an argument.
+Small files stand in for the published ones: which files are known is an argument.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from modeling.backbones.registry import REID_DESIGNS
-from modeling.backbones.resnet import ResNetBackbone
-from modeling.weights import KNOWN_FILES, KnownFile, find_weights, load_imagenet_weights
+from modeling.backbones.base import Backbone
+from modeling.backbones.registry import REID_DESIGNS, imagenet_weights
+from modeling.weights import KnownFile, find_weights, load_imagenet_weights
 from tests.unit.modeling.helpers import FakeWeights
 from utils.errors import UserError
 
@@ -34,7 +35,7 @@ def no_network(known: KnownFile, file: Path) -> None:
 
 
 def find(fake: FakeWeights, path: str = "") -> tuple[Path, str]:
-    file, known = find_weights("resnet18", path, known_files=fake.table, fetch=no_network)
+    file, known = find_weights(fake.weights, path, fetch=no_network)
     return file, known.what
 
 
@@ -117,11 +118,11 @@ def test_download_is_the_last_resort_and_verified(fake: FakeWeights) -> None:
         asked.append(known.torchvision)
         file.write_bytes(fake.content["V1"])
 
-    file, known = find_weights("resnet18", "", known_files=fake.table, fetch=download)
+    file, known = find_weights(fake.weights, "", fetch=download)
     assert asked == ["the V1 address"]
     assert file.parent == fake.root / "torch/hub/checkpoints"
     assert known.what == "V1"
-    find_weights("resnet18", "", known_files=fake.table, fetch=download)
+    find_weights(fake.weights, "", fetch=download)
     assert len(asked) == 1
 
     def proxy_page(known: KnownFile, file: Path) -> None:
@@ -129,18 +130,38 @@ def test_download_is_the_last_resort_and_verified(fake: FakeWeights) -> None:
 
     file.unlink()
     with pytest.raises(UserError, match="download to .*damaged"):
-        find_weights("resnet18", "", known_files=fake.table, fetch=proxy_page)
+        find_weights(fake.weights, "", fetch=proxy_page)
 
 
-def backbone(name: str = "resnet18_nl") -> ResNetBackbone:
-    return ResNetBackbone(REID_DESIGNS[name].backbone, last_stride=1, stem_relu=False)
+def test_files_that_nobody_offers_are_only_looked_for(fake: FakeWeights) -> None:
+    weights = replace(fake.weights, files=(fake.known["old"],))
+    with pytest.raises(UserError, match=f"put {fake.known['old'].name} into one of these folders"):
+        find_weights(weights, "", fetch=no_network)
+    file = fake.put("old", "pretrained")
+    assert find_weights(weights, "", fetch=no_network)[0].resolve() == file
+
+
+def test_a_backbone_without_imagenet_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = replace(REID_DESIGNS["resnet18"], imagenet=None)
+    monkeypatch.setitem(REID_DESIGNS, "plain", plain)
+    with pytest.raises(UserError) as caught:
+        imagenet_weights("plain")
+    text = str(caught.value)
+    assert text.startswith("MODEL.PRETRAIN_CHOICE is imagenet with MODEL.NAME plain, for which")
+    assert "expected MODEL.NAME one of resnet101, resnet18, " in text
+    assert "MODEL.PRETRAIN_CHOICE none" in text
+    assert imagenet_weights("resnet50_nl") is REID_DESIGNS["resnet50"].imagenet
+
+
+def backbone(name: str = "resnet18_nl") -> Backbone:
+    return REID_DESIGNS[name].backbone(last_stride=1, stem_relu=False)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_nl"])
 def test_weights_are_loaded_by_name(fake: FakeWeights, name: str) -> None:
     fake.put("V1", "pretrained")
     network = backbone(name)
-    load_imagenet_weights(network, known_files=fake.table, fetch=no_network)
+    load_imagenet_weights(network, fake.weights, fetch=no_network)
     loaded = network.state_dict()
     for key, value in fake.state.items():
         if not key.startswith("fc."):
@@ -162,22 +183,22 @@ def test_only_the_head_and_counters_may_differ(
     fake.remake("V1", change)
     fake.put("V1", "pretrained")
     if message is None:
-        load_imagenet_weights(backbone(), known_files=fake.table, fetch=no_network)
+        load_imagenet_weights(backbone(), fake.weights, fetch=no_network)
     else:
         with pytest.raises(UserError, match=message):
-            load_imagenet_weights(backbone(), known_files=fake.table, fetch=no_network)
+            load_imagenet_weights(backbone(), fake.weights, fetch=no_network)
 
 
 def test_a_file_that_is_no_state_dict_is_named(fake: FakeWeights) -> None:
     fake.content["V1"] = b"not a pickle"
     fake.put("V1", "pretrained")
     with pytest.raises(UserError, match="cannot be read as PyTorch weights"):
-        load_imagenet_weights(backbone(), known_files=fake.table, fetch=no_network)
+        load_imagenet_weights(backbone(), fake.weights, fetch=no_network)
 
 
-def test_the_table_agrees_with_torchvision() -> None:
-    assert set(KNOWN_FILES) == {design.backbone.architecture for design in REID_DESIGNS.values()}
-    for known in (known for files in KNOWN_FILES.values() for known in files):
+def test_published_files_are_those_of_torchvision() -> None:
+    weights = [design.imagenet for design in REID_DESIGNS.values() if design.imagenet]
+    for known in (known for each in weights for known in each.files):
         assert len(known.digest_start) == 8
         if known.torchvision:
             assert torchvision.models.get_weight(known.torchvision).url.endswith(known.name)

@@ -18,7 +18,7 @@ from engine.attacks.workbench import Workbench
 from engine.scoring.image_quality import QualityAccumulator
 from layers.gan import GAN_LOSSES
 from layers.triplet import weighted_regularized_triplet_loss
-from modeling.objectives import Objectives, loss_weights
+from modeling.objectives import Objectives, term_weights
 from modeling.outputs import ReIDOutput
 from tests.fixtures.attack_scene import PIXELS, image_set, make_scene
 
@@ -140,7 +140,7 @@ def test_reid_learns_what_tells_persons_apart() -> None:
     objectives = Objectives(
         triplet=weighted_regularized_triplet_loss, label_smoothing=0.1, centers=None,
         gan=GAN_LOSSES["vanilla"],
-        weights=loss_weights(reid=1, center=0, anonymization=0, recovery=0, gan=0),
+        weights=term_weights(lambda key: float(key == "LOSS.REID")),
     )  # fmt: skip
     images, pids, _ = colours(8, 1)
     held_out = HeldOut(*colours(6, 2))

@@ -20,8 +20,6 @@ from engine.supervision import UpgradeState, frozen_copy
 from engine.trainer import Trainer
 from layers.non_local import NonLocalBlock
 from layers.synced_norm import SyncedBatchNorm
-from modeling import reid_network
-from modeling.backbones.resnet import ResNetDesign
 from modeling.privacy_networks import PrivacyNetworks
 from tests.fixtures import norm_kernels, ranks, tiny
 from tests.fixtures.paths import ROOT
@@ -43,8 +41,8 @@ Found = dict[str, dict[str, Tensor]]
 class NonLocalBackbone(tiny.TinyBackbone):
     """The tiny backbone with a block that computes its batch norm itself."""
 
-    def __init__(self, design: ResNetDesign, *, last_stride: int, stem_relu: bool) -> None:
-        super().__init__(design, last_stride=last_stride, stem_relu=stem_relu)
+    def __init__(self, *, last_stride: int, stem_relu: bool) -> None:
+        super().__init__(last_stride=last_stride, stem_relu=stem_relu)
         self.layers.append(NonLocalBlock(self.out_channels))
 
 
@@ -56,7 +54,7 @@ def gradients(folder: Path, case: str) -> dict[str, Tensor]:
     places = ("OUTPUT_DIR", str(folder / case), "DATASETS.ROOT_DIR", str(folder / "sets"))
     words = [*tiny.TINY, *SETTING, *CASES[case], *places]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reid_network, "ResNetBackbone", NonLocalBackbone)
+        tiny.install(patch, NonLocalBackbone)
         if case == "kernels":
             norm_kernels.install(patch)
         return _gradients(build_trainer(load(ROOT / "configs/demo.yml", words)), case)
