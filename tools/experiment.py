@@ -10,6 +10,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from configs import loading
+from configs.effects import OF_A_RESULT, OF_A_TRAINING, differing
 from engine.checkpoint import NATIVE_NAMES
 from engine.results import RESULTS_NAME, Results
 from tools.main import run
@@ -21,17 +22,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "without": ("MODEL.MODE", "GCR", "MODEL.VAL_R1", "inf"),
     "full": ("MODEL.MODE", "GCR"),
 }
-# What a training is made of, and what moves its scores beyond that. Where and how fast it runs may
-# change on the way.
-_OF_THE_TRAINING = (
-    "MODEL.", "UNET.", "LOSS.", "INPUT.", "DATASETS.NAMES", "SYNTHETIC.", "MSMT17.", "CUHK03.",
-    "DATALOADER.", "SOLVER.", "CACHE.SKIP_BAD", "TEST.CROSS_CAMERA",
-)  # fmt: skip
-_OF_THE_TEST = (*_OF_THE_TRAINING, "TEST.", "EVAL.", "ISED.")
-_MAY_CHANGE = (
-    "MODEL.DEVICE", "MODEL.DEVICE_ID", "DATALOADER.NUM_WORKERS", "SOLVER.RESUME",
-    "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH",
-)  # fmt: skip
+# Not what a method is: published rates stand beside those of either arithmetic.
+_OF_A_METHOD = tuple(name for name in OF_A_RESULT if name != "RUNTIME.PRECISION")
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ class Experiment:
     def is_finished(self) -> bool:
         """Whether the test has been made with these values."""
         lies = (self.test_folder / RESULTS_NAME).is_file()
-        return lies and not _changed_in(self.test_folder, self.test, _OF_THE_TEST)
+        return lies and not _changed_in(self.test_folder, self.test, OF_A_RESULT)
 
     def results(self) -> Results:
         """Return the results of a finished test.
@@ -104,7 +96,7 @@ class Experiment:
             UserError: The folder holds a training of other values: its numbers would pass for
                 those of this one.
         """
-        other = _changed_in(self.folder, self.training, _OF_THE_TRAINING)
+        other = _changed_in(self.folder, self.training, OF_A_TRAINING)
         if other:
             raise UserError(
                 f"{self.folder} holds a training with {', '.join(other)}; give another --output, "
@@ -119,18 +111,10 @@ class Experiment:
 
     def unlike(self, other: Experiment) -> list[str]:
         """Return in words what can move a number and is not as in another experiment."""
-        return _changed(other.test, self.test, _OF_THE_TEST)
+        return differing(other.test, self.test, _OF_A_METHOD)
 
 
 def _changed_in(folder: Path, cfg: CfgNode, which: tuple[str, ...]) -> list[str]:
     """Return which values are not as the configuration in a folder says; none where it has none."""
     path = folder / "config.yml"
-    return _changed(loading.load(path), cfg, which) if path.is_file() else []
-
-
-def _changed(before: CfgNode, now: CfgNode, which: tuple[str, ...]) -> list[str]:
-    return [
-        f"{name} {was} (now {value})"
-        for name, (was, value) in loading.changes(before, now).items()
-        if name.startswith(which) and name not in _MAY_CHANGE
-    ]
+    return differing(loading.load(path), cfg, which) if path.is_file() else []

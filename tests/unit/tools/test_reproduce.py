@@ -119,6 +119,11 @@ def test_published_numbers_stand_beside_and_decide(
     text = capsys.readouterr().out
     assert "| off by (! above 1.5)" in text
     assert "89.4" in text and "-78.4 !" in text  # raw->raw: 0 + .1 + .01
+    # The published numbers stand beside those of either arithmetic.
+    exact = command(tmp_path / "exact", "--datasets", "market1501", "--methods", "full")
+    (tmp_path / "exact/market1501_val").mkdir(parents=True)
+    assert reproduce.main([*exact, "RUNTIME.PRECISION", "float32"]) == 1
+    assert "-78.4 !" in capsys.readouterr().out
     # Fewer epochs are another training, which proves nothing about the published one.
     other = command(tmp_path / "other", "--datasets", "market1501", "--methods", "full")
     (tmp_path / "other/market1501_val").mkdir(parents=True)
@@ -155,6 +160,8 @@ def test_finished_tests_are_kept_and_changed_ones_made_anew(
     assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01"]) == 2
     error = capsys.readouterr().err
     assert "holds a training with SOLVER.BASE_LR 0.00035 (now 0.01)" in error
+    assert reproduce.main([*line, "RUNTIME.PRECISION", "float32"]) == 2
+    assert "RUNTIME.PRECISION auto (now float32)" in capsys.readouterr().err
     assert len(runs) == 4
 
 

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from configs import loading
+from configs.defaults import KEYS
+from configs.effects import OF_A_RESULT, OF_A_TRAINING, differing, moving_values
+
+PLACES_AND_SPEED = {
+    "MODEL.DEVICE", "MODEL.DEVICE_ID", "DATASETS.ROOT_DIR", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS",
+    "CACHE.MODE", "CACHE.LIMIT_MIB", "TEST.IMS_PER_BATCH", "RUNTIME.CHANNELS_LAST",
+    "RUNTIME.COMPILE", "RUNTIME.CUDNN_BENCHMARK", "RUNTIME.THREADS", "SOLVER.GRAD_CHECKPOINT",
+    "SOLVER.RESUME", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD",
+}  # fmt: skip
+
+
+def test_every_key_moves_numbers_or_is_named() -> None:
+    assert {key.name for key in KEYS} - set(OF_A_RESULT) == PLACES_AND_SPEED
+
+
+def test_a_training_is_moved_by_no_test() -> None:
+    left = set(OF_A_RESULT) - set(OF_A_TRAINING)
+    assert left and all(name.startswith(("TEST.", "EVAL.", "ISED.")) for name in left)
+    assert "TEST.CROSS_CAMERA" in OF_A_TRAINING
+
+
+def test_values_are_plain_json() -> None:
+    values = moving_values(loading.load())
+    assert values["MODEL.VAL_R1"] == "inf" and values["INPUT.IMG_SIZE"] == [256, 128]
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert set(values) == set(OF_A_RESULT)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("SOLVER.SEED", "2"), ["SOLVER.SEED 1 (now 2)"]),
+        (("MODEL.DEVICE", "cpu", "RUNTIME.THREADS", "3"), []),
+        (("ISED.SCHEME", "aead"), ["ISED.SCHEME additive (now aead)"]),
+    ],
+)
+def test_what_differs_is_said(given: tuple[str, ...], words: list[str]) -> None:
+    assert differing(loading.load(), loading.load(None, given)) == words
+
+
+def test_other_keys_are_not_compared() -> None:
+    assert not differing(loading.load(), loading.load(None, ("ISED.SCHEME", "aead")), OF_A_TRAINING)
