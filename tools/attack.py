@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -15,11 +16,12 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
+from configs.effects import moving_values
 from engine.attacks.base import Attack
-from engine.attacks.build import plan_attacks
+from engine.attacks.build import Plan, plan_attacks
 from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
-from engine.attacks.suite import Suite
+from engine.attacks.suite import SETTINGS_NAME, Suite
 from engine.attacks.verdicts import Verdicts, differences, read_expectation, report, verdicts_of
 from engine.distributed.group import joined, leave
 from engine.distributed.processes import barrier, first_on_machine, from_main, is_main, share
@@ -38,8 +40,8 @@ _EXAMPLES = """examples:
 
 The data set, image size and networks are those of the checkpoint's config.yml; keys at the end
 override them. The output folder gets a JSON file and pictures for each attack, results.json,
-verdicts.json and table.txt. The same command goes on after an interruption: finished attacks are
-kept.
+verdicts.json, table.txt, and the configuration as config.yml. The same command goes on after an
+interruption: finished attacks are kept.
 
 Exit code: 0 whatever the verdicts, 1 if --expect finds a difference or a disk fails, 2 wrong input,
 130 interrupted.
@@ -95,6 +97,44 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def make_plan(cfg: CfgNode, start: str, levels: tuple[str, ...], args: argparse.Namespace) -> Plan:
+    """Plan attacks on a configuration, all that can move their numbers recorded.
+
+    Args:
+        cfg: What ``checkpoint_config`` gave.
+        start: Likewise.
+        levels: Levels to attack.
+        args: The options of ``add_settings``.
+
+    Raises:
+        UserError: As for ``plan_attacks``.
+    """
+    plan = plan_attacks(
+        cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
+        levels=levels, keys=args.keys, start=start,
+    )  # fmt: skip
+    values = moving_values(cfg)
+    del values["MODEL.PRETRAIN_DIR"]  # a place: what lies there is recorded by its weights
+    return replace(plan, record=values | plan.record)
+
+
+def prepared(output: Path) -> Path:
+    """Return a folder for attacks, which exists.
+
+    Raises:
+        UserError: It is that of a training or an evaluation, whose files would be replaced.
+    """
+    config = output / "config.yml"
+    if config.is_file() and not (output / SETTINGS_NAME).is_file():
+        raise UserError(
+            f"{config} exists, but no {SETTINGS_NAME} of attacks: a training or an evaluation lies "
+            "there, whose files would be replaced; choose another --output"
+        )
+    folder = ensure_folder(output)
+    remove_leftovers(folder)
+    return folder
+
+
 def attack(args: argparse.Namespace) -> list[str]:
     """Run the attacks that were asked for; returns how they differ from the expectation."""
     attacks = chosen_attacks(args.only)
@@ -110,15 +150,14 @@ def _run(
 ) -> Verdicts | None:
     """Run attacks, of several processes each every N-th; None in those besides the first."""
     cfg, start = checkpoint_config(args.checkpoint, args.opts)
-    output = from_main(lambda: _prepared(args.output))
+    output = from_main(lambda: prepared(args.output))
     level = logging.INFO if is_main() else logging.WARNING
     logger = setup_logger(output if is_main() else None, level)
     set_threads(cfg.RUNTIME.THREADS)
-    plan = plan_attacks(
-        cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
-        levels=levels, keys=args.keys, start=start,
-    )  # fmt: skip
-    suite = first_on_machine(lambda: Suite(output, plan.record, plan.make_context))
+    plan = make_plan(cfg, start, levels, args)
+    suite = first_on_machine(lambda: Suite(output, plan))
+    if is_main():
+        loading.dump(cfg, output / "config.yml")
     suite.work(share(attacks))
     barrier()
     if not is_main():
@@ -127,12 +166,6 @@ def _run(
     logger.info("\n%s", report(results))
     logger.info("Results, pictures and verdicts are in %s", output)
     return verdicts_of(results)
-
-
-def _prepared(output: Path) -> Path:
-    folder = ensure_folder(output)
-    remove_leftovers(folder)
-    return folder
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-from engine.attacks.build import plan_attacks
+from configs import loading
 from engine.attacks.frontier import (
     FrontierPoint,
     attacks_of,
@@ -26,7 +27,7 @@ from engine.attacks.registry import chosen_attacks
 from engine.attacks.suite import Suite
 from engine.distributed.group import refuse_sharing
 from engine.pictures import save_picture
-from tools.attack import add_settings, checkpoint_config
+from tools.attack import add_settings, checkpoint_config, make_plan, prepared
 from tools.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
@@ -53,7 +54,7 @@ class Way:
     """One way to protect, to be measured.
 
     Attributes:
-        name: What charts and folders call it.
+        name: What charts call it.
         level: ``anonymized`` or ``desensitized``.
         checkpoint: Training to take networks and data from.
         overrides: Keys that differ from its configuration.
@@ -63,6 +64,11 @@ class Way:
     level: str
     checkpoint: Path
     overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the output folder."""
+        return self.name.replace(" ", "_")
 
 
 def ways(checkpoints: Sequence[Path], strengths: Sequence[float], opts: Sequence[str]) -> list[Way]:
@@ -93,27 +99,34 @@ def _name(path: Path, all_paths: Sequence[Path]) -> str:
     return full.name if len(same) == 1 else f"{full.parent.name}-{full.name}"
 
 
-def measure(way: Way, args: argparse.Namespace) -> FrontierPoint:
-    """Run the attacks of one point, or take them from its folder."""
+def measure(way: Way, args: argparse.Namespace) -> tuple[FrontierPoint, dict[str, Any]]:
+    """Run the attacks of one point, or take them from its folder.
+
+    Returns:
+        The point, and what it was made with.
+    """
     cfg, start = checkpoint_config(way.checkpoint, way.overrides)
     set_threads(cfg.RUNTIME.THREADS)
-    plan = plan_attacks(
-        cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
-        levels=(way.level,), keys=args.keys, start=start,
-    )  # fmt: skip
-    folder = ensure_folder(args.output / way.name.replace(" ", "_"))
-    suite = Suite(folder, plan.record, plan.make_context)
-    return frontier_point(way.name, way.level, suite.run(chosen_attacks(attacks_of(way.level))))
+    suite = Suite(args.output / way.folder, make_plan(cfg, start, (way.level,), args))
+    loading.dump(cfg, suite.folder / "config.yml")
+    results = suite.run(chosen_attacks(attacks_of(way.level)))
+    made = {"folder": way.folder, "settings": suite.record, "versions": suite.versions()}
+    return frontier_point(way.name, way.level, results), made
 
 
 def frontier(args: argparse.Namespace) -> None:
     """Measure all points and draw them."""
     refuse_sharing("tools/frontier.py")
     logger = setup_logger(ensure_folder(args.output))
-    points = [measure(way, args) for way in ways(args.checkpoint, args.strength, args.opts)]
+    wanted = ways(args.checkpoint, args.strength, args.opts)
+    for way in wanted:
+        prepared(args.output / way.folder)
+    measured = [measure(way, args) for way in wanted]
+    points = [point for point, _ in measured]
     save_picture(frontier_chart(points), args.output / "frontier.png")
+    content = [point.to_json() | made for point, made in measured]
     for name, text in (
-        ("frontier.json", json.dumps([point.to_json() for point in points], indent=2)),
+        ("frontier.json", json.dumps(content, indent=2, ensure_ascii=False)),
         ("table.txt", table(points)),
     ):
         write_text(args.output / name, text + "\n")

@@ -19,23 +19,19 @@ from engine.attacks.levels import Protector
 from engine.attacks.people import Cast, ImageSet, choose_people
 from engine.attacks.workbench import Workbench
 from engine.checkpoint import LoadedWeights
+from engine.distributed.group import device_of_rank
 from engine.model import Model, load_pretrained, pretrained_model
 from layers.pixels import PixelSpace
 from modeling.build import build_objectives, build_reid
 from modeling.privacy_networks import PrivacyNetworks
 from modeling.unet import UNet
-from utils.config_tree import get_value
+from utils.device import resolve_precision
+from utils.environment import environment_report
 from utils.errors import UserError
 
-FORMAT = 2  # raise it with every change that makes earlier results others
+FORMAT = 3  # raise it with every change that makes earlier results others, or their record
 BATCH = 32
 _DEFAULT_BUDGET = 4096
-
-# What decides on images, persons and networks; everything else in a configuration is of training.
-_CONFIG_KEYS = (
-    "DATASETS.NAMES", "INPUT.TYPE", "INPUT.RADIUS", "INPUT.IMG_SIZE", "TEST.CROSS_CAMERA",
-    "SOLVER.SEED",  # of test-time noise
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,15 @@ class Plan:
 
     Attributes:
         settings: Seed and budgets.
-        record: All that the numbers depend on, as plain values.
+        record: All that the numbers depend on besides the configuration, as plain values; but the
+            precision is that which RUNTIME.PRECISION comes to on the device.
+        versions: Software and machine.
         make_context: Builds the scene; attackers' networks are kept in the folder given.
     """
 
     settings: Settings
     record: dict[str, Any]
+    versions: dict[str, str]
     make_context: Callable[[Path | None], AttackContext]
 
 
@@ -92,9 +91,11 @@ def plan_attacks(
         budget = min(_DEFAULT_BUDGET, sum(sample.pid not in held_out for sample in splits.train))
     settings = Settings(seed, budget, epochs, people, tuple(levels), keys, start)
     chosen = cast(budget)
+    device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
     return Plan(
         settings,
-        _record(cfg, settings, splits),
+        _record(cfg, settings, splits, device),
+        environment_report(device),
         lambda folder: build_context(cfg, settings, chosen, folder),
     )
 
@@ -157,14 +158,15 @@ def check_anonymizer(cfg: CfgNode) -> None:
         )
 
 
-def _record(cfg: CfgNode, settings: Settings, splits: DatasetSplits) -> dict[str, Any]:
-    """Return all that the numbers of a run depend on, as plain values."""
+def _record(
+    cfg: CfgNode, settings: Settings, splits: DatasetSplits, device: torch.device
+) -> dict[str, Any]:
     values: dict[str, Any] = {"format": FORMAT, "weights": fingerprint(load_pretrained(cfg))}
     values |= {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
-    for name in _CONFIG_KEYS:
-        value = get_value(cfg, name)
-        values[name] = list(value) if isinstance(value, tuple) else value
-    return values | {"images": _digest(splits)}
+    values["images"] = _digest(splits)
+    # What auto comes to: a folder that is begun on a GPU must not go on in another arithmetic.
+    precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
+    return values | {"RUNTIME.PRECISION": str(precision).removeprefix("torch.")}
 
 
 def _digest(splits: DatasetSplits) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.attacks.base import Attack, Outcome
+from engine.attacks.build import Plan
 from engine.attacks.charts import curve_chart, picture_sheet, verdict_chart
 from engine.attacks.context import AttackContext
 from engine.attacks.registry import ATTACKS
@@ -34,27 +35,27 @@ class Suite:
 
     Args:
         folder: Where results go.
-        record: All that the numbers depend on; see ``engine.attacks.build.Plan``.
-        make_context: Builds the scene; called once, and only if something is left to do. It gets an
-            existing folder for attackers' networks that several attacks use.
+        plan: What is attacked. Its record says all that the numbers depend on. Its scene is built
+            once, and only if something is left to do; it gets an existing folder for attackers'
+            networks that several attacks use.
+
+    Attributes:
+        record: The plan's, as JSON gives it back.
 
     Raises:
         UserError: The folder holds results of another checkpoint or other settings.
     """
 
-    def __init__(
-        self, folder: Path, record: Mapping[str, Any], make_context: Callable[[Path], AttackContext]
-    ) -> None:
+    def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
-        self._make_context = make_context
+        self._plan = plan
         self._context: AttackContext | None = None
-        self._levels: tuple[str, ...] = tuple(record["levels"])
+        self.record: dict[str, Any] = json.loads(json.dumps(plan.record))
         path = folder / SETTINGS_NAME
-        now = json.loads(json.dumps(record))
         if path.is_file():
-            _check_same(path, now)
+            _check_same(path, self.record)
         else:
-            _write_json(path, now)
+            _write_json(path, self.record)
 
     def run(self, attacks: Sequence[Attack]) -> list[Result]:
         """Run some attacks on all levels; returns their results and writes everything."""
@@ -81,11 +82,21 @@ class Suite:
         self._summarise()
         return [result for attack in attacks for result in self._kept(attack.name) or ()]
 
+    def versions(self) -> dict[str, dict[str, str]]:
+        """Return software and machine of each finished attack by its name."""
+        kept = {name: self._content(name) for name in ATTACKS}
+        return {name: content["versions"] for name, content in kept.items() if content is not None}
+
     def _summarise(self) -> None:
         """Write what all finished attacks found, those of earlier calls among them."""
         kept = [self._kept(name) for name in ATTACKS]
         results = [result for found in kept if found is not None for result in found]
-        _write_json(self.folder / RESULTS_NAME, [result.to_json() for result in results])
+        content = {
+            "settings": self.record,
+            "versions": self.versions(),
+            "results": [result.to_json() for result in results],
+        }
+        _write_json(self.folder / RESULTS_NAME, content)
         _write_json(self.folder / VERDICTS_NAME, verdicts_of(results))
         write_text(self.folder / TABLE_NAME, report(results) + "\n")
 
@@ -93,13 +104,13 @@ class Suite:
     def context(self) -> AttackContext:
         """The scene, built on first use."""
         if self._context is None:
-            self._context = self._make_context(ensure_folder(self.folder / "attackers"))
+            self._context = self._plan.make_context(ensure_folder(self.folder / "attackers"))
         return self._context
 
     def _attack(self, attack: Attack) -> None:
         outcomes: dict[str, Outcome] = {}
         start = time.monotonic()
-        for level in self._levels:
+        for level in self._plan.settings.levels:
             reason = attack.reason_against(level)
             if reason:
                 outcomes[level] = Outcome(not_applicable(attack.name, level, reason))
@@ -116,6 +127,7 @@ class Suite:
                 "attack": attack.name,
                 "question": attack.question,
                 "seconds": round(time.monotonic() - start, 1),
+                "versions": self._plan.versions,
                 "results": [result.to_json() for result in results],
             },
         )
@@ -136,12 +148,18 @@ class Suite:
                 save_picture(picture, self.folder / f"{attack.name}_{name}.png")
 
     def _kept(self, name: str) -> list[Result] | None:
+        content = self._content(name)
+        return None if content is None else content["results"]
+
+    def _content(self, name: str) -> dict[str, Any] | None:
+        """Return what a finished attack has left, its results read; None of an unfinished one."""
         path = self._path(name)
         if not path.is_file():
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return [Result.from_json(one) for one in content["results"]]
+            results = [Result.from_json(one) for one in content["results"]]
+            return {"results": results, "versions": dict(content["versions"])}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete it to run the attack again"
@@ -153,14 +171,19 @@ class Suite:
 
 def _check_same(path: Path, now: Mapping[str, Any]) -> None:
     try:
-        was = json.loads(path.read_text(encoding="utf-8"))
-        differing = [
-            f"{name} {was.get(name)!r} (now {now.get(name)!r})"
-            for name in {**was, **now}
-            if was.get(name) != now.get(name)
-        ]
-    except (ValueError, AttributeError) as error:
+        was = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --output") from error
+    if was.get("format") != now["format"]:
+        raise UserError(
+            f"{path.parent} holds attacks of another version of this program, whose {path.name} "
+            "does not tell whether their numbers would be the same; choose another --output"
+        )
+    differing = [
+        f"{name} {was.get(name)!r} (now {now.get(name)!r})"
+        for name in {**was, **now}
+        if was.get(name) != now.get(name)
+    ]
     if differing:
         raise UserError(
             f"{path.parent} holds attacks with {', '.join(differing)}; choose another --output, or "

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from configs import loading
 from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS
 from engine.attacks.suite import Suite
@@ -76,7 +79,7 @@ def test_the_table_says_everything(full_run: Path) -> None:
 
 
 def test_every_result_says_what_it_rests_on(full_run: Path) -> None:
-    results = read(full_run / "results.json")
+    results = read(full_run / "results.json")["results"]
     assert {(r["attack"], r["level"]) for r in results} == {(a, x) for a in ATTACKS for x in LEVELS}
     for result in results:
         assert result["sentence"]
@@ -204,6 +207,92 @@ def test_output_of_other_settings_is_left_alone(
     assert (full_run / "results.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        # What only the attackers' trainings read counts, too.
+        ("LOSS.LABEL_SMOOTHING", "0.9", "LOSS.LABEL_SMOOTHING 0.1 (now 0.9)"),
+        ("MODEL.WEIGHT_REGULARIZED_TRIPLET", "off", "_TRIPLET 'on' (now 'off')"),
+        ("MODEL.VAL_R1", "inf", "(now 'inf')"),
+    ],
+)
+def test_every_value_that_can_move_a_number_is_compared(
+    checkpoint: Path,
+    full_run: Path,
+    key: str,
+    value: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {path: path.read_bytes() for path in full_run.glob("*.*") if path.name != "log.txt"}
+    given = command(checkpoint, full_run, "--only", "reid-public")
+    assert attack.main([*given, key, value]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "choose another --output, or give the same values" in error
+    assert error.count("(now ") == 1
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+
+
+def test_a_run_does_not_go_on_in_the_arithmetic_of_other_hardware(
+    checkpoint: Path,
+    full_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """RUNTIME.PRECISION auto is what the hardware has."""
+    was = read(full_run / "settings.json")["RUNTIME.PRECISION"]
+    now = "bfloat16" if was == "float32" else "float32"
+    monkeypatch.setattr("utils.device.has_bfloat16", lambda device: now == "bfloat16")
+    assert attack.main(command(checkpoint, full_run, "RUNTIME.PRECISION", "auto")) == 2
+    assert f"RUNTIME.PRECISION '{was}' (now '{now}')" in capsys.readouterr().err
+
+
+def test_what_made_the_results_lies_beside_them(checkpoint: Path, full_run: Path) -> None:
+    results = read(full_run / "results.json")
+    assert set(results["versions"]) == set(ATTACKS)
+    for versions in results["versions"].values():
+        assert versions["torch"] == torch.__version__ and versions["git"]
+        assert versions["device"].startswith("cpu")
+    assert results["settings"] == read(full_run / "settings.json")
+    settings = results["settings"]
+    assert (settings["seed"], settings["budget"], settings["SOLVER.SEED"]) == (1, 48, 1)
+    trained, cfg = (loading.load(one / "config.yml") for one in (checkpoint, full_run))
+    assert set(loading.changes(trained, cfg)) == {"MODEL.PRETRAIN_CHOICE", "MODEL.PRETRAIN_DIR"}
+
+
+def test_places_devices_and_speed_may_change(
+    checkpoint: Path, full_run: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    free = ("RUNTIME.THREADS", "1", "TEST.IMS_PER_BATCH", "8", "DATALOADER.NUM_WORKERS", "1")
+    assert attack.main([*command(moved, full_run, "--only", "storage"), *free]) == 0
+
+
+def test_a_folder_of_an_earlier_version_is_one_sentence(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.json").write_text('{"format": 2, "weights": "x", "seed": 1}')
+    (tmp_path / "linkage.json").write_text("{}")
+    assert attack.main(command(checkpoint, tmp_path, "--only", "linkage")) == 2
+    error = capsys.readouterr().err
+    assert "holds attacks of another version of this program" in error
+    assert "choose another --output" in error and error.count("\n") == 1
+
+
+def test_a_training_is_not_written_over(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    assert attack.main(command(checkpoint, checkpoint)) == 2
+    assert "a training or an evaluation lies there" in capsys.readouterr().err
+    # A point of a frontier is named after its checkpoint.
+    given = ["--checkpoint", str(checkpoint), "--output", str(checkpoint.parent)]
+    assert frontier.main([*given, *SMALL]) == 2
+    assert "a training or an evaluation lies there" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
+
+
 def test_a_run_of_one_attack_hides_no_other(checkpoint: Path, full_run: Path) -> None:
     before = read(full_run / "verdicts.json")
     assert attack.main(command(checkpoint, full_run, "--only", "metadata")) == 0
@@ -260,6 +349,10 @@ def test_frontier(checkpoint: Path, tmp_path: Path) -> None:
     weak, strong = points[1:]
     assert weak["recovery_ssim"]["value"] > strong["recovery_ssim"]["value"]
     for point in points:
+        assert point["settings"]["seed"] == 1 and point["settings"]["budget"] == 48
+        assert {found["torch"] for found in point["versions"].values()} == {torch.__version__}
+        cfg = loading.load(tmp_path / point["folder"] / "config.yml")
+        assert point["settings"]["INPUT.RADIUS"] == cfg.INPUT.RADIUS
         assert 0 <= point["rank1"]["low"] <= point["rank1"]["high"] <= 1
     with Image.open(tmp_path / "frontier.png") as picture:
         assert picture.width > 800
@@ -296,8 +389,10 @@ def test_two_processes_share_the_attacks(checkpoint: Path, full_run: Path, tmp_p
         checkpoint, tmp_path / "shared", *level, *(x for n in only for x in ("--only", n))
     )
     ranks.finish(ranks.start(_in_a_rank, argv, folder=tmp_path), tmp_path)
-    shared = {(r["attack"], r["level"]): r for r in read(tmp_path / "shared" / "results.json")}
-    alone = {(r["attack"], r["level"]): r for r in read(full_run / "results.json")}
+    shared = {
+        (r["attack"], r["level"]): r for r in read(tmp_path / "shared" / "results.json")["results"]
+    }
+    alone = {(r["attack"], r["level"]): r for r in read(full_run / "results.json")["results"]}
     assert set(shared) == {(name, one) for name in only for one in ("raw", "additive")}
     for place, result in shared.items():
         assert result == alone[place], place
