@@ -8,15 +8,15 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
 from data.records import Sample
-from engine.evaluator import Extraction
+from engine.evaluator import Extraction, Scores
 from engine.report import DIRECTIONS
 from engine.scoring.features import Features
-from engine.scoring.paired import PER_QUERY_NAME
+from engine.scoring.paired import PER_QUERY_NAME, Access
 from engine.scoring.score_details import ScoreDetails, score_details
 from engine.scoring.verification import Calibration, calibrate, score_verification
 from utils.errors import UserError
@@ -32,7 +32,7 @@ _PER_QUERY = (
 
 
 def detail_directions(
-    found: Extraction, key: str, *, cross_camera: bool, seed: int
+    found: Extraction, key: str, *, cross_camera: bool, seed: int, reranked: Scores | None = None
 ) -> dict[str, ScoreDetails]:
     """Score ``raw->raw`` ... ``protected->protected`` in every way.
 
@@ -41,20 +41,35 @@ def detail_directions(
         key: Key state whose protected images are meant, as in ``results.json``.
         cross_camera: TEST.CROSS_CAMERA.
         seed: Of what is drawn.
+        reranked: The same directions after re-ranking, where that was asked for.
     """
     return {
-        "->".join(direction): score_details(
-            *_features(found, direction, key), cross_camera=cross_camera, seed=seed
+        "->".join(direction): replace(
+            score_details(*_features(found, direction, key), cross_camera=cross_camera, seed=seed),
+            reranked=None if reranked is None else reranked[_states(direction, key)],
         )
         for direction in DIRECTIONS
     }
 
 
 def save_details(
-    details: Mapping[str, ScoreDetails], query_samples: Sequence[Sample], folder: Path
+    details: Mapping[str, ScoreDetails],
+    access: Access,
+    query_samples: Sequence[Sample],
+    folder: Path,
 ) -> None:
-    """Write ``details.json`` and, a row for each query and direction, ``per_query.csv``."""
-    content = {name: one.to_json(per_query=False) for name, one in details.items()}
+    """Write ``details.json`` and, a row for each query and direction, ``per_query.csv``.
+
+    Args:
+        details: What ``detail_directions`` gave.
+        access: How protected images were read.
+        query_samples: Samples of the queries.
+        folder: OUTPUT_DIR.
+    """
+    content = {
+        name: asdict(access.of(name)) | one.to_json(per_query=False)
+        for name, one in details.items()
+    }
     _save_json(content, folder / "details.json")
     with (
         atomic_write(folder / PER_QUERY_NAME) as temporary,
@@ -62,18 +77,22 @@ def save_details(
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(("direction", "path", *_PER_QUERY))
+        writer.writerow(("direction", "key", "scheme", "path", *_PER_QUERY))
         for name, one in details.items():
             queries = one.retrieval.per_query
             columns = [getattr(queries, column).tolist() for column in _PER_QUERY]
             paths = [query_samples[index].path for index in queries.index.tolist()]
-            writer.writerows((name, *row) for row in zip(paths, *columns, strict=True))
+            start = (name, *astuple(access.of(name)))
+            writer.writerows((*start, *row) for row in zip(paths, *columns, strict=True))
 
 
-def details_table(details: Mapping[str, ScoreDetails]) -> str:
+def details_table(details: Mapping[str, ScoreDetails], access: Access) -> str:
     """Return intervals, verification and single-shot rates for a terminal."""
     head = ("rank-1", "mAP", "TPR at FPR 1e-3", "single-shot rank-1")
-    lines = [f"{'95 % intervals over people':<28}" + "".join(f"{name:>24}" for name in head)]
+    lines = [
+        f"protected images: {access}",
+        f"{'95 % intervals over people':<28}" + "".join(f"{name:>24}" for name in head),
+    ]
     for name, one in details.items():
         content = one.to_json(per_query=False)
         cells = (
@@ -83,6 +102,9 @@ def details_table(details: Mapping[str, ScoreDetails]) -> str:
             content["single_shot"]["rank1"],
         )
         lines.append(f"  {name:<26}" + "".join(f"{_cell(cell):>24}" for cell in cells))
+        if again := content.get("reranked"):
+            rates = (f"{_cell(again[score]):>24}" for score in ("rank1", "mAP"))
+            lines.append(f"{'    re-ranked':<28}" + "".join(rates))
     return "\n".join(lines)
 
 
@@ -112,8 +134,14 @@ def save_calibrations(chosen: Mapping[str, Calibration], folder: Path) -> None:
 
 
 def _features(found: Extraction, direction: tuple[str, str], key: str) -> tuple[Features, Features]:
-    first, second = (key if side == "protected" else "raw" for side in direction)
+    first, second = _states(direction, key)
     return found.query.features[first], found.gallery.features[second]
+
+
+def _states(direction: tuple[str, str], key: str) -> tuple[str, str]:
+    """Return what a direction's features and scores lie under: ``raw``, or the key state."""
+    first, second = (key if side == "protected" else "raw" for side in direction)
+    return first, second
 
 
 def _save_json(content: Mapping[str, Any], path: Path) -> None:

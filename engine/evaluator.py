@@ -54,6 +54,19 @@ class Extraction:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Every direction under every key state.
+
+    Attributes:
+        plain: By distance.
+        reranked: After k-reciprocal re-ranking; None where it was not asked for.
+    """
+
+    plain: Scores
+    reranked: Scores | None
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Scores one split of one data set.
 
@@ -86,7 +99,7 @@ class Evaluator:
         Of several processes the first scores what all have found; all get its report.
         """
         found = self.extract()
-        return from_main(lambda: self.report(found, epoch))
+        return from_main(lambda: self.report(found, self.score(found), epoch))
 
     @torch.inference_mode()
     def extract(self) -> Extraction:
@@ -106,15 +119,19 @@ class Evaluator:
             self.networks.train(was_training)
         return Extraction(query, gallery, {kind: one.result() for kind, one in quality.items()})
 
-    def report(self, found: Extraction, epoch: int) -> EvalReport:
+    def score(self, found: Extraction) -> Scored:
         """Score what a pass found, in every direction and under every key state."""
-        query, gallery = found.query, found.gallery
-        scores = self._scores(query, gallery)
-        again = self._rescored(query, gallery, scores) if self.re_ranking else None
+        plain = self._scores(found.query, found.gallery)
+        again = self._rescored(found.query, found.gallery, plain) if self.re_ranking else None
+        return Scored(plain, again)
+
+    def report(self, found: Extraction, scored: Scored, epoch: int) -> EvalReport:
+        """Return the report of what a pass found and how it was scored."""
+        query, gallery, again = found.query, found.gallery, scored.reranked
         return replace(
             self.template,
             epoch=epoch,
-            retrieval=_rows(query, gallery, scores),
+            retrieval=_rows(query, gallery, scored.plain),
             reranked=_rows(query, gallery, again) if again else (),
             image_quality=found.image_quality,
         )

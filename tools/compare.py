@@ -13,7 +13,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from engine.report import DIRECTIONS
 from engine.scoring.bootstrap import Interval
-from engine.scoring.paired import differences, read_queries
+from engine.scoring.paired import differences, read_queries, unlike
 from tools.command_line import Parser, exit_code_of
 
 _EXAMPLES = """examples:
@@ -21,7 +21,7 @@ _EXAMPLES = """examples:
   python3 tools/compare.py log/mosaic-test log/blur-test
 
 Each folder is the OUTPUT_DIR of an evaluation with EVAL.DETAILS on; every one is compared with the
-one before it.
+one before it. Where protected images were read with another key state or scheme, a line says so.
 """
 
 
@@ -32,12 +32,16 @@ def difference_table(folders: Sequence[Path]) -> str:
         UserError: A folder holds no per-query results, or those of other queries.
     """
     tables = {folder: read_queries(folder) for folder in folders}
-    lines = [f"{'points on the same queries, 95 % over people':<46}{'rank-1':>24}{'mAP':>24}"]
+    read = "; ".join(f"{_name(folder)}: {table.access}" for folder, table in tables.items())
+    lines = [f"protected images of {read}"]
+    if warning := unlike({str(folder): table for folder, table in tables.items()}):
+        lines.append(warning)
+    lines.append(f"{'points on the same queries, 95 % over people':<46}{'rank-1':>24}{'mAP':>24}")
     for query, gallery in DIRECTIONS:
         direction = f"{query}->{gallery}"
         lines.append(f"  {direction}")
         for before, after in pairwise(folders):
-            sides = [tables[folder].get(direction, {}) for folder in (before, after)]
+            sides = [tables[folder].directions.get(direction, {}) for folder in (before, after)]
             found = differences(*sides)
             name = f"    {_name(after)} - {_name(before)}"
             lines.append(f"{name:<46}" + "".join(f"{_cell(found[k]):>24}" for k in found))

@@ -27,9 +27,10 @@ from engine.distributed.group import joined, leave
 from engine.distributed.launch import Launch
 from engine.distributed.processes import from_main, is_main
 from engine.evaluation import Evaluation, build_evaluation
-from engine.evaluator import Extraction
+from engine.evaluator import Extraction, Scored
 from engine.pictures import save_picture
 from engine.report import EvalReport
+from engine.scoring.paired import Access
 from tools.command_line import Parser, exit_code_of
 from utils.allocator import keep_freed_memory
 from utils.config_tree import changed
@@ -72,13 +73,14 @@ def run(cfg: CfgNode) -> EvalReport | None:
     found = evaluation.evaluator.extract()
     if not is_main():
         return None
-    report = evaluation.evaluator.report(found, evaluation.epoch)
+    scored = evaluation.evaluator.score(found)
+    report = evaluation.evaluator.report(found, scored, evaluation.epoch)
     report.save(output_dir / "results.json")
     save_picture(evaluation.draw(), output_dir / "pictures.png")
     for line in report.log_lines():
         logger.info(line)
     logger.info("\n%s", report.table())
-    _extras(cfg, evaluation, found)
+    _extras(cfg, evaluation, found, scored)
     Launch.done(output_dir)
     logger.info(
         "Results are in %s, pictures in pictures.png beside it", output_dir / "results.json"
@@ -96,7 +98,7 @@ def _start(cfg: CfgNode) -> logging.Logger:
     return setup_logger(output_dir)
 
 
-def _extras(cfg: CfgNode, evaluation: Evaluation, found: Extraction) -> None:
+def _extras(cfg: CfgNode, evaluation: Evaluation, found: Extraction, scored: Scored) -> None:
     """Write what is asked for beyond the table, and the thresholds that validation gives."""
     output_dir, cross_camera = Path(cfg.OUTPUT_DIR), cfg.TEST.CROSS_CAMERA
     if cfg.EVAL.SPLIT == "val":
@@ -104,9 +106,12 @@ def _extras(cfg: CfgNode, evaluation: Evaluation, found: Extraction) -> None:
     if cfg.EVAL.DETAILS == "on":
         evaluator = evaluation.evaluator
         key = evaluator.template.headline_key
-        details = detail_directions(found, key, cross_camera=cross_camera, seed=cfg.SOLVER.SEED)
-        save_details(details, evaluator.query_samples, output_dir)
-        get_logger().info("\n%s", details_table(details))
+        access = Access() if key == "none" else Access(key, cfg.ISED.SCHEME)
+        details = detail_directions(
+            found, key, cross_camera=cross_camera, seed=cfg.SOLVER.SEED, reranked=scored.reranked
+        )
+        save_details(details, access, evaluator.query_samples, output_dir)
+        get_logger().info("\n%s", details_table(details, access))
 
 
 def _evaluation_alone(cfg: CfgNode) -> CfgNode:

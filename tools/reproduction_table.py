@@ -12,7 +12,7 @@ from configs.published import TOLERANCE, published_rank1
 from engine.report import DIRECTIONS
 from engine.results import Results, Spread
 from engine.scoring.bootstrap import Interval
-from engine.scoring.paired import differences, mean_of, read_queries
+from engine.scoring.paired import QueryTable, differences, mean_of, read_queries, unlike
 from tools.experiment import Experiment
 
 _NAMES = tuple("->".join(direction) for direction in DIRECTIONS)
@@ -135,11 +135,17 @@ def _section(title: str, group: Sequence[Summary]) -> str:
         _aligned(("method", *_IMAGES), [_images(one) for one in group]),
     ]
     if len(group) > 1:
-        pairs = [cells for pair in pairwise(group) for cells in _differences(*pair)]
+        means = [(pair, found) for pair in pairwise(group) if (found := _means(*pair))]
+        pairs = [cells for pair, found in means for cells in _differences(*pair, *found)]
         parts += [
             "Points on the same queries, mean over seeds [95 % interval over people], and in how "
             "many seeds it is above 0",
             _aligned(("difference", *_NAMES), pairs),
+            *(
+                text
+                for (first, second), (before, after) in means
+                if (text := unlike({first.row.method: before, second.row.method: after}))
+            ),
         ]
     parts += [text for one in group if (text := _not_compared(one.row))]
     return "\n\n".join(parts)
@@ -174,16 +180,22 @@ def _images(one: Summary) -> tuple[str, ...]:
     return (one.row.method, *cells)
 
 
-def _differences(first: Summary, second: Summary) -> list[tuple[str, ...]]:
-    """Return second minus first in rank-1 and mAP, of the seeds that both have."""
+def _means(first: Summary, second: Summary) -> list[QueryTable]:
+    """Return each row's mean over the seeds that both have; nothing if they have none."""
     seeds = [seed for seed in first.results if seed in second.results]
-    if not seeds:
-        return []
-    before, after = (
+    return [
         mean_of([read_queries(one.row.experiments[seed].test_folder) for seed in seeds])
         for one in (first, second)
-    )
-    found = [differences(before[name], after[name]) for name in _NAMES]
+        if seeds
+    ]
+
+
+def _differences(
+    first: Summary, second: Summary, before: QueryTable, after: QueryTable
+) -> list[tuple[str, ...]]:
+    """Return second minus first in rank-1 and mAP, of the seeds that both have."""
+    seeds = [seed for seed in first.results if seed in second.results]
+    found = [differences(before.directions[name], after.directions[name]) for name in _NAMES]
     lines = []
     for score, label in (("rank1", "rank-1"), ("mAP", "mAP")):
         ahead = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ class ScoreDetails:
         retrieval: With the results of each query.
         verification: Same person or not, over all pairs.
         single_shot: Galleries with one image a person.
+        reranked: Retrieval after re-ranking; None where that was not asked for.
     """
 
     retrieval: RetrievalScores
     verification: VerificationScores
     single_shot: SingleShotScores
+    reranked: RetrievalScores | None = None
 
     def to_json(self, *, per_query: bool = True) -> dict[str, Any]:
         """Return plain numbers: rates with 95 % intervals over identities, curves, queries.
@@ -37,6 +40,17 @@ class ScoreDetails:
         Args:
             per_query: Whether to include the results of each query.
         """
+        content = dict(self._rates)
+        if per_query:
+            queries = self.retrieval.per_query
+            content["per_query"] = {
+                name: getattr(queries, name).tolist() for name in queries.__dataclass_fields__
+            }
+        return content
+
+    @cached_property
+    def _rates(self) -> dict[str, Any]:
+        """All of it but the queries; a file and a table are made of one resampling."""
         retrieval = retrieval_intervals(self.retrieval)
         single = self.single_shot.intervals()
         content: dict[str, Any] = {
@@ -54,11 +68,8 @@ class ScoreDetails:
             },
             "verification": _verification(self.verification),
         }
-        if per_query:
-            queries = self.retrieval.per_query
-            content["per_query"] = {
-                name: getattr(queries, name).tolist() for name in queries.__dataclass_fields__
-            }
+        if self.reranked is not None:
+            content["reranked"] = _plain(retrieval_intervals(self.reranked), _SUMMARY)
         return content
 
 

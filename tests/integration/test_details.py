@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from engine.scoring.paired import Access, read_queries
 from engine.scoring.verification import BINS, threshold_of
 from tests.fixtures import tiny
 from tools import match
@@ -20,8 +21,9 @@ from utils.errors import UserError
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """OUTPUT_DIR of a tiny training with a validation split, details asked for."""
+    asked = ("EVAL.DETAILS", "on", "TEST.RE_RANKING", "on")
     with tiny.tiny_backbone():
-        yield tiny.run(tmp_path_factory.mktemp("details"), "EVAL.DETAILS", "on")
+        yield tiny.run(tmp_path_factory.mktemp("details"), *asked)
 
 
 def test_details_agree_with_the_results(trained: Path) -> None:
@@ -48,6 +50,39 @@ def test_details_agree_with_the_results(trained: Path) -> None:
         assert all(
             Path(query["path"]).name.startswith(f"{int(query['pid']):04d}_") for query in mine
         )
+
+
+def test_details_say_how_protected_images_were_read(trained: Path, tmp_path: Path) -> None:
+    plan = ("TEST.EVALUATE_ONLY", "on", "EVAL.DETAILS", "on", "TEST.RETRIEVE_WITH_KEY", "off")
+    start = ("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(trained))
+    with tiny.tiny_backbone():
+        test = tiny.run(tmp_path, *plan, *start, "ISED.SCHEME", "aead", output="test")
+    states = {trained: ("right", "additive"), test: ("ciphertext", "aead")}
+    for folder, (key, scheme) in states.items():
+        details = json.loads((folder / "details.json").read_text("utf-8"))
+        table = read_queries(folder)
+        assert table.access == Access(key, scheme)
+        for name, found in details.items():
+            encrypted = "protected" in name
+            expected = (key, scheme) if encrypted else ("none", "none")
+            assert (found["key"], found["scheme"]) == expected
+        log = (folder / "log.txt").read_text("utf-8")
+        assert f"protected images: key {key}, scheme {scheme}\n95 % intervals over people" in log
+
+
+def test_re_ranked_rates_have_intervals_too(trained: Path) -> None:
+    details = json.loads((trained / "details.json").read_text("utf-8"))
+    checked = 0
+    for row in tiny.results(trained)["retrieval_reranked"]:
+        found = details[f"{row['query']}->{row['gallery']}"]
+        if row["key"] == found["key"]:
+            checked += 1
+            for score in ("rank1", "rank5", "rank10", "mAP", "mINP"):
+                interval = found["reranked"][score]
+                assert interval["value"] == pytest.approx(row[score])
+                assert interval["low"] <= interval["value"] <= interval["high"]
+    assert checked == 4
+    assert (trained / "log.txt").read_text("utf-8").count("\n    re-ranked ") == 4
 
 
 @pytest.fixture

@@ -6,12 +6,16 @@ import pytest
 
 from tools import compare
 
-HEAD = "direction,path,pid,first_rank,average_precision\n"
+HEAD = "direction,key,scheme,path,pid,first_rank,average_precision\n"
 DIRECTIONS = ("raw->raw", "raw->protected", "protected->raw", "protected->protected")
 
 
-def folder(root: Path, name: str, first_rank: int, ap: float) -> str:
-    rows = [f"{way},{q}.png,{q % 3},{first_rank},{ap}\n" for way in DIRECTIONS for q in range(6)]
+def folder(root: Path, name: str, first_rank: int, ap: float, read: str = "right,additive") -> str:
+    rows = [
+        f"{way},{read if 'protected' in way else 'none,none'},{q}.png,{q % 3},{first_rank},{ap}\n"
+        for way in DIRECTIONS
+        for q in range(6)
+    ]
     (root / name).mkdir()
     (root / name / "per_query.csv").write_text(HEAD + "".join(rows), "utf-8")
     return str(root / name)
@@ -21,12 +25,16 @@ def test_each_is_compared_with_the_one_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [
-        folder(tmp_path, "base-test", 2, 0.5),
+        folder(tmp_path, "base-test", 2, 0.5, "none,none"),
         folder(tmp_path, "without-test", 1, 0.75),
         folder(tmp_path, "full-test", 1, 0.7),
     ]
     assert compare.main(names) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "protected images of base: key none; without: key right, scheme additive; "
+        "full: key right, scheme additive"
+    )
     assert [line.split() for line in lines].count(
         ["without", "-", "base", "+100.0", "[+100.0,", "+100.0]", "+25.0", "[+25.0,", "+25.0]"]
     ) == len(DIRECTIONS)
@@ -41,3 +49,40 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
         compare.main([whole])
     assert stop.value.code == 2
     assert "expected two or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reads", "alike"),
+    [
+        (("none,none", "right,aead"), True),  # both as the holder sees them
+        (("ciphertext,aead", "ciphertext,aead"), True),
+        (("ciphertext,additive", "right,aead"), False),
+        (("none,none", "ciphertext,additive"), False),
+        (("right,additive", "right,aead"), False),
+        (("ciphertext,additive", "ciphertext,aead"), False),
+        (("right,additive", "none,none", "right,aead"), False),
+    ],
+)
+def test_key_states_that_differ_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: tuple[str, ...], alike: bool
+) -> None:
+    names = [folder(tmp_path, f"run{n}", 1, 0.5, read) for n, read in enumerate(reads)]
+    assert compare.main(names) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "not read alike" in line]
+    assert len(lines) == (not alike)
+    for line in lines:
+        for name, (key, scheme) in zip(names, (read.split(",") for read in reads), strict=True):
+            told = f"{name}: key {key}" + f", scheme {scheme}" * (key != "none")
+            assert told in line
+
+
+def test_a_table_of_an_earlier_version_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [folder(tmp_path, name, 1, 1.0) for name in ("new", "old")]
+    path = tmp_path / "old" / "per_query.csv"
+    path.write_text("direction,path,pid,first_rank,average_precision\nraw->raw,a,1,1,1\n", "utf-8")
+    assert compare.main(names) == 2
+    error = capsys.readouterr().err
+    assert "old/per_query.csv is of an earlier version" in error
+    assert "evaluate again with EVAL.DETAILS on" in error and error.count("\n") == 1

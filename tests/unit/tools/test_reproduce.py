@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 import statistics
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from yacs.config import CfgNode
 from configs import loading
 from configs.published import STRENGTHS
 from engine.report import DIRECTIONS
+from engine.scoring.paired import Access
 from tests.fixtures import trees
 from tests.fixtures.paths import ROOT
 from tests.unit.engine.test_results import content
@@ -44,13 +46,15 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[CfgNode]:
         folder.mkdir(parents=True, exist_ok=True)
         loading.dump(cfg, folder / "config.yml")
         if cfg.TEST.EVALUATE_ONLY == "on":
-            _write_test(folder, 0.01 * cfg.SOLVER.SEED + (0.1 if cfg.MODEL.MODE == "GCR" else 0))
+            more = 0.01 * cfg.SOLVER.SEED + (0.1 if cfg.MODEL.MODE == "GCR" else 0)
+            key = "right" if cfg.TEST.RETRIEVE_WITH_KEY == "on" else "ciphertext"
+            _write_test(folder, more, Access(key, "aead") if cfg.MODEL.MODE == "GCR" else Access())
 
     monkeypatch.setattr(experiment, "run", run)
     return seen
 
 
-def _write_test(folder: Path, more: float) -> None:
+def _write_test(folder: Path, more: float, access: Access) -> None:
     found = content()
     for row in found["retrieval"]:
         row["rank1"] += more
@@ -58,9 +62,11 @@ def _write_test(folder: Path, more: float) -> None:
     (folder / "results.json").write_text(json.dumps(found), "utf-8")
     with (folder / "per_query.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("direction", "path", "pid", "first_rank", "average_precision"))
+        head = ("direction", "key", "scheme", "path", "pid", "first_rank", "average_precision")
+        writer.writerow(head)
         for name in NAMES:
-            writer.writerows((name, f"{q}.png", q % 4, 2, 0.5 + more) for q in range(8))
+            start = (name, *astuple(access.of(name)))
+            writer.writerows((*start, f"{q}.png", q % 4, 2, 0.5 + more) for q in range(8))
 
 
 @pytest.mark.parametrize("method", MORE)
@@ -108,6 +114,16 @@ def test_means_spread_and_differences(
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["+10.0 [+10.0, +10.0], 3 of 3"] * 4
     assert (tmp_path / "out/reproduction.md").read_text("utf-8").strip() in text
     assert "not compared" not in text  # nothing is published of this data set
+    assert "not read alike" not in text  # the right key shows what was never encrypted
+
+
+def test_methods_of_which_one_is_read_without_key_are_said_to_be_unlike(
+    runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ["--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base,full"]
+    assert reproduce.main(command(tmp_path, *demo, "TEST.RETRIEVE_WITH_KEY", "off")) == 0
+    text = capsys.readouterr().out
+    assert "not read alike (base: key none; full: key ciphertext, scheme aead)" in text
 
 
 def test_published_numbers_stand_beside_and_decide(

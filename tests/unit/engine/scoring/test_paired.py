@@ -10,11 +10,20 @@ import torch
 from data.records import Sample
 from engine.details import save_details
 from engine.scoring.features import Features
-from engine.scoring.paired import QueryResult, differences, mean_of, read_queries
+from engine.scoring.paired import (
+    Access,
+    QueryResult,
+    QueryTable,
+    differences,
+    mean_of,
+    read_queries,
+)
 from engine.scoring.score_details import score_details
 from utils.errors import UserError
 
-HEAD = "direction,path,pid,camid,num_matches,first_rank,last_rank,average_precision,inp\n"
+HEAD = (
+    "direction,key,scheme,path,pid,camid,num_matches,first_rank,last_rank,average_precision,inp\n"
+)
 
 
 def results(rank1: list[float], ap: list[float], people: int) -> dict[str, QueryResult]:
@@ -58,11 +67,18 @@ def test_other_queries_are_refused() -> None:
 
 
 def test_reads_what_an_evaluation_wrote(tmp_path: Path) -> None:
-    rows = "raw->raw,a.png,7,0,2,1,3,0.83,0.5\nraw->raw,b.png,8,1,1,4,4,0.25,0.25\n"
+    rows = (
+        "raw->raw,none,none,a.png,7,0,2,1,3,0.83,0.5\n"
+        "raw->protected,ciphertext,aead,b.png,8,1,1,4,4,0.25,0.25\n"
+    )
     (tmp_path / "per_query.csv").write_text(HEAD + rows, "utf-8")
-    assert read_queries(tmp_path) == {
-        "raw->raw": {"a.png": QueryResult(7, 1.0, 0.83), "b.png": QueryResult(8, 0.0, 0.25)}
-    }
+    assert read_queries(tmp_path) == QueryTable(
+        Access("ciphertext", "aead"),
+        {
+            "raw->raw": {"a.png": QueryResult(7, 1.0, 0.83)},
+            "raw->protected": {"b.png": QueryResult(8, 0.0, 0.25)},
+        },
+    )
 
 
 def test_a_file_name_that_is_no_utf8_comes_back(tmp_path: Path) -> None:
@@ -71,8 +87,8 @@ def test_a_file_name_that_is_no_utf8_comes_back(tmp_path: Path) -> None:
     query, gallery = (Features(torch.eye(2), [7, 8], [camera] * 2) for camera in (0, 1))
     details = {"raw->raw": score_details(query, gallery)}
     samples = [Sample(name, pid, 0, "s") for name, pid in ((path, 7), ("b.jpg", 8))]
-    save_details(details, samples, tmp_path)
-    assert set(read_queries(tmp_path)["raw->raw"]) == {path, "b.jpg"}
+    save_details(details, Access(), samples, tmp_path)
+    assert set(read_queries(tmp_path).directions["raw->raw"]) == {path, "b.jpg"}
 
 
 def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
@@ -80,8 +96,11 @@ def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
         read_queries(tmp_path)
     for text in (
         "name,value\na,1\n",
-        HEAD + "raw->raw,a.png\n",
-        HEAD + "raw->raw,a,x,0,2,1,3,1,1\n",
+        HEAD + "raw->raw,none,none,a.png\n",
+        HEAD + "raw->raw,none,none,a,x,0,2,1,3,1,1\n",
+        HEAD
+        + "raw->protected,right,aead,a,1,0,2,1,3,1,1\n"
+        + "raw->protected,ciphertext,aead,b,1,0,2,1,3,1,1\n",
     ):
         (tmp_path / "per_query.csv").write_text(text, "utf-8")
         with pytest.raises(UserError, match="not a table of per-query results"):
@@ -89,15 +108,20 @@ def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
 
 
 def test_the_mean_over_trainings_is_taken_query_by_query() -> None:
+    opened = Access("right", "aead")
     tables = [
-        {"raw->raw": results([1, 0], [0.9, 0.1], 2)},
-        {"raw->raw": results([0, 0], [0.5, 0.3], 2)},
-        {"raw->raw": results([1, 0], [0.4, 0.2], 2)},
+        QueryTable(opened, {"raw->raw": results([1, 0], [0.9, 0.1], 2)}),
+        QueryTable(opened, {"raw->raw": results([0, 0], [0.5, 0.3], 2)}),
+        QueryTable(opened, {"raw->raw": results([1, 0], [0.4, 0.2], 2)}),
     ]
-    found = mean_of(tables)["raw->raw"]
+    assert mean_of(tables).access == opened
+    found = mean_of(tables).directions["raw->raw"]
     assert found["0.png"].rank1 == pytest.approx(2 / 3)
     assert found["0.png"].average_precision == pytest.approx(0.6)
     assert found["1.png"] == QueryResult(1, 0.0, pytest.approx(0.2))
-    for other in ({"raw->raw": results([1], [1], 1)}, {"raw->protected": tables[0]["raw->raw"]}):
+    same = tables[0].directions
+    for other in ({"raw->raw": results([1], [1], 1)}, {"raw->protected": same["raw->raw"]}):
         with pytest.raises(UserError, match="different queries"):
-            mean_of([tables[0], other])
+            mean_of([tables[0], QueryTable(opened, other)])
+    with pytest.raises(UserError, match=r"key right, scheme aead and with key none.*with the same"):
+        mean_of([tables[0], QueryTable(Access(), same)])
