@@ -15,10 +15,11 @@ from typing import Any
 from data.records import Sample
 from engine.evaluator import Extraction, Scores
 from engine.report import DIRECTIONS
+from engine.scoring.calibration import Calibration, calibrate
 from engine.scoring.features import Features
 from engine.scoring.paired import PER_QUERY_NAME, Access
 from engine.scoring.score_details import ScoreDetails, score_details
-from engine.scoring.verification import Calibration, calibrate, score_verification
+from engine.scoring.verification import score_verification
 from utils.errors import UserError
 from utils.files import atomic_write, write_text
 from utils.logger import get_logger

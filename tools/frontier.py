@@ -126,7 +126,7 @@ def frontier(args: argparse.Namespace) -> None:
     save_picture(frontier_chart(points), args.output / "frontier.png")
     content = [point.to_json() | made for point, made in measured]
     for name, text in (
-        ("frontier.json", json.dumps(content, indent=2, ensure_ascii=False)),
+        ("frontier.json", json.dumps(content, indent=2)),
         ("table.txt", table(points)),
     ):
         write_text(args.output / name, text + "\n")

@@ -66,7 +66,7 @@ def bootstrap_ratios(
     sums = np.zeros((2, len(people), upper.shape[1]))
     np.add.at(sums[0], owner, upper)
     np.add.at(sums[1], owner, lower)
-    times = _draws(len(people), samples, seed)
+    times = draws(len(people), samples, seed)
     drawn, count = times @ sums[0], times @ sums[1]
     # A resample in which nothing could be counted says nothing.
     rates = np.divide(drawn, count, out=np.full_like(drawn, np.nan), where=count > 0)
@@ -75,7 +75,7 @@ def bootstrap_ratios(
     return [Interval(*map(float, one)) for one in zip(value, low, high, strict=True)]
 
 
-def _draws(num_people: int, samples: int, seed: int) -> NDArray[np.float64]:
+def draws(num_people: int, samples: int, seed: int) -> NDArray[np.float64]:
     """Return how often each person is drawn in each resample (samples, people)."""
     rng = np.random.default_rng(seed)
     share = np.full(num_people, 1 / num_people)

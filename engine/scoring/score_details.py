@@ -115,8 +115,7 @@ def _verification(scores: VerificationScores) -> dict[str, Any]:
         "num_genuine": scores.num_genuine,
         "num_impostor": scores.num_impostor,
         "tpr_at_fpr": {f"{rate:g}": asdict(one) for rate, one in scores.tpr_intervals().items()},
-        "area_under_roc": scores.area_under_roc(),
-        "equal_error_rate": scores.equal_error_rate(),
+        **{name: asdict(one) for name, one in scores.curve_intervals().items()},
         "roc": {
             "fpr": false[points].tolist(),
             "tpr": true[points].tolist(),

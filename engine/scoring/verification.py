@@ -1,8 +1,7 @@
 """Same person or not: how often two images are rightly and wrongly taken for one person.
 
 Pairs are query x gallery under the same rules as retrieval. They are never held: similarities go
-into a histogram whose bins, 2^-19 = 1.9e-6 wide, are as fine as float32 products of this length
-are exact. Thresholds are lower edges of bins; every rate is exact for its threshold.
+into a histogram (``engine.scoring.bins``); every rate is exact for its threshold.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.scoring.bins import BINS, bins_of, threshold_of
 from engine.scoring.bootstrap import Interval, bootstrap_ratios
 from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.matching import Matching
 from engine.scoring.memory import MIB
+from engine.scoring.person_pairs import PersonCounter, PersonPairs
 from engine.scoring.products import product_chunks
 from engine.scoring.ragged import Indices
 from utils.errors import UserError
 
-BINS = 2**20
 FALSE_POSITIVE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 # Values are turned into bins in blocks: with what lies between they take five times the memory of
 # the products. Besides, three histograms.
@@ -43,6 +43,7 @@ class VerificationScores:
         pair_query: For each genuine pair which scored query it belongs to.
         pair_bin: And its bin.
         query_pid: Identity of each scored query.
+        by_person: The same pairs of each query person, more coarsely.
         degenerate: As in ``RetrievalScores``.
     """
 
@@ -51,6 +52,7 @@ class VerificationScores:
     pair_query: Indices
     pair_bin: Indices
     query_pid: Indices
+    by_person: PersonPairs
     degenerate: bool
 
     @property
@@ -115,69 +117,18 @@ class VerificationScores:
         place = int(np.argmin(np.abs(false - (1 - true))))
         return float((false[place] + 1 - true[place]) / 2)
 
+    def curve_intervals(
+        self, *, level: float = 0.95, samples: int = 1000, seed: int = 1
+    ) -> dict[str, Interval]:
+        """Return ``area_under_roc`` and ``equal_error_rate`` with their intervals.
 
-@dataclass(frozen=True)
-class Calibration:
-    """A threshold for "same person?", chosen on validation and to be used elsewhere unchanged.
-
-    Attributes:
-        threshold: Lowest cosine that is taken for one person.
-        asked_fpr: False positive rate that was asked for.
-        fpr: False positive rate on validation, at most that.
-        tpr: True positive rate on validation.
-        num_genuine: Pairs of one person it was measured on.
-        num_impostor: Pairs of two people.
-    """
-
-    threshold: float
-    asked_fpr: float
-    fpr: float
-    tpr: float
-    num_genuine: int
-    num_impostor: int
-
-    def same_person(self, similarity: float) -> bool:
-        """Decide for one cosine."""
-        return similarity >= self.threshold
-
-
-def calibrate(validation: VerificationScores, *, false_positive_rate: float = 1e-3) -> Calibration:
-    """Choose the threshold that accepts as many true pairs as a false positive rate allows.
-
-    Args:
-        validation: Scores of the validation split: a threshold chosen on test data says nothing.
-        false_positive_rate: Share of pairs of two people that may be taken for one.
-
-    Raises:
-        UserError: The features are degenerate, or there are too few pairs to see such a rate.
-    """
-    if validation.degenerate:
-        raise UserError(
-            "no threshold can be chosen from features that are NaN, zero or the same for "
-            "everybody; check the checkpoint"
+        A person is drawn with all pairs of his queries, also those with other people: thresholds
+        and both rates move.
+        """
+        area, equal_error = self.by_person.intervals(
+            self.area_under_roc(), self.equal_error_rate(), level=level, samples=samples, seed=seed
         )
-    if not 0 < false_positive_rate < 1 or false_positive_rate * validation.num_impostor < 1:
-        raise UserError(
-            f"the false positive rate is {false_positive_rate:g} with {validation.num_impostor:,} "
-            f"pairs of two people; expected one between {1 / max(1, validation.num_impostor):.1g} "
-            "and 1, or a larger validation split"
-        )
-    first_bin = validation.bin_at(false_positive_rate)
-    true, false = validation.rates_at(first_bin)
-    return Calibration(
-        float(threshold_of(first_bin)),
-        false_positive_rate,
-        false,
-        true,
-        validation.num_genuine,
-        validation.num_impostor,
-    )
-
-
-def cosine(first: Tensor, second: Tensor) -> float:
-    """Return the cosine of two embeddings (D,), as ``Calibration.same_person`` takes it."""
-    pair = torch.stack([first.detach().float().cpu(), second.detach().float().cpu()])
-    return float(torch.nn.functional.cosine_similarity(pair[:1], pair[1:]))
+        return {"area_under_roc": area, "equal_error_rate": equal_error}
 
 
 def score_verification(
@@ -206,7 +157,10 @@ def score_verification(
         impostor = torch.zeros(BINS + 2, dtype=torch.int64, device=device)
         pair_bin = np.empty(len(matching.matches.values), np.int64)
         owner = np.repeat(np.arange(len(matching.queries)), matching.matches.lengths)
+        pids = query.pids.cpu().numpy()[matching.queries]
+        by_person = PersonCounter(first, second, matching, pids)
         own_bytes = _HISTOGRAM_BYTES + _VALUE_BYTES * max(_BLOCK_VALUES, len(gallery))
+        own_bytes += by_person.num_bytes
         for chosen, (block,) in product_chunks(
             (first,), second, matching, memory_mib=memory_mib, caller_mib=own_bytes / MIB
         ):
@@ -218,6 +172,7 @@ def score_verification(
                 bins[first_broken[places]] = 0
                 found = _set_aside(bins, matching, places)
                 impostor += torch.bincount(bins.reshape(-1), minlength=BINS + 2)
+                by_person.add(bins, places)
                 pair_bin[matching.matches.places(np.sort(places))] = found
     counted = impostor[: BINS + 1].cpu().numpy()
     if not counted.any():
@@ -227,7 +182,8 @@ def score_verification(
         impostor=counted,
         pair_query=owner,
         pair_bin=pair_bin,
-        query_pid=query.pids.cpu().numpy()[matching.queries],
+        query_pid=pids,
+        by_person=by_person.result(owner, pair_bin),
         degenerate=first.degenerate or second.degenerate,
     )
 
@@ -243,14 +199,3 @@ def _set_aside(bins: Tensor, matching: Matching, places: Indices) -> Indices:
         found = bins[rows, columns] if keep else rows[:0]
         bins[rows, columns] = BINS + 1
     return np.asarray(found.cpu().numpy(), np.int64)
-
-
-def bins_of(similarity: Tensor) -> Tensor:
-    """Return the bin of each cosine, int64, 0..BINS; what is no number is as far as can be."""
-    scaled = (similarity.clamp(-1.0, 1.0) + 1.0) * (BINS / 2)
-    return scaled.nan_to_num_(0.0).floor_().long()
-
-
-def threshold_of(bins: int | Indices) -> Floats:
-    """Return the lowest cosine of a bin, float64."""
-    return np.asarray(bins, np.float64) / (BINS / 2) - 1.0

@@ -51,6 +51,10 @@ def test_it_is_plain_json_and_agrees_with_the_scores(details):
     assert set(rates) == {"0.1", "0.01", "0.001", "0.0001"}
     for rate, interval in rates.items():
         assert interval["value"] == pytest.approx(details.verification.tpr_at(float(rate)))
+    for name in ("area_under_roc", "equal_error_rate"):
+        interval = content["verification"][name]
+        assert interval["value"] == getattr(details.verification, name)()
+        assert interval["low"] < interval["value"] < interval["high"]
     assert len(content["per_query"]["average_precision"]) == content["num_queries"]
     assert "per_query" not in details.to_json(per_query=False)
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.scoring import products, verification
-from engine.scoring.bootstrap import bootstrap_ratios, retrieval_intervals
+from engine.scoring.bootstrap import Interval, bootstrap_ratios, retrieval_intervals
+from engine.scoring.calibration import calibrate, cosine
 from engine.scoring.features import Features
 from engine.scoring.retrieval import score_retrieval
 from engine.scoring.single_shot import score_single_shot
-from engine.scoring.verification import BINS, calibrate, cosine, score_verification
+from engine.scoring.verification import BINS, score_verification
 from tests.fixtures.naive_retrieval import unit
 from utils.errors import UserError
 
@@ -130,6 +131,9 @@ def test_perfect_features_and_calibration():
     scores = score_verification(query, Features(embeddings, pids, [1] * 40))
     assert scores.tpr_at(1e-4) == 1
     assert (scores.area_under_roc(), scores.equal_error_rate()) == (1, 0)
+    found = scores.curve_intervals(samples=50)
+    assert found["area_under_roc"] == Interval(1, 1, 1)
+    assert found["equal_error_rate"] == Interval(0, 0, 0)
     chosen = calibrate(scores, false_positive_rate=1e-2)
     assert (chosen.tpr, chosen.num_genuine, chosen.num_impostor) == (1, 40, 1560)
     assert chosen.fpr <= chosen.asked_fpr
@@ -162,6 +166,8 @@ def test_thresholds_that_mean_nothing_are_refused():
     flat = score_verification(Features(torch.ones(2, 4), [1, 2], [0, 0]), constant)
     assert flat.degenerate
     assert flat.tpr_at(0.1) == 0
+    for interval in flat.curve_intervals(samples=20).values():
+        assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match="the same for everybody"):
         calibrate(flat)
     with pytest.raises(UserError, match="at least two people"):
