@@ -10,7 +10,7 @@ from collections.abc import Mapping
 # INPUT.RADIUS of each INPUT.TYPE, and MODEL.VAL_R1 of the full method.
 STRENGTHS: Mapping[str, float] = {"blur": 12.0, "mosaic": 24.0, "noise": 0.5}
 VAL_R1 = 0.75
-SEED = 1
+IMAGENET_FILE = "resnet50-0676ba61.pth"  # what ResNet-50 starts from
 
 # Points of rank-1 by which the mean of trainings may differ and still be called the published
 # number. The publication gives no spread, so this is the project's: a few tenths are usual between

@@ -119,7 +119,7 @@ def build_evaluator(
         | _protocol_notes(cfg, cipher)
         | _left_out(usable, query, gallery),
         caution=cipher.caution if cipher else "",
-        versions=environment_report(model.device) | _processes(),
+        versions=environment_report(model.device) | _arithmetic(model) | _processes(),
     )
     return Evaluator(
         views=_build_views(cfg, model, cipher),
@@ -161,6 +161,10 @@ def _left_out(usable: Sequence[Sequence[Sample]], *sides: Sequence[Sample]) -> d
         return {}
     text = "{} of {} queries and {} of {} gallery images, which cannot be decoded"
     return {"left out": text.format(missing[0], len(sides[0]), missing[1], len(sides[1]))}
+
+
+def _arithmetic(model: Model) -> dict[str, str]:
+    return {"precision": str(model.precision).removeprefix("torch.")}
 
 
 def _processes() -> dict[str, str]:

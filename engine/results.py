@@ -47,8 +47,7 @@ class Results:
             return cls(
                 {name: float(row["rank1"]) for name, row in rows.items()},
                 {name: float(row["mAP"]) for name, row in rows.items()},
-                # null stands for the infinite PSNR of equal images
-                {kind: float(q["psnr_db"] or math.inf) for kind, q in quality.items()},
+                {kind: _psnr_db(one) for kind, one in quality.items()},
                 {kind: float(q["ssim"]) for kind, q in quality.items()},
                 content["versions"],
             )
@@ -58,6 +57,11 @@ class Results:
             raise UserError(
                 f"{path} is no result of an evaluation ({error!r}); delete it and evaluate again"
             ) from None
+
+
+def _psnr_db(quality: Mapping[str, Any]) -> float:
+    """Return a PSNR; null stands for the infinite one of equal images."""
+    return math.inf if quality["psnr_db"] is None else float(quality["psnr_db"])
 
 
 def _headline(content: Mapping[str, Any], query: str, gallery: str) -> Mapping[str, Any]:

@@ -21,7 +21,8 @@ from engine.attacks.base import Attack
 from engine.attacks.build import Plan, plan_attacks
 from engine.attacks.levels import LEVELS
 from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
-from engine.attacks.suite import SETTINGS_NAME, Suite
+from engine.attacks.results import SETTINGS_NAME
+from engine.attacks.suite import Suite
 from engine.attacks.verdicts import Verdicts, differences, read_expectation, report, verdicts_of
 from engine.distributed.group import joined, leave
 from engine.distributed.processes import barrier, first_on_machine, from_main, is_main, share

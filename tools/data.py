@@ -54,6 +54,8 @@ def _sheet(options: argparse.Namespace) -> int:
     """Draw people as rows and cameras as columns: wrong numbers are seen at once."""
     if not options.root.is_dir():
         raise UserError(f"--root {options.root} is not a folder; give the one with the data sets")
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} exists; give another --output, or --overwrite")
     splits = load_splits(
         options.name,
         options.root,
@@ -183,6 +185,7 @@ def _add_sheet_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--name", required=True, help="a name that DATASETS.NAMES takes")
     add("--output", required=True, type=_folder, metavar="FILE", help="PNG file to write")
+    add("--overwrite", action="store_true", help="replace the file if it is there")
     add("--part", choices=tuple(_PARTS), default="train", help="which pictures (train)")
     add("--people", type=whole_number(1, 500), default=6, help="rows, the lowest number first (6)")
     add("--cameras", type=whole_number(1, 500), default=6, help="columns (6)")

@@ -13,15 +13,18 @@ from configs import loading
 from configs.effects import OF_A_RESULT, OF_A_TRAINING, differing
 from engine.checkpoint import NATIVE_NAMES
 from engine.results import RESULTS_NAME, Results
+from engine.scoring.paired import PER_QUERY_NAME
 from tools.main import run
 from utils.errors import UserError
 
-# What distinguishes the three methods of the published tables; all else is the same.
+# What distinguishes the three methods of the published tables; all else is the same. They win over
+# overrides: MODEL.VAL_R1 on a command line is for the full method.
 METHODS: Mapping[str, tuple[str, ...]] = {
     "base": ("MODEL.MODE", "C", "MODEL.VAL_R1", "inf"),
     "without": ("MODEL.MODE", "GCR", "MODEL.VAL_R1", "inf"),
     "full": ("MODEL.MODE", "GCR"),
 }
+_FILES = (RESULTS_NAME, PER_QUERY_NAME)  # of a test
 # Not what a method is: published rates stand beside those of either arithmetic.
 _OF_A_METHOD = tuple(name for name in OF_A_RESULT if name != "RUNTIME.PRECISION")
 
@@ -44,6 +47,14 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     test_dataset: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what would make one method out of another."""
+        if "MODEL.MODE" in self.overrides[::2]:
+            raise UserError(
+                f"MODEL.MODE is what makes a method; expected one of {', '.join(METHODS)} in place "
+                "of the key"
+            )
+
     @property
     def test_folder(self) -> Path:
         """OUTPUT_DIR of the test."""
@@ -58,7 +69,7 @@ class Experiment:
     def training(self) -> CfgNode:
         """Configuration of the training."""
         resume = ("OUTPUT_DIR", str(self.folder), "SOLVER.RESUME", str(self.has_begun))
-        return loading.load(self.config, [*METHODS[self.method], *self.overrides, *resume])
+        return loading.load(self.config, [*self.overrides, *METHODS[self.method], *resume])
 
     @cached_property
     def test(self) -> CfgNode:
@@ -66,8 +77,8 @@ class Experiment:
         return loading.load(
             self.config,
             [
-                *METHODS[self.method],
                 *self.overrides,
+                *METHODS[self.method],
                 *(("DATASETS.NAMES", self.test_dataset) if self.test_dataset else ()),
                 *("TEST.EVALUATE_ONLY", "on", "SOLVER.RESUME", "False", "EVAL.DETAILS", "on"),
                 *("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(self.folder)),
@@ -78,8 +89,8 @@ class Experiment:
     @property
     def is_finished(self) -> bool:
         """Whether the test has been made with these values."""
-        lies = (self.test_folder / RESULTS_NAME).is_file()
-        return lies and not _changed_in(self.test_folder, self.test, OF_A_RESULT)
+        whole = all((self.test_folder / name).is_file() for name in _FILES)
+        return whole and not _changed_in(self.test_folder, self.test, OF_A_RESULT)
 
     def results(self) -> Results:
         """Return the results of a finished test.
@@ -104,7 +115,8 @@ class Experiment:
             )
         if not self.is_finished:
             # Not of this test: a run that is killed before it has its own would show them.
-            (self.test_folder / RESULTS_NAME).unlink(missing_ok=True)
+            for name in _FILES:
+                (self.test_folder / name).unlink(missing_ok=True)
             run(self.training)
             run(self.test)
         return self.results()

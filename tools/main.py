@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
+from engine.attacks.results import SETTINGS_NAME
 from engine.build import build_trainer
 from engine.checkpoint import training_in
 from engine.details import (
@@ -93,6 +94,12 @@ def _start(cfg: CfgNode) -> logging.Logger:
     if not is_main():
         return setup_logger(level=logging.WARNING)
     output_dir = ensure_folder(cfg.OUTPUT_DIR)
+    attacks = output_dir / SETTINGS_NAME
+    if attacks.is_file():
+        raise UserError(
+            f"{attacks} exists: OUTPUT_DIR '{output_dir}' holds attacks, whose config.yml and "
+            "results.json would be replaced; choose another OUTPUT_DIR"
+        )
     for folder in (output_dir, output_dir / "pictures"):
         remove_leftovers(folder)
     return setup_logger(output_dir)

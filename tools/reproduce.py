@@ -18,6 +18,8 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from configs import loading
 from configs.published import STRENGTHS, VAL_R1
+from data.datasets.base import LoadRequest
+from data.registry import find_loader, load_data
 from data.train_split import NAMES, make_split
 from engine.distributed.group import refuse_sharing
 from tools.command_line import MAX_SEED, Parser, exit_code_of, whole_number
@@ -114,7 +116,7 @@ def _row(
     args: argparse.Namespace, dataset: str, desensitizer: Desensitizer, method: str, val_r1: float
 ) -> Row:
     kind, radius = desensitizer.kind, desensitizer.radius
-    folder = args.output / re.sub(r"[^\w.-]+", "-", dataset)
+    folder = args.output / re.sub(r"[^\w-]+", "-", dataset)
 
     def experiment(
         config: Path, opts: Sequence[str], seed: int, own: tuple[str, ...]
@@ -138,9 +140,14 @@ def _row(
 
 
 def plan(rows: Sequence[Row]) -> str:
-    """Return what is finished, begun and still to do, a line each."""
+    """Return what is finished, begun and still to do, a line each.
+
+    Raises:
+        UserError: There is no such data set.
+    """
     lines = []
     for row in rows:
+        find_loader(row.dataset)
         for experiment in row.experiments.values():
             begun = "to go on" if experiment.has_begun else "to do"
             state = "finished" if experiment.is_finished else begun
@@ -150,12 +157,14 @@ def plan(rows: Sequence[Row]) -> str:
 
 def work_through(rows: Sequence[Row], output: Path) -> Table:
     """Run what is not finished, a seed of every row before the next; the table grows with it."""
+    Table.of(rows)  # a damaged result is told now, not after the trainings
     left = [
         (row, seed)
         for seed in rows[0].experiments
         for row in rows
         if not row.experiments[seed].is_finished
     ]
+    _prepare([row.experiments[seed] for row, seed in left])
     start = time.monotonic()
     for done, (row, seed) in enumerate(left):
         if done:
@@ -164,7 +173,6 @@ def work_through(rows: Sequence[Row], output: Path) -> Table:
                 "%d of %d trainings done in %.1f h; about %.1f h left",
                 done, len(left), hours, hours / done * (len(left) - done),
             )  # fmt: skip
-        _ensure_split(row.dataset, row.experiments[seed])
         row.experiments[seed].run()
         _save(rows, output)
     return _save(rows, output)
@@ -178,16 +186,28 @@ def _save(rows: Sequence[Row], output: Path) -> Table:
     return table
 
 
-def _ensure_split(dataset: str, experiment: Experiment) -> None:
-    """Make the validation split that the training needs, if it is not there."""
-    cfg = experiment.training
-    root = Path(cfg.DATASETS.ROOT_DIR)
-    split = root / f"{dataset}_val"
-    if dataset not in NAMES or split.exists():
+def _prepare(experiments: Sequence[Experiment]) -> None:
+    """See that all data are there before the first training, and make missing validation splits."""
+    for one in {one.test_dataset: one for one in experiments}.values():
+        cfg = one.training
+        request = LoadRequest(
+            one.test_dataset, Path(cfg.DATASETS.ROOT_DIR), cfg.MSMT17.PROTOCOL, cfg.CUHK03.KIND,
+            list_only=True,
+        )  # fmt: skip
+        if one.test_dataset != "synthetic":  # which is made where it is missing
+            load_data(request)
+        if one.test_dataset in NAMES:
+            _ensure_split(request)
+
+
+def _ensure_split(request: LoadRequest) -> None:
+    split = request.root / f"{request.name}_val"
+    if split.exists():
         return
     try:
         make_split(
-            root, dataset, msmt17_protocol=cfg.MSMT17.PROTOCOL, cuhk03_kind=cfg.CUHK03.KIND
+            request.root, request.name, msmt17_protocol=request.msmt17_protocol,
+            cuhk03_kind=request.cuhk03_kind,
         )  # fmt: skip
     except UserError:
         if not split.exists():  # else another command that shares the work was faster

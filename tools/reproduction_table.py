@@ -147,7 +147,7 @@ def _section(title: str, group: Sequence[Summary]) -> str:
                 if (text := unlike({first.row.method: before, second.row.method: after}))
             ),
         ]
-    parts += [text for one in group if (text := _not_compared(one.row))]
+    parts += [text for one in group for text in (_not_compared(one.row), _made_apart(one)) if text]
     return "\n\n".join(parts)
 
 
@@ -226,6 +226,16 @@ def _not_compared(row: Row) -> str:
         f"{row.method} is not compared with the published numbers, as its values are not theirs: "
         f"{', '.join(row.unlike[:3])}{more}"
     )
+
+
+def _made_apart(one: Summary) -> str:
+    """Say where seeds were trained in different arithmetic, which is no spread over seeds."""
+    differing = {
+        name: sorted({found.versions.get(name, "unknown") for found in one.results.values()})
+        for name in ("precision", "torch")
+    }
+    told = [f"{name} {' and '.join(both)}" for name, both in differing.items() if len(both) > 1]
+    return f"{one.row.method} mixes {', '.join(told)} over its seeds" if told else ""
 
 
 def _as_json(one: Summary) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any
 
 from engine.scoring.bootstrap import Interval
 
+# Beside the results: tells a folder of attacks from that of a training.
+SETTINGS_NAME = "settings.json"
+
 # Values that differ by less differ by rounding: where a network draws one picture for everybody,
 # value and floor are the same number, computed in two ways.
 _RESOLUTION = 1e-6

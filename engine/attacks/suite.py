@@ -13,7 +13,7 @@ from engine.attacks.build import Plan
 from engine.attacks.charts import curve_chart, picture_sheet, verdict_chart
 from engine.attacks.context import AttackContext
 from engine.attacks.registry import ATTACKS
-from engine.attacks.results import Result, not_applicable
+from engine.attacks.results import SETTINGS_NAME, Result, not_applicable
 from engine.attacks.verdicts import VERDICTS_NAME, report, verdicts_of
 from engine.pictures import save_picture
 from utils.errors import UserError
@@ -22,7 +22,6 @@ from utils.logger import get_logger
 
 _LOGGER = get_logger()
 
-SETTINGS_NAME = "settings.json"
 RESULTS_NAME = "results.json"
 TABLE_NAME = "table.txt"
 

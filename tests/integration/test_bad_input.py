@@ -247,3 +247,13 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: MODEL.MDOE")
     assert done.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_attacks_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text("{}", "utf-8")
+    assert command.main(tiny.arguments(tmp_path)) == 2
+    assert "holds attacks" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]

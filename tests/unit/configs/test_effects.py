@@ -39,6 +39,10 @@ def test_values_are_plain_json() -> None:
         (("SOLVER.SEED", "2"), ["SOLVER.SEED 1 (now 2)"]),
         (("MODEL.DEVICE", "cpu", "RUNTIME.THREADS", "3"), []),
         (("ISED.SCHEME", "aead"), ["ISED.SCHEME additive (now aead)"]),
+        # Weights count by their file, and the folder of data sets where a path begins there.
+        (("MODEL.PRETRAIN_PATH", "w/resnet50-0676ba61.pth"), []),
+        (("MODEL.PRETRAIN_PATH", "w/a.pth"), ["MODEL.PRETRAIN_PATH  (now w/a.pth)"]),
+        (("DATASETS.ROOT_DIR", "elsewhere"), []),
     ],
 )
 def test_what_differs_is_said(given: tuple[str, ...], words: list[str]) -> None:
@@ -47,3 +51,9 @@ def test_what_differs_is_said(given: tuple[str, ...], words: list[str]) -> None:
 
 def test_other_keys_are_not_compared() -> None:
     assert not differing(loading.load(), loading.load(None, ("ISED.SCHEME", "aead")), OF_A_TRAINING)
+
+
+def test_where_one_s_own_data_lie_counts() -> None:
+    own = ("DATASETS.NAMES", "folder:mine", "DATASETS.ROOT_DIR")
+    words = differing(loading.load(None, (*own, "a")), loading.load(None, (*own, "b")))
+    assert words == ["DATASETS.ROOT_DIR a (now b)"]

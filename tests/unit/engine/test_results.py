@@ -67,6 +67,11 @@ def test_what_is_no_result_is_named(tmp_path: Path, damage: object) -> None:
         Results.load(tmp_path / "nowhere")
 
 
+def test_the_worst_psnr_is_no_infinite_one(tmp_path: Path) -> None:
+    worst = {"image_quality": {"encrypted": {"psnr_db": 0.0, "ssim": 0}}}
+    assert Results.load(save(tmp_path, content() | worst)).psnr_db == {"encrypted": 0.0}
+
+
 def test_spread_is_that_of_a_sample() -> None:
     values = [0.871, 0.866, 0.874]
     found = Spread.of(values)

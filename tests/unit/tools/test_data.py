@@ -163,6 +163,8 @@ def test_a_sheet_has_people_as_rows_and_cameras_as_columns(tmp_path: Path) -> No
     name = ("--name", "market1501", "--output", str(output))
     assert sheet(numbered_people(tmp_path), *name) == 0
     assert colours(output) == [[(2, 1), (2, 3)], [None, (7, 3)], [(9, 1), (9, 3)]]
+    assert sheet(tmp_path, *name, "--people", "2") == 2  # nothing is replaced unasked
+    name = (*name, "--overwrite")
     assert sheet(tmp_path, *name, "--people", "2", "--cameras", "1") == 0
     assert colours(output) == [[(2, 1)], [None]]
     # Distractors are nobody, so they have no row.

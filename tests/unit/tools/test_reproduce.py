@@ -27,6 +27,7 @@ PUBLISHED = (
 )
 MORE = {"base": " MODEL.MODE C", "without": "", "full": " MODEL.VAL_R1 0.75"}
 TEST = " TEST.EVALUATE_ONLY \"('on')\" MODEL.PRETRAIN_CHOICE \"('self')\" MODEL.PRETRAIN_DIR log/t"
+PREPARE = reproduce._prepare
 NAMES = ["->".join(direction) for direction in DIRECTIONS]
 
 
@@ -51,6 +52,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[CfgNode]:
             _write_test(folder, more, Access(key, "aead") if cfg.MODEL.MODE == "GCR" else Access())
 
     monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(reproduce, "_prepare", lambda _: None)  # needs no data either
     return seen
 
 
@@ -203,8 +205,9 @@ def test_old_results_do_not_pass_for_those_of_a_killed_test(
 
 
 def test_the_validation_split_is_made_where_it_is_missing(
-    runs: list[CfgNode], tmp_path: Path
+    runs: list[CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reproduce, "_prepare", PREPARE)
     trees.market1501(tmp_path)
     assert reproduce.main(command(tmp_path, "--datasets", "market1501", "--methods", "base")) == 1
     assert (tmp_path / "market1501_val/bounding_box_val_query").is_dir()
@@ -238,3 +241,69 @@ def test_an_upgrading_level_of_the_file_is_kept(runs: list[CfgNode], tmp_path: P
     line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"))
     assert reproduce.main(line) == 0
     assert [cfg.MODEL.VAL_R1 for cfg in runs[::2]] == [math.inf, math.inf, 0.5]
+
+
+def test_a_method_is_one_whatever_is_overridden(
+    runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"))
+    assert reproduce.main([*line, "MODEL.VAL_R1", "0.25"]) == 0
+    made = [(cfg.MODEL.MODE, cfg.MODEL.VAL_R1) for cfg in runs[::2]]
+    assert made == [("C", math.inf), ("GCR", math.inf), ("GCR", 0.25)]
+    assert reproduce.main([*line, "MODEL.MODE", "C"]) == 2
+    assert "MODEL.MODE is what makes a method; expected one of base" in capsys.readouterr().err
+
+
+def test_a_test_that_was_killed_at_its_details_is_made_again(
+    runs: list[CfgNode], tmp_path: Path
+) -> None:
+    line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base")
+    assert reproduce.main(line) == 0
+    (Path(runs[1].OUTPUT_DIR) / "per_query.csv").unlink()
+    assert reproduce.main(line) == 0
+    assert len(runs) == 4
+
+
+def test_all_data_are_looked_for_before_the_first_training(
+    runs: list[CfgNode],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(reproduce, "_prepare", PREPARE)
+    trees.market1501(tmp_path)
+    for names, words in (
+        ("market1501,marked1501", "did you mean market1501?"),
+        ("market1501,msmt17", "MSMT17 is not in"),
+        ("market1501,folder:none", "folder:none"),
+    ):
+        asked = [] if "folder" in names else ["--datasets", names]
+        own = ["DATASETS.NAMES", "folder:none"] if "folder" in names else []
+        assert reproduce.main([*command(tmp_path, *asked), *own]) == 2
+        assert words in capsys.readouterr().err
+    assert not runs
+    assert reproduce.main(command(tmp_path, "--datasets", "market1501,marked1501", "--plan")) == 2
+    # A name is no way out of the folder for results.
+    assert reproduce.main(command(tmp_path, "--datasets", "folder:../..", "--plan")) == 0
+    assert f"{tmp_path}/out/folder-/" in capsys.readouterr().out
+
+
+def test_one_s_own_data_elsewhere_are_other_data(runs: list[CfgNode], tmp_path: Path) -> None:
+    for part in ("first", "second"):
+        line = command(tmp_path, "--datasets", "folder:mine", "--methods", "base")
+        code = reproduce.main([*line, "DATASETS.ROOT_DIR", str(tmp_path / part)])
+        assert code == (0 if part == "first" else 2)
+    assert len(runs) == 2
+
+
+def test_seeds_of_different_arithmetic_are_named(
+    runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base")
+    assert reproduce.main([*line, "--seeds", "1,2"]) == 0
+    assert "mixes" not in capsys.readouterr().out
+    path = Path(runs[1].OUTPUT_DIR) / "results.json"
+    found = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(found | {"versions": {"precision": "bfloat16"}}), "utf-8")
+    assert reproduce.main([*line, "--seeds", "1,2"]) == 0
+    assert "base mixes precision bfloat16 and unknown over its seeds" in capsys.readouterr().out
