@@ -56,8 +56,8 @@ def empty_folder(folder: Path, role: str) -> DatasetError:
     """Refuse a folder without a single picture."""
     return DatasetError(
         f"empty-{role}",
-        f"{folder} holds no picture (.jpg, .jpeg or .png); unpack the archive again, the {role} "
-        "images are missing",
+        f"{folder} holds no picture (.jpg, .jpeg or .png), though {role} images are expected "
+        "there; copy them there, or unpack the archive again",
     )
 
 

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
-from data.images import read_rgb
+from data.images import BadImage, read_rgb
 from data.records import Sample
 
 _NOTHING = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    """A sheet, and what is on it.
+
+    Attributes:
+        image: The picture.
+        pids, camids: Identities of the rows, and cameras of the columns (counted from 0).
+        bad: Pictures that cannot be decoded.
+    """
+
+    image: Image.Image
+    pids: tuple[int, ...]
+    camids: tuple[int, ...]
+    bad: tuple[BadImage, ...]
 
 
 def contact_sheet(
@@ -19,7 +36,7 @@ def contact_sheet(
     cameras: int,
     tile: tuple[int, int] = (64, 128),
     gap: int = 2,
-) -> Image.Image:
+) -> ContactSheet:
     """Lay out pictures with one identity a row and one camera a column.
 
     Args:
@@ -30,10 +47,7 @@ def contact_sheet(
         gap: White pixels between pictures.
 
     Returns:
-        RGB image; a place without a picture is grey.
-
-    Raises:
-        BadImage: A picture cannot be decoded.
+        RGB image; a place without a picture is grey, one whose picture cannot be decoded black.
     """
     chosen: dict[tuple[int, int], Sample] = {}
     for sample in sorted(samples, key=lambda sample: sample.path):
@@ -43,10 +57,15 @@ def contact_sheet(
     width, height = tile
     size = (len(camids) * (width + gap) - gap, len(pids) * (height + gap) - gap)
     sheet = Image.new("RGB", size, "white")
+    bad: list[BadImage] = []
     for row, pid in enumerate(pids):
         for column, camid in enumerate(camids):
             picture = Image.new("RGB", tile, _NOTHING)
             if (pid, camid) in chosen:
-                picture = read_rgb(chosen[pid, camid].path).resize(tile)
+                try:
+                    picture = read_rgb(chosen[pid, camid].path).resize(tile)
+                except BadImage as error:
+                    bad.append(error)
+                    picture = Image.new("RGB", tile, "black")
             sheet.paste(picture, (column * (width + gap), row * (height + gap)))
-    return sheet
+    return ContactSheet(sheet, tuple(pids), tuple(camids), tuple(bad))

@@ -25,6 +25,7 @@ from utils.files import atomic_write, write_text
 from utils.logger import get_logger
 
 CALIBRATION_NAME = "calibration.json"
+DETAILS_NAME = "details.json"
 _CALIBRATED_FPR = 1e-3
 _PER_QUERY = (
     "pid", "camid", "num_matches", "first_rank", "last_rank", "average_precision",
@@ -71,7 +72,7 @@ def save_details(
         name: asdict(access.of(name)) | one.to_json(per_query=False)
         for name, one in details.items()
     }
-    _save_json(content, folder / "details.json")
+    _save_json(content, folder / DETAILS_NAME)
     with (
         atomic_write(folder / PER_QUERY_NAME) as temporary,
         # A file name may be no UTF-8: its bytes are written as they are.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,10 +13,12 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
+from engine.details import DETAILS_NAME
 from engine.report import DIRECTIONS
 from engine.scoring.bootstrap import Interval
 from engine.scoring.paired import differences, read_queries, unlike
 from tools.command_line import Parser, exit_code_of
+from utils.errors import UserError
 
 _EXAMPLES = """examples:
   python3 tools/compare.py demo/base-test demo/without-test demo/full-test
@@ -29,8 +33,9 @@ def difference_table(folders: Sequence[Path]) -> str:
     """Return the differences of each evaluation to the one before, for every direction.
 
     Raises:
-        UserError: A folder holds no per-query results, or those of other queries.
+        UserError: A folder holds no per-query results, or those of other queries or rules.
     """
+    _refuse_other_rules(folders)
     tables = {folder: read_queries(folder) for folder in folders}
     read = "; ".join(f"{_name(folder)}: {table.access}" for folder, table in tables.items())
     lines = [f"protected images of {read}"]
@@ -47,6 +52,21 @@ def difference_table(folders: Sequence[Path]) -> str:
             lines.append(f"{name:<46}" + "".join(f"{_cell(found[k]):>24}" for k in found))
     lines.append("An interval that holds 0 shows no difference: more people or seeds may.")
     return "\n".join(lines)
+
+
+def _refuse_other_rules(folders: Sequence[Path]) -> None:
+    """Refuse evaluations that counted matches by different rules: models are not what differs."""
+    rules: dict[bool, Path] = {}
+    for folder in folders:
+        path = folder / DETAILS_NAME
+        if path.is_file():
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # no details of ours
+                rules.setdefault(
+                    json.loads(path.read_text("utf-8"))["raw->raw"]["cross_camera"], folder
+                )
+    if len(rules) > 1:
+        told = " and ".join(f"{folder} with {rule}" for rule, folder in sorted(rules.items()))
+        raise UserError(f"TEST.CROSS_CAMERA differs: {told}; evaluate both alike")
 
 
 def _name(folder: Path) -> str:

@@ -12,6 +12,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from data.checks import CheckOptions, DataReport, check_named, check_root
@@ -22,6 +23,7 @@ from data.sheet import contact_sheet
 from tools.command_line import Parser, exit_code_of, whole_number
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.terminal import shown
 
 _PARTS = {
     "train": ("train",),
@@ -54,6 +56,8 @@ def _sheet(options: argparse.Namespace) -> int:
     """Draw people as rows and cameras as columns: wrong numbers are seen at once."""
     if not options.root.is_dir():
         raise UserError(f"--root {options.root} is not a folder; give the one with the data sets")
+    if options.output.suffix.lower() != ".png":
+        raise UserError(f"--output {options.output} is no name of a PNG file; give NAME.png")
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite")
     splits = load_splits(
@@ -67,9 +71,18 @@ def _sheet(options: argparse.Namespace) -> int:
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(options.output) as temporary:
-        sheet.save(temporary, format="PNG")
-    print(f"{options.output}: a row a person, a column a camera; grey where there is no picture")
-    return 0
+        sheet.image.save(temporary, format="PNG")
+    for error in sheet.bad:
+        told = f"error: {error.path}: {error.reason}; it is black on the sheet"
+        print(shown(told), file=sys.stderr)
+    print(f"{shown(str(options.output))}: grey where there is no picture")
+    print(f"  rows, people: {_numbers(sheet.pids)}")
+    print(f"  columns, cameras, counted from 0: {_numbers(sheet.camids)}")
+    return 1 if sheet.bad else 0
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _part(splits: DatasetSplits, part: str) -> list[Sample]:

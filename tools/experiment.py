@@ -24,6 +24,13 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "without": ("MODEL.MODE", "GCR", "MODEL.VAL_R1", "inf"),
     "full": ("MODEL.MODE", "GCR"),
 }
+# Keys that nobody may override, and what sets them.
+_OWN = {
+    "MODEL.MODE": f"the method ({', '.join(METHODS)})",
+    "OUTPUT_DIR": "--output",
+    "EVAL.DETAILS": "the test, which needs it on",
+    "TEST.EVALUATE_ONLY": "the test",
+}
 _FILES = (RESULTS_NAME, PER_QUERY_NAME)  # of a test
 # Not what a method is: published rates stand beside those of either arithmetic.
 _OF_A_METHOD = tuple(name for name in OF_A_RESULT if name != "RUNTIME.PRECISION")
@@ -49,11 +56,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Refuse what would make one method out of another."""
-        if "MODEL.MODE" in self.overrides[::2]:
-            raise UserError(
-                f"MODEL.MODE is what makes a method; expected one of {', '.join(METHODS)} in place "
-                "of the key"
-            )
+        own = [key for key in self.overrides[::2] if key in _OWN]
+        if own:
+            raise UserError(f"{own[0]} is set by {_OWN[own[0]]}; leave the key out")
 
     @property
     def test_folder(self) -> Path:
@@ -104,15 +109,9 @@ class Experiment:
         """Train and test, or do what is left of it.
 
         Raises:
-            UserError: The folder holds a training of other values: its numbers would pass for
-                those of this one.
+            UserError: As for ``refuse_another``, and what stops a training.
         """
-        other = _changed_in(self.folder, self.training, OF_A_TRAINING)
-        if other:
-            raise UserError(
-                f"{self.folder} holds a training with {', '.join(other)}; give another --output, "
-                f"or delete {self.folder} to train anew"
-            )
+        self.refuse_another()
         if not self.is_finished:
             # Not of this test: a run that is killed before it has its own would show them.
             for name in _FILES:
@@ -120,6 +119,19 @@ class Experiment:
             run(self.training)
             run(self.test)
         return self.results()
+
+    def refuse_another(self) -> None:
+        """Refuse a folder with a training of other values: its numbers would pass for these.
+
+        Raises:
+            UserError: Names the values.
+        """
+        other = _changed_in(self.folder, self.training, OF_A_TRAINING)
+        if other:
+            raise UserError(
+                f"{self.folder} holds a training with {', '.join(other)}; give another --output, "
+                f"or delete {self.folder} to train anew"
+            )
 
     def unlike(self, other: Experiment) -> list[str]:
         """Return in words what can move a number and is not as in another experiment."""

@@ -101,6 +101,10 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
     Raises:
         UserError: The configuration is wrong.
     """
+    if "SOLVER.SEED" in args.opts[::2]:
+        raise UserError("SOLVER.SEED is set by --seeds; leave the key out")
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output} is a file; give a folder")
     cfg = loading.load(args.config_file, args.opts)
     # As on the published command line, which alone says when a model is good enough.
     val_r1 = VAL_R1 if math.isinf(cfg.MODEL.VAL_R1) else cfg.MODEL.VAL_R1
@@ -143,13 +147,14 @@ def plan(rows: Sequence[Row]) -> str:
     """Return what is finished, begun and still to do, a line each.
 
     Raises:
-        UserError: There is no such data set.
+        UserError: There is no such data set, or a folder holds a training of other values.
     """
     lines = []
     for row in rows:
         find_loader(row.dataset)
         for experiment in row.experiments.values():
             begun = "to go on" if experiment.has_begun else "to do"
+            experiment.refuse_another()
             state = "finished" if experiment.is_finished else begun
             lines.append(f"{state:<9} {shown(str(experiment.folder))}")
     return "\n".join(lines)

@@ -29,7 +29,8 @@ def load(request: LoadRequest) -> LoadedData:
     """
     table = resolve(request)
     if not table.is_file():
-        raise DatasetError("not-found", f"DATASETS.NAMES {request.name}: {table} is not a file")
+        raise DatasetError("not-found", f"DATASETS.NAMES {request.name}: {table} is not a file; give "
+            "a path from the working directory or from DATASETS.ROOT_DIR")
     parts: dict[str, list[Sample]] = {subset: [] for subset in SUBSETS}
     numbers: dict[int, str] = {}
     missing = []

@@ -36,7 +36,8 @@ def load(request: LoadRequest) -> LoadedData:
     """
     home = resolve(request)
     if not home.is_dir():
-        raise DatasetError("not-found", f"DATASETS.NAMES {request.name}: {home} is not a folder")
+        raise DatasetError("not-found", f"DATASETS.NAMES {request.name}: {home} is not a folder; give "
+            "a path from the working directory or from DATASETS.ROOT_DIR")
     dataset = home.resolve().name
     problems: list[Problem] = []
     folders = {subset: _subset_folder(home, subset) for subset in SUBSETS}

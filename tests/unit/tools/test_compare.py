@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,15 @@ def test_a_table_of_an_earlier_version_is_one_sentence(
     error = capsys.readouterr().err
     assert "old/per_query.csv is of an earlier version" in error
     assert "evaluate again with EVAL.DETAILS on" in error and error.count("\n") == 1
+
+
+def test_other_rules_for_matches_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [folder(tmp_path, "a", 2, 0.5), folder(tmp_path, "b", 1, 0.7)]
+    for name, rule in zip(names, (True, False), strict=True):
+        content = {"raw->raw": {"cross_camera": rule}}
+        (Path(name) / "details.json").write_text(json.dumps(content), "utf-8")
+    assert compare.main(names) == 2
+    error = capsys.readouterr().err
+    assert f"TEST.CROSS_CAMERA differs: {names[1]} with False and {names[0]} with True" in error

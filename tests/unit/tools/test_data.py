@@ -158,11 +158,15 @@ def colours(path: Path) -> list[list[tuple[int, int] | None]]:
     ]
 
 
-def test_a_sheet_has_people_as_rows_and_cameras_as_columns(tmp_path: Path) -> None:
+def test_a_sheet_has_people_as_rows_and_cameras_as_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "deep" / "sheet.png"
     name = ("--name", "market1501", "--output", str(output))
     assert sheet(numbered_people(tmp_path), *name) == 0
     assert colours(output) == [[(2, 1), (2, 3)], [None, (7, 3)], [(9, 1), (9, 3)]]
+    told = capsys.readouterr().out
+    assert "people: 2, 7, 9\n" in told and "cameras, counted from 0: 0, 2\n" in told
     assert sheet(tmp_path, *name, "--people", "2") == 2  # nothing is replaced unasked
     name = (*name, "--overwrite")
     assert sheet(tmp_path, *name, "--people", "2", "--cameras", "1") == 0
@@ -181,6 +185,16 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no validation pictures; --part can be train or test" in capsys.readouterr().err
     picture = next(tmp_path.rglob("bounding_box_train/0002*"))
     picture.write_bytes(b"<html>")
-    assert sheet(tmp_path, *name) == 2
-    assert f"{picture}: the file is an HTML page" in capsys.readouterr().err
-    assert not (tmp_path / "sheet.png").exists()
+    assert sheet(tmp_path, *name) == 1
+    assert f"{picture}: the file is an HTML page, not a picture; it is black" in (
+        capsys.readouterr().err
+    )
+    assert colours(tmp_path / "sheet.png")[0][0] == (0, 0)
+    assert sheet(tmp_path, *name[:3], str(picture)) == 2  # a photograph is not replaced
+    assert "give NAME.png" in capsys.readouterr().err
+
+
+def test_a_look_draws_no_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(tmp_path, "--name", "synthetic") == 1
+    assert "drawn there when they are first used" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

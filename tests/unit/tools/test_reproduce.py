@@ -174,7 +174,8 @@ def test_finished_tests_are_kept_and_changed_ones_made_anew(
     # Another way to test: the training resumes and has nothing left to do.
     assert reproduce.main([*line, "TEST.RE_RANKING", "on"]) == 0
     assert [cfg.SOLVER.RESUME for cfg in runs] == [False, False, True, False]
-    # Another training is refused before anything is touched.
+    # Another training is refused before anything is touched, and is no plan either.
+    assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01", "--plan"]) == 2
     assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01"]) == 2
     error = capsys.readouterr().err
     assert "holds a training with SOLVER.BASE_LR 0.00035 (now 0.01)" in error
@@ -250,8 +251,16 @@ def test_a_method_is_one_whatever_is_overridden(
     assert reproduce.main([*line, "MODEL.VAL_R1", "0.25"]) == 0
     made = [(cfg.MODEL.MODE, cfg.MODEL.VAL_R1) for cfg in runs[::2]]
     assert made == [("C", math.inf), ("GCR", math.inf), ("GCR", 0.25)]
-    assert reproduce.main([*line, "MODEL.MODE", "C"]) == 2
-    assert "MODEL.MODE is what makes a method; expected one of base" in capsys.readouterr().err
+    for key, value, words in (
+        ("MODEL.MODE", "C", "MODEL.MODE is set by the method (base, without, full)"),
+        ("SOLVER.SEED", "4", "SOLVER.SEED is set by --seeds"),
+        ("OUTPUT_DIR", "x", "OUTPUT_DIR is set by --output"),
+    ):
+        assert reproduce.main([*line, key, value]) == 2
+        assert words in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert reproduce.main([*line, "--output", str(tmp_path / "file")]) == 2
+    assert "is a file; give a folder" in capsys.readouterr().err
 
 
 def test_a_test_that_was_killed_at_its_details_is_made_again(
