@@ -101,7 +101,7 @@ def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
             elif error.problem.code in _ABSENT:
                 absent.append(error.problem.text)
             else:
-                reports.append(DataReport(request.name, request.name, problems=(error.problem,)))
+                reports.append(_unusable(request.name, error.problem))
     reports += _synthetic_sets(root, options)
     if not reports:
         raise _nothing_found(root, elsewhere, absent)
@@ -112,8 +112,8 @@ def check_named(name: str, root: Path, options: CheckOptions) -> list[DataReport
     """Look over one data set, by the name that DATASETS.NAMES takes; nothing is written."""
     if name == "synthetic":
         text = f"no drawn people in {root} yet; they are drawn there when they are first used"
-        absent = DataReport(name, name, problems=(Problem("not-found", text, "error"),))
-        return _synthetic_sets(root, options) or [absent]
+        absent = Problem("not-found", text, "error")
+        return _synthetic_sets(root, options) or [_unusable(name, absent)]
     return [_checked(request, options) for request in _requests_of(name, root, options)]
 
 
@@ -121,7 +121,11 @@ def _checked(request: LoadRequest, options: CheckOptions) -> DataReport:
     try:
         return describe(load_data(request), options)
     except DatasetError as error:
-        return DataReport(request.name, request.name, problems=(error.problem,))
+        return _unusable(request.name, error.problem)
+
+
+def _unusable(name: str, problem: Problem) -> DataReport:
+    return DataReport(name, name, problems=(problem,))
 
 
 def _requests(root: Path, options: CheckOptions) -> list[LoadRequest]:

@@ -24,6 +24,7 @@ from modeling.encryption.build import build_cipher
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks
 from utils.compiling import uncompiled
+from utils.device import precision_name
 from utils.environment import environment_report
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -119,7 +120,9 @@ def build_evaluator(
         | _protocol_notes(cfg, cipher)
         | _left_out(usable, query, gallery),
         caution=cipher.caution if cipher else "",
-        versions=environment_report(model.device) | _arithmetic(model) | _processes(),
+        versions=environment_report(model.device)
+        | {"precision": precision_name(model.precision)}
+        | _processes(),
     )
     return Evaluator(
         views=_build_views(cfg, model, cipher),
@@ -161,10 +164,6 @@ def _left_out(usable: Sequence[Sequence[Sample]], *sides: Sequence[Sample]) -> d
         return {}
     text = "{} of {} queries and {} of {} gallery images, which cannot be decoded"
     return {"left out": text.format(missing[0], len(sides[0]), missing[1], len(sides[1]))}
-
-
-def _arithmetic(model: Model) -> dict[str, str]:
-    return {"precision": str(model.precision).removeprefix("torch.")}
 
 
 def _processes() -> dict[str, str]:

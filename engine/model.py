@@ -23,7 +23,7 @@ from modeling.privacy_networks import Networks
 from modeling.state import num_classes_of
 from utils.compiling import compile_in_place, resolve_compile
 from utils.config_tree import get_value
-from utils.device import resolve_precision
+from utils.device import precision_name, resolve_precision
 from utils.logger import get_logger
 from utils.seeding import seed_everything
 
@@ -78,7 +78,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> Model:
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
     # cuDNN rounds float32 inputs to TF32 (10 bits) unless told not to: float32 is the reference.
     torch.backends.cudnn.allow_tf32 = precision != torch.float32
-    _LOGGER.info("Computing on %s in %s", device, str(precision).removeprefix("torch."))
+    _LOGGER.info("Computing on %s in %s", device, precision_name(precision))
     pixels = PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
     return Model(nets, device, precision, pixels, memory_format_of(cfg))
 

@@ -49,7 +49,7 @@ def difference_table(folders: Sequence[Path]) -> str:
             sides = [tables[folder].directions.get(direction, {}) for folder in (before, after)]
             found = differences(*sides)
             name = f"    {_name(after)} - {_name(before)}"
-            lines.append(f"{name:<46}" + "".join(f"{_cell(found[k]):>24}" for k in found))
+            lines.append(f"{name:<46}" + "".join(f"{points(found[k]):>24}" for k in found))
     lines.append("An interval that holds 0 shows no difference: more people or seeds may.")
     return "\n".join(lines)
 
@@ -73,7 +73,8 @@ def _name(folder: Path) -> str:
     return folder.name.removesuffix("-test")
 
 
-def _cell(found: Interval) -> str:
+def points(found: Interval) -> str:
+    """Return a difference of rates with its interval, in points: ``+12.0 [+8.8, +15.2]``."""
     value, low, high = (100 * bound for bound in (found.value, found.low, found.high))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 

@@ -162,7 +162,7 @@ def plan(rows: Sequence[Row]) -> str:
 
 def work_through(rows: Sequence[Row], output: Path) -> Table:
     """Run what is not finished, a seed of every row before the next; the table grows with it."""
-    Table.of(rows)  # a damaged result is told now, not after the trainings
+    table = Table.of(rows)  # now: a damaged result is told before the trainings
     left = [
         (row, seed)
         for seed in rows[0].experiments
@@ -179,15 +179,14 @@ def work_through(rows: Sequence[Row], output: Path) -> Table:
                 done, len(left), hours, hours / done * (len(left) - done),
             )  # fmt: skip
         row.experiments[seed].run()
-        _save(rows, output)
-    return _save(rows, output)
+        table = _saved(Table.of(rows), output)
+    return table if left else _saved(table, output)
 
 
-def _save(rows: Sequence[Row], output: Path) -> Table:
-    table = Table.of(rows)
+def _saved(table: Table, output: Path) -> Table:
     ensure_folder(output)
     write_text(output / "reproduction.json", table.json())
-    write_text(output / "reproduction.md", table.markdown())
+    write_text(output / "reproduction.md", table.markdown)
     return table
 
 
@@ -230,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             print(plan(rows))
             return 0
         table = work_through(rows, args.output)
-        print(f"\n{table.markdown()}\nin {shown(str(args.output / 'reproduction.md'))}")
+        print(f"\n{table.markdown}\nin {shown(str(args.output / 'reproduction.md'))}")
         return 0 if all(summary.agrees for summary in table.summaries) else 1
 
     return exit_code_of(work, "interrupted; the same command goes on where it stopped")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
 from configs.published import TOLERANCE, published_rank1
 from engine.report import DIRECTIONS
 from engine.results import Results, Spread
-from engine.scoring.bootstrap import Interval
-from engine.scoring.paired import QueryTable, differences, mean_of, read_queries, unlike
+from engine.scoring.paired import differences, mean_of, read_queries, unlike
+from tools.compare import points
 from tools.experiment import Experiment
 
 _NAMES = tuple("->".join(direction) for direction in DIRECTIONS)
@@ -89,7 +90,7 @@ class Summary:
     @property
     def agrees(self) -> bool:
         """Whether nothing published contradicts it."""
-        return all(abs(points) <= TOLERANCE[self.row.dataset] for points in self.off() or ())
+        return all(abs(off) <= TOLERANCE[self.row.dataset] for off in self.off() or ())
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ class Table:
         found = [Summary(row, row.finished()) for row in rows]
         return cls([summary for summary in found if summary.results])
 
+    @cached_property
     def markdown(self) -> str:
-        """Return tables with a section for each data set and desensitizer."""
+        """Tables with a section for each data set and desensitizer."""
         sections = groupby(self.summaries, lambda one: _title(one.row))
         return "\n\n".join(_section(title, list(group)) for title, group in sections) + "\n"
 
@@ -135,17 +137,12 @@ def _section(title: str, group: Sequence[Summary]) -> str:
         _aligned(("method", *_IMAGES), [_images(one) for one in group]),
     ]
     if len(group) > 1:
-        means = [(pair, found) for pair in pairwise(group) if (found := _means(*pair))]
-        pairs = [cells for pair, found in means for cells in _differences(*pair, *found)]
+        compared = [_compared(*pair) for pair in pairwise(group)]
         parts += [
             "Points on the same queries, mean over seeds [95 % interval over people], and in how "
             "many seeds it is above 0",
-            _aligned(("difference", *_NAMES), pairs),
-            *(
-                text
-                for (first, second), (before, after) in means
-                if (text := unlike({first.row.method: before, second.row.method: after}))
-            ),
+            _aligned(("difference", *_NAMES), [cells for lines, _ in compared for cells in lines]),
+            *(warning for _, warning in compared if warning),
         ]
     parts += [text for one in group for text in (_not_compared(one.row), _made_apart(one)) if text]
     return "\n\n".join(parts)
@@ -169,7 +166,7 @@ def _rates(one: Summary) -> list[tuple[str, ...]]:
     if published is not None and off is not None:
         allowed = TOLERANCE[one.row.dataset]
         lines.append(("published", "", *(f"{100 * rate:.1f}" for rate in published)))
-        marks = (f"{points:+.1f}{'' if abs(points) <= allowed else ' !'}" for points in off)
+        marks = (f"{found:+.1f}{'' if abs(found) <= allowed else ' !'}" for found in off)
         lines.append((f"off by (! above {allowed:g})", "", *marks))
     return lines
 
@@ -180,21 +177,19 @@ def _images(one: Summary) -> tuple[str, ...]:
     return (one.row.method, *cells)
 
 
-def _means(first: Summary, second: Summary) -> list[QueryTable]:
-    """Return each row's mean over the seeds that both have; nothing if they have none."""
+def _compared(first: Summary, second: Summary) -> tuple[list[tuple[str, ...]], str]:
+    """Return second minus first in rank-1 and mAP, of the seeds that both have.
+
+    Returns:
+        The rows, none where they share no seed; and in words what else differs than the methods.
+    """
     seeds = [seed for seed in first.results if seed in second.results]
-    return [
+    if not seeds:
+        return [], ""
+    before, after = (
         mean_of([read_queries(one.row.experiments[seed].test_folder) for seed in seeds])
         for one in (first, second)
-        if seeds
-    ]
-
-
-def _differences(
-    first: Summary, second: Summary, before: QueryTable, after: QueryTable
-) -> list[tuple[str, ...]]:
-    """Return second minus first in rank-1 and mAP, of the seeds that both have."""
-    seeds = [seed for seed in first.results if seed in second.results]
+    )
     found = [differences(before.directions[name], after.directions[name]) for name in _NAMES]
     lines = []
     for score, label in (("rank1", "rank-1"), ("mAP", "mAP")):
@@ -207,15 +202,11 @@ def _differences(
             for name in _NAMES
         ]
         cells = (
-            f"{_points(intervals[score])}, {count} of {len(seeds)}"
+            f"{points(intervals[score])}, {count} of {len(seeds)}"
             for intervals, count in zip(found, ahead, strict=True)
         )
         lines.append((f"{second.row.method} - {first.row.method}, {label}", *cells))
-    return lines
-
-
-def _points(found: Interval) -> str:
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return lines, unlike({first.row.method: before, second.row.method: after})
 
 
 def _not_compared(row: Row) -> str:

@@ -54,6 +54,11 @@ def _why_no_cuda() -> str:
     return "torch sees no CUDA device (is the driver installed and new enough?)"
 
 
+def precision_name(precision: torch.dtype) -> str:
+    """Return a precision as RUNTIME.PRECISION calls it."""
+    return str(precision).removeprefix("torch.")
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the type of the networks' arithmetic.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
-from data.datasets.folder import resolve
+from data.datasets.folder import not_there, resolve
 from data.datasets.market_style import JUNK_PID, split_of
 from data.datasets.naming import pid_of_text, whole_number
 from data.positives import stranger_problems
@@ -29,8 +29,7 @@ def load(request: LoadRequest) -> LoadedData:
     """
     table = resolve(request)
     if not table.is_file():
-        raise DatasetError("not-found", f"DATASETS.NAMES {request.name}: {table} is not a file; give "
-            "a path from the working directory or from DATASETS.ROOT_DIR")
+        raise not_there(request, f"{table} is not a file")
     parts: dict[str, list[Sample]] = {subset: [] for subset in SUBSETS}
     numbers: dict[int, str] = {}
     missing = []
@@ -122,6 +121,4 @@ def _sample(
             f"{table} line {line}: {spelled!r} and {row['pid']!r} are one number",
         )
     path = table.parent / Path(row["path"]).expanduser()
-    return Sample(
-        str(path), pid, camera, subject_of(table.stem, split_of(subset), pid)
-    ), subset
+    return Sample(str(path), pid, camera, subject_of(table.stem, split_of(subset), pid)), subset

@@ -86,12 +86,14 @@ def extract(path: Path, kind: str, target: Path) -> Path:
     if target.is_dir():
         return target
     try:
-        with staged_folder(target) as staging:
-            with Progress(len(list_names(path, kind)), f"Extracting {kind} boxes") as progress:
-                for name, pixels in iterate_images(path, kind):
-                    # Level 1: the same pixels as level 6 in a third of the time, a tenth more bytes.
-                    Image.fromarray(pixels).save(staging / name, compress_level=1)
-                    progress.update()
+        with (
+            staged_folder(target) as staging,
+            Progress(len(list_names(path, kind)), f"Extracting {kind} boxes") as progress,
+        ):
+            for name, pixels in iterate_images(path, kind):
+                # Level 1: the same pixels as level 6 in a third of the time, a tenth more bytes.
+                Image.fromarray(pixels).save(staging / name, compress_level=1)
+                progress.update()
     except UserError as error:
         # Another run was quicker: its pictures are the same.
         if isinstance(error, DatasetError) or not target.is_dir():

@@ -36,8 +36,7 @@ def load(request: LoadRequest) -> LoadedData:
     """
     home = resolve(request)
     if not home.is_dir():
-        raise DatasetError("not-found", f"DATASETS.NAMES {request.name}: {home} is not a folder; give "
-            "a path from the working directory or from DATASETS.ROOT_DIR")
+        raise not_there(request, f"{home} is not a folder")
     dataset = home.resolve().name
     problems: list[Problem] = []
     folders = {subset: _subset_folder(home, subset) for subset in SUBSETS}
@@ -65,6 +64,15 @@ def resolve(request: LoadRequest) -> Path:
     given = Path(request.name.partition(":")[2]).expanduser()
     beside = request.root / given
     return beside if not given.exists() and beside.exists() else given
+
+
+def not_there(request: LoadRequest, what: str) -> DatasetError:
+    """Refuse a path after the colon that leads nowhere."""
+    return DatasetError(
+        "not-found",
+        f"DATASETS.NAMES {request.name}: {what}; give a path from the working directory or from "
+        "DATASETS.ROOT_DIR",
+    )
 
 
 def _subset_folder(home: Path, subset: str) -> Path | None:

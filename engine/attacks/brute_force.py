@@ -131,14 +131,15 @@ def search_additive(stored: Stored, places: Tensor, keys: int) -> Search:
             seeds = range(first, min(keys, first + _PADS_AT_ONCE))
             draws = [torch.rand(_PREFIX, generator=generator.manual_seed(seed)) for seed in seeds]
             pads = 2 * torch.stack(draws) - 1
-            for place in places.tolist():
+            for place in (place for place in places.tolist() if place not in opened):
                 image = stored.observed[place]
                 left = (image.flatten()[:_PREFIX] - pads).abs().amax(1) <= PAD_REACH + _SLACK
                 for seed in (left.nonzero().squeeze(1) + first).tolist():
                     pad = torch.rand(image.shape, generator=generator.manual_seed(seed))
                     plain = image - (2 * pad - 1)
-                    if place not in opened and plain.abs().max() <= PAD_REACH + _SLACK:
+                    if plain.abs().max() <= PAD_REACH + _SLACK:
                         opened[place] = plain
+                        break
             bar.update(len(seeds))
     return Search(opened, keys, time.perf_counter() - start)
 

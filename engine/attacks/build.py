@@ -25,7 +25,7 @@ from layers.pixels import PixelSpace
 from modeling.build import build_objectives, build_reid
 from modeling.privacy_networks import PrivacyNetworks
 from modeling.unet import UNet
-from utils.device import resolve_precision
+from utils.device import precision_name, resolve_precision
 from utils.environment import environment_report
 from utils.errors import UserError
 
@@ -166,7 +166,7 @@ def _record(
     values["images"] = _digest(splits)
     # What auto comes to: a folder that is begun on a GPU must not go on in another arithmetic.
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
-    return values | {"RUNTIME.PRECISION": str(precision).removeprefix("torch.")}
+    return values | {"RUNTIME.PRECISION": precision_name(precision)}
 
 
 def _digest(splits: DatasetSplits) -> str:
