@@ -15,7 +15,7 @@ from configs.schema import Flag, Key, Number, OneOf, OnOff, PathText, Registered
 BACKBONES = Registered("modeling.backbones.registry:REID_DESIGNS")
 DESENSITIZERS = Registered("data.desensitize:DESENSITIZERS")
 CIPHERS = Registered("modeling.encryption.build:CIPHERS")
-GAN_LOSSES = Registered("layers.gan:GAN_LOSSES")
+GAN_LOSSES = Registered("layers.losses:GAN_LOSSES")
 
 _WEIGHT = Number(low=0)
 _PROBABILITY = Number(low=0, high=1)

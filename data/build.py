@@ -10,11 +10,10 @@ from yacs.config import CfgNode
 
 from data.desensitize import Desensitizer, make_desensitizer
 from data.loaders import EvalLoader, TrainLoader
-from data.memory import plan_cache
 from data.records import DatasetSplits, Sample
 from data.registry import load_splits
 from data.samplers import IdentitySampler
-from data.store import PixelSource, ResidentPixels, StreamedPixels
+from data.store import PixelSource, ResidentPixels, StreamedPixels, plan_cache
 from data.transforms import Augmentation
 from layers.pixels import PixelSpace
 from utils.errors import UserError

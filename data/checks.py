@@ -8,9 +8,8 @@ from pathlib import Path
 
 from data import problems as wrong
 from data.datasets import cuhk03
-from data.datasets.base import SUBSETS, Counts, LoadedData, LoadRequest
-from data.datasets.market_style import read_validation_tree
-from data.datasets.naming import list_folders
+from data.datasets.layout import SUBSETS, Counts, LoadedData, LoadRequest, list_folders
+from data.datasets.market1501 import read_validation_tree
 from data.images import BadImage, read_rgb
 from data.positives import positive_problems
 from data.problems import DatasetError, Problem

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from data.desensitize import Desensitizer
-from data.keyed_noise import draw_keys
+from data.desensitize import Desensitizer, draw_keys
 from data.records import Batch, Sample
 from data.samplers import IdentitySampler
 from data.store import Pixels, PixelSource

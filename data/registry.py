@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data.datasets import csv_table, cuhk03, folder, market1501, msmt17
-from data.datasets.base import SUBSETS, Counts, LoadedData, Loader, LoadRequest
-from data.datasets.market_style import read_validation_tree
+from data.datasets.layout import SUBSETS, Counts, LoadedData, Loader, LoadRequest
+from data.datasets.market1501 import read_validation_tree
 from data.problems import DatasetError, wrong_counts
 from data.records import DatasetSplits
 from utils.logger import get_logger

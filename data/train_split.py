@@ -18,14 +18,14 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 import argparse
 import shutil
 
-from data.datasets.base import LoadedData, LoadRequest
+from data.datasets.layout import LoadedData, LoadRequest
 from data.positives import count_positives
 from data.records import Sample
 from data.registry import DATASETS, banner, load_data
 from data.splits import STRATEGIES
-from data.staging import staged_folder
 from data.tree_writer import arrange, fill, market_names, refuse_existing, write_record
-from tools.command_line import MAX_SEED, Parser, exit_code_of, whole_number
+from tools.lib.command_line import MAX_SEED, Parser, exit_code_of, whole_number
+from utils.files import staged_folder
 
 # Data sets that are loaded with such a split, too.
 NAMES = tuple(name for name in DATASETS if f"{name}_val" in DATASETS)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from data.datasets.base import Counts, LoadedData
-from data.datasets.market_style import VALIDATION_FOLDERS, tree_hash
-from data.datasets.naming import parse_market_name
+from data.datasets.layout import Counts, LoadedData, parse_market_name
+from data.datasets.market1501 import VALIDATION_FOLDERS, tree_hash
 from data.problems import DatasetError
 from data.records import Sample
 from utils.errors import UserError

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from engine.checkpoint import LoadedWeights, find_weights, load_networks
 from layers.pixels import PixelSpace
 from modeling.reid_network import ReIDNetwork
-from modeling.state import num_classes_of
 from modeling.unet import UNet
+from modeling.weights import num_classes_of
 from utils.device import resolve_device, resolve_precision
 from utils.errors import UserError, out_of_memory
-from utils.float32 import exact_convolutions
+from utils.precision import exact_convolutions
 
 Pixels = NDArray[np.uint8]
 Picture = Image.Image | Pixels

@@ -15,9 +15,8 @@ from engine.distributed.parallel import over_processes, parallel_phases, shared_
 from engine.distributed.processes import first_on_machine, from_main, is_main, world
 from engine.evaluation import build_evaluator, build_pictures
 from engine.model import Model, build_model, compile_model, load_pretrained, model_info
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, TrainPlan
 from engine.supervision import Supervision, UpgradePolicy
-from engine.train_state import TrainPlan
 from engine.train_step import BaselineStep, JointStep, SearchingStep, TrainStep, phases_of
 from engine.trainer import Trainer, ValidationRun
 from modeling.build import build_objectives

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.records import Batch
 from engine.checkpoint import save_file
 from engine.distributed.processes import world
-from modeling.outputs import LossDict
+from modeling.reid_network import LossDict
 from utils.errors import UserError
 from utils.files import WriteError
 

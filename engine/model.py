@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
-from engine.compatibility import differences
+from engine.checkpoint import (
+    CheckpointError,
+    LoadedWeights,
+    differences,
+    find_weights,
+    load_networks,
+)
 from engine.distributed.group import device_of_rank
 from engine.distributed.processes import world
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, memory_format_of
 from modeling.privacy_networks import Networks
-from modeling.state import num_classes_of
+from modeling.weights import num_classes_of
 from utils.compiling import compile_in_place, resolve_compile
 from utils.config_tree import get_value
 from utils.device import precision_name, resolve_precision

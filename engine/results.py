@@ -1,17 +1,256 @@
-"""Results of finished evaluations, read back: numbers of one, mean and spread of several."""
+"""The one result of an evaluation: for training, upgradation, evaluate-only, files and people.
+
+Results of finished evaluations, read back: numbers of one, mean and spread of several.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.report import DIRECTIONS
+from engine.scoring.image_quality import ImageQuality
+from engine.scoring.retrieval import RetrievalScores
+from engine.supervision import Validation
 from utils.errors import UserError
+from utils.files import write_text
+
+# Query -> gallery, in the order of the published "a/b/c/d" cells.
+DIRECTIONS = (
+    ("raw", "raw"),
+    ("raw", "protected"),
+    ("protected", "raw"),
+    ("protected", "protected"),
+)
+
+# Order in which the kinds of image are printed.
+IMAGE_KINDS = ("desensitized", "anonymized", "encrypted", "decrypted", "recovered")
+
+_METRIC_DEFINITION = (
+    "cosine distance on the feature after the BNNeck; gallery images of the query's identity and "
+    "camera are ignored, unless the notes name other matches; mAP is the mean over queries of "
+    "plain average precision"
+)
+
+
+@dataclass(frozen=True)
+class RetrievalRow:
+    """Scores of one direction under one key state; rates in [0, 1].
+
+    ``refused`` says that a wrong key opened nothing: then what an observer sees was scored.
+    """
+
+    query: str
+    gallery: str
+    key: str
+    rank1: float
+    rank5: float
+    rank10: float
+    mAP: float  # noqa: N815 - the name in the published tables and in results.json
+    mINP: float  # noqa: N815
+    num_queries: int
+    num_gallery: int
+    num_skipped: int = 0
+    degenerate: bool = False
+    refused: bool = False
+
+    @classmethod
+    def of(
+        cls, direction: tuple[str, str], key: str, scores: RetrievalScores, *, refused: bool = False
+    ) -> RetrievalRow:
+        """Make the row of one scored direction."""
+        names = ("rank1", "rank5", "rank10", "mAP", "mINP", "num_queries", "num_gallery")
+        values = {name: getattr(scores, name) for name in names}
+        return cls(
+            *direction,
+            key,
+            **values,
+            num_skipped=scores.num_skipped,
+            degenerate=scores.degenerate,
+            refused=refused,
+        )
+
+    @property
+    def name(self) -> str:
+        """The direction in words, ``raw->protected``."""
+        return f"{self.query}->{self.gallery}"
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """Everything one evaluation found.
+
+    Attributes:
+        dataset, split: What was scored; split is ``test`` or ``val``.
+        mode: MODEL.MODE of the model.
+        epoch: Epoch of the weights.
+        headline_key: Key state of the published row: what TEST.RETRIEVE_WITH_KEY asks for.
+        retrieval: A row for each direction and key state.
+        image_quality: Against raw, by kind of image.
+        reranked: The same rows after k-reciprocal re-ranking, where asked for.
+        notes: Facts a reader needs beside the numbers.
+        caution: A line under the retrieval scores of encrypted images; '' for none.
+        versions: Software and machine.
+    """
+
+    dataset: str
+    split: str
+    mode: str
+    epoch: int
+    headline_key: str
+    retrieval: tuple[RetrievalRow, ...]
+    image_quality: dict[str, ImageQuality]
+    reranked: tuple[RetrievalRow, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+    caution: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def row(self, query: str, gallery: str, key: str = "none") -> RetrievalRow:
+        """Return one row; raw->raw involves nothing encrypted and has key ``none`` only.
+
+        Raises:
+            KeyError: If that direction was not scored under that key state.
+        """
+        wanted = (query, gallery, "none" if (query, gallery) == ("raw", "raw") else key)
+        for row in self.retrieval:
+            if (row.query, row.gallery, row.key) == wanted:
+                return row
+        raise KeyError(wanted)
+
+    @property
+    def rank1(self) -> float:
+        """Rank-1 of raw queries in a protected gallery: what validation looks at."""
+        return self.row("raw", "protected").rank1
+
+    @property
+    def validation(self) -> Validation:
+        """What supervision upgradation decides on; for the joint model only."""
+        quality = self.image_quality
+        return Validation(
+            self.rank1,
+            quality["anonymized"].psnr_db,
+            quality["desensitized"].psnr_db,
+            quality["anonymized"].ssim,
+            quality["desensitized"].ssim,
+        )
+
+    def published_row(self) -> str:
+        """Return the four rank-1 percentages as the published tables print them, a/b/c/d."""
+        rows = (self.row(*direction, self.headline_key) for direction in DIRECTIONS)
+        return "/".join(f"{100 * row.rank1:.1f}" for row in rows)
+
+    def scalars(self) -> dict[str, float]:
+        """Return slash-named numbers for TensorBoard and ``metrics.jsonl``."""
+        numbers: dict[str, float] = {}
+        for row in self.retrieval:
+            prefix = f"eval/{row.name}" if row.key == "none" else f"eval/{row.name}/{row.key}"
+            for metric in ("rank1", "rank5", "rank10", "mAP", "mINP"):
+                numbers[f"{prefix}/{metric}"] = getattr(row, metric)
+        for kind, quality in self.image_quality.items():
+            numbers[f"privacy/{kind}/psnr"] = quality.psnr_db
+            numbers[f"privacy/{kind}/ssim"] = quality.ssim
+        return numbers
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``results.json``."""
+        content: dict[str, Any] = {
+            "schema": 1,
+            "dataset": self.dataset,
+            "split": self.split,
+            "mode": self.mode,
+            "epoch": self.epoch,
+            "retrieval": [_row_json(row) for row in self.retrieval],
+            "image_quality": {
+                kind: {"psnr_db": _finite(quality.psnr_db), "ssim": _finite(quality.ssim)}
+                for kind, quality in self.image_quality.items()
+            },
+            "headline_key": self.headline_key,
+            "published_row": self.published_row(),
+            "metric_definition": _METRIC_DEFINITION,
+            "notes": self.notes,
+            "versions": self.versions,
+        }
+        if self.reranked:
+            content["retrieval_reranked"] = [_row_json(row) for row in self.reranked]
+        return content
+
+    def save(self, path: Path) -> None:
+        """Write ``results.json`` atomically."""
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        write_text(path, text)
+
+    def table(self) -> str:
+        """Return the tables for a terminal, every number under its own name."""
+        lines = [
+            f"{self.dataset}, {self.split} split, mode {self.mode}, epoch {self.epoch}"
+            + "".join(f"; {key}: {value}" for key, value in self.notes.items()),
+            *_retrieval_lines("retrieval", self.retrieval),
+        ]
+        if self.reranked:
+            lines += _retrieval_lines("re-ranked", self.reranked)
+        lines += [
+            *([self.caution] if self.caution else []),
+            "",
+            f"{'image quality against raw':<30}{'PSNR dB':>9}{'SSIM':>9}",
+            *(
+                f"  {kind:<28}{quality.psnr_db:>9.2f}{quality.ssim:>9.3f}"
+                for kind, quality in _ordered(self.image_quality)
+            ),
+            "",
+            "rank-1, raw->raw / raw->protected / protected->raw / protected->protected: "
+            + self.published_row(),
+        ]
+        return "\n".join(lines)
+
+    def log_lines(self) -> list[str]:
+        """Return the lines that scripts look for: raw->protected under the headline's key."""
+        row = self.row("raw", "protected", self.headline_key)
+        lines = [f"Validation Results - Epoch: {self.epoch}", f"mINP: {row.mINP:.1%}"]
+        lines.append(f"mAP: {row.mAP:.1%}")
+        for rank, rate in ((1, row.rank1), (5, row.rank5), (10, row.rank10)):
+            lines.append(f"CMC curve, Rank-{rank:<3}:{rate:.1%}")
+        return lines
+
+
+def _finite(value: float) -> float | None:
+    """Return a number JSON has a word for: the PSNR of equal images is infinite, so null."""
+    return value if math.isfinite(value) else None
+
+
+def _row_json(row: RetrievalRow) -> dict[str, Any]:
+    content = asdict(row)
+    # Flags appear only where they say something, so that the published schema stays as it is.
+    for flag in ("num_skipped", "degenerate", "refused"):
+        if not content[flag]:
+            del content[flag]
+    return content
+
+
+def _ordered(quality: dict[str, ImageQuality]) -> Iterable[tuple[str, ImageQuality]]:
+    known = [kind for kind in IMAGE_KINDS if kind in quality]
+    return ((kind, quality[kind]) for kind in known)
+
+
+def _retrieval_lines(title: str, rows: Iterable[RetrievalRow]) -> list[str]:
+    head = f"{title + ', query -> gallery':<36}{'key':<11}"
+    lines = ["", head + "".join(f"{name:>8}" for name in ("rank-1", "-5", "-10", "mAP", "mINP"))]
+    for row in rows:
+        rates = (row.rank1, row.rank5, row.rank10, row.mAP, row.mINP)
+        text = f"  {row.query + ' -> ' + row.gallery:<34}{row.key:<11}"
+        text += "".join(f"{100 * rate:>7.1f}%" for rate in rates)
+        if row.refused:
+            text += "  refused; scored as an observer sees it"
+        if row.degenerate:
+            text += "  DEGENERATE FEATURES: the scores mean nothing"
+        if row.num_skipped:
+            text += f"  ({row.num_skipped} queries without a match left out)"
+        lines.append(text)
+    return lines
+
 
 RESULTS_NAME = "results.json"
 

@@ -12,15 +12,13 @@ from torch import nn
 
 from data.loaders import TrainLoader
 from data.records import Batch
-from engine.batch_fit import step_that_fits
 from engine.guard import LossGuard
-from engine.pictures import as_tensor, save_picture
-from engine.report import EvalReport
-from engine.run_folder import RunFolder
+from engine.results import EvalReport
+from engine.run_folder import Best, RunFolder, TrainPlan, TrainState
 from engine.supervision import Supervision
-from engine.train_state import Best, TrainPlan, TrainState
-from engine.train_step import StepOutput, TrainStep
-from modeling.outputs import LossDict
+from engine.train_step import StepOutput, TrainStep, step_that_fits
+from engine.views import as_tensor, save_picture
+from modeling.reid_network import LossDict
 from solver.optimizers import Optimizers, set_learning_rate
 from utils.logger import get_logger
 from utils.metric_writer import MetricWriter, SilentWriter

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layers.precision import full_precision
-from layers.synced_norm import over_processes, update_running
+from layers.collectives import over_processes, update_running
+from utils.precision import full_precision
 
 
 class NonLocalBlock(nn.Module):

@@ -8,10 +8,14 @@ from functools import partial
 import torch
 from yacs.config import CfgNode
 
-from layers.center import CenterLoss
-from layers.gan import GAN_LOSSES, GANLoss
+from layers.losses import (
+    GAN_LOSSES,
+    CenterLoss,
+    GANLoss,
+    batch_hard_triplet_loss,
+    weighted_regularized_triplet_loss,
+)
 from layers.recompute import set_recompute
-from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
 from modeling.backbones.registry import imagenet_weights
 from modeling.discriminator import PatchDiscriminator
 from modeling.objectives import Objectives, TripletLoss, term_weights

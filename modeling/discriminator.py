@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from layers.initialization import initialize_gan_weights
+from modeling.unet import initialize_gan_weights
 
 LEAK = 0.2
 KERNEL = 4

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from layers.center import CenterLoss
-from layers.gan import GANLoss
-from layers.precision import full_precision
-from modeling.outputs import LossDict, PrivacyOutput, ReIDOutput, ReIDPair
+from layers.losses import CenterLoss, GANLoss
 from modeling.privacy_networks import PrivacyNetworks
+from modeling.reid_network import LossDict, PrivacyOutput, ReIDOutput, ReIDPair
+from utils.precision import full_precision
 
 TripletLoss = Callable[[Tensor, Tensor], Tensor]
 # Features (b, D) and labels (b,) of this process's images -> those of the whole batch.

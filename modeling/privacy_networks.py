@@ -1,14 +1,43 @@
-"""The networks of one method as one module: five for the joint model, one for the baseline."""
+"""Holding networks still while gradients flow through them.
+
+The networks of one method as one module: five for the joint model, one for the baseline.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from modeling.discriminator import PatchDiscriminator
-from modeling.outputs import PrivacyOutput, ReIDOutput, ReIDPair
-from modeling.reid_network import ReIDNetwork
+from modeling.reid_network import PrivacyOutput, ReIDNetwork, ReIDOutput, ReIDPair
 from modeling.unet import UNet
 from utils.errors import UserError
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Take gradients through the modules' inputs but not into their parameters.
+
+    Saves the weights' half of their backward pass, and keeps a generator's step from leaving
+    gradients behind in a discriminator. The backward pass may run after the context: what needs a
+    gradient is decided in the forward pass. Parameters that were frozen before stay frozen.
+    """
+    parameters = [
+        parameter
+        for module in modules
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    ]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
 
 OUTPUT_MODES = {  # MODEL.OUTPUT_MODE -> does the re-ID network see (raw, protected) in training?
     "both": (True, True),

@@ -1,14 +1,158 @@
-"""U-Net: the anonymizer and the recovery network."""
+"""Start values of the image-to-image networks.
+
+The nested block of the U-Net: down, whatever lies below, up, joined with its input.
+
+U-Net: the anonymizer and the recovery network.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layers.initialization import initialize_gan_weights
 from layers.recompute import Recomputable
-from layers.unet_blocks import InnermostBlock, MiddleBlock, OutermostBlock
 from utils.errors import UserError
+from utils.precision import full_precision
+
+DEVIATION = 0.02  # of convolutions around 0 and of batch-norm weights around 1
+
+
+def initialize_gan_weights(network: nn.Module) -> None:
+    """Draw convolutions from N(0, .02), batch-norm weights from N(1, .02), set biases to 0.
+
+    Source: P. Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks",
+    CVPR 2017. Draws come from torch's global CPU generator, in the order of ``modules()``.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, DEVIATION)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, DEVIATION)
+            nn.init.zeros_(module.bias)
+
+
+LEAK = 0.2  # negative slope of the encoder's leaky ReLUs
+
+
+def _down(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=False)
+
+
+def _up(inputs: int, outputs: int, *, bias: bool = False) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=bias)
+
+
+class _Join(torch.autograd.Function):
+    """Concatenation along channels, whose gradients are as dense as its inputs were.
+
+    Those of ``torch.cat`` are slices, every pixel of them apart from the next: batch norm on a CPU
+    takes thirty times as long for such a gradient (torch 2.14), which was 5 % of a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, skip: Tensor, below: Tensor) -> Tensor:
+        ctx.channels = skip.shape[1]
+        return torch.cat((skip, below), dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        # What comes up was made by a batch norm; the skip's gradient is only added to another one.
+        return gradient[:, : ctx.channels], gradient[:, ctx.channels :].clone()
+
+
+def _join(skip: Tensor, below: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():  # a traced network can be saved
+        return torch.cat((skip, below), dim=1)
+    joined: Tensor = _Join.apply(skip, below)
+    return joined
+
+
+# Activations work in place. That changes the input that a block joins to its output, but the next
+# thing to touch the joined tensor is a ReLU, and relu(leaky_relu(x)) = relu(x).
+
+
+class OutermostBlock(nn.Module):
+    """First and last layer of a U-Net: image -> features -> ... -> image before the tanh.
+
+    Args:
+        image_channels: Channels of the image at both ends.
+        channels: Channels of the features after the down-convolution.
+        inner: Block below; it returns twice ``channels``.
+    """
+
+    def __init__(self, image_channels: int, channels: int, inner: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            _down(image_channels, channels),
+            inner,
+            nn.ReLU(inplace=True),
+            _up(2 * channels, image_channels, bias=True),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, image_channels, H, W) to the same shape, unbounded."""
+        out: Tensor = self.model(image)
+        return out
+
+
+class MiddleBlock(nn.Module):
+    """A level between: batch norm on both ways.
+
+    Args:
+        outer: Channels that come in (and, beside them, go out).
+        channels: Channels after the down-convolution.
+        inner: Block below; it returns twice ``channels``.
+    """
+
+    def __init__(self, outer: int, channels: int, inner: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.LeakyReLU(LEAK, inplace=True),
+            _down(outer, channels),
+            nn.BatchNorm2d(channels),
+            inner,
+            nn.ReLU(inplace=True),
+            _up(2 * channels, outer),
+            nn.BatchNorm2d(outer),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, outer, H, W) to (B, 2 outer, H, W): the skip first, then what came up."""
+        return _join(features, self.model(features))
+
+
+class InnermostBlock(nn.Module):
+    """The bottom: no batch norm after its down-convolution.
+
+    Args:
+        outer: Channels that come in (and, beside them, go out).
+        channels: Channels at the bottom.
+    """
+
+    def __init__(self, outer: int, channels: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.LeakyReLU(LEAK, inplace=True),
+            _down(outer, channels),
+            nn.ReLU(inplace=True),
+            _up(channels, outer),
+            nn.BatchNorm2d(outer),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, outer, H, W) to (B, 2 outer, H, W): the skip first, then what came up."""
+        if features.device.type != "cpu":
+            return _join(features, self.model(features))
+        # oneDNN's bfloat16 convolutions read memory they never wrote where a side of the output is
+        # one pixel (torch 2.15: NaN, sometimes). These are the smallest of all: float32 is free.
+        with full_precision(features):
+            below = self.model(features.float())
+        return _join(features, below.to(features.dtype))
+
 
 MINIMUM_DOWNS = 5  # width doubles over the first three levels and must have reached its maximum
 

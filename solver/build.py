@@ -10,8 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from yacs.config import CfgNode
 
-from solver.optimizers import Optimizers
-from solver.schedule import LearningRateSchedule
+from solver.optimizers import LearningRateSchedule, Optimizers
 
 GAN_BETAS = (0.5, 0.999)  # of everything that plays the adversarial game
 REID_BETAS = (0.9, 0.999)

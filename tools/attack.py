@@ -16,17 +16,25 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
-from configs.effects import moving_values
-from engine.attacks.base import Attack
+from configs.comparability import moving_values
+from engine.attacks.attack import Attack
 from engine.attacks.build import Plan, plan_attacks
 from engine.attacks.levels import LEVELS
-from engine.attacks.registry import ATTACKS, chosen_attacks, chosen_levels
-from engine.attacks.results import SETTINGS_NAME
-from engine.attacks.suite import Suite
-from engine.attacks.verdicts import Verdicts, differences, read_expectation, report, verdicts_of
+from engine.attacks.measures import SETTINGS_NAME
+from engine.attacks.suite import (
+    ATTACKS,
+    Suite,
+    Verdicts,
+    chosen_attacks,
+    chosen_levels,
+    differences,
+    read_expectation,
+    report,
+    verdicts_of,
+)
 from engine.distributed.group import joined, leave
 from engine.distributed.processes import barrier, first_on_machine, from_main, is_main, share
-from tools.command_line import Parser, exit_code_of, whole_number
+from tools.lib.command_line import Parser, exit_code_of, whole_number
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers

@@ -11,7 +11,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from tools.benchmarks import data, evaluation, ised, retrieval, step
-from tools.command_line import Parser, exit_code_of
+from tools.lib.command_line import Parser, exit_code_of
 
 # Name of the subcommand -> module with ``add_arguments(parser)`` and ``run(arguments)``.
 BENCHMARKS: dict[str, ModuleType] = {

@@ -20,10 +20,9 @@ from data.datasets import cuhk03
 from data.records import DatasetSplits, Sample
 from data.registry import load_splits
 from data.sheet import contact_sheet
-from tools.command_line import Parser, exit_code_of, whole_number
+from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.terminal import shown
 
 _PARTS = {
     "train": ("train",),

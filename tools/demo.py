@@ -14,9 +14,9 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from engine.distributed.group import refuse_sharing
 from engine.results import Results
-from tools.command_line import Parser, exit_code_of
 from tools.compare import difference_table
-from tools.experiment import METHODS, Experiment
+from tools.lib.command_line import Parser, exit_code_of
+from tools.lib.experiment import METHODS, Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo.yml"

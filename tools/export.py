@@ -12,10 +12,8 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from engine.distributed.group import refuse_sharing
 from engine.exporting.export import export
-from engine.exporting.graphs import VERBS
-from engine.exporting.onnx_file import DEFAULT_OPSET, OPSETS
-from tools.command_line import Parser, exit_code_of, whole_number
-from utils.terminal import shown
+from engine.exporting.onnx_file import DEFAULT_OPSET, OPSETS, VERBS
+from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
 
 _EXAMPLES = """examples:
   python3 tools/export.py demo/full exported

@@ -23,12 +23,11 @@ from engine.attacks.frontier import (
     frontier_point,
     table,
 )
-from engine.attacks.registry import chosen_attacks
-from engine.attacks.suite import Suite
+from engine.attacks.suite import Suite, chosen_attacks
 from engine.distributed.group import refuse_sharing
-from engine.pictures import save_picture
+from engine.views import save_picture
 from tools.attack import add_settings, checkpoint_config, make_plan, prepared
-from tools.command_line import Parser, exit_code_of, number
+from tools.lib.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, write_text

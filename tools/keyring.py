@@ -23,12 +23,13 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-from modeling.encryption import key_transfer, keyring_admin
+from engine.vault import keyring_admin
+from engine.vault import keyring_admin as key_transfer
+from engine.vault.keyring import Keyring
+from engine.vault.master import KeyFile, Master, Passphrase
 from modeling.encryption.errors import UsageError, WrongMaster
-from modeling.encryption.keyring import Keyring
-from modeling.encryption.master import KeyFile, Master, Passphrase
-from tools.command_line import Parser, exit_code_of
-from tools.keyring_access import (
+from tools.lib.command_line import Parser, exit_code_of, shown
+from tools.lib.keyring_access import (
     ENVIRONMENT,
     add_master_arguments,
     ask_passphrase,
@@ -37,7 +38,6 @@ from tools.keyring_access import (
     open_keyring,
     read_passphrase,
 )
-from utils.terminal import shown
 
 _NEXT_LINE = "- for standard input, after the keyring's own"
 

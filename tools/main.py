@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
-from engine.attacks.results import SETTINGS_NAME
+from engine.attacks.measures import SETTINGS_NAME
 from engine.build import build_trainer
 from engine.checkpoint import training_in
 from engine.details import (
@@ -24,18 +24,15 @@ from engine.details import (
     save_calibrations,
     save_details,
 )
-from engine.distributed.group import joined, leave
-from engine.distributed.launch import Launch
+from engine.distributed.group import Launch, joined, leave
 from engine.distributed.processes import from_main, is_main
-from engine.evaluation import Evaluation, build_evaluation
-from engine.evaluator import Extraction, Scored
-from engine.pictures import save_picture
-from engine.report import EvalReport
+from engine.evaluation import Evaluation, Extraction, Scored, build_evaluation
+from engine.results import EvalReport
 from engine.scoring.paired import Access
-from tools.command_line import Parser, exit_code_of
-from utils.allocator import keep_freed_memory
+from engine.views import save_picture
+from tools.lib.command_line import Parser, exit_code_of
 from utils.config_tree import changed
-from utils.device import set_threads
+from utils.device import keep_freed_memory, set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
 from utils.logger import get_logger, setup_logger

@@ -19,7 +19,7 @@ from engine.api import Anonymizer
 from engine.details import CALIBRATION_NAME
 from engine.distributed.group import refuse_sharing
 from modeling.encryption.png_format import CHUNK_NAME
-from tools.command_line import INTERRUPTED, Parser, exit_code_of, number
+from tools.lib.command_line import INTERRUPTED, Parser, exit_code_of, number
 from utils.errors import UserError
 
 # Where validation can accept nothing, its threshold lies a bin above 1.

@@ -34,13 +34,13 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from engine.distributed.group import joined, leave
     from engine.distributed.processes import is_main, share
     from engine.distributed.signals import handling
-    from engine.protecting.protection import MAX_BATCH, ProtectOptions, Summary, protect_folder
-    from engine.protecting.sealing_work import Outcome
-    from engine.protecting.source_images import list_sources, other_files
-    from engine.protecting.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
+    from engine.vault.protect import MAX_BATCH, ProtectOptions, Summary, protect_folder
+    from engine.vault.sealing_work import Outcome
+    from engine.vault.sources import list_sources, other_files
+    from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from modeling.encryption.errors import UsageError
-    from tools.command_line import Parser, exit_code_of, whole_number
-    from tools.keyring_access import (
+    from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
+    from tools.lib.keyring_access import (
         ENVIRONMENT,
         add_master_arguments,
         error_line,
@@ -55,7 +55,6 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
         verify,
     )
     from utils.progress import Progress
-    from utils.terminal import shown
 
 Command = Callable[[argparse.Namespace], int]
 _GOES_ON = "interrupted; the same command goes on"

@@ -18,17 +18,16 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from configs import loading
 from configs.published import STRENGTHS, VAL_R1
-from data.datasets.base import LoadRequest
+from data.datasets.layout import LoadRequest
 from data.registry import find_loader, load_data
 from data.train_split import NAMES, make_split
 from engine.distributed.group import refuse_sharing
-from tools.command_line import MAX_SEED, Parser, exit_code_of, whole_number
-from tools.experiment import METHODS, Experiment
-from tools.reproduction_table import Row, Table
+from tools.lib.command_line import MAX_SEED, Parser, exit_code_of, shown, whole_number
+from tools.lib.experiment import METHODS, Experiment
+from tools.lib.reproduction_table import Row, Table
 from utils.errors import UserError
 from utils.files import ensure_folder, write_text
 from utils.logger import get_logger
-from utils.terminal import shown
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "AGW_baseline.yml"

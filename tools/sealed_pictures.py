@@ -8,9 +8,8 @@ from pathlib import Path
 
 from engine.api import PUBLISHED, Anonymizer
 from engine.distributed.group import device_of_rank
-from engine.protecting.opened_folder import OpenOptions, write_opened
-from engine.protecting.sealed_folder import check_apart
-from engine.protecting.unsealing import (
+from engine.vault.opening import (
+    OpenOptions,
     Unsealed,
     accept_folder,
     query_embedding,
@@ -18,12 +17,14 @@ from engine.protecting.unsealing import (
     search,
     unseal,
     verify_folder,
+    write_opened,
 )
+from engine.vault.sealed_folder import check_apart
 from layers.pixels import PixelSpace
 from modeling.encryption.errors import IsedError, UsageError
-from tools.keyring_access import error_line, open_keyring
+from tools.lib.command_line import shown
+from tools.lib.keyring_access import error_line, open_keyring
 from utils.progress import Progress
-from utils.terminal import shown
 
 
 def check_places(arguments: argparse.Namespace, source: Path) -> None:

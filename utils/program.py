@@ -6,7 +6,7 @@ import os
 import sys
 
 from utils.contention import limit_spinning
-from utils.missing_packages import name_missing_package
+from utils.errors import name_missing_package
 
 sys.excepthook = name_missing_package
 limit_spinning(os.environ)

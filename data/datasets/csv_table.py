@@ -7,10 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 from data import problems as wrong
-from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
 from data.datasets.folder import not_there, resolve
-from data.datasets.market_style import JUNK_PID, split_of
-from data.datasets.naming import pid_of_text, whole_number
+from data.datasets.layout import (
+    SUBSETS,
+    LoadedData,
+    LoadRequest,
+    pid_of_text,
+    subject_of,
+    whole_number,
+)
+from data.datasets.market1501 import JUNK_PID, split_of
 from data.positives import stranger_problems
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample

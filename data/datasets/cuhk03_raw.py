@@ -1,21 +1,154 @@
-"""Taking the pictures out of CUHK03's original ``cuhk-03.mat`` (MATLAB v7.3, which is HDF5)."""
+"""Opening MATLAB files: what really lies under a ``.mat`` name, and the optional readers.
+
+CUHK03's new protocol: which picture is whose, and in which subset, from its MATLAB 5 file.
+
+Taking the pictures out of CUHK03's original ``cuhk-03.mat`` (MATLAB v7.3, which is HDF5).
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.datasets.matlab import check_format, require
 from data.problems import DatasetError
-from data.staging import staged_folder
 from utils.errors import UserError
+from utils.files import staged_folder
 from utils.progress import Progress
+
+Format = Literal["hdf5", "matlab5"]
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# MATLAB v7.3 puts 512 bytes of its own before the HDF5 file; HDF5 itself allows any power of two.
+_USER_BLOCKS = (0, 512, 1024, 2048)
+
+
+def require(module: str, why: str) -> ModuleType:
+    """Import an optional reader.
+
+    Raises:
+        DatasetError: It is not installed; the text says which command installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise DatasetError(
+            f"missing-{package}",
+            f"{why} needs {package}, not installed here; run `python3 -m pip install {package}`, "
+            "or bring the pictures extracted (CUHK03-NP folders)",
+        ) from error
+
+
+def check_format(path: Path, expected: Format) -> None:
+    """See that a file is the kind of MATLAB file it should be, before any reader touches it.
+
+    Raises:
+        DatasetError: It is a web page, a Git-LFS pointer, empty, truncated or of the other format.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(max(_USER_BLOCKS) + len(_HDF5_SIGNATURE))
+    found = _describe(head)
+    if found == expected:
+        return
+    names = {"hdf5": "a MATLAB v7.3 file (HDF5)", "matlab5": "a MATLAB 5 file"}
+    code, remedy = {
+        "a Git-LFS pointer": ("lfs-pointer-as-mat", "fetch the file itself with `git lfs pull`"),
+        "an HTML page": (
+            "html-as-mat",
+            "the server sent a web page instead: download it in a browser and accept the terms",
+        ),
+    }.get(found, ("bad-mat", "download it again, or copy the original file"))
+    raise DatasetError(
+        code, f"{path} is {names.get(found, found)}, expected {names[expected]}; {remedy}"
+    )
+
+
+def _describe(head: bytes) -> str:
+    if any(head[start : start + len(_HDF5_SIGNATURE)] == _HDF5_SIGNATURE for start in _USER_BLOCKS):
+        return "hdf5"
+    if head.startswith(b"MATLAB 5.0"):
+        return "matlab5"
+    if not head:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "an HTML page"
+    return "not a MATLAB file"
+
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One kind's list of n pictures and its division.
+
+    Attributes:
+        names: ``K_PPP_V_II.png`` (pair, identity, camera, cell) of every picture.
+        labels: Identity of every picture, int64 (n,), 1..1467.
+        cameras: Camera of every picture, int64 (n,), from 1.
+        subsets: Places, counted from 0, of ``train``, ``query`` and ``gallery``.
+    """
+
+    names: tuple[str, ...]
+    labels: Indices
+    cameras: Indices
+    subsets: dict[str, Indices]
+
+
+def config_name(kind: str) -> str:
+    """File name the protocol of a kind goes by."""
+    return f"cuhk03_new_protocol_config_{kind}.mat"
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a ``cuhk03_new_protocol_config_*.mat``.
+
+    Raises:
+        DatasetError: scipy is missing, or the file is not such a protocol.
+    """
+    check_format(path, "matlab5")
+    scipy_io = require("scipy.io", "reading CUHK03's new protocol")
+    try:
+        content = scipy_io.loadmat(str(path))
+        names = tuple(str(np.asarray(cell).item()) for cell in content["filelist"].ravel())
+        labels, cameras = _integers(content["labels"]), _integers(content["camId"])
+        # int64 before the arithmetic: in the file they are uint16, where 0 - 1 is 65535.
+        subsets = {
+            subset: _integers(content[f"{subset}_idx"]) - 1
+            for subset in ("train", "query", "gallery")
+        }
+    except Exception as error:  # scipy lets through whatever the broken stream made it stumble over
+        raise _broken(path, f"{type(error).__name__}: {error}") from error
+    if not len(names) == len(labels) == len(cameras):
+        raise _broken(path, f"{len(names)} names, {len(labels)} labels, {len(cameras)} cameras")
+    for subset, places in subsets.items():
+        if len(places) == 0 or places.min() < 0 or places.max() >= len(names):
+            raise _broken(path, f"{subset}_idx does not lie within 1..{len(names)}")
+    return Protocol(names, labels, cameras, subsets)
+
+
+def _integers(values: Any) -> Indices:  # noqa: ANN401 - whatever scipy made of the MATLAB array
+    return np.asarray(values).astype(np.int64).ravel()
+
+
+def _broken(path: Path, why: str) -> DatasetError:
+    return DatasetError(
+        "bad-protocol",
+        f"{path} is not CUHK03's new protocol ({why}); copy the original file again",
+    )
+
 
 Pixels = NDArray[np.uint8]
 

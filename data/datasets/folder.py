@@ -16,9 +16,17 @@ import re
 from pathlib import Path
 
 from data import problems as wrong
-from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
-from data.datasets.market_style import JUNK_PID, VALIDATION_FOLDERS, read_folder, split_of
-from data.datasets.naming import list_folders, list_images, pid_of_text, whole_number
+from data.datasets.layout import (
+    SUBSETS,
+    LoadedData,
+    LoadRequest,
+    list_folders,
+    list_images,
+    pid_of_text,
+    subject_of,
+    whole_number,
+)
+from data.datasets.market1501 import JUNK_PID, VALIDATION_FOLDERS, read_folder, split_of
 from data.positives import stranger_problems
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample

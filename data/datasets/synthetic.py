@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data.people.appearance import draw_people
 from data.people.cameras import MAX_CAMERAS
-from data.people.walks import Walk, draw_walks
+from data.people.photograph import Walk, draw_walks
 from utils.errors import UserError
 from utils.progress import Progress
 

@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.attacks.base import CipherAttack, Outcome, shown
+from engine.attacks.attack import CipherAttack, Outcome, shown
+from engine.attacks.averaging import PAD_REACH
 from engine.attacks.context import AttackContext
-from engine.attacks.filters import PAD_REACH
 from engine.attacks.levels import Stored
-from engine.attacks.statistics import share_measure
+from engine.attacks.measures import share_measure
 from modeling.encryption.errors import IsedError
-from modeling.encryption.picture import CONTEXT, SealedPicture, open_picture, public_fields
 from modeling.encryption.primitives import KEY_BYTES, existing_message_key
+from modeling.encryption.sealed_image import CONTEXT, SealedPicture, open_picture, public_fields
 from utils.progress import Progress
 
 _IMAGES = 40  # as many as the published measurement broke

@@ -15,9 +15,8 @@ from yacs.config import CfgNode
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
 from engine.attacks.context import AttackContext, Makers, Settings
-from engine.attacks.levels import Protector
-from engine.attacks.people import Cast, ImageSet, choose_people
-from engine.attacks.workbench import Workbench
+from engine.attacks.levels import Cast, ImageSet, Protector, choose_people
+from engine.attacks.training import Workbench
 from engine.checkpoint import LoadedWeights
 from engine.distributed.group import device_of_rank
 from engine.model import Model, load_pretrained, pretrained_model

@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
-from engine.attacks.results import Measure, Result
-from engine.pictures import picture_grid
+from engine.attacks.measures import Measure, Result
+from engine.views import picture_grid
 from layers.pixels import PixelSpace
 
 _FAILS, _HOLDS, _FLOOR = "#c0392b", "#1f6fb4", "#9a9a9a"

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attacks.levels import Protector, Stored, own_key_per_person, seal
-from engine.attacks.people import ImageSet
-from engine.attacks.results import Result
-from engine.attacks.training import HeldOut, train_reid
-from engine.attacks.workbench import Workbench
+from engine.attacks.levels import ImageSet, Protector, Stored, own_key_per_person, seal
+from engine.attacks.measures import Result
+from engine.attacks.training import HeldOut, Workbench, train_reid
 from engine.checkpoint import CheckpointError, save_file
 from engine.scoring.features import Features
 from modeling.objectives import Objectives
 from modeling.reid_network import ReIDNetwork
-from modeling.state import load_matching
+from modeling.weights import load_matching
 from utils.logger import get_logger
 
 _LOGGER = get_logger()

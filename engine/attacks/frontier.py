@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from engine.attacks.charts import drawn
-from engine.attacks.results import Result
+from engine.attacks.measures import Result
 from engine.scoring.bootstrap import Interval
 
 # What is run at each point: utility, and the two attackers.

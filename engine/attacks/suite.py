@@ -1,24 +1,179 @@
-"""Run attacks on levels, keep what is finished, and say what came out."""
+"""Every attack by name, in the order in which they are run.
+
+What came out: verdicts by attack and level, beside those expected, and as a table.
+
+Run attacks on levels, keep what is finished, and say what came out.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.attacks.base import Attack, Outcome
+from engine.attacks.attack import Attack, Outcome
+from engine.attacks.averaging import Averaging, Denoisers
+from engine.attacks.brute_force import KeyBruteForce
 from engine.attacks.build import Plan
 from engine.attacks.charts import curve_chart, picture_sheet, verdict_chart
 from engine.attacks.context import AttackContext
-from engine.attacks.registry import ATTACKS
-from engine.attacks.results import SETTINGS_NAME, Result, not_applicable
-from engine.attacks.verdicts import VERDICTS_NAME, report, verdicts_of
-from engine.pictures import save_picture
+from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
+from engine.attacks.measures import FAILS, NOT_APPLICABLE, SETTINGS_NAME, Result, not_applicable
+from engine.attacks.network_attacks import AuthorisedReID, ModelAttack, PublicReID, TunedReID
+from engine.attacks.pairs import Difference, KnownPlaintext
+from engine.attacks.tampering import Malleability, StorageRoundTrip, WrongKey
+from engine.views import save_picture
 from utils.errors import UserError
 from utils.files import ensure_folder, write_text
 from utils.logger import get_logger
+
+_ALL: tuple[Attack, ...] = (
+    NoisePrintLinkage(),
+    KeyBruteForce(),
+    KnownPlaintext(),
+    Averaging(),
+    Difference(),
+    Denoisers(),
+    WrongKey(),
+    Malleability(),
+    StorageRoundTrip(),
+    MetadataLinkage(),
+    AuthorisedReID(),
+    PublicReID(),
+    TunedReID(),
+    ModelAttack(),
+)
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ALL}
+
+
+def chosen_attacks(names: Sequence[str]) -> list[Attack]:
+    """Return attacks by name, in the order of the registry; all if none is named.
+
+    Raises:
+        UserError: One is unknown; the text has the nearest that is known.
+    """
+    return [ATTACKS[name] for name in _known(names, list(ATTACKS), "attack")]
+
+
+def chosen_levels(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return levels by name, in their order; all if none is named.
+
+    Raises:
+        UserError: One is unknown.
+    """
+    return tuple(_known(names, known, "level"))
+
+
+def _known(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name.lower(), known, 1, 0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{name!r} is no {what}; expected one of {', '.join(known)}{hint}")
+    return [name for name in known if name in names or not names]
+
+
+VERDICTS_NAME = "verdicts.json"
+
+# An attack that is badly trained, or has too few persons to be seen to work, holds everywhere.
+_UNPROVEN = (
+    "  No level failed: this run does not show that the attack works, and until it does, holding "
+    "says nothing. Run it on raw and additive too, with more --budget, --epochs or --people."
+)
+
+Verdicts = dict[str, dict[str, str]]
+
+
+def verdicts_of(results: Sequence[Result]) -> Verdicts:
+    """Return verdicts by attack and level: the form that an expectation has."""
+    verdicts: Verdicts = {}
+    for result in results:
+        verdicts.setdefault(result.attack, {})[result.level] = result.verdict
+    return verdicts
+
+
+def read_expectation(path: Path) -> Verdicts:
+    """Read verdicts that are expected, in the form of ``verdicts.json``.
+
+    Raises:
+        UserError: The file is missing or of another form.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; expected verdicts such as a run writes to {VERDICTS_NAME}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    is_table = isinstance(content, dict) and all(
+        isinstance(row, dict) and all(isinstance(v, str) for v in row.values())
+        for row in content.values()
+    )
+    if not is_table:
+        raise UserError(f"{path} is no table of verdicts; expected {{attack: {{level: verdict}}}}")
+    return content
+
+
+def differences(found: Verdicts, expected: Verdicts) -> list[str]:
+    """Say in which of the expected verdicts a run differs.
+
+    Attacks and levels that were not run are not compared; an expectation that shares nothing with
+    the run is a difference.
+    """
+    compared, lines = 0, []
+    for attack, row in expected.items():
+        for level, verdict in row.items():
+            got = found.get(attack, {}).get(level)
+            if got is None:
+                continue
+            compared += 1
+            if got != verdict:
+                lines.append(f"{attack} on {level}: {got}, expected {verdict}")
+    if not compared:
+        lines.append("the expectation has no attack and level of this run")
+    return lines
+
+
+def report(results: Sequence[Result]) -> str:
+    """Return a table of verdicts and a sentence for each result."""
+    levels = list(dict.fromkeys(result.level for result in results))
+    attacks = list(dict.fromkeys(result.attack for result in results))
+    by_place = {(result.attack, result.level): result for result in results}
+    width = max((len(name) for name in attacks), default=6) + 2
+    lines = [f"{'attack':<{width}}" + "".join(f"{level:>15}" for level in levels)]
+    for attack in attacks:
+        cells = [_cell(by_place.get((attack, level))) for level in levels]
+        lines.append(f"{attack:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
+    lines += [
+        "",
+        "holds: what the attack reached lies within what luck reaches; - : no such attack",
+    ]
+    for attack in attacks:
+        lines += ["", attack]
+        reasons: dict[str, list[str]] = {}
+        for level in levels:
+            result = by_place.get((attack, level))
+            if result is not None and result.applies:
+                lines.append(f"  {level}: {result.verdict}. {result.sentence}")
+            elif result is not None:
+                reasons.setdefault(result.sentence, []).append(level)
+        for reason, without in reasons.items():
+            lines.append(f"  {', '.join(without)}: not applicable: {reason}.")
+        found = [by_place[attack, level] for level in levels if (attack, level) in by_place]
+        if not any(result.verdict == FAILS for result in found):
+            lines.append(_UNPROVEN)
+    return "\n".join(lines)
+
+
+def _cell(result: Result | None) -> str:
+    if result is None or result.verdict == NOT_APPLICABLE:
+        return "-"
+    return result.verdict
+
 
 _LOGGER = get_logger()
 

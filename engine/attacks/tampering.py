@@ -10,17 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attacks.base import CipherAttack, Outcome, decibels, shown
+from engine.attacks.attack import CipherAttack, Outcome, decibels, shown
 from engine.attacks.context import AttackContext
-from engine.attacks.files import holds_bytes, is_ised, through_file
-from engine.attacks.levels import Stored
-from engine.attacks.results import Measure, exactly
-from engine.attacks.statistics import image_measures, interval_of, quality, share_measure
-from modeling.encryption.cipher import Cipher, Sealed
+from engine.attacks.levels import Stored, holds_bytes, is_ised, through_file
+from engine.attacks.measures import (
+    Measure,
+    exactly,
+    image_measures,
+    interval_of,
+    quality,
+    share_measure,
+)
+from modeling.encryption.cipher import Cipher, PixelLevels, Sealed
 from modeling.encryption.errors import IsedError
 from modeling.encryption.keys import WrongKeys
-from modeling.encryption.levels import PixelLevels
-from modeling.encryption.picture import CHUNK_BYTES, PUBLIC_BYTES
+from modeling.encryption.sealed_image import CHUNK_BYTES, PUBLIC_BYTES
 
 _IMAGES = 200
 _LEVELS = PixelLevels()

@@ -1,4 +1,6 @@
-"""Networks that an attacker trains: picture recovery and re-identification.
+"""Where and how an attacker trains and runs networks.
+
+Networks that an attacker trains: picture recovery and re-identification.
 
 Both take what the attacker owns, run for a fixed number of updates, and keep the weights that were
 best on held-out public persons; private persons are never looked at.
@@ -18,16 +20,63 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
 from data.samplers import IdentitySampler
-from engine.attacks.statistics import quality
-from engine.attacks.workbench import Workbench
+from engine.attacks.measures import quality
 from engine.scoring.features import Features
 from engine.scoring.retrieval import score_retrieval
+from engine.train_step import Autocast
+from layers.pixels import PixelSpace
 from modeling.objectives import Objectives, reid_losses, weighted
-from modeling.outputs import ReIDPair
-from modeling.reid_network import ReIDNetwork
+from modeling.reid_network import ReIDNetwork, ReIDPair
 from utils.errors import UserError
 from utils.progress import Progress
 from utils.seeding import derive_seed, seed_everything, torch_generator
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Where and how an attacker trains.
+
+    Attributes:
+        device: Where networks are.
+        autocast: Context that they run in.
+        pixels: Pixel space of their images.
+        batch_size: Images per update.
+        steps: Updates of each network; every data budget gets the same number.
+        seed: What start values and batches are drawn from.
+    """
+
+    device: torch.device
+    autocast: Autocast
+    pixels: PixelSpace
+    batch_size: int
+    steps: int
+    seed: int
+
+    def run(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return a network's output for images (N, ...), float32 on the CPU, in batches."""
+        return self._in_batches(network, network, images)
+
+    def pictures(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return an image network's output as values in [0, 1]."""
+        return self.pixels.denormalize(self.run(network, images)).clamp_(0, 1)
+
+    def embeddings(self, network: ReIDNetwork, images: Tensor) -> Tensor:
+        """Return embeddings (N, D) of normalised images, float32 on the CPU."""
+        return self._in_batches(network, network.embed, images)
+
+    @torch.inference_mode()
+    def _in_batches(
+        self, network: nn.Module, function: Callable[[Tensor], Tensor], images: Tensor
+    ) -> Tensor:
+        was_training = network.training
+        network.eval()
+        parts = []
+        for batch in images.split(self.batch_size):
+            with self.autocast():
+                parts.append(function(batch.to(self.device)).float().cpu())
+        network.train(was_training)
+        return torch.cat(parts)
+
 
 _VALIDATIONS = 8
 _WARMUP_SHARE = 0.1

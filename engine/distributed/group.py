@@ -1,4 +1,6 @@
-"""One run of several processes: taking part in it, and leaving it.
+"""Which training a restart by torchrun goes on with.
+
+One run of several processes: taking part in it, and leaving it.
 
 ``torchrun`` starts the processes; ``joined`` takes part. In a process that runs alone (started
 without torchrun, or as the only one) it is a no-op: no process group, no thread. Who a process is
@@ -13,20 +15,66 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
 
+from engine.checkpoint import NATIVE_NAMES
 from engine.distributed.processes import all_gather, barrier, running_as, world
 from engine.distributed.roll_call import number_of_start
 from engine.distributed.signals import handling
 from engine.distributed.watch import Terminated, Watch
 from utils.device import resolve_device
 from utils.errors import UserError
+from utils.files import write_text
 from utils.progress import Progress
 from utils.world import World
+
+_NAME = ".torchrun"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of the processes by torchrun, and the training in OUTPUT_DIR.
+
+    A restart (``--max-restarts``) goes on from the last checkpoint by itself. It must not go on
+    with a training that was in OUTPUT_DIR before and that the first start refused to overwrite. So
+    the first start leaves a mark once it has accepted the folder, and only then a restart resumes.
+
+    Attributes:
+        mark: Where the mark is; None where torchrun has not started this process.
+        resumes: Whether to go on from the last checkpoint although SOLVER.RESUME may not say so.
+    """
+
+    mark: Path | None
+    resumes: bool
+
+    @classmethod
+    def begin(cls, folder: Path) -> Launch:
+        """Look whether this is a restart; a first start takes away what an older one left."""
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+        if run_id is None:
+            return cls(None, resumes=False)
+        mark = folder / _NAME
+        if not world().restarts:
+            mark.unlink(missing_ok=True)
+            return cls(mark, resumes=False)
+        accepted = mark.is_file() and mark.read_text("utf-8") == run_id
+        return cls(mark, resumes=accepted and (folder / NATIVE_NAMES["latest"]).is_file())
+
+    def accepted(self) -> None:
+        """Note that this launch trains in the folder."""
+        if self.mark is not None:
+            write_text(self.mark, os.environ["TORCHELASTIC_RUN_ID"])
+
+    @staticmethod
+    def done(folder: Path) -> None:
+        """Take the mark away when all is written: a later launch is another run."""
+        (folder / _NAME).unlink(missing_ok=True)
+
 
 # Others wait in a collective while the first process scores a large test set. It need not be short:
 # a process that ends or falls silent is noticed by engine.distributed.watch, not by this.

@@ -42,12 +42,11 @@ from torch.nn.parallel import DistributedDataParallel
 from data.records import Batch
 from engine.distributed.processes import world
 from engine.train_step import Phases, StepOutput, TrainStep
-from layers.collectives import gather_for_one_loss, in_parallel
+from layers.collectives import SyncedBatchNorm, gather_for_one_loss, in_parallel
 from layers.non_local import NonLocalBlock
-from layers.synced_norm import SyncedBatchNorm
 from modeling.objectives import Objectives
-from modeling.outputs import LossDict
 from modeling.privacy_networks import Networks, PrivacyNetworks
+from modeling.reid_network import LossDict
 from utils.logger import get_logger
 
 _LOGGER = get_logger()

@@ -1,4 +1,7 @@
-"""ONNX: writing a graph, and running what was written."""
+"""What a file computes: a verb of ``engine.api`` from 8-bit pixels on, normalisation included.
+
+ONNX: writing a graph, and running what was written.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,82 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from engine.api import Pixels
-from engine.exporting.graphs import INPUT, Graph
-from utils.errors import UserError
-from utils.missing_packages import optional_package
+from engine.api import Anonymizer, Pixels
+from layers.pixels import PixelSpace
+from modeling.reid_network import ReIDNetwork
+from utils.errors import UserError, optional_package
+
+# The verbs, and the letter that checkpoints give to the network of each.
+VERBS = {"anonymize": "G", "recover": "G_R", "embed": "C"}
+INPUT = "pixels"
+
+
+class ImageGraph(nn.Module):
+    """Pictures in, pictures out: the anonymizer or the recovery network.
+
+    Args:
+        network: Maps normalised images to normalised images.
+        space: Pixel space of both.
+        size: Height and width of both in pixels.
+
+    Attributes:
+        output: Name of what comes out.
+        shape: Its shape; N is any number of pictures.
+    """
+
+    output = "images"
+
+    def __init__(self, network: nn.Module, space: PixelSpace, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.network, self.space = network, space
+        self.shape: tuple[str | int, ...] = ("N", *size, 3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map uint8 (N, H, W, 3) to the same."""
+        images = self.network(self.space.normalize(pixels.permute(0, 3, 1, 2)))
+        return self.space.to_uint8(images).permute(0, 2, 3, 1)
+
+
+class EmbeddingGraph(nn.Module):
+    """Pictures in, unit embeddings out.
+
+    The classifier stays outside: nobody needs it, and it tells how many people there were to train
+    on.
+
+    Args:
+        network: The re-ID network.
+        space: Pixel space of its images.
+
+    Attributes:
+        output: Name of what comes out.
+        shape: Its shape; N is any number of pictures.
+    """
+
+    output = "embeddings"
+
+    def __init__(self, network: ReIDNetwork, space: PixelSpace) -> None:
+        super().__init__()
+        self.network, self.space = network, space
+        self.shape: tuple[str | int, ...] = ("N", network.feature_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map uint8 (N, H, W, 3) to float32 (N, D), each of length 1."""
+        return F.normalize(self.network.embed(self.space.normalize(pixels.permute(0, 3, 1, 2))))
+
+
+Graph = ImageGraph | EmbeddingGraph
+
+
+def graph_of(verb: str, model: Anonymizer) -> Graph:
+    """Return what the file of a verb computes, with the model's own network in it."""
+    network = model.networks[verb]
+    if isinstance(network, ReIDNetwork):
+        return EmbeddingGraph(network, model.pixels).eval()
+    return ImageGraph(network, model.pixels, model.size).eval()
+
 
 SUFFIX = ".onnx"
 # Tried from torch 2.4 and onnxruntime 1.17 on.
@@ -47,7 +121,7 @@ def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
 
     Torch's exporter by tracing is used, which its newer one is to replace: it is the only one that
     works from torch 2.4 on, takes a tenth of the other's time, and needs no onnxscript.
-    What it makes is not trusted but compared (``engine.exporting.parity``).
+    What it makes is not trusted but compared (``engine.exporting.export``).
 
     Args:
         graph: On the CPU.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.scoring.precision import exact_float32
 from utils.errors import UserError
+from utils.precision import exact_float32
 
 # Two embeddings whose cosine is above this are one as far as float32 can tell.
 _SAME_COSINE = 1.0 - 1e-6

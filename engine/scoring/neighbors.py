@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.scoring.features import UnitFeatures
-from engine.scoring.ragged import Indices
+from engine.scoring.matching import Indices
 
 TILE = 2048
 

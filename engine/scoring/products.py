@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from engine.scoring.features import UnitFeatures
-from engine.scoring.matching import Matching
-from engine.scoring.memory import MIB, memory_budget_mib, require_memory, tell_memory
-from engine.scoring.precision import exact_float32
-from engine.scoring.ragged import Indices
+from engine.scoring.matching import Indices, Matching
+from utils.memory import MIB, memory_budget_mib, require_memory, tell_memory
+from utils.precision import exact_float32
 
 _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
 _CONVERT_ROWS = 4096

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.scoring.features import UnitFeatures
-from engine.scoring.matching import Matching
+from engine.scoring.matching import Indices, Matching, Ragged
 from engine.scoring.products import product_chunks
-from engine.scoring.ragged import Indices, Ragged
 
 # A broken gallery image (NaN) is further than every sound one, a broken match than every wrong
 # image, so that no order of the files makes it look found; an ignored image is further than all.

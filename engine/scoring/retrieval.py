@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.scoring.features import Features, UnitFeatures
-from engine.scoring.matching import Matching
-from engine.scoring.ragged import Indices
+from engine.scoring.matching import Indices, Matching
 from engine.scoring.ranking import rank_matches
 from utils.errors import UserError
 

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from engine.scoring.bootstrap import Interval, bootstrap_ratios
 from engine.scoring.features import Features, UnitFeatures
-from engine.scoring.matching import JUNK_PID, Matching
-from engine.scoring.memory import MIB
+from engine.scoring.matching import JUNK_PID, Indices, Matching
 from engine.scoring.products import product_chunks
-from engine.scoring.ragged import Indices
 from engine.scoring.ranking import worst_rows
 from engine.scoring.retrieval import CMC_LENGTH
+from utils.memory import MIB
 
 _SHOWN_BYTES = 32  # of one query and image shown: place, similarity, what is closer, and its sum
 _BROKEN = float(np.finfo(np.float32).min)

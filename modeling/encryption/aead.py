@@ -10,19 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling.encryption.cipher import Sealed, check_batch
+from modeling.encryption.cipher import PixelLevels, Sealed, check_batch
 from modeling.encryption.errors import MissingKey
 from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
-from modeling.encryption.levels import PixelLevels
-from modeling.encryption.metadata import Metadata
-from modeling.encryption.picture import (
+from modeling.encryption.primitives import random_key
+from modeling.encryption.sealed_image import (
     LOCATOR_BYTES,
+    Metadata,
     SealedPicture,
     key_id_of,
     open_picture,
     seal_picture,
 )
-from modeling.encryption.primitives import random_key
 
 _NO_METADATA = Metadata()
 

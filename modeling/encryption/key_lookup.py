@@ -17,8 +17,8 @@ from modeling.encryption.errors import (
     WrongKey,
 )
 from modeling.encryption.keys import SubjectKey
-from modeling.encryption.picture import CONTEXT, key_id_of, public_fields
 from modeling.encryption.primitives import existing_message_key
+from modeling.encryption.sealed_image import CONTEXT, key_id_of, public_fields
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling.encryption.errors import FormatError, NotProtected
-from modeling.encryption.picture import (
+from modeling.encryption.sealed_image import (
     CHUNK_BYTES,
     MAX_PIXELS,
     MAX_SIDE_PX,

@@ -15,8 +15,7 @@ from PIL import Image
 
 from configs import loading
 from engine.attacks.levels import LEVELS
-from engine.attacks.registry import ATTACKS
-from engine.attacks.suite import Suite
+from engine.attacks.suite import ATTACKS, Suite
 from engine.checkpoint import NATIVE_NAMES
 from tests.fixtures import ranks, tiny
 from tests.fixtures.attacked import save_attackable

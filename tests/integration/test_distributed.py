@@ -18,7 +18,7 @@ import torch
 from yacs.config import CfgNode
 
 from engine.train_step import StepOutput
-from modeling.encryption.keyring import Keyring
+from engine.vault.keyring import Keyring
 from solver import build as solver_build
 from tests.fixtures import ranks, tiny
 from tests.fixtures.paths import ROOT

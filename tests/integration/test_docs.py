@@ -15,10 +15,10 @@ from yacs.config import CfgNode
 from configs.defaults import KEY_BY_NAME
 from configs.loading import load
 from data.datasets import synthetic
-from data.people.walks import draw_walks
+from data.people.photograph import draw_walks
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import draw, save_checkpoint
-from tools.command_line import INTERRUPTED
+from tools.lib.command_line import INTERRUPTED
 
 README = ROOT / "README.md"
 PAGES = {str(page.relative_to(ROOT)): page for page in (README, *sorted(ROOT.glob("docs/*.md")))}

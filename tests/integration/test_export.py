@@ -20,7 +20,7 @@ from PIL import Image
 from engine.api import Anonymizer
 from engine.exporting import export as exporting
 from engine.exporting import onnx_file
-from engine.exporting.graphs import VERBS, Graph, ImageGraph
+from engine.exporting.onnx_file import VERBS, Graph, ImageGraph
 from layers.pixels import PixelSpace
 from tests.fixtures.exporting import save_lived_in
 from tests.fixtures.paths import ROOT

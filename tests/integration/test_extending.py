@@ -18,22 +18,20 @@ from yacs.config import CfgNode
 
 from configs import defaults, loading
 from configs.schema import Key, Number
-from data.datasets.base import SUBSETS, LoadedData, LoadRequest, subject_of
-from data.datasets.naming import list_images
+from data.datasets.layout import SUBSETS, LoadedData, LoadRequest, list_images, subject_of
 from data.desensitize import DESENSITIZERS, Desensitizer
 from data.records import DatasetSplits, Sample
 from data.registry import DATASETS
-from engine.attacks.registry import ATTACKS
-from engine.attacks.results import HOLDS
+from engine.attacks.measures import HOLDS
+from engine.attacks.suite import ATTACKS
 from layers.pooling import AveragePooling
 from modeling.backbones.base import Backbone
 from modeling.backbones.registry import REID_DESIGNS, ReIDDesign
 from modeling.build import build_objectives, build_reid
 from modeling.encryption.build import CIPHERS, build_cipher
-from modeling.encryption.cipher import Sealed, check_batch, read_sealed
+from modeling.encryption.cipher import PixelLevels, Sealed, check_batch, read_sealed
 from modeling.encryption.errors import MissingKey, WrongKey
 from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
-from modeling.encryption.levels import PixelLevels
 from modeling.encryption.primitives import existing_message_key, open_sealed, random_key, seal
 from modeling.objectives import GENERATOR_TERMS, GeneratorInput, Objectives
 from tests.fixtures import tiny, trees

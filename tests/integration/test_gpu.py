@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from configs.loading import load
-from engine.batch_fit import BatchTooLarge, step_that_fits
 from engine.build import build_step, build_trainer
 from engine.guard import LossGuard
 from engine.model import build_model
@@ -23,9 +22,10 @@ from engine.scoring.image_quality import QualityAccumulator
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import score_retrieval
 from engine.supervision import Supervision, UpgradePolicy
+from engine.train_step import BatchTooLarge, step_that_fits
 from engine.trainer import Trainer
-from layers import synced_norm
-from layers.synced_norm import SyncedBatchNorm
+from layers import collectives as synced_norm
+from layers.collectives import SyncedBatchNorm
 from modeling.build import build_objectives
 from solver.build import build_optimizers
 from tests.fixtures import tiny

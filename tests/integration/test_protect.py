@@ -18,9 +18,13 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from engine.api import Anonymizer
-from engine.protecting.opened_folder import _place
-from engine.protecting.source_images import decode_source
-from modeling.encryption import keyring_admin, png_format
+from engine.vault import keyring_admin
+from engine.vault.keyring import Keyring
+from engine.vault.master import KeyFile
+from engine.vault.opening import _place
+from engine.vault.sources import decode_source
+from modeling.encryption import png_format
+from modeling.encryption.cipher import PixelLevels
 from modeling.encryption.errors import (
     BadInput,
     DestroyedKey,
@@ -36,11 +40,7 @@ from modeling.encryption.errors import (
     UnsupportedVersion,
     WrongKey,
 )
-from modeling.encryption.keyring import Keyring
-from modeling.encryption.levels import PixelLevels
-from modeling.encryption.master import KeyFile
-from modeling.encryption.metadata import Metadata
-from modeling.encryption.picture import open_picture, seal_picture
+from modeling.encryption.sealed_image import Metadata, open_picture, seal_picture
 from tests.fixtures.protection import PEOPLE, Scene, draw, make_scene
 from tests.fixtures.sealing import repaired
 from tools.protect import main
@@ -439,7 +439,7 @@ def test_unsafe_paths_in_metadata(
     sealed: Scene, path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A holder of the key who does not use this program still cannot write elsewhere."""
-    from modeling.encryption import metadata as module
+    from modeling.encryption import sealed_image as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "check_relative_path", lambda path: None)
@@ -482,7 +482,7 @@ def test_whatever_the_image_library_lets_out_is_bad_input(monkeypatch: pytest.Mo
     def refuse(picture: Image.Image) -> None:  # as for a JPEG with one changed byte of its EXIF
         raise AttributeError("'IFDRational' object has no attribute 'encode'")
 
-    monkeypatch.setattr("engine.protecting.source_images.ImageOps.exif_transpose", refuse)
+    monkeypatch.setattr("engine.vault.sources.ImageOps.exif_transpose", refuse)
     stream = io.BytesIO()
     Image.new("RGB", (4, 8)).save(stream, "PNG")
     with pytest.raises(BadInput, match="damaged"):
@@ -535,7 +535,7 @@ def test_folders_that_cannot_be_read_are_not_left_out(
     def refuse(place: Path) -> object:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
-    monkeypatch.setattr("engine.protecting.source_images.os.scandir", refuse)
+    monkeypatch.setattr("engine.vault.sources.os.scandir", refuse)
     assert main(scene.protect()) == 1
     assert "cannot be read (Permission denied)" in capsys.readouterr().err
 

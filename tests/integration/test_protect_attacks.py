@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
-from engine.protecting import opened_folder
-from engine.protecting.sealed_folder import MANIFEST_NAME, Manifest
-from engine.protecting.source_images import decode_source
-from modeling.encryption import keyring_admin
+from engine.vault import keyring_admin
+from engine.vault import opening as opened_folder
+from engine.vault.master import KeyFile
+from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
+from engine.vault.sources import decode_source
 from modeling.encryption.errors import BadInput
-from modeling.encryption.master import KeyFile
 from tests.fixtures.protection import PEOPLE, Scene, draw, make_scene
 from tools.protect import main
 

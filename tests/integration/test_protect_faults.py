@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
+from engine.vault.keyring import Keyring
 from modeling.encryption import png_format
-from modeling.encryption.keyring import Keyring
-from modeling.encryption.picture import open_picture
+from modeling.encryption.sealed_image import open_picture
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import Scene, draw, make_scene
 from tools import sealed_pictures
@@ -186,7 +186,7 @@ def test_kill_ends_opening_with_130_and_leaves_nothing(
         if len(synced) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("engine.protecting.sealed_folder.os.fsync", fsync)
+    monkeypatch.setattr("engine.vault.sealed_folder.os.fsync", fsync)
     assert main(["open", str(scene.sealed), str(scene.out), *scene.keys]) == 130
     assert signal.getsignal(signal.SIGTERM) is before
     assert [p.name for p in scene.out.rglob("*") if ".tmp" in p.name] == []
@@ -244,8 +244,8 @@ def test_failing_device_stops_and_leaves_nothing(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("engine.protecting.sealed_folder.os.fsync", refuse)
-        patch.setattr("modeling.encryption.keyring.Keyring.ensure", lambda self, subjects: None)
+        patch.setattr("engine.vault.sealed_folder.os.fsync", refuse)
+        patch.setattr("engine.vault.keyring.Keyring.ensure", lambda self, subjects: None)
         scene_keys = scene.keyring()
         patch.setattr("tools.protect.open_keyring", lambda arguments: scene_keys)
         assert main(scene.protect()) == 3
@@ -268,7 +268,7 @@ def test_locked_keyring_stops(
 def test_a_key_is_on_disk_before_the_first_file_under_it(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.protecting import sealing_work
+    from engine.vault import sealing_work
 
     publish = sealing_work.publish
 

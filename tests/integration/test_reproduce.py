@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import tiny
-from tools import experiment, reproduce
+from tools import reproduce
+from tools.lib import experiment
 
 
 def test_a_table_of_real_trainings_is_made_once(

@@ -32,9 +32,16 @@ from layers.pixels import PixelSpace
 from modeling.encryption.build import CIPHERS, build_cipher
 from modeling.encryption.cipher import KeyState, read_sealed
 from modeling.privacy_networks import PrivacyNetworks
-from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
 from tools.benchmarks.data import draw_pictures
-from tools.benchmarks.measuring import write_json
+from tools.benchmarks.measuring import (
+    Maker,
+    Place,
+    Work,
+    contest,
+    describe,
+    matrix_product,
+    write_json,
+)
 from tools.benchmarks.networks import (
     NUM_CLASSES,
     add_network_arguments,
@@ -43,9 +50,14 @@ from tools.benchmarks.networks import (
     random_batch,
 )
 from tools.benchmarks.step import PLAIN
-from tools.command_line import whole_number
-from utils.allocator import keep_freed_memory
-from utils.device import device_name, resolve_device, resolve_precision, set_threads
+from tools.lib.command_line import whole_number
+from utils.device import (
+    device_name,
+    keep_freed_memory,
+    resolve_device,
+    resolve_precision,
+    set_threads,
+)
 from utils.errors import UserError
 
 _IMAGES = {"cpu": 64, "cuda": 2048}

@@ -29,19 +29,24 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from PIL import Image
 
     from engine.api import Anonymizer
-    from engine.protecting.protection import ProtectOptions, protect_folder
-    from engine.protecting.sealed_folder import publish
-    from engine.protecting.source_images import decode_source, list_sources
-    from engine.protecting.subjects import subject_rule
+    from engine.vault.keyring import Keyring
+    from engine.vault.master import KeyFile
+    from engine.vault.protect import ProtectOptions, protect_folder
+    from engine.vault.sealed_folder import publish
+    from engine.vault.sources import decode_source, list_sources
+    from engine.vault.subjects import subject_rule
     from modeling.encryption import png_format
     from modeling.encryption.aead import AeadCipher, MemoryKeys
-    from modeling.encryption.keyring import Keyring
+    from modeling.encryption.cipher import PixelLevels
     from modeling.encryption.keys import SubjectKey
-    from modeling.encryption.levels import PixelLevels
-    from modeling.encryption.master import KeyFile
-    from modeling.encryption.metadata import Metadata
-    from modeling.encryption.picture import KIND_RGB8, KIND_TANH, open_picture, seal_picture
-    from tools.command_line import Parser, exit_code_of, number, whole_number
+    from modeling.encryption.sealed_image import (
+        KIND_RGB8,
+        KIND_TANH,
+        Metadata,
+        open_picture,
+        seal_picture,
+    )
+    from tools.lib.command_line import Parser, exit_code_of, number, whole_number
     from utils.errors import UserError
 
     _METADATA = Metadata("0002/0002_c1_00.jpg", bytes(range(32)), 283, 96)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from engine.scoring.features import Features
-from engine.scoring.precision import exact_float32
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import score_retrieval
 from tools.benchmarks.measuring import PeakMemory, add_measuring_arguments, seconds, write_json
-from tools.command_line import MAX_SEED, whole_number
+from tools.lib.command_line import MAX_SEED, whole_number
 from utils.device import device_name, resolve_device, set_threads
+from utils.precision import exact_float32
 
 _MIB = 2**20
 _CHUNK_BYTES = 64 * _MIB

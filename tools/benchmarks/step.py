@@ -26,12 +26,18 @@ from engine.build import build_step
 from engine.model import build_model, compile_model
 from engine.supervision import Supervision, UpgradePolicy
 from modeling.build import build_objectives
-from modeling.freezing import frozen
 from modeling.objectives import discriminator_losses, generator_losses, reid_losses, weighted
-from modeling.privacy_networks import PrivacyNetworks
+from modeling.privacy_networks import PrivacyNetworks, frozen
 from solver.build import build_optimizers
-from tools.benchmarks.contest import Maker, Place, Work, contest, describe, matrix_product
-from tools.benchmarks.measuring import write_json
+from tools.benchmarks.measuring import (
+    Maker,
+    Place,
+    Work,
+    contest,
+    describe,
+    matrix_product,
+    write_json,
+)
 from tools.benchmarks.networks import (
     NUM_CLASSES,
     add_network_arguments,
@@ -39,9 +45,14 @@ from tools.benchmarks.networks import (
     random_batch,
     step_flops,
 )
-from tools.command_line import whole_number
-from utils.allocator import keep_freed_memory
-from utils.device import device_name, resolve_device, resolve_precision, set_threads
+from tools.lib.command_line import whole_number
+from utils.device import (
+    device_name,
+    keep_freed_memory,
+    resolve_device,
+    resolve_precision,
+    set_threads,
+)
 
 PLAIN = (
     "RUNTIME.PRECISION", "float32", "RUNTIME.CHANNELS_LAST", "False", "RUNTIME.COMPILE", "off",

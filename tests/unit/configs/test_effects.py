@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import loading
+from configs.comparability import OF_A_RESULT, OF_A_TRAINING, differing, moving_values
 from configs.defaults import KEYS
-from configs.effects import OF_A_RESULT, OF_A_TRAINING, differing, moving_values
 
 PLACES_AND_SPEED = {
     "MODEL.DEVICE", "MODEL.DEVICE_ID", "DATASETS.ROOT_DIR", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS",

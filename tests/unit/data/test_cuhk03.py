@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data.datasets import cuhk03_raw
-from data.datasets.base import LoadRequest
-from data.datasets.cuhk03_protocol import read_protocol
+from data.datasets.cuhk03_raw import read_protocol
+from data.datasets.layout import LoadRequest
 from data.images import read_rgb
 from data.problems import DatasetError
 from data.records import DatasetSplits

@@ -9,8 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from data.desensitize import DESENSITIZERS, Blur, Mosaic, gaussian_blur, make_desensitizer
-from data.keyed_noise import _mix, _places, content_keys, draw_keys, normal_noise
+from data.desensitize import (
+    DESENSITIZERS,
+    Blur,
+    Mosaic,
+    _mix,
+    _places,
+    content_keys,
+    draw_keys,
+    gaussian_blur,
+    make_desensitizer,
+    normal_noise,
+)
 from tests.fixtures.paths import REFERENCE
 from utils.errors import UserError
 

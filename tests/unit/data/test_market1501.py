@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.datasets.base import LoadRequest
-from data.datasets.naming import parse_market_name, pid_of_text
+from data.datasets.layout import LoadRequest, parse_market_name, pid_of_text
 from data.records import DatasetSplits
 from data.registry import load_data, load_splits
 from tests.fixtures import trees

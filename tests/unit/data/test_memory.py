@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data import memory
-from data.memory import MIB, plan_cache
+from data import store as memory
+from data.store import MIB, plan_cache
 from utils.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

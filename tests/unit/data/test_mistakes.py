@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from data.checks import CheckOptions, check_root
-from data.datasets.base import LoadRequest
+from data.datasets.layout import LoadRequest
 from data.problems import DatasetError, Problem
 from data.registry import load_data, load_splits
 from tests.fixtures import trees

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.datasets.base import LoadRequest
+from data.datasets.layout import LoadRequest
 from data.problems import DatasetError
 from data.records import DatasetSplits
 from data.registry import load_data, load_splits

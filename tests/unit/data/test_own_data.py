@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.datasets.base import LoadRequest
-from data.datasets.naming import list_images, parse_market_name, pid_of_text
+from data.datasets.layout import LoadRequest, list_images, parse_market_name, pid_of_text
 from data.images import BadImage, read_rgb
 from data.problems import DatasetError
 from data.records import DatasetSplits

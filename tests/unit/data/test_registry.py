@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.datasets.base import SUBSETS
+from data.datasets.layout import SUBSETS
 from data.records import DatasetSplits
 from data.registry import DATASETS, OWN_DATA, load_splits
 from data.train_split import make_split

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from data.datasets.synthetic import FOLDERS, SyntheticOptions, ensure_synthetic
-from data.people import walks as drawing
+from data.people import photograph as drawing
 from data.people.appearance import GARMENT_COLOURS, draw_people
 from data.people.cameras import build_camera
 from data.people.figure import build_figure

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from data import train_split, tree_writer
-from data.datasets.base import LoadRequest
-from data.datasets.market_style import VALIDATION_FOLDERS
-from data.datasets.naming import parse_market_name
+from data.datasets.layout import LoadRequest, parse_market_name
+from data.datasets.market1501 import VALIDATION_FOLDERS
 from data.images import read_rgb
 from data.positives import count_positives
 from data.records import DatasetSplits, Sample

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from data.records import Batch
-from engine.batch_fit import BatchTooLarge, step_that_fits
-from engine.train_step import JointStep, StepOutput
+from engine.train_step import BatchTooLarge, JointStep, StepOutput, step_that_fits
 from tests.fixtures import tiny
 from tools import main as command
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import CheckpointError
-from engine.compatibility import differences, run_differences
+from engine.checkpoint import CheckpointError, differences, run_differences
 from engine.run_folder import RunFolder
 
 INFO: dict[str, Any] = {

@@ -21,11 +21,11 @@ from engine.model import Model
 from engine.scoring.image_quality import QualityAccumulator
 from engine.supervision import Supervision, UpgradePolicy, UpgradeState, frozen_copy
 from engine.views import JointViews
-from layers import synced_norm
+from layers import collectives as synced_norm
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, build_objectives
 from modeling.encryption.additive import AdditiveCipher
-from modeling.encryption.levels import PixelLevels
+from modeling.encryption.cipher import PixelLevels
 from modeling.privacy_networks import PrivacyNetworks
 from solver.build import build_optimizers
 from tests.fixtures import norm_kernels

@@ -15,10 +15,9 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.evaluation import build_evaluator, build_pictures
-from engine.evaluator import Evaluator
+from engine.evaluation import Evaluator, build_evaluator, build_pictures
 from engine.model import Model, build_model
-from engine.report import DIRECTIONS, EvalReport
+from engine.results import DIRECTIONS, EvalReport
 from engine.scoring.image_quality import QualityAccumulator
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.aead import AeadCipher

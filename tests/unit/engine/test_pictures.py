@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.pictures import as_tensor, picture_grid, save_picture
+from engine.views import as_tensor, picture_grid, save_picture
 from layers.pixels import PixelSpace
 
 PIXELS = PixelSpace((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.report import DIRECTIONS, EvalReport, RetrievalRow
+from engine.results import DIRECTIONS, EvalReport, RetrievalRow
 from engine.scoring.image_quality import ImageQuality
 
 ROW_KEYS = [

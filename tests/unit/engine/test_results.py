@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.report import DIRECTIONS
-from engine.results import RESULTS_NAME, Results, Spread
+from engine.results import DIRECTIONS, RESULTS_NAME, Results, Spread
 from utils.errors import UserError
 
 

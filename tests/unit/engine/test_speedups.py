@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.loading import load
 from engine import model
 from engine.build import build_trainer
-from engine.evaluator import Evaluator
-from engine.report import EvalReport
+from engine.evaluation import Evaluator
+from engine.results import EvalReport
 from engine.trainer import Trainer
 from tests.fixtures import tiny
 from tests.fixtures.curves import Curve, curve_of, worst_difference

@@ -17,8 +17,8 @@ from engine.build import build_trainer
 from engine.supervision import UpgradeState, frozen_copy
 from engine.train_step import StepOutput, _accuracy
 from engine.trainer import Trainer
-from modeling.outputs import ReIDOutput, ReIDPair
 from modeling.privacy_networks import PrivacyNetworks
+from modeling.reid_network import ReIDOutput, ReIDPair
 from tests.fixtures import tiny
 
 DISCRIMINATOR = {

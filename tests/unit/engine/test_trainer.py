@@ -15,9 +15,8 @@ from configs.loading import load
 from data.records import Batch
 from engine.build import build_trainer
 from engine.guard import LossGuard
-from engine.run_folder import RunFolder
+from engine.run_folder import Best, RunFolder, TrainPlan
 from engine.supervision import Supervision
-from engine.train_state import Best, TrainPlan
 from engine.train_step import StepOutput
 from engine.trainer import Trainer, ValidationRun
 from tests.fixtures import tiny

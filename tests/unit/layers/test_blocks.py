@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from layers.non_local import NonLocalBlock
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
-from layers.unet_blocks import InnermostBlock, MiddleBlock
-from modeling.unet import UNet
+from modeling.unet import InnermostBlock, MiddleBlock, UNet
 
 
 def plain_non_local(block: NonLocalBlock, features: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from layers.gan import GAN_LOSSES
+from layers.losses import GAN_LOSSES
 
 
 @pytest.mark.parametrize("is_real", [True, False])

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from layers.center import CenterLoss
-from layers.gan import GAN_LOSSES
-from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
+from layers.losses import (
+    GAN_LOSSES,
+    CenterLoss,
+    batch_hard_triplet_loss,
+    weighted_regularized_triplet_loss,
+)
 from modeling.objectives import Objectives, reid_losses
-from modeling.outputs import ReIDOutput, ReIDPair
+from modeling.reid_network import ReIDOutput, ReIDPair
 from tests.fixtures.golden import golden_arrays, needs_reference
 
 pytestmark = needs_reference

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from layers.center import CenterLoss
-from layers.distances import pairwise_euclidean
-from layers.triplet import batch_hard_triplet_loss, weighted_regularized_triplet_loss
+from layers.losses import (
+    CenterLoss,
+    batch_hard_triplet_loss,
+    pairwise_euclidean,
+    weighted_regularized_triplet_loss,
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

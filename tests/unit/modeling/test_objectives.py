@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from layers.recompute import Recomputable
 from modeling.build import build_networks, build_objectives
-from modeling.freezing import frozen
 from modeling.objectives import (
     GENERATOR_TERMS,
     REID_TERMS,
@@ -22,8 +21,8 @@ from modeling.objectives import (
     reid_losses,
     weighted,
 )
-from modeling.outputs import ReIDOutput, ReIDPair
-from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
+from modeling.privacy_networks import PrivacyNetworks, ReIDOnly, frozen
+from modeling.reid_network import ReIDOutput, ReIDPair
 from utils.errors import UserError
 
 if TYPE_CHECKING:

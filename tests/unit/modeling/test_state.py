@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.reid_network import ReIDNetwork
-from modeling.state import load_matching, num_classes_of
+from modeling.weights import load_matching, num_classes_of
 from utils.errors import UserError
 
 

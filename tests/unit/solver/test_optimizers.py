@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Adam
 
-from layers.center import CenterLoss
+from layers.losses import CenterLoss
 from solver.build import build_optimizers
 from solver.optimizers import Optimizers, set_learning_rate
 from utils.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from solver.schedule import LearningRateSchedule
+from solver.optimizers import LearningRateSchedule
 from tests.fixtures.golden import golden_json, needs_reference
 from utils.errors import UserError
 

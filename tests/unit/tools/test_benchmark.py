@@ -13,7 +13,8 @@ import torch
 from modeling.build import build_networks
 from tests.fixtures.paths import ROOT
 from tools import benchmark
-from tools.benchmarks import contest, evaluation, networks, retrieval, step
+from tools.benchmarks import evaluation, networks, retrieval, step
+from tools.benchmarks import measuring as contest
 
 
 def test_small_size_writes_the_numbers(tmp_path, capsys):

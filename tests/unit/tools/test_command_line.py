@@ -29,7 +29,7 @@ from tools import (
     reproduce,
 )  # fmt: skip
 from tools.benchmarks import ised
-from tools.command_line import Parser, exit_code_of, number, whole_number
+from tools.lib.command_line import Parser, exit_code_of, number, whole_number
 from utils.errors import UserError
 
 Main = Callable[[list[str]], int]
@@ -179,7 +179,7 @@ def test_a_full_machine_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_leaves_is_no_error(lines: int, unbuffered: str) -> None:
     """As `head` does; before Python's own flush at its end, and after it."""
     code = (
-        "import time; from tools.command_line import exit_code_of\n"
+        "import time; from tools.lib.command_line import exit_code_of\n"
         f"def work():\n time.sleep(0.3)\n for _ in range({lines}): print('x')\n"
         "raise SystemExit(exit_code_of(work))"
     )

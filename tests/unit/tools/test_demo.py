@@ -6,7 +6,8 @@ import pytest
 from yacs.config import CfgNode
 
 from configs import loading
-from tools import demo, experiment
+from tools import demo
+from tools.lib import experiment
 
 
 class _EnoughError(Exception):

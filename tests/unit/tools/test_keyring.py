@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from modeling.encryption.key_transfer import export_subject
-from modeling.encryption.keyring import Keyring
-from modeling.encryption.master import Argon2Cost, KeyFile, Passphrase
+from engine.vault.keyring import Keyring
+from engine.vault.keyring_admin import export_subject
+from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from tools import keyring as tool
 
 

@@ -13,12 +13,13 @@ from yacs.config import CfgNode
 
 from configs import loading
 from configs.published import STRENGTHS
-from engine.report import DIRECTIONS
+from engine.results import DIRECTIONS
 from engine.scoring.paired import Access
 from tests.fixtures import trees
 from tests.fixtures.paths import ROOT
 from tests.unit.engine.test_results import content
-from tools import experiment, reproduce
+from tools import reproduce
+from tools.lib import experiment
 
 # The published command lines; `{more}` is what distinguishes the methods.
 PUBLISHED = (

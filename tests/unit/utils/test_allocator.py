@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from tests.fixtures.paths import ROOT
-from utils import allocator
+from utils import device as allocator
 
 _COUNT_PAGE_FAULTS = """
 import resource
 import torch
-from utils.allocator import keep_freed_memory
+from utils.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

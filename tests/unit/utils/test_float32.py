@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from utils.float32 import exact_convolutions, exact_products
+from utils.precision import exact_convolutions, exact_products
 
 NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 needs_new = pytest.mark.skipif(not NEW, reason="before torch 2.9 there is one setting for all")

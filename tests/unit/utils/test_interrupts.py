@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.interrupts import interrupts_held
-from utils.metric_writer import MetricWriter, read_metrics
+from utils.metric_writer import MetricWriter, interrupts_held, read_metrics
 
 
 def interrupt() -> None:

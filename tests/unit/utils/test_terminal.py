@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.terminal import shown
+from tools.lib.command_line import shown
 
 
 def test_what_steers_a_terminal_is_spelled_out() -> None:

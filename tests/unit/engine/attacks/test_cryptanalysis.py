@@ -13,24 +13,38 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.attacks import brute_force, byte_algebra, levels, tampering
-from engine.attacks.averaging import groups_of, image_counts
+from engine.attacks import brute_force, levels, tampering
+from engine.attacks import pairs as byte_algebra
+from engine.attacks.averaging import (
+    block_mid_range,
+    filter_bank,
+    gaussian,
+    groups_of,
+    image_counts,
+    median,
+    within_pad,
+)
 from engine.attacks.brute_force import GUESSES, guessable_keys, search_aead
-from engine.attacks.files import holds_bytes, through_file
-from engine.attacks.filters import block_mid_range, filter_bank, gaussian, median, within_pad
-from engine.attacks.levels import Protector, Stored, fresh_observer, own_subjects, seal
+from engine.attacks.levels import (
+    ImageSet,
+    Protector,
+    Stored,
+    fresh_observer,
+    holds_bytes,
+    own_subjects,
+    seal,
+    through_file,
+)
+from engine.attacks.measures import FAILS, HOLDS, Result
 from engine.attacks.pairs import known_pairs, same_person
-from engine.attacks.people import ImageSet
-from engine.attacks.registry import ATTACKS
-from engine.attacks.results import FAILS, HOLDS, Result
+from engine.attacks.suite import ATTACKS
 from layers.pixels import PixelSpace
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.build import CIPHERS
-from modeling.encryption.cipher import Sealed
+from modeling.encryption.cipher import PixelLevels, Sealed
 from modeling.encryption.errors import MissingKey
 from modeling.encryption.keys import SubjectKey
-from modeling.encryption.levels import PixelLevels
-from modeling.encryption.picture import LOCATOR_BYTES
+from modeling.encryption.sealed_image import LOCATOR_BYTES
 from tests.fixtures.attack_scene import make_scene
 
 CIPHERTEXT_ATTACKS = [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.attacks.links import PairRules, cosines, link_measures
-from engine.attacks.results import FAILS, HOLDS, Measure, Result
+from engine.attacks.linkage import PairRules, cosines, link_measures
+from engine.attacks.measures import FAILS, HOLDS, Measure, Result
 from engine.scoring.features import Features
 from engine.scoring.retrieval import score_retrieval
 from engine.scoring.verification import score_verification

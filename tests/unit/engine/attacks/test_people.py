@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.records import Sample
-from engine.attacks.people import choose_people
+from engine.attacks.levels import choose_people
 from utils.errors import UserError
 
 

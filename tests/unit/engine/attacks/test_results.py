@@ -8,9 +8,17 @@ import math
 import pytest
 import torch
 
-from engine.attacks.results import FAILS, HOLDS, Measure, Point, Result, exactly, not_applicable
-from engine.attacks.statistics import share_measure
-from engine.attacks.verdicts import report
+from engine.attacks.measures import (
+    FAILS,
+    HOLDS,
+    Measure,
+    Point,
+    Result,
+    exactly,
+    not_applicable,
+    share_measure,
+)
+from engine.attacks.suite import report
 from engine.scoring.bootstrap import Interval
 
 

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.attacks.results import FAILS, HOLDS, Measure, Result
-from engine.attacks.statistics import PSNR_CAP_DB, deal_to_others, image_measures
+from engine.attacks.measures import (
+    FAILS,
+    HOLDS,
+    PSNR_CAP_DB,
+    Measure,
+    Result,
+    deal_to_others,
+    image_measures,
+)
 
 
 def verdict(measures: tuple[Measure, ...]) -> str:

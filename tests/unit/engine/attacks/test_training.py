@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from engine.attacks import training
-from engine.attacks.model_attack import budgets
-from engine.attacks.registry import ATTACKS
-from engine.attacks.results import FAILS, HOLDS
-from engine.attacks.training import HeldOut, train_recovery, train_reid
-from engine.attacks.workbench import Workbench
+from engine.attacks.measures import FAILS, HOLDS
+from engine.attacks.network_attacks import budgets
+from engine.attacks.suite import ATTACKS
+from engine.attacks.training import HeldOut, Workbench, train_recovery, train_reid
 from engine.scoring.image_quality import QualityAccumulator
-from layers.gan import GAN_LOSSES
-from layers.triplet import weighted_regularized_triplet_loss
+from layers.losses import GAN_LOSSES, weighted_regularized_triplet_loss
 from modeling.objectives import Objectives, term_weights
-from modeling.outputs import ReIDOutput
+from modeling.reid_network import ReIDOutput
 from tests.fixtures.attack_scene import PIXELS, image_set, make_scene
 
 

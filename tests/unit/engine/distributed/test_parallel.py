@@ -18,8 +18,8 @@ from engine.distributed.parallel import synchronize_norms
 from engine.distributed.processes import is_main, world
 from engine.supervision import UpgradeState, frozen_copy
 from engine.trainer import Trainer
+from layers.collectives import SyncedBatchNorm
 from layers.non_local import NonLocalBlock
-from layers.synced_norm import SyncedBatchNorm
 from modeling.privacy_networks import PrivacyNetworks
 from tests.fixtures import norm_kernels, ranks, tiny
 from tests.fixtures.paths import ROOT

@@ -11,13 +11,18 @@ import torch
 
 from engine.api import Anonymizer, Pixels, find_joint_weights
 from engine.checkpoint import official_path
-from engine.exporting import parity
-from engine.exporting.graphs import VERBS, graph_of
-from engine.exporting.metadata import describe, weights_sha256
-from engine.exporting.parity import EmbeddingParity, ImageParity, ParityError, check_parity
+from engine.exporting import export as parity
+from engine.exporting.export import (
+    EmbeddingParity,
+    ImageParity,
+    ParityError,
+    check_parity,
+    describe,
+    weights_sha256,
+)
+from engine.exporting.onnx_file import VERBS, graph_of
 from tests.fixtures.exporting import save_lived_in
-from utils.errors import UserError
-from utils.missing_packages import optional_package
+from utils.errors import UserError, optional_package
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.records import Sample
-from engine.details import save_details
+from engine.details import save_details, score_details
 from engine.scoring.features import Features
 from engine.scoring.paired import (
     Access,
@@ -18,7 +18,6 @@ from engine.scoring.paired import (
     mean_of,
     read_queries,
 )
-from engine.scoring.score_details import score_details
 from utils.errors import UserError
 
 HEAD = (

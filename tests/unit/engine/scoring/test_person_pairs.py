@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.scoring import person_pairs, products, verification
+from engine.scoring import products, verification
+from engine.scoring import verification as person_pairs
 from engine.scoring.bootstrap import draws
 from engine.scoring.features import Features
 from engine.scoring.verification import score_verification

@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scoring import memory, neighbors, reranking
+from engine.scoring import neighbors, reranking
 from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.neighbors import Images, nearest_neighbors
 from engine.scoring.reranking import Reranker, score_reranked
 from engine.scoring.retrieval import score_retrieval
 from tests.fixtures.naive_retrieval import naive_reranked_distances, naive_scores
 from tests.fixtures.paths import REFERENCE
+from utils import memory
 from utils.errors import UserError
 
 needs_reference = pytest.mark.skipif(

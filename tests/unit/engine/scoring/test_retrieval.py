@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scoring import memory, products, ranking
+from engine.scoring import products, ranking
 from engine.scoring.features import UnitFeatures
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import Features, score_directions, score_retrieval
@@ -16,6 +16,7 @@ from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import score_verification
 from tests.fixtures.naive_retrieval import distances, naive_scores
 from tests.fixtures.paths import REFERENCE
+from utils import memory
 from utils.errors import UserError
 
 needs_reference = pytest.mark.skipif(

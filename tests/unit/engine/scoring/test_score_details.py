@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.details import score_details
 from engine.scoring.features import Features
 from engine.scoring.retrieval import score_retrieval
-from engine.scoring.score_details import score_details
 from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import score_verification
 

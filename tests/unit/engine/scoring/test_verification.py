@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from engine.scoring import products, verification
 from engine.scoring.bootstrap import Interval, bootstrap_ratios, retrieval_intervals
-from engine.scoring.calibration import calibrate, cosine
 from engine.scoring.features import Features
 from engine.scoring.retrieval import score_retrieval
 from engine.scoring.single_shot import score_single_shot
-from engine.scoring.verification import BINS, score_verification
+from engine.scoring.verification import BINS, calibrate, cosine, score_verification
 from tests.fixtures.naive_retrieval import unit
 from utils.errors import UserError
 

@@ -10,10 +10,9 @@ import torch
 from modeling.encryption.additive import AdditiveCipher, NotSecureWarning
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.build import CIPHERS
-from modeling.encryption.cipher import Cipher, Sealed, read_sealed
+from modeling.encryption.cipher import Cipher, PixelLevels, Sealed, read_sealed
 from modeling.encryption.errors import MissingKey, Tampered, WrongKey
 from modeling.encryption.keys import KeySource
-from modeling.encryption.levels import PixelLevels
 
 SUBJECTS = ["set/test/7", "set/test/12", "set/test/7"]
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling.encryption import picture as picture_module
 from modeling.encryption import png_format, primitives
+from modeling.encryption import sealed_image as picture_module
 from modeling.encryption.errors import (
     FormatError,
     IsedError,
@@ -26,8 +26,7 @@ from modeling.encryption.errors import (
     UnsupportedVersion,
 )
 from modeling.encryption.keys import SubjectKey
-from modeling.encryption.metadata import Metadata
-from modeling.encryption.picture import SealedPicture, open_picture, seal_picture
+from modeling.encryption.sealed_image import Metadata, SealedPicture, open_picture, seal_picture
 from tests.fixtures.paths import REFERENCE
 from tests.fixtures.sealing import repaired
 

@@ -18,8 +18,7 @@ from modeling.encryption.errors import (
     Tampered,
     WrongKey,
 )
-from modeling.encryption.metadata import Metadata
-from modeling.encryption.picture import open_picture, seal_picture
+from modeling.encryption.sealed_image import Metadata, open_picture, seal_picture
 from tests.fixtures.sealing import repaired
 
 HEADER_BYTES = 421  # signature, IHDR, isEd, and the beginning of IDAT

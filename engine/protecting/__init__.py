@@ -1,1 +1,0 @@
-"""Folders of pictures under keys: anonymize and seal, open, recover, verify, search."""

@@ -1,0 +1,261 @@
+"""The rows of a keyring as the program sees them.
+
+The keyring's SQLite file: schema, transactions, rows; nothing here knows what a key is for.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from modeling.encryption.errors import KeyringCorrupt, KeyringLocked, StorageError
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """The one row about the keyring itself."""
+
+    format: int
+    keyring_id: bytes
+    kdf: str
+    kdf_params: str
+    kdf_salt: bytes
+    root_wrap: bytes
+    epoch: int
+    rows_mac: bytes
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One key, or what is left of it."""
+
+    key_id: bytes
+    subject_tag: bytes
+    label_ct: bytes | None
+    generation: int
+    state: str
+    imported: int
+    wrapped: bytes | None
+    created_day: int
+
+    def to_bytes(self) -> bytes:
+        """Return an encoding in which two different rows never look alike."""
+        parts = []
+        for value in astuple(self):
+            encoded = b"" if value is None else value if isinstance(value, bytes) else b"%a" % value
+            tag = b"-" if value is None else b"+"
+            parts.append(tag + len(encoded).to_bytes(4, "big") + encoded)
+        return b"".join(parts)
+
+
+def typed(record: type[Any], values: Sequence[Any], path: Path) -> Any:
+    """Return a record after checking the type of every column: SQLite itself does not."""
+    kinds = {"int": (int,), "str": (str,), "bytes": (bytes,), "bytes | None": (bytes, type(None))}
+    wanted = fields(record)
+    if len(values) != len(wanted) or not all(
+        isinstance(value, kinds[str(field.type)])
+        for value, field in zip(values, wanted, strict=True)
+    ):
+        raise KeyringCorrupt(f"a row of keyring {path} has the wrong form; restore a backup")
+    return record(*values)
+
+
+FORMAT = 1
+BUSY_TIMEOUT_MS = 20_000
+SERVICES = ("label", "locate", "name")
+
+_APPLICATION_ID = 0x49534544  # "ISED"
+_SCHEMA = """
+CREATE TABLE keyring (
+  id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, keyring_id BLOB NOT NULL,
+  kdf TEXT NOT NULL CHECK (kdf IN ('file', 'argon2id')), kdf_params TEXT NOT NULL,
+  kdf_salt BLOB NOT NULL, root_wrap BLOB NOT NULL, epoch INTEGER NOT NULL, rows_mac BLOB NOT NULL);
+CREATE TABLE service (
+  name TEXT PRIMARY KEY CHECK (name IN ('locate', 'name', 'label')), wrapped BLOB NOT NULL);
+CREATE TABLE keys (
+  key_id BLOB PRIMARY KEY CHECK (length(key_id) = 16),
+  subject_tag BLOB NOT NULL CHECK (length(subject_tag) = 32), label_ct BLOB,
+  generation INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('active', 'retired', 'revoked', 'destroyed')),
+  imported INTEGER NOT NULL CHECK (imported IN (0, 1)), wrapped BLOB, created_day INTEGER NOT NULL,
+  CHECK ((state = 'destroyed') = (wrapped IS NULL)),
+  CHECK ((state = 'destroyed') = (label_ct IS NULL)));
+CREATE UNIQUE INDEX one_active ON keys (subject_tag) WHERE state = 'active';
+"""
+_PRAGMAS = (
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA cell_size_check = ON",
+    "PRAGMA journal_mode = DELETE",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA secure_delete = ON",
+)
+
+
+class KeyringStore:
+    """A connection to one keyring file."""
+
+    def __init__(self, path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
+        """Open an existing file.
+
+        Args:
+            path: The file; its permissions were checked.
+            busy_timeout_ms: How long to wait for another process.
+
+        Raises:
+            KeyringCorrupt: It is not a keyring, or its tables were edited.
+            KeyringLocked: Another process held it too long.
+            StorageError: It cannot be read or written.
+        """
+        self.path = path
+        with self._connected(busy_timeout_ms):
+            if _one(self._connection, "PRAGMA application_id") != _APPLICATION_ID:
+                raise KeyringCorrupt(f"{path} is not a keyring")
+            if _schema_of(self._connection) != _expected_schema():
+                raise KeyringCorrupt(f"the tables of {path} are not a keyring's; restore a backup")
+
+    @classmethod
+    def create(cls, path: Path) -> KeyringStore:
+        """Write the schema into an empty file and open it."""
+        store = cls.__new__(cls)
+        store.path = path
+        with store._connected(BUSY_TIMEOUT_MS):
+            store._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            store._connection.executescript(_SCHEMA)
+        return store
+
+    @contextmanager
+    def _connected(self, busy_timeout_ms: int) -> Iterator[None]:
+        """Connect with every setting the keyring relies on; whatever then fails closes again."""
+        with self.translated():
+            address = f"{self.path.absolute().as_uri()}?mode=rw"
+            self._connection = sqlite3.connect(
+                address, uri=True, isolation_level=None, timeout=busy_timeout_ms / 1000
+            )
+            try:
+                for pragma in _PRAGMAS:
+                    self._connection.execute(pragma)
+                yield
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what SQLite says into named errors."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if "locked" in text or "busy" in text:
+                raise KeyringLocked(
+                    f"keyring {self.path} is in use by another process; try again when it is done"
+                ) from None
+            if any(word in text for word in ("full", "I/O", "readonly", "unable to open")):
+                raise StorageError(f"keyring {self.path}: {text}; check the disk") from None
+            raise KeyringCorrupt(f"keyring {self.path}: {text}; restore a backup") from None
+        except sqlite3.DatabaseError as error:
+            raise KeyringCorrupt(f"keyring {self.path}: {error}; restore a backup") from None
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[None]:
+        """Hold a consistent view; with ``write`` nobody else writes meanwhile."""
+        with self.translated():
+            self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # SQLite itself gives up on some errors
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def data_version(self) -> int:
+        """Return a number that changes when another connection has changed the file."""
+        with self.translated():
+            return int(_one(self._connection, "PRAGMA data_version"))
+
+    def head(self) -> HeadRow:
+        """Return the row about the keyring."""
+        names = ", ".join(field.name for field in fields(HeadRow))
+        rows = self._connection.execute(f"SELECT {names} FROM keyring").fetchall()
+        head: HeadRow = typed(HeadRow, rows[0] if len(rows) == 1 else (), self.path)
+        if head.epoch < 0:  # no unsigned number, so no code over it could be computed
+            raise KeyringCorrupt(f"keyring {self.path} has epoch {head.epoch}; restore a backup")
+        return head
+
+    def services(self) -> dict[str, bytes]:
+        """Return the wrapped service keys by name."""
+        found = self._connection.execute("SELECT name, wrapped FROM service").fetchall()
+        if not all(isinstance(wrapped, bytes) for _, wrapped in found):
+            raise KeyringCorrupt(f"a service key of {self.path} has the wrong form; use a backup")
+        return dict(found)
+
+    def rows(self) -> list[KeyRow]:
+        """Return every key row, ordered by key_id."""
+        names = ", ".join(field.name for field in fields(KeyRow))
+        found = self._connection.execute(f"SELECT {names} FROM keys ORDER BY key_id")
+        return [typed(KeyRow, row, self.path) for row in found]
+
+    def put_head(self, head: HeadRow) -> None:
+        """Write the row about the keyring."""
+        self._replace(
+            "keyring", ("id", *(field.name for field in fields(head))), (1, *astuple(head))
+        )
+
+    def put_service(self, name: str, wrapped: bytes) -> None:
+        """Write one wrapped service key."""
+        self._replace("service", ("name", "wrapped"), (name, wrapped))
+
+    def put_row(self, row: KeyRow) -> None:
+        """Write one key row in place of the one with its key_id."""
+        self._replace("keys", [field.name for field in fields(row)], astuple(row))
+
+    def copy_to(self, path: Path) -> None:
+        """Copy a consistent state into an empty file (SQLite's online backup)."""
+        with self.translated():
+            target = sqlite3.connect(path)
+            try:
+                self._connection.backup(target)
+            finally:
+                target.close()
+
+    def _replace(self, table: str, names: Sequence[str], values: Sequence[Any]) -> None:
+        """Write a row of a table; names come from this file only."""
+        key, *others = names
+        marks = ", ".join("?" * len(names))
+        updates = ", ".join(f"{name} = excluded.{name}" for name in others)
+        # Not INSERT OR REPLACE: that would delete a second active key instead of failing.
+        self._connection.execute(
+            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) "
+            f"ON CONFLICT ({key}) DO UPDATE SET {updates}",
+            values,
+        )
+
+
+def _one(connection: sqlite3.Connection, query: str) -> Any:
+    """Return the single value of a query."""
+    return connection.execute(query).fetchone()[0]
+
+
+def _schema_of(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """Return everything that is defined in a database, triggers and views included."""
+    query = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    return connection.execute(query).fetchall()
+
+
+def _expected_schema() -> list[tuple[str, str, str]]:
+    """Return what a keyring defines."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(_SCHEMA)
+        return _schema_of(connection)
+    finally:
+        connection.close()

@@ -1,0 +1,189 @@
+"""A rekey that fails leaves nothing new; one that is killed leaves what the same command ends."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from engine.vault import keyring_admin
+from engine.vault import master as new_master
+from engine.vault.keyring import Keyring, KeyTable
+from engine.vault.keyring_store import KeyringStore
+from engine.vault.master import KeyFile, NewMasterFile, mark_of
+from modeling.encryption.errors import KeyringLocked, StorageError
+from tests.fixtures.rekeying import Scene, after, fail, killed
+from tools import keyring as tool
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O"), StorageError("full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("place", ["make", "put_row", "_put_head"])
+def test_a_failure_leaves_nothing_new(
+    scene: Scene, place: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = {"make": NewMasterFile, "put_row": KeyringStore, "_put_head": KeyTable}[place]
+    before = scene.files()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, after(getattr(owner, place), fail(error)))
+        with Keyring.open(scene.path, scene.old) as keyring, pytest.raises(type(error)):
+            keyring_admin.rekey(keyring, scene.new)
+    assert scene.files() == before
+    scene.check_under(scene.old, scene.new)
+    assert tool.main(scene.command) == 0
+    scene.check_rekeyed()
+
+
+def test_a_full_disk_leaves_nothing_new(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SQLite itself fails at the commit, the last moment."""
+    execute_of = sqlite3.connect
+
+    class Full(sqlite3.Connection):
+        def execute(self, text: str, *rest: object) -> sqlite3.Cursor:  # type: ignore[override]
+            if text == "COMMIT" and self.total_changes:
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(text, *rest)  # type: ignore[arg-type]
+
+    def connect(*args: object, **options: object) -> sqlite3.Connection:
+        return execute_of(*args, factory=Full, **options)  # type: ignore[call-overload]
+
+    before = scene.files()
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect)
+        assert tool.main(scene.command) == 3
+    assert "disk is full" in capsys.readouterr().err
+    assert scene.files() == before
+    scene.check_under(scene.old, scene.new)
+
+
+def test_a_key_file_that_cannot_be_written_leaves_nothing_new(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, before = new_master.write_new_private, scene.files()
+
+    def full(path: Path, content: bytes) -> None:
+        if path == scene.new.path:
+            raise StorageError("cannot write: No space left on device")
+        written(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(new_master, "write_new_private", full)
+        assert tool.main(scene.command) == 3
+    assert scene.files() == before
+    scene.check_under(scene.old, scene.new)
+
+
+def test_a_locked_keyring_leaves_nothing_new(scene: Scene) -> None:
+    before = scene.files()
+    with (
+        Keyring.open(scene.path, scene.old) as other,
+        Keyring.open(scene.path, scene.old, busy_timeout_ms=50) as keyring,
+        other.store.transaction(write=True),
+        pytest.raises(KeyringLocked),
+    ):
+        keyring_admin.rekey(keyring, scene.new)
+    assert scene.files() == before
+    scene.check_under(scene.old, scene.new)
+
+
+def test_an_error_after_the_commit_keeps_the_key_that_is_in_force(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = KeyringStore.transaction
+
+    def interrupted(self: KeyringStore, *, write: bool) -> object:
+        manager = commit(self, write=write)
+        leave = manager.__exit__
+
+        def leaving(*error: object) -> object:
+            leave(*error)  # type: ignore[arg-type]
+            if write and error == (None, None, None):
+                patch.undo()
+                raise KeyboardInterrupt
+            return None
+
+        class Manager:
+            def __enter__(self) -> None:
+                manager.__enter__()
+
+            def __exit__(self, *error: object) -> object:
+                return leaving(*error)
+
+        return Manager()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeyringStore, "transaction", interrupted)
+        with Keyring.open(scene.path, scene.old) as keyring, pytest.raises(KeyboardInterrupt):
+            keyring_admin.rekey(keyring, scene.new)
+    scene.check_under(scene.new, scene.old)
+    assert tool.main(scene.command) == 0
+    scene.check_rekeyed()
+
+
+def test_what_cannot_be_looked_at_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nobody can say which master is in force, no key is removed."""
+
+    def broken(self: KeyringStore) -> object:
+        raise StorageError("I/O error")
+
+    def fail() -> None:
+        monkeypatch.setattr(KeyringStore, "head", broken)
+        raise StorageError("I/O error")
+
+    monkeypatch.setattr(KeyTable, "_put_head", after(KeyTable._put_head, fail))
+    with Keyring.open(scene.path, scene.old) as keyring, pytest.raises(StorageError):
+        keyring_admin.rekey(keyring, scene.new)
+    assert scene.new.path.exists()
+    assert mark_of(scene.new.path).exists()
+    monkeypatch.undo()
+    assert tool.main(scene.command) == 0
+    scene.check_rekeyed()
+
+
+# ---- kill -9 ------------------------------------------------------------------------------------
+
+
+KILLS = {
+    "after the mark": (new_master, "write_new_private", 1),
+    "after the key file": (new_master, "write_new_private", 2),
+    "after a row": (KeyringStore, "put_row", 1),
+    "before the commit": (KeyTable, "_put_head", 1),
+}
+
+
+@pytest.mark.parametrize("place", KILLS)
+def test_the_same_command_goes_on_after_a_kill(scene: Scene, place: str) -> None:
+    owner, name, calls = KILLS[place]
+    assert killed(scene, owner, name, calls) == -signal.SIGKILL  # type: ignore[arg-type]
+    scene.check_under(scene.old, scene.new)
+    assert tool.main(scene.command) == 0
+    scene.check_rekeyed()
+    assert tool.main(scene.command) == 4  # done already, and nothing left that says so
+    scene.check_rekeyed()
+
+
+@pytest.mark.parametrize("given", ["old.key", "of another keyring.key"])
+def test_a_kill_after_the_commit(
+    scene: Scene, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was the master cannot be told any more: nobody is told to destroy what he gave."""
+    assert killed(scene, new_master, "is_claimed", 1) == -signal.SIGKILL  # type: ignore[arg-type]
+    scene.check_under(scene.new, scene.old)
+    assert mark_of(scene.new.path).exists()
+    other = KeyFile(scene.path.with_name(given))
+    other.create_if_missing()
+    assert tool.main([part.replace("old.key", given) for part in scene.command]) == 0
+    told = capsys.readouterr().out
+    assert "new.key is in force already" in told
+    assert "not known whether what was given is the former master" in told
+    if other != scene.old:
+        other.path.unlink()
+    scene.check_rekeyed()

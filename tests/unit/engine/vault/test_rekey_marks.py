@@ -1,0 +1,145 @@
+"""A new master file that exists is nobody's to take, unless a mark says that it is a leftover."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from engine.vault import keyring_admin, secret_files
+from engine.vault import master as new_master
+from engine.vault.keyring import Keyring
+from engine.vault.master import KeyFile, Passphrase, claim_of, mark_of
+from engine.vault.secret_files import write_new_private
+from modeling.encryption.errors import UsageError, WrongMaster
+from tests.fixtures.rekeying import Scene, killed
+from tools import keyring as tool
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_a_key_file_that_is_no_leftover_is_refused_and_kept(scene: Scene, tmp_path: Path) -> None:
+    scene.new.create_if_missing()
+    content = scene.new.path.read_bytes()
+    assert tool.main(scene.command) == 2
+    write_new_private(mark_of(scene.new.path), claim_of(content, bytes(16), 0))  # another keyring's
+    assert tool.main(scene.command) == 2
+    assert scene.new.path.read_bytes() == content
+    scene.check_under(scene.old, scene.new)
+
+
+def test_a_stale_mark_makes_no_key_of_another_keyring_acceptable(scene: Scene) -> None:
+    """Two keyrings under one key would be lost together, and destroyed together."""
+    assert killed(scene, new_master, "write_new_private", 1) == -signal.SIGKILL  # type: ignore[arg-type]
+    assert mark_of(scene.new.path).exists()
+    assert not scene.new.path.exists()
+    other = scene.path.with_name("other.db")
+    assert tool.main(["--keyring", str(other), "--master", str(scene.new.path), "init"]) == 0
+    assert tool.main(scene.command) == 2
+    scene.check_under(scene.old, scene.new)
+    Keyring.open(other, scene.new).close()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O"), KeyboardInterrupt()])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_error_after_a_name_was_linked_leaves_neither(
+    scene: Scene, error: BaseException, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, synced = scene.files(), secret_files.sync_folder
+    left = [calls]
+
+    def failing(folder: Path) -> None:
+        synced(folder)
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+
+    monkeypatch.setattr(secret_files, "sync_folder", failing)
+    assert tool.main(scene.command) == (130 if isinstance(error, KeyboardInterrupt) else 3)
+    assert left[0] == 0
+    assert scene.files() == before
+    scene.check_under(scene.old, scene.new)
+
+
+def test_who_is_slower_leaves_the_winners_file_and_no_mark(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, before = new_master.write_new_private, scene.files()
+
+    def beaten(path: Path, content: bytes) -> None:
+        if path == scene.new.path:
+            written(path, b"k" * 32)
+        written(path, content)
+
+    monkeypatch.setattr(new_master, "write_new_private", beaten)
+    assert tool.main(scene.command) == 2
+    assert scene.files() == {*before, "new.key"}
+    assert scene.new.path.read_bytes() == b"k" * 32
+    scene.check_under(scene.old, scene.new)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_mark_that_is_no_private_file_counts_for_nothing(scene: Scene, kind: str) -> None:
+    scene.new.create_if_missing()
+    mark = mark_of(scene.new.path)
+    if kind == "pipe":
+        os.mkfifo(mark, 0o600)  # nobody writes: a plain read would wait for ever
+    else:
+        with Keyring.open(scene.path, scene.old) as keyring:
+            claim = claim_of(scene.new.path.read_bytes(), keyring.head.keyring_id, 0)
+        write_new_private(mark.with_name("claim"), claim)
+        mark.symlink_to("claim")
+    assert tool.main(scene.command) == 2
+    scene.check_under(scene.old, scene.new)
+
+
+def test_a_mark_of_an_earlier_epoch_does_not_open_the_way_back(scene: Scene) -> None:
+    """A former master would open what `destroy` left in old copies; it never becomes one again."""
+    with Keyring.open(scene.path, scene.old) as keyring:
+        head = keyring.head
+        keyring_admin.rekey(keyring, scene.new)
+    claim = claim_of(scene.old.path.read_bytes(), head.keyring_id, head.epoch)
+    write_new_private(mark_of(scene.old.path), claim)
+    with (
+        Keyring.open(scene.path, scene.new) as keyring,
+        pytest.raises(UsageError, match="exists already"),
+    ):
+        keyring_admin.rekey(keyring, scene.old)
+
+
+@pytest.mark.parametrize("marked", [None, "another keyring", "another epoch"])
+def test_the_master_of_another_keyring_is_not_called_a_former_one(
+    scene: Scene, marked: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who confuses two keyrings must not be told to destroy the other one's only key."""
+    other = scene.path.with_name("b.db")
+    with Keyring.create(other, scene.new) as keyring:
+        head = keyring.head
+    mark = mark_of(scene.new.path)
+    if marked is not None:
+        keyring_id = bytes(16) if marked == "another keyring" else head.keyring_id
+        epoch = head.epoch if marked == "another epoch" else head.epoch - 1
+        write_new_private(mark, claim_of(scene.new.path.read_bytes(), keyring_id, epoch))
+    command = [part.replace("keys.db", "b.db") for part in scene.command]
+    assert tool.main(command) == 4
+    told = capsys.readouterr()
+    assert "WrongMaster: " in told.err
+    assert "destroy" not in told.out + told.err
+    assert mark.exists() == (marked is not None)
+
+
+def test_another_wrong_master_is_told_as_before(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    KeyFile(scene.path.with_name("wrong.key")).create_if_missing()
+    command = [part.replace("old.key", "wrong.key") for part in scene.command]
+    assert tool.main(command) == 4
+    assert "WrongMaster: " in capsys.readouterr().err
+    with pytest.raises(WrongMaster), Keyring.open(scene.path, Passphrase("a passphrase")):
+        pass
+    assert not scene.new.path.exists()
