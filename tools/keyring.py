@@ -27,7 +27,7 @@ from engine.vault import keyring_admin
 from engine.vault import keyring_admin as key_transfer
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Master, Passphrase
-from modeling.encryption.errors import UsageError, WrongMaster
+from modeling.encryption.ised_errors import UsageError, WrongMaster
 from tools.lib.command_line import Parser, exit_code_of, shown
 from tools.lib.keyring_access import (
     ENVIRONMENT,

@@ -38,7 +38,7 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from engine.vault.sealing_work import Outcome
     from engine.vault.sources import list_sources, other_files
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
-    from modeling.encryption.errors import UsageError
+    from modeling.encryption.ised_errors import UsageError
     from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
     from tools.lib.keyring_access import (
         ENVIRONMENT,

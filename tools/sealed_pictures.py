@@ -21,7 +21,7 @@ from engine.vault.opening import (
 )
 from engine.vault.sealed_folder import check_apart
 from layers.pixels import PixelSpace
-from modeling.encryption.errors import IsedError, UsageError
+from modeling.encryption.ised_errors import IsedError, UsageError
 from tools.lib.command_line import shown
 from tools.lib.keyring_access import error_line, open_keyring
 from utils.progress import Progress

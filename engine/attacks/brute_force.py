@@ -16,7 +16,7 @@ from engine.attacks.averaging import PAD_REACH
 from engine.attacks.context import AttackContext
 from engine.attacks.levels import Stored
 from engine.attacks.measures import share_measure
-from modeling.encryption.errors import IsedError
+from modeling.encryption.ised_errors import IsedError
 from modeling.encryption.primitives import KEY_BYTES, existing_message_key
 from modeling.encryption.sealed_image import CONTEXT, SealedPicture, open_picture, public_fields
 from utils.progress import Progress

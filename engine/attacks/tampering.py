@@ -22,7 +22,7 @@ from engine.attacks.measures import (
     share_measure,
 )
 from modeling.encryption.cipher import Cipher, PixelLevels, Sealed
-from modeling.encryption.errors import IsedError
+from modeling.encryption.ised_errors import IsedError
 from modeling.encryption.keys import WrongKeys
 from modeling.encryption.sealed_image import CHUNK_BYTES, PUBLIC_BYTES
 

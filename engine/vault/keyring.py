@@ -21,7 +21,7 @@ from engine.vault.keyring_store import BUSY_TIMEOUT_MS, SERVICES, HeadRow, Keyri
 from engine.vault.master import KeyFile, Master, new_root, opened, row_aad, service_aad, unlock_root
 from engine.vault.secret_files import check_private, new_private_file
 from engine.vault.subjects import any_label, checked_label, composed, spellings
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     DestroyedKey,
     IsedError,
     KeyringCorrupt,

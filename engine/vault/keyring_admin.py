@@ -29,7 +29,7 @@ from engine.vault.master import (
     drop_mark,
 )
 from engine.vault.secret_files import new_private_file, read_private, write_new_private
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     DestroyedKey,
     FormatError,
     KeyringError,

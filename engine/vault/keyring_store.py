@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from modeling.encryption.errors import KeyringCorrupt, KeyringLocked, StorageError
+from modeling.encryption.ised_errors import KeyringCorrupt, KeyringLocked, StorageError
 
 
 @dataclass(frozen=True)

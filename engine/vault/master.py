@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from engine.vault.keyring_store import FORMAT, HeadRow, KeyRow
 from engine.vault.secret_files import read_private, sync_folder, write_new_private
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     AuthenticationError,
     KeyringCorrupt,
     StorageError,

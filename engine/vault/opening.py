@@ -32,7 +32,7 @@ from engine.vault.sources import decode_source, read_bytes
 from layers.pixels import PixelSpace
 from modeling.encryption import png_format
 from modeling.encryption.cipher import PixelLevels
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     BadInput,
     FormatError,
     IsedError,

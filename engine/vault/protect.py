@@ -34,7 +34,7 @@ from engine.vault.sealing_work import (
 from engine.vault.sources import SourceImage, list_sources
 from engine.vault.subjects import SubjectOf
 from modeling.encryption.cipher import PixelLevels
-from modeling.encryption.errors import BadInput, IsedError, StorageError, UsageError
+from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, UsageError
 from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.sealed_image import Metadata, check_relative_path
 from utils.errors import UserError

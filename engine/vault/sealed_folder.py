@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.vault.secret_files import PRIVATE_MODE, link_without_clobber
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     AuthenticationError,
     BadInput,
     OutputExists,

@@ -20,7 +20,7 @@ from engine.vault.sealed_folder import publish
 from engine.vault.secret_files import sync_folder
 from engine.vault.sources import SourceImage, decode_source, read_bytes
 from modeling.encryption import png_format
-from modeling.encryption.errors import IsedError, OutputExists
+from modeling.encryption.ised_errors import IsedError, OutputExists
 from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.sealed_image import (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from modeling.encryption.errors import InsecurePermissions, KeyringMissing, StorageError
+from modeling.encryption.ised_errors import InsecurePermissions, KeyringMissing, StorageError
 from utils.files import remove_leftovers, temporary_beside
 
 PRIVATE_MODE = 0o600

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from modeling.encryption.errors import BadInput, UsageError
+from modeling.encryption.ised_errors import BadInput, UsageError
 
 _MAX_BYTES = 1024
 

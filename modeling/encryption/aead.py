@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling.encryption.cipher import PixelLevels, Sealed, check_batch
-from modeling.encryption.errors import MissingKey
+from modeling.encryption.ised_errors import MissingKey
 from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 from modeling.encryption.primitives import random_key
 from modeling.encryption.sealed_image import (

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from modeling.encryption.errors import AuthenticationError
+from modeling.encryption.ised_errors import AuthenticationError
 from modeling.encryption.keys import EvaluationKeys, KeySource, WrongKeys
 from modeling.encryption.sealed_image import KIND_RGB8, KIND_TANH
 from utils.errors import UserError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     DestroyedKey,
     IsedError,
     MissingKey,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling.encryption.errors import FormatError, NotProtected
+from modeling.encryption.ised_errors import FormatError, NotProtected
 from modeling.encryption.sealed_image import (
     CHUNK_BYTES,
     MAX_PIXELS,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from modeling.encryption.errors import Tampered, WrongKey
+from modeling.encryption.ised_errors import Tampered, WrongKey
 
 KEY_BYTES = 32
 SALT_BYTES = 32

@@ -27,7 +27,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     FormatError,
     PathTooLong,
     Tampered,

@@ -30,7 +30,7 @@ from modeling.backbones.registry import REID_DESIGNS, ReIDDesign
 from modeling.build import build_objectives, build_reid
 from modeling.encryption.build import CIPHERS, build_cipher
 from modeling.encryption.cipher import PixelLevels, Sealed, check_batch, read_sealed
-from modeling.encryption.errors import MissingKey, WrongKey
+from modeling.encryption.ised_errors import MissingKey, WrongKey
 from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 from modeling.encryption.primitives import existing_message_key, open_sealed, random_key, seal
 from modeling.objectives import GENERATOR_TERMS, GeneratorInput, Objectives

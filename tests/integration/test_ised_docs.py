@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from yacs.config import CfgNode
 
-from modeling.encryption import errors
+from modeling.encryption import ised_errors as errors
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import Scene, make_scene
 

@@ -25,7 +25,7 @@ from engine.vault.opening import _place
 from engine.vault.sources import decode_source
 from modeling.encryption import png_format
 from modeling.encryption.cipher import PixelLevels
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     BadInput,
     DestroyedKey,
     FormatError,

@@ -16,7 +16,7 @@ from engine.vault import opening as opened_folder
 from engine.vault.master import KeyFile
 from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
 from engine.vault.sources import decode_source
-from modeling.encryption.errors import BadInput
+from modeling.encryption.ised_errors import BadInput
 from tests.fixtures.protection import PEOPLE, Scene, draw, make_scene
 from tools.protect import main
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Master, Passphrase
 from engine.vault.secret_files import read_private
-from modeling.encryption.errors import UsageError
+from modeling.encryption.ised_errors import UsageError
 from tools.lib.command_line import shown
 
 ENVIRONMENT = 3  # exit code where a disk or device failed

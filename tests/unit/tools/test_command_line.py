@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data import train_split
-from modeling.encryption.errors import KeyringMissing
+from modeling.encryption.ised_errors import KeyringMissing
 from tests.fixtures.paths import ROOT
 from tools import (
     attack,

@@ -42,7 +42,7 @@ from layers.pixels import PixelSpace
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.build import CIPHERS
 from modeling.encryption.cipher import PixelLevels, Sealed
-from modeling.encryption.errors import MissingKey
+from modeling.encryption.ised_errors import MissingKey
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.sealed_image import LOCATOR_BYTES
 from tests.fixtures.attack_scene import make_scene

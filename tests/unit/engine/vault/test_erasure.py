@@ -14,7 +14,7 @@ from engine.vault import keyring_admin
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_store import KeyRow
 from engine.vault.master import KeyFile, opened
-from modeling.encryption.errors import KeyringCorrupt
+from modeling.encryption.ised_errors import KeyringCorrupt
 from tests.fixtures.paths import ROOT
 from tools import keyring as tool
 

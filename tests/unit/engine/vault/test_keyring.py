@@ -19,7 +19,7 @@ from engine.vault import keyring_admin, secret_files
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     BadInput,
     DestroyedKey,
     FormatError,

@@ -13,7 +13,7 @@ from engine.vault import master as new_master
 from engine.vault.keyring import Keyring, KeyTable
 from engine.vault.keyring_store import KeyringStore
 from engine.vault.master import KeyFile, NewMasterFile, mark_of
-from modeling.encryption.errors import KeyringLocked, StorageError
+from modeling.encryption.ised_errors import KeyringLocked, StorageError
 from tests.fixtures.rekeying import Scene, after, fail, killed
 from tools import keyring as tool
 

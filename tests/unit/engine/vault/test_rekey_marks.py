@@ -13,7 +13,7 @@ from engine.vault import master as new_master
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Passphrase, claim_of, mark_of
 from engine.vault.secret_files import write_new_private
-from modeling.encryption.errors import UsageError, WrongMaster
+from modeling.encryption.ised_errors import UsageError, WrongMaster
 from tests.fixtures.rekeying import Scene, killed
 from tools import keyring as tool
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.vault.subjects import subject_rule
-from modeling.encryption.errors import BadInput, UsageError
+from modeling.encryption.ised_errors import BadInput, UsageError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from modeling.encryption.additive import AdditiveCipher, NotSecureWarning
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.build import CIPHERS
 from modeling.encryption.cipher import Cipher, PixelLevels, Sealed, read_sealed
-from modeling.encryption.errors import MissingKey, Tampered, WrongKey
+from modeling.encryption.ised_errors import MissingKey, Tampered, WrongKey
 from modeling.encryption.keys import KeySource
 
 SUBJECTS = ["set/test/7", "set/test/12", "set/test/7"]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from modeling.encryption import png_format, primitives
 from modeling.encryption import sealed_image as picture_module
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     FormatError,
     IsedError,
     NotProtected,

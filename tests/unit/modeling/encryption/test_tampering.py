@@ -10,7 +10,7 @@ import pytest
 
 from modeling.encryption import png_format
 from modeling.encryption.aead import MemoryKeys
-from modeling.encryption.errors import (
+from modeling.encryption.ised_errors import (
     AuthenticationError,
     FormatError,
     IsedError,

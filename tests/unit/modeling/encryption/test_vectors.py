@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling.encryption.errors import AuthenticationError, Tampered, WrongKey
+from modeling.encryption.ised_errors import AuthenticationError, Tampered, WrongKey
 from modeling.encryption.primitives import OVERHEAD_BYTES, open_sealed, seal
 from tests.fixtures.paths import ROOT
 

@@ -4,11 +4,11 @@ Exit codes: 1 some files failed, 2 usage, 3 environment (disk, device), 4 keyrin
 authentication failure. No message ever holds key material.
 """
 
-# ruff: noqa: N818 - the names are part of the interface: users meet them in messages and scripts
-
 from __future__ import annotations
 
 from utils.errors import UserError
+
+# ruff: noqa: N818 - the names are part of the interface: users meet them in messages and scripts
 
 
 class IsedError(UserError):
