@@ -59,7 +59,7 @@ def test_no_hidden_name_outlives_a_master_that_is_destroyed(tmp_path: Path, call
     path, master = folders[0] / "k.db", folders[1] / "m.key"
     base = ["--keyring", str(path), "--master", str(master)]
     child = (
-        "import os, sys; from modeling.encryption import secret_files; from tools import keyring\n"
+        "import os, sys; from engine.vault import secret_files; from tools import keyring\n"
         "left = [int(sys.argv.pop(1))]\n"
         "def kill(folder):\n"
         "    left[0] -= 1\n"
