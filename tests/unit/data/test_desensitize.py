@@ -21,7 +21,7 @@ from data.desensitize import (
     make_desensitizer,
     normal_noise,
 )
-from tests.fixtures.paths import REFERENCE
+from tests.fixtures.paths import GOLDEN
 from utils.errors import UserError
 
 RADII = {"mosaic": 24.0, "blur": 12.0, "noise": 0.5}
@@ -34,10 +34,7 @@ def _images(count: int = 3, size: tuple[int, int] = (64, 32), seed: int = 0) -> 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, torch.Tensor]:
-    path = REFERENCE / "images.npz"
-    if not path.is_file():
-        pytest.skip("golden images are not beside the checkout")
-    with np.load(path) as arrays:
+    with np.load(GOLDEN / "images.npz") as arrays:
         names = ("image", "mosaic_24", "gaussian_blur_12_pillow")
         return {name: torch.from_numpy(arrays[name]).permute(2, 0, 1)[None] for name in names}
 

@@ -16,9 +16,7 @@ from layers.losses import (
 )
 from modeling.objectives import Objectives, reid_losses
 from modeling.reid_network import ReIDOutput, ReIDPair
-from tests.fixtures.golden import golden_arrays, needs_reference
-
-pytestmark = needs_reference
+from tests.fixtures.golden import golden_arrays
 
 Values = dict[str, Tensor]
 

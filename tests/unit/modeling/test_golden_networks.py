@@ -16,10 +16,7 @@ from tests.fixtures.golden import (
     golden_images,
     golden_json,
     golden_state_dict,
-    needs_reference,
 )
-
-pytestmark = needs_reference
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from solver.optimizers import LearningRateSchedule
-from tests.fixtures.golden import golden_json, needs_reference
+from tests.fixtures.golden import golden_json
 from utils.errors import UserError
 
 
@@ -21,7 +21,6 @@ def schedule(**changes: object) -> LearningRateSchedule:
     return LearningRateSchedule(**(values | changes))  # type: ignore[arg-type]
 
 
-@needs_reference
 def test_golden_schedule() -> None:
     golden = golden_json("lr_schedule.json")
     expected = golden.pop("lr_of_epoch_1_to_120")

@@ -12,12 +12,8 @@ from engine.scoring.image_quality import (
     mean_squared_error,
     structural_similarity,
 )
-from tests.fixtures.paths import REFERENCE
+from tests.fixtures.paths import GOLDEN
 from utils.errors import UserError
-
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"the golden values are not at {REFERENCE}"
-)
 
 
 def images(count=5, height=20, width=13, seed=0):
@@ -57,10 +53,9 @@ def quality(raw, image, sizes):
     return accumulator
 
 
-@needs_reference
 @pytest.mark.parametrize("name", ["mosaic", "blur", "noisy"])
 def test_golden_values(name):
-    file = np.load(REFERENCE / "images.npz")
+    file = np.load(GOLDEN / "images.npz")
 
     def picture(array):
         return torch.tensor(array).permute(2, 0, 1)[None] / 255

@@ -17,13 +17,9 @@ from engine.scoring.neighbors import Images, nearest_neighbors
 from engine.scoring.reranking import Reranker, score_reranked
 from engine.scoring.retrieval import score_retrieval
 from tests.fixtures.naive_retrieval import naive_reranked_distances, naive_scores
-from tests.fixtures.paths import REFERENCE
+from tests.fixtures.paths import GOLDEN
 from utils import memory
 from utils.errors import UserError
-
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"the golden values are not at {REFERENCE}"
-)
 
 
 @pytest.fixture(params=["whole", "tiled", "recomputed"])
@@ -51,9 +47,8 @@ def features(part):
     return Features(torch.tensor(part[0]), *part[1:])
 
 
-@needs_reference
 def test_golden_distances_and_scores(layout):
-    file = np.load(REFERENCE / "retrieval.npz")
+    file = np.load(GOLDEN / "retrieval.npz")
     query, gallery = (
         Features(torch.tensor(file[f"{name}_feat"]), file[f"{name}_pid"], file[f"{name}_cam"])
         for name in ("query", "gallery")

@@ -15,13 +15,9 @@ from engine.scoring.retrieval import Features, score_directions, score_retrieval
 from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import score_verification
 from tests.fixtures.naive_retrieval import distances, naive_scores
-from tests.fixtures.paths import REFERENCE
+from tests.fixtures.paths import GOLDEN
 from utils import memory
 from utils.errors import UserError
-
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"the golden values are not at {REFERENCE}"
-)
 
 
 @pytest.fixture(params=["numpy", "numpy-sorting", "torch"])
@@ -37,7 +33,7 @@ def counting(request, monkeypatch):
 
 
 def golden():
-    file = np.load(REFERENCE / "retrieval.npz")
+    file = np.load(GOLDEN / "retrieval.npz")
     query = Features(torch.tensor(file["query_feat"]), file["query_pid"], file["query_cam"])
     gallery = Features(torch.tensor(file["gallery_feat"]), file["gallery_pid"], file["gallery_cam"])
     return file, query, gallery
@@ -93,7 +89,6 @@ def check_against_naive(query, gallery, cross_camera, dist=None):
         assert_equal(scores, expected)
 
 
-@needs_reference
 def test_golden_scores(counting):
     file, query, gallery = golden()
     scores = score_retrieval(query, gallery)
@@ -383,7 +378,6 @@ def test_callers_precision_is_restored():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@needs_reference
 def test_golden_scores_on_cuda():
     file, query, gallery = golden()
     on_gpu = [Features(one.embeddings.cuda(), one.pids, one.camids) for one in (query, gallery)]

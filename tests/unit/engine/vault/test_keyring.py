@@ -38,7 +38,7 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.primitives import fresh_message_key, seal
 from modeling.encryption.sealed_image import Metadata, SealedPicture, open_picture, seal_picture
-from tests.fixtures.paths import ROOT
+from tests.fixtures.paths import GOLDEN
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
 SUBJECT = "market/test/2"
@@ -606,7 +606,7 @@ def test_a_backup_holds_what_is_left_of_destroyed_keys_too(
 
 def test_a_keyring_of_format_1_opens_with_all_it_holds(tmp_path: Path) -> None:
     """Written once and kept: what it derives, binds and authenticates must never change."""
-    known = json.loads((ROOT / "tests/vectors/keyring_v1.json").read_text(encoding="utf-8"))
+    known = json.loads((GOLDEN / "keyring_v1.json").read_text(encoding="utf-8"))
     path, master, exported = tmp_path / "keys.db", tmp_path / "master.key", tmp_path / "one.keys"
     for secret, content in ((path, ""), (master, known["master"]), (exported, known["export"])):
         secret.touch(0o600)

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from modeling.encryption.ised_errors import AuthenticationError, Tampered, WrongKey
 from modeling.encryption.primitives import OVERHEAD_BYTES, open_sealed, seal
-from tests.fixtures.paths import ROOT
+from tests.fixtures.paths import GOLDEN
 
 
 def _tests(name: str) -> list[dict[str, Any]]:
-    tests: list[dict[str, Any]] = json.loads((ROOT / "tests/vectors" / name).read_text())["tests"]
+    tests: list[dict[str, Any]] = json.loads((GOLDEN / name).read_text())["tests"]
     return tests
 
 
