@@ -14,7 +14,7 @@ from configs.schema import Flag, Key, Number, OneOf, OnOff, PathText, Registered
 
 BACKBONES = Registered("modeling.backbones.registry:REID_DESIGNS")
 DESENSITIZERS = Registered("data.desensitize:DESENSITIZERS")
-CIPHERS = Registered("modeling.encryption.build:CIPHERS")
+CIPHERS = Registered("modeling.build:CIPHERS")
 GAN_LOSSES = Registered("layers.losses:GAN_LOSSES")
 
 _WEIGHT = Number(low=0)

@@ -34,7 +34,7 @@ from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import Features, RetrievalScores, score_directions
 from engine.views import BaselineViews, JointViews, ViewMaker, Views, images_by_kind, picture_grid
 from layers.pixels import PixelSpace
-from modeling.encryption.build import build_cipher
+from modeling.build import build_cipher
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks
 from utils.compiling import uncompiled

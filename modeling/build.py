@@ -1,4 +1,4 @@
-"""From the configuration to networks and objectives."""
+"""Build networks, objectives and ciphers from the configuration."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from layers.losses import (
 from layers.recompute import set_recompute
 from modeling.backbones.registry import imagenet_weights
 from modeling.discriminator import PatchDiscriminator
+from modeling.encryption.additive import AdditiveCipher
+from modeling.encryption.aead import AeadCipher
+from modeling.encryption.cipher import Cipher
 from modeling.objectives import Objectives, TripletLoss, term_weights
 from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly
 from modeling.reid_network import ReIDNetwork
@@ -30,6 +33,13 @@ from utils.logger import get_logger
 _LOGGER = get_logger()
 
 PRETRAIN_CHOICES = ("imagenet", "self", "none")
+
+# Values of ISED.SCHEME. A cipher is added with one class and one line here; the attacks of
+# engine/attacks then have a level of its name. Called without arguments, each makes fresh keys.
+CIPHERS: dict[str, type[Cipher]] = {
+    AdditiveCipher.name: AdditiveCipher,
+    AeadCipher.name: AeadCipher,
+}
 
 
 def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
@@ -109,6 +119,11 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
     elif choice == "none":
         _LOGGER.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
     return reid
+
+
+def build_cipher(cfg: CfgNode) -> Cipher:
+    """Build the cipher of ISED.SCHEME with new keys, for one evaluation."""
+    return CIPHERS[cfg.ISED.SCHEME]()
 
 
 def _reid_only(cfg: CfgNode, num_classes: int) -> ReIDOnly:

@@ -18,7 +18,7 @@ from engine.attacks.levels import Stored
 from engine.attacks.measures import share_measure
 from modeling.encryption.ised_errors import IsedError
 from modeling.encryption.primitives import KEY_BYTES, existing_message_key
-from modeling.encryption.sealed_image import CONTEXT, SealedPicture, open_picture, public_fields
+from modeling.encryption.sealed_image import CONTEXT, SealedImage, open_image, public_fields
 from utils.progress import Progress
 
 _IMAGES = 40  # as many as the published measurement broke
@@ -164,8 +164,8 @@ def search_aead(stored: Stored, places: Tensor, keys: int) -> Search:
             bar.update(keys)
             if key is not None:
                 pixels = stored.sealed.payload[place].numpy().tobytes()
-                picture = SealedPicture(width, height, header, pixels)
-                found = torch.from_numpy(open_picture(key, picture).pixels.copy())
+                picture = SealedImage(width, height, header, pixels)
+                found = torch.from_numpy(open_image(key, picture).pixels.copy())
                 opened[place] = found.permute(2, 0, 1).float().mul(2).sub(255).div(255)
     return Search(opened, keys, time.perf_counter() - start)
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from data.records import Sample
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
+from modeling.build import CIPHERS
 from modeling.encryption.additive import NotSecureWarning
-from modeling.encryption.build import CIPHERS
 from modeling.encryption.cipher import Cipher, Sealed
 from modeling.encryption.png_format import decode, encode
-from modeling.encryption.sealed_image import MAGIC, SealedPicture
+from modeling.encryption.sealed_image import MAGIC, SealedImage
 from utils.errors import UserError
 from utils.seeding import numpy_generator
 
@@ -296,6 +296,6 @@ def through_file(one: Sealed) -> Sealed:
     return replace(one, payload=read.permute(2, 0, 1)[None].float() / scale - reach)
 
 
-def _picture(one: Sealed) -> SealedPicture:
+def _picture(one: Sealed) -> SealedImage:
     height, width = one.payload.shape[1:3]
-    return SealedPicture(width, height, one.headers[0], one.payload[0].numpy().tobytes())
+    return SealedImage(width, height, one.headers[0], one.payload[0].numpy().tobytes())

@@ -25,12 +25,11 @@ from engine.attacks.measures import (
     interval_of,
     quality,
 )
-from modeling.encryption.cipher import PixelLevels
+from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
 from utils.seeding import numpy_generator
 
 # (what is seen of the target, what is seen of the known image, the known image) -> the target
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
-_LEVELS = PixelLevels()
 
 
 def subtract(target: Tensor, known: Tensor, plain: Tensor) -> Tensor:
@@ -96,11 +95,11 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 def _bytes(images: Tensor) -> Tensor:
     """Return bytes in the layout of images (N, 3, H, W)."""
-    return _LEVELS.to_pixels(images).permute(0, 3, 1, 2)
+    return quantize_pixels(images).permute(0, 3, 1, 2)
 
 
 def _images(pixels: Tensor) -> Tensor:
-    return _LEVELS.to_images(pixels.permute(0, 2, 3, 1))
+    return dequantize_pixels(pixels.permute(0, 2, 3, 1))
 
 
 _PAIRS = 8  # differences per person

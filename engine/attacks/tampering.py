@@ -21,13 +21,12 @@ from engine.attacks.measures import (
     quality,
     share_measure,
 )
-from modeling.encryption.cipher import Cipher, PixelLevels, Sealed
+from modeling.encryption.cipher import Cipher, Sealed, quantize_pixels
 from modeling.encryption.ised_errors import IsedError
 from modeling.encryption.keys import WrongKeys
 from modeling.encryption.sealed_image import CHUNK_BYTES, PUBLIC_BYTES
 
 _IMAGES = 200
-_LEVELS = PixelLevels()
 _NO_TRAINING = {"budget": 0, "budget_unit": "no training"}
 
 
@@ -111,7 +110,7 @@ class StorageRoundTrip(CipherAttack):
         shares = []
         for place in range(len(pids)):
             back = cipher.open(through_file(sealed.at(place)), cipher.keys)
-            same = _LEVELS.to_pixels(back) == _LEVELS.to_pixels(stored.plain[place : place + 1])
+            same = quantize_pixels(back) == quantize_pixels(stored.plain[place : place + 1])
             shares.append(float(same.float().mean()))
         value = interval_of(shares, pids, context.seed)
         measure = Measure(

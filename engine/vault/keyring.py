@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from engine.vault.key_snapshot import KeySnapshot, check_usable, fits, missing_key
 from engine.vault.keyring_store import BUSY_TIMEOUT_MS, SERVICES, HeadRow, KeyringStore, KeyRow
 from engine.vault.master import KeyFile, Master, new_root, opened, row_aad, service_aad, unlock_root
 from engine.vault.secret_files import check_private, new_private_file
@@ -29,7 +30,6 @@ from modeling.encryption.ised_errors import (
     KeyringExists,
     RevokedKey,
 )
-from modeling.encryption.key_lookup import KeySnapshot, check_usable, fits, missing_key
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, key_id_of

@@ -9,7 +9,6 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from engine.vault.secret_files import sync_folder
 from engine.vault.sources import decode_source, read_bytes
 from layers.pixels import PixelSpace
 from modeling.encryption import png_format
-from modeling.encryption.cipher import PixelLevels
+from modeling.encryption.cipher import dequantize_pixels
 from modeling.encryption.ised_errors import (
     BadInput,
     FormatError,
@@ -41,7 +40,7 @@ from modeling.encryption.ised_errors import (
     UnsafePath,
 )
 from modeling.encryption.keys import KeySource
-from modeling.encryption.sealed_image import Metadata, OpenedPicture, open_picture
+from modeling.encryption.sealed_image import Metadata, OpenedImage, open_image
 from utils.files import remove_leftovers
 
 
@@ -50,7 +49,7 @@ class Unsealed:
     """One file after opening: a picture, or why there is none."""
 
     path: Path
-    picture: OpenedPicture | None = None
+    picture: OpenedImage | None = None
     error: IsedError | None = None
     digest: str = ""
 
@@ -95,7 +94,7 @@ def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[Unsealed]:
         try:
             content = png_format.read_content(path)
             sealed = png_format.decode(content)
-            picture = open_picture(keys.opening_key(sealed.chunk), sealed)
+            picture = open_image(keys.opening_key(sealed.chunk), sealed)
         except OSError as error:
             reason = BadInput(f"cannot be read ({error.strerror})")
             yield Unsealed(path, error=reason)
@@ -107,33 +106,26 @@ def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[Unsealed]:
             yield Unsealed(path, picture, digest=hashlib.sha256(content).hexdigest())
 
 
-def to_images(pictures: list[OpenedPicture], pixels: PixelSpace) -> Tensor:
-    """Return opened pictures of one size and kind as normalised images (B, 3, H, W)."""
-    levels = PixelLevels(pictures[0].kind, pixels.mean, pixels.std)
-    stacked = np.stack([picture.pixels for picture in pictures])
-    return levels.to_images(torch.from_numpy(stacked))
+def to_images(pictures: list[OpenedImage]) -> Tensor:
+    """Return opened images of one size as normalised images (B, 3, H, W)."""
+    return dequantize_pixels(torch.from_numpy(np.stack([picture.pixels for picture in pictures])))
 
 
 def in_batches(
     files: Iterable[Unsealed], model: Anonymizer, batch: int = 32
 ) -> Iterator[tuple[list[Unsealed], Tensor | None]]:
-    """Yield opened files of one kind with their images; files that cannot be used come alone."""
-
-    def kind(file: Unsealed) -> int:
-        return -1 if file.picture is None else file.picture.kind
-
-    for kind_of, group in groupby((_fitting(file, model) for file in files), key=kind):
-        block: list[Unsealed] = []
-        for file in group:
-            if kind_of < 0:
-                yield [file], None
-                continue
+    """Yield opened files with their images; each file that cannot be used is yielded alone."""
+    block: list[Unsealed] = []
+    for file in (_fitting(file, model) for file in files):
+        if file.picture is not None:
             block.append(file)
-            if len(block) == batch:
-                yield block, _images_of(block, model)
-                block = []
-        if block:
-            yield block, _images_of(block, model)
+        if block and (file.picture is None or len(block) == batch):
+            yield block, _images_of(block)
+            block = []
+        if file.picture is None:
+            yield [file], None
+    if block:
+        yield block, _images_of(block)
 
 
 def verify_folder(folder: Path, keyring: Keyring) -> Iterator[Unsealed]:
@@ -231,13 +223,13 @@ def query_embedding(path: Path, keys: KeySource, model: Anonymizer) -> Tensor:
         source = decode_source(content, model.size)
         raw = torch.from_numpy(source.pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
         return model.embed_tensor(model.pixels.normalize(raw))[0]
-    picture = open_picture(keys.opening_key(sealed.chunk), sealed)
-    return model.embed_tensor(to_images([picture], model.pixels))[0]
+    picture = open_image(keys.opening_key(sealed.chunk), sealed)
+    return model.embed_tensor(to_images([picture]))[0]
 
 
-def _images_of(block: list[Unsealed], model: Anonymizer) -> Tensor:
+def _images_of(block: list[Unsealed]) -> Tensor:
     """Return the images of opened files."""
-    return to_images([file.picture for file in block if file.picture], model.pixels)
+    return to_images([file.picture for file in block if file.picture])
 
 
 def _fitting(file: Unsealed, model: Anonymizer) -> Unsealed:
@@ -338,7 +330,7 @@ def _rendered(files: Iterable[Unsealed], options: OpenOptions) -> Rows:
         elif options.exact:
             yield file, file.picture.pixels
         else:
-            colours = options.pixels.to_uint8(to_images([file.picture], options.pixels))
+            colours = options.pixels.to_uint8(to_images([file.picture]))
             yield file, colours[0].permute(1, 2, 0).contiguous().numpy()
 
 

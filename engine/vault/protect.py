@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from engine.api import Anonymizer
 from engine.distributed.processes import all_gather, from_main, is_main, share
+from engine.vault.key_snapshot import KeySnapshot
 from engine.vault.keyring import Keyring
 from engine.vault.sealed_folder import Manifest, check_apart
 from engine.vault.sealing_work import (
@@ -33,9 +34,8 @@ from engine.vault.sealing_work import (
 )
 from engine.vault.sources import SourceImage, list_sources
 from engine.vault.subjects import SubjectOf
-from modeling.encryption.cipher import PixelLevels
+from modeling.encryption.cipher import quantize_pixels
 from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, UsageError
-from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.sealed_image import Metadata, check_relative_path
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
@@ -128,7 +128,7 @@ def _anonymized(model: Anonymizer, sources: Sequence[SourceImage]) -> NDArray[np
     anonymized = model.anonymize_tensor(torch.from_numpy(pixels))
     if not bool(torch.isfinite(anonymized).all()):
         raise BadInput("the anonymizer gives NaN or infinity; the checkpoint is broken")
-    return PixelLevels().to_pixels(anonymized).cpu().numpy()
+    return quantize_pixels(anonymized).cpu().numpy()
 
 
 MAX_BATCH = 64  # the folder is synced once a batch

@@ -16,19 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.vault.key_snapshot import KeySnapshot
 from engine.vault.sealed_folder import publish
 from engine.vault.secret_files import sync_folder
 from engine.vault.sources import SourceImage, decode_source, read_bytes
 from modeling.encryption import png_format
 from modeling.encryption.ised_errors import IsedError, OutputExists
-from modeling.encryption.key_lookup import KeySnapshot
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.sealed_image import (
-    KIND_TANH,
     Metadata,
     key_id_of,
-    open_picture,
-    seal_picture,
+    open_image,
+    seal_image,
 )
 
 
@@ -113,7 +112,7 @@ def seal_chunk(
     """
     setting, outcomes = _setting[-1], []
     for (job, metadata, had_exif), picture in zip(items, pixels, strict=True):
-        content = png_format.encode(seal_picture(job.key, picture, KIND_TANH, metadata))
+        content = png_format.encode(seal_image(job.key, picture, metadata))
         try:
             publish(setting.target / job.name, content, overwrite=setting.overwrite)
         except OutputExists as error:  # another run was quicker
@@ -196,7 +195,7 @@ def _kept(setting: Setting, job: Job, output: Path, source_sha256: bytes) -> Out
     try:
         content = png_format.read_content(output)
         sealed = png_format.decode(content)
-        opened = open_picture(setting.keys.opening_key(sealed.chunk), sealed)
+        opened = open_image(setting.keys.opening_key(sealed.chunk), sealed)
     except (IsedError, OSError) as error:
         raise OutputExists(
             f"{output} exists and does not open ({type(error).__name__}); it was kept, "

@@ -1,8 +1,8 @@
-"""The published scheme: a pad drawn from the identity number, added in normalised space.
+"""The published scheme: a pad generated from the identity number, added in normalised space.
 
-It is not secure and is kept because the published tables are made with it. One pair of image
-and ciphertext opens every other image of that person, and without any key the repeated pad is a
-fingerprint: docs/ISED.md.
+It is not secure. It is kept because the published tables were made with it. One pair of an image
+and its ciphertext opens every other image of that person, and the repeated pad identifies the
+person even without a key: docs/ISED.md.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from modeling.encryption.cipher import Sealed, check_batch
 from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 
 _KEY_BYTES = 8
-_CACHED_PADS = 128  # 50 MB at 256 x 128; an evaluation meets a person's images close together
+# 50 MB at 256 x 128. An evaluation visits the images of a person in a row, so few pads are in use.
+_CACHED_PADS = 128
 
 
 class NotSecureWarning(UserWarning):
-    """Said once per process: the scheme in use keeps nothing secret."""
+    """Issued once per process if the scheme in use is not secure."""
 
 
 class PublishedKeys:
-    """The published key of a person: its identity number, which anybody can guess."""
+    """The published key of a person: the identity number, which anyone can guess."""
 
     def sealing_key(self, subject: str) -> SubjectKey:
         """Return the identity number, the last field of the label, as the key."""
@@ -49,8 +50,8 @@ class AdditiveCipher:
     secure: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     caution: ClassVar[str] = (
-        "wrong, ciphertext: every picture of a person carries the same pad, so that noise matches "
-        "noise; high protected -> protected rates are this leak, not re-ID"
+        "wrong, ciphertext: all images of a person have the same pad, so noise matches noise; high"
+        "  protected -> protected rates are this leak, not re-ID"
     )
     _warned: ClassVar[bool] = False
 
@@ -58,15 +59,15 @@ class AdditiveCipher:
         """Warn, once per process, that the scheme is not secure.
 
         Args:
-            keys: Keys to seal with; the published ones if left out.
+            keys: Keys for sealing; the published ones by default.
         """
         self._keys: EvaluationKeys = PublishedKeys() if keys is None else keys
         self._pads: OrderedDict[tuple[bytes, int, int], Tensor] = OrderedDict()
         if not AdditiveCipher._warned:
             AdditiveCipher._warned = True
             warnings.warn(
-                "ISED.SCHEME 'additive' is the published pad and is not secure: it reproduces the "
-                "published tables and protects nobody; use 'aead' for anything else",
+                "the encryption scheme 'additive' is the published pad and is not secure: use it "
+                "only to reproduce the published tables, and 'aead' for everything else",
                 NotSecureWarning,
                 stacklevel=2,
             )
@@ -77,48 +78,47 @@ class AdditiveCipher:
         return self._keys
 
     def quantize(self, images: Tensor) -> Tensor:
-        """Return the images as float32: nothing is rounded beyond that."""
+        """Return the images as float32, without rounding."""
         return images.float()
 
     def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
         """Add each subject's pad to images (B, 3, H, W)."""
         check_batch(images, subjects)
         keys = [self._keys.sealing_key(subject) for subject in subjects]
-        payload = self._combine(images, [key.key for key in keys], sign=1.0)
+        payload = self._add_pads(images, [key.key for key in keys], sign=1.0)
         headers = tuple(key.key_id for key in keys)
         return Sealed(self.name, payload, headers, images.device)
 
     def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
-        """Subtract the pads that the keys give; a wrong key gives garbage, not an error."""
-        found = [keys.opening_key(header) for header in sealed.headers]
-        return self._combine(sealed.payload, found, sign=-1.0)
+        """Subtract the pads of the given keys; a wrong key returns garbage, not an error."""
+        opening_keys = [keys.opening_key(header) for header in sealed.headers]
+        return self._add_pads(sealed.payload, opening_keys, sign=-1.0)
 
     def observe(self, sealed: Sealed) -> Tensor:
-        """Return the padded images as they are."""
+        """Return the padded images."""
         return sealed.payload
 
-    def _combine(self, images: Tensor, keys: Sequence[bytes], *, sign: float) -> Tensor:
-        """Return images + sign * pads in float32, whatever autocast does outside."""
+    def _add_pads(self, images: Tensor, keys: Sequence[bytes], *, sign: float) -> Tensor:
+        """Return images + sign * pads in float32, also within autocast."""
         height, width = int(images.shape[-2]), int(images.shape[-1])
         with torch.autocast(images.device.type, enabled=False):
             if not keys:
                 return images.float()
-            # Few persons are in a batch: each pad travels to the device once.
-            places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-            pads = torch.stack([self._pad(key, height, width) for key in places])
-            chosen = torch.tensor([places[key] for key in keys])
-            pads, chosen = (one.to(images.device, non_blocking=True) for one in (pads, chosen))
-            pads = pads.index_select(0, chosen)
-            return torch.add(images.float(), pads, alpha=sign)
+            # A batch contains few identities: copy each pad to the device only once.
+            row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+            pads = torch.stack([self._pad(key, height, width) for key in row_of])
+            rows = torch.tensor([row_of[key] for key in keys])
+            pads, rows = (x.to(images.device, non_blocking=True) for x in (pads, rows))
+            return torch.add(images.float(), pads.index_select(0, rows), alpha=sign)
 
     def _pad(self, key: bytes, height: int, width: int) -> Tensor:
-        """Return a pad (3, H, W), float32 on the CPU, from the cache or a generator of its own."""
-        place = (key, height, width)
-        pad = self._pads.pop(place, None)
+        """Return a pad (3, H, W), float32 on the CPU; the global generator is not used."""
+        cache_key = (key, height, width)
+        pad = self._pads.pop(cache_key, None)
         if pad is None:
             generator = torch.Generator().manual_seed(int.from_bytes(key, "big", signed=True))
             pad = 2 * torch.rand(3, height, width, generator=generator, dtype=torch.float32) - 1
-        self._pads[place] = pad  # most recently used last
+        self._pads[cache_key] = pad  # most recently used last
         if len(self._pads) > _CACHED_PADS:
             self._pads.popitem(last=False)
         return pad
@@ -132,10 +132,9 @@ def _pid(subject: str) -> int:
     except ValueError:
         raise ValueError(
             f"subject {subject!r} does not end in an identity number; expected dataset/split/pid "
-            "for ISED.SCHEME additive, or use aead"
+            "for the encryption scheme additive, or use aead"
         ) from None
 
 
 def _to_key(pid: int) -> bytes:
-    """Return an identity number as bytes."""
     return pid.to_bytes(_KEY_BYTES, "big", signed=True)

@@ -1,4 +1,4 @@
-"""The scheme that holds: AES-256-GCM under random keys, a fresh stream for every image."""
+"""The secure scheme: AES-256-GCM under random keys, with a fresh keystream for every image."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling.encryption.cipher import PixelLevels, Sealed, check_batch
+from modeling.encryption.cipher import Sealed, check_batch, dequantize_pixels, quantize_pixels
 from modeling.encryption.ised_errors import MissingKey
 from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 from modeling.encryption.primitives import random_key
 from modeling.encryption.sealed_image import (
     LOCATOR_BYTES,
     Metadata,
-    SealedPicture,
+    SealedImage,
     key_id_of,
-    open_picture,
-    seal_picture,
+    open_image,
+    seal_image,
 )
 
 _NO_METADATA = Metadata()
 
 
 class MemoryKeys:
-    """Random keys, one per subject, that live and die with this object."""
+    """Random keys, one per subject, kept only in this object."""
 
     def __init__(self) -> None:
         """Start without any key."""
         self._locator_key = random_key()
         self._by_subject: dict[str, SubjectKey] = {}
         self._by_id: dict[bytes, SubjectKey] = {}
-        self._decoy = self._new_key()
+        self._unused = self._new_key()
 
     def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the subject's key, made on first use."""
+        """Return the subject's key, created at the first call."""
         key = self._by_subject.get(subject)
         if key is None:
             key = self._new_key()
@@ -45,23 +45,22 @@ class MemoryKeys:
         return key
 
     def opening_key(self, header: bytes) -> bytes:
-        """Return the key that the header's locator names.
+        """Return the key that the header's locator identifies.
 
         Raises:
-            MissingKey: It was not made here.
+            MissingKey: This object did not create it.
         """
         key = self._by_id.get(key_id_of(header, self._locator_key))
         if key is None:
-            raise MissingKey("no key in memory belongs to this image; it was sealed by another run")
+            raise MissingKey("no key in memory matches this image; it was sealed by another run")
         return key.key
 
     def another_key(self, header: bytes) -> bytes:
-        """Return the key of another subject, or one that no subject has if there is no other."""
+        """Return another subject's key; an unused key if there is only one subject."""
         own = key_id_of(header, self._locator_key)
-        return next((key.key for name, key in self._by_id.items() if name != own), self._decoy.key)
+        return next((key.key for name, key in self._by_id.items() if name != own), self._unused.key)
 
     def _new_key(self) -> SubjectKey:
-        """Return a new random key."""
         return SubjectKey(os.urandom(LOCATOR_BYTES), random_key(), self._locator_key)
 
 
@@ -73,17 +72,9 @@ class AeadCipher:
     exact: ClassVar[bool] = True
     caution: ClassVar[str] = ""
 
-    def __init__(
-        self, keys: EvaluationKeys | None = None, levels: PixelLevels | None = None
-    ) -> None:
-        """Take keys and the meaning of a pixel byte.
-
-        Args:
-            keys: Keys to seal with; random ones in memory if left out.
-            levels: Meaning of a pixel byte; kind 1 if left out.
-        """
+    def __init__(self, keys: EvaluationKeys | None = None) -> None:
+        """Use the given keys for sealing; random ones in memory by default."""
         self._keys: EvaluationKeys = MemoryKeys() if keys is None else keys
-        self._levels = PixelLevels() if levels is None else levels
 
     @property
     def keys(self) -> EvaluationKeys:
@@ -91,24 +82,24 @@ class AeadCipher:
         return self._keys
 
     def quantize(self, images: Tensor) -> Tensor:
-        """Return the images at the 256 levels a byte can hold."""
-        return self._levels.to_images(self._levels.to_pixels(images))
+        """Return the images rounded to the 256 values that a byte can represent."""
+        return dequantize_pixels(quantize_pixels(images))
 
     def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
         """Encrypt images (B, 3, H, W), each under a fresh salt and its subject's key."""
         check_batch(images, subjects)
-        pixels = self._levels.to_pixels(images).cpu().numpy()
+        pixels = quantize_pixels(images).cpu().numpy()
         payload = np.empty_like(pixels)
         headers = []
         for index, subject in enumerate(subjects):
             key = self._keys.sealing_key(subject)
-            sealed = seal_picture(key, pixels[index], self._levels.kind, _NO_METADATA)
+            sealed = seal_image(key, pixels[index], _NO_METADATA)
             payload[index] = np.frombuffer(sealed.pixels, np.uint8).reshape(pixels.shape[1:])
             headers.append(sealed.chunk)
         return Sealed(self.name, torch.from_numpy(payload), tuple(headers), images.device)
 
     def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
-        """Decrypt; all images or none.
+        """Decrypt all images, or none.
 
         Raises:
             MissingKey, WrongKey, Tampered: An image cannot be opened.
@@ -117,14 +108,10 @@ class AeadCipher:
         height, width = ciphertext.shape[1:3]
         pixels = np.empty_like(ciphertext)
         for index, header in enumerate(sealed.headers):
-            picture = SealedPicture(width, height, header, ciphertext[index].tobytes())
-            pixels[index] = open_picture(keys.opening_key(header), picture).pixels
-        return self._to_images(torch.from_numpy(pixels), sealed.device)
+            image = SealedImage(width, height, header, ciphertext[index].tobytes())
+            pixels[index] = open_image(keys.opening_key(header), image).pixels
+        return dequantize_pixels(torch.from_numpy(pixels).to(sealed.device))
 
     def observe(self, sealed: Sealed) -> Tensor:
-        """Return the ciphertext taken for a picture."""
-        return self._to_images(sealed.payload, sealed.device)
-
-    def _to_images(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """Return float32 (B, 3, H, W) on a device for uint8 (B, H, W, 3)."""
-        return self._levels.to_images(pixels.to(device))
+        """Return the ciphertext bytes as images."""
+        return dequantize_pixels(sealed.payload.to(sealed.device))

@@ -1,7 +1,7 @@
-"""Named errors of the encryption; the class says the exit code and whether a batch stops.
+"""Errors of the encryption. Each class has an exit code and says whether a batch stops.
 
 Exit codes: 1 some files failed, 2 usage, 3 environment (disk, device), 4 keyring, 5 at least one
-authentication failure. No message ever holds key material.
+authentication failure. No message contains key material.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from utils.errors import UserError
 
 
 class IsedError(UserError):
-    """Base of everything the encryption refuses.
+    """Base class of all errors of the encryption.
 
     Attributes:
-        exit_code: Exit code of a tool that met this error.
-        stops: Whether a batch ends here; otherwise it goes on with the next file.
+        exit_code: Exit code of a command that ends with this error.
+        stops: Whether a batch stops here; otherwise it continues with the next file.
     """
 
     exit_code = 1
@@ -24,14 +24,14 @@ class IsedError(UserError):
 
 
 class FormatError(IsedError):
-    """Bytes that are not exactly one ISED v1 file.
+    """Bytes that are not exactly one file of ISED version 1.
 
     Attributes:
-        offset: Place of the first byte that is not as the format has it; -1 where none is to name.
+        offset: Position of the first unexpected byte; -1 if unknown.
     """
 
     def __init__(self, message: str, offset: int = -1) -> None:
-        """Keep the offset and put it into the text."""
+        """Store the offset and append it to the message."""
         super().__init__(message if offset < 0 else f"{message} (at byte {offset})")
         self.offset = offset
 
@@ -45,37 +45,37 @@ class UnsupportedVersion(FormatError):
 
 
 class TooLarge(FormatError):
-    """More pixels than the format allows; said before any memory is taken."""
+    """More pixels than the format allows; raised before memory is allocated."""
 
 
 class AuthenticationError(IsedError):
-    """Base of WrongKey and Tampered."""
+    """Base class of WrongKey and Tampered."""
 
     exit_code = 5
 
 
 class WrongKey(AuthenticationError):
-    """The key is not the one the data was sealed under, or the commitment is damaged."""
+    """The data was sealed under another key, or its commitment is damaged."""
 
 
 class Tampered(AuthenticationError):
-    """The key is right and the data was changed after sealing."""
+    """The key is right, but the data was changed after it was sealed."""
 
 
 class MissingKey(IsedError):
-    """No key of this keyring belongs to the file."""
+    """The keyring has no key for the file."""
 
 
 class RevokedKey(IsedError):
-    """The key exists and its use was revoked."""
+    """The key exists, but its use was revoked."""
 
 
 class DestroyedKey(IsedError):
-    """The key was destroyed; what was sealed under it is gone for good."""
+    """The key was destroyed; what was sealed under it can never be opened again."""
 
 
 class BadInput(IsedError):
-    """A source picture that cannot be read as an 8-bit picture without alpha."""
+    """A source image that cannot be read as an 8-bit image without alpha."""
 
 
 class UnsafePath(IsedError):
@@ -83,7 +83,7 @@ class UnsafePath(IsedError):
 
 
 class PathTooLong(IsedError):
-    """A relative path of more bytes than the metadata holds."""
+    """A relative path with more bytes than the metadata can store."""
 
 
 class OutputExists(IsedError):
@@ -91,45 +91,45 @@ class OutputExists(IsedError):
 
 
 class UsageError(IsedError):
-    """Arguments that contradict each other; nothing was touched."""
+    """Arguments that contradict each other; nothing was changed."""
 
     exit_code = 2
     stops = True
 
 
 class StorageError(IsedError):
-    """The disk is full, read-only or failing, or memory or a process is gone."""
+    """The disk is full, read-only or failing, memory ran out, or a process died."""
 
     exit_code = 3
     stops = True
 
 
 class KeyringError(IsedError):
-    """Base of everything that is wrong with the keyring or its master; a batch stops."""
+    """Base class of errors of the keyring or its master; a batch stops."""
 
     exit_code = 4
     stops = True
 
 
 class KeyringMissing(KeyringError):
-    """There is no keyring, or no master key file, at the path."""
+    """The keyring or the master key file does not exist."""
 
 
 class KeyringExists(KeyringError):
-    """A keyring is there already; it is never overwritten."""
+    """A file already exists at the path; it is never overwritten."""
 
 
 class KeyringLocked(KeyringError):
-    """Another process held the keyring longer than the time allowed."""
+    """Another process held the keyring longer than the timeout."""
 
 
 class KeyringCorrupt(KeyringError):
-    """The keyring is not one, is damaged, or was edited by hand."""
+    """The file is not a keyring, is damaged, or was edited by hand."""
 
 
 class WrongMaster(KeyringError):
-    """The master key or passphrase is not this keyring's."""
+    """The master key or passphrase does not belong to this keyring."""
 
 
 class InsecurePermissions(KeyringError):
-    """A secret file that others may read, that belongs to someone else, or that is a link."""
+    """A secret file that others can read, that has another owner, or that is a link."""

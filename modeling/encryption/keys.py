@@ -1,4 +1,4 @@
-"""Where keys come from. Free of torch, like all that files need: worker processes start at once."""
+"""Keys of subjects and the interface of key sources. Free of torch: worker processes start fast."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class SubjectKey:
-    """A key to seal with; ``repr`` shows no secret.
+    """A key to seal with; ``repr`` does not contain it.
 
     Attributes:
-        key_id: Name of the key, kept secret from outsiders by the locator.
+        key_id: Id of the key; the locator hides it from outsiders.
         key: The secret.
-        locator_key: Secret that masks key_id in headers; empty where a scheme masks nothing.
+        locator_key: Secret that masks key_id in headers; empty if the scheme masks nothing.
     """
 
     key_id: bytes
@@ -27,23 +27,23 @@ class SubjectKey:
 
 @runtime_checkable
 class KeySource(Protocol):
-    """Where keys come from: a keyring on disk, or keys made for one evaluation."""
+    """A source of keys: a keyring on disk, or keys made for one evaluation."""
 
     def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the active key of a subject label, making one if there is none."""
+        """Return the active key of a subject label; create it if there is none."""
         ...
 
     def opening_key(self, header: bytes) -> bytes:
-        """Return the key that belongs to a public header.
+        """Return the key that a public header identifies.
 
         Raises:
-            MissingKey, RevokedKey, DestroyedKey: There is none to be used.
+            MissingKey, RevokedKey, DestroyedKey: There is no usable key.
         """
         ...
 
 
 class EvaluationKeys(KeySource, Protocol):
-    """Keys of an evaluation, which also plays the holder of a wrong one."""
+    """Keys of an evaluation, which also tries wrong keys."""
 
     def another_key(self, header: bytes) -> bytes:
         """Return the key of an identity other than the header's."""
@@ -52,12 +52,12 @@ class EvaluationKeys(KeySource, Protocol):
 
 @dataclass(frozen=True)
 class WrongKeys:
-    """A key source that always hands out another identity's key."""
+    """A key source that returns another identity's key for opening."""
 
     right: EvaluationKeys
 
     def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the right key: only opening goes wrong."""
+        """Return the right key."""
         return self.right.sealing_key(subject)
 
     def opening_key(self, header: bytes) -> bytes:

@@ -1,13 +1,13 @@
-"""The file: an ordinary RGB8 PNG whose pixels are the ciphertext.
+"""The sealed file: a standard 8-bit RGB PNG whose pixels are the ciphertext (docs/FORMAT.md).
 
 ::
 
     signature | IHDR | isEd (360 bytes) | IDAT | IEND
     IDAT = 78 01 | stored deflate blocks of 65,535 bytes, the last one shorter | Adler-32
 
-There is exactly one way to write a picture, so a reader knows every length from the size alone and
-parses by position. Nothing is inflated, so nothing can explode, and whatever `decode` accepts
-`encode` would have written.
+There is exactly one way to write an image. A reader knows every length from the size alone and
+parses by position. Nothing is decompressed, so a small file cannot take much memory, and `decode`
+accepts only what `encode` writes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from modeling.encryption.sealed_image import (
     CHUNK_BYTES,
     MAX_PIXELS,
     MAX_SIDE_PX,
-    SealedPicture,
+    SealedImage,
     check_chunk,
     check_size,
     image_header,
@@ -43,13 +43,13 @@ _IHDR_BYTES = 13
 _ISED_AT = _IHDR_AT + _FRAME_BYTES + _IHDR_BYTES
 _IDAT_AT = _ISED_AT + _FRAME_BYTES + CHUNK_BYTES
 _IEND = _LENGTH.pack(0) + b"IEND" + _LENGTH.pack(zlib.crc32(b"IEND"))
-_HINT = "was it re-saved by an image editor?"
+_EDITOR_HINT = "was it re-saved by an image editor?"
 
 
-def encode(picture: SealedPicture) -> bytes:
-    """Return the one file that holds a sealed picture."""
-    rows = np.zeros((picture.height, 1 + 3 * picture.width), np.uint8)  # column 0: filter byte 0
-    rows[:, 1:] = np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, -1)
+def encode(image: SealedImage) -> bytes:
+    """Return the bytes of the file of a sealed image."""
+    rows = np.zeros((image.height, 1 + 3 * image.width), np.uint8)  # column 0: filter byte 0
+    rows[:, 1:] = np.frombuffer(image.pixels, np.uint8).reshape(image.height, -1)
     raw = rows.data.cast("B")
     deflated: list[bytes | memoryview] = [_ZLIB_HEADER]
     for start, header in _block_headers(len(raw)):
@@ -58,20 +58,20 @@ def encode(picture: SealedPicture) -> bytes:
     return b"".join(
         (
             SIGNATURE,
-            *_chunk(b"IHDR", image_header(picture.width, picture.height)),
-            *_chunk(CHUNK_NAME, picture.chunk),
+            *_chunk(b"IHDR", image_header(image.width, image.height)),
+            *_chunk(CHUNK_NAME, image.chunk),
             *_chunk(b"IDAT", *deflated),
             _IEND,
         )
     )
 
 
-def decode(data: bytes) -> SealedPicture:
-    """Read a file; what is returned is well formed and not yet authenticated.
+def decode(data: bytes) -> SealedImage:
+    """Parse a file. The result is well formed, but not yet authenticated.
 
     Raises:
-        NotProtected: There is no isEd chunk.
-        TooLarge, UnsupportedVersion, FormatError: It is not exactly one ISED v1 file; with offset.
+        NotProtected: The file has no isEd chunk.
+        TooLarge, UnsupportedVersion, FormatError: It is not exactly one file of version 1.
     """
     width, height = _read_size(data)
     _expect_frame(data, _ISED_AT, CHUNK_NAME, CHUNK_BYTES)
@@ -88,36 +88,38 @@ def decode(data: bytes) -> SealedPicture:
     check_chunk(chunk, _ISED_AT + 8)
     _check_crc(view, _IDAT_AT, idat_bytes)
     if view[-len(_IEND) :] != _IEND:
-        raise FormatError(f"the last chunk is not IEND; {_HINT}", expected - len(_IEND))
+        raise FormatError(f"the last chunk is not IEND; {_EDITOR_HINT}", expected - len(_IEND))
     idat = view[_IDAT_AT + 8 : _IDAT_AT + 8 + idat_bytes]
-    return SealedPicture(width, height, chunk, _read_pixels(idat, width, height))
+    return SealedImage(width, height, chunk, _read_pixels(idat, width, height))
 
 
 def read_content(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of a file; one longer than any sealed picture is never read whole.
+    """Return the bytes of a file, which is not read if it is longer than any sealed image.
 
     Raises:
         OSError: It cannot be read.
-        NotProtected, TooLarge, FormatError: It is too long, and what its header says of it.
+        NotProtected, TooLarge, FormatError: It is too long.
     """
     check_regular(path)
     with Path(path).open("rb") as file:
         length = os.fstat(file.fileno()).st_size
         if length > file_bytes_at_most():
             head = file.read(_IDAT_AT)
-            _read_size(head)
-            raise FormatError(f"{length} bytes, more than any sealed picture has", 0)
-        return file.read(file_bytes_at_most() + 1)  # it may grow meanwhile
+            _read_size(head)  # the more specific error, if there is one
+            raise FormatError(f"{length} bytes, more than any sealed image has", 0)
+        return file.read(file_bytes_at_most() + 1)  # the file may have grown
 
 
 def file_bytes(width: int, height: int) -> int:
-    """Return the length of the file of a picture; 701 more than its pixels at 256 x 128."""
+    """Return the length of a file in bytes: at 256 x 128 pixels, 701 more than the pixels."""
     return _IDAT_AT + _FRAME_BYTES + _idat_bytes(width, height) + len(_IEND)
 
 
 def file_bytes_at_most() -> int:
-    """Return the length of the longest file there is."""
-    return file_bytes(MAX_PIXELS // MAX_SIDE_PX, MAX_SIDE_PX)  # the most rows, so filter bytes
+    """Return the length of the longest possible file."""
+    return file_bytes(
+        MAX_PIXELS // MAX_SIDE_PX, MAX_SIDE_PX
+    )  # the most rows, so the most filter bytes
 
 
 def _block_headers(raw_bytes: int) -> list[tuple[int, bytes]]:
@@ -150,43 +152,47 @@ def _read_size(data: bytes) -> tuple[int, int]:
     if not data.startswith(SIGNATURE):
         if SIGNATURE.startswith(data):
             raise FormatError("truncated: the file is empty or cut in the signature", len(data))
-        kind = FormatError if CHUNK_NAME in data else NotProtected
-        raise kind(f"not a PNG file, so not a sealed picture; {_HINT}", 0)
+        error = FormatError if CHUNK_NAME in data else NotProtected
+        raise error(f"not a PNG file, so not a sealed image; {_EDITOR_HINT}", 0)
     _expect_frame(data, _IHDR_AT, b"IHDR", _IHDR_BYTES)
     if len(data) < _ISED_AT:
         raise FormatError(f"truncated: {len(data)} bytes end inside the header", len(data))
     _check_crc(memoryview(data), _IHDR_AT, _IHDR_BYTES)
     width, height = struct.unpack_from(">II", data, _IHDR_AT + 8)
     if data[_IHDR_AT + 8 : _ISED_AT - 4] != image_header(width, height):
-        raise _foreign(data, "the picture is not 8-bit RGB without interlace", _IHDR_AT + 16)
+        raise _foreign(data, "the image is not 8-bit RGB without interlace", _IHDR_AT + 16)
     check_size(width, height, _IHDR_AT + 8)
     return width, height
 
 
 def _expect_frame(data: bytes, at: int, name: bytes, length: int) -> None:
-    """Check length and name of the chunk at a place."""
+    """Check length and name of the chunk at an offset."""
     frame = data[at : at + 8]
     if len(frame) < 8:
         raise FormatError(f"truncated: {len(data)} bytes end before {name.decode()}", len(data))
     if frame[4:] != name:
         raise _foreign(data, f"expected the chunk {name.decode()}", at + 4)
     if frame[:4] != _LENGTH.pack(length):
-        found = _LENGTH.unpack(frame[:4])[0]
-        raise FormatError(f"chunk {name.decode()} of {found} bytes; expected {length}; {_HINT}", at)
+        got = _LENGTH.unpack(frame[:4])[0]
+        raise FormatError(
+            f"chunk {name.decode()} of {got} bytes; expected {length}; {_EDITOR_HINT}", at
+        )
 
 
 def _foreign(data: bytes, what: str, offset: int) -> FormatError:
-    """Return the error for a PNG of another layout: without any isEd chunk it was never sealed."""
-    place = len(SIGNATURE)
-    while place + 8 <= len(data):
-        if data[place + 4 : place + 8] == CHUNK_NAME:
-            return FormatError(f"{what}; {_HINT}", offset)
-        place += _FRAME_BYTES + _LENGTH.unpack_from(data, place)[0]
-    return NotProtected(f"{what}, and no isEd chunk follows: not a sealed picture; {_HINT}", offset)
+    """Return the error for a PNG of another layout: NotProtected if it has no isEd chunk."""
+    at = len(SIGNATURE)
+    while at + 8 <= len(data):
+        if data[at + 4 : at + 8] == CHUNK_NAME:
+            return FormatError(f"{what}; {_EDITOR_HINT}", offset)
+        at += _FRAME_BYTES + _LENGTH.unpack_from(data, at)[0]
+    return NotProtected(
+        f"{what}, and no isEd chunk follows: not a sealed image; {_EDITOR_HINT}", offset
+    )
 
 
 def _check_crc(view: memoryview, at: int, length: int) -> None:
-    """Check the CRC of the chunk at a place."""
+    """Check the CRC of the chunk at an offset."""
     end = at + 8 + length
     if _LENGTH.pack(zlib.crc32(view[at + 4 : end])) != view[end : end + 4]:
         name = bytes(view[at + 4 : at + 8]).decode()
@@ -195,23 +201,23 @@ def _check_crc(view: memoryview, at: int, length: int) -> None:
 
 def _read_pixels(idat: memoryview, width: int, height: int) -> bytes:
     """Check the stored deflate stream and return its pixels without filter bytes."""
-    at = _IDAT_AT + 8
+    data_at = _IDAT_AT + 8
     if idat[:2] != _ZLIB_HEADER:
-        raise FormatError(f"the pixels are compressed; {_HINT}", at)
+        raise FormatError(f"the pixels are compressed; {_EDITOR_HINT}", data_at)
     raw_bytes = height * (1 + 3 * width)
-    place, parts = 2, []
+    at, parts = 2, []
     for start, header in _block_headers(raw_bytes):
-        if idat[place : place + len(header)] != header:
-            raise FormatError(f"not the stored block expected; {_HINT}", at + place)
-        place += len(header)
+        if idat[at : at + len(header)] != header:
+            raise FormatError(f"not the expected stored block; {_EDITOR_HINT}", data_at + at)
+        at += len(header)
         length = min(_BLOCK_BYTES, raw_bytes - start)
-        parts.append(idat[place : place + length])
-        place += length
+        parts.append(idat[at : at + length])
+        at += length
     raw = b"".join(parts)
-    if _LENGTH.pack(zlib.adler32(raw)) != idat[place:]:
-        raise FormatError("Adler-32 of the pixels is wrong: the file is damaged", at + place)
+    if _LENGTH.pack(zlib.adler32(raw)) != idat[at:]:
+        raise FormatError("Adler-32 of the pixels is wrong: the file is damaged", data_at + at)
     rows = np.frombuffer(raw, np.uint8).reshape(height, 1 + 3 * width)
     if rows[:, 0].any():
         row = int(np.flatnonzero(rows[:, 0])[0])
-        raise FormatError(f"row {row} is filtered; {_HINT}", at)
+        raise FormatError(f"row {row} is filtered; {_EDITOR_HINT}", data_at)
     return rows[:, 1:].tobytes()

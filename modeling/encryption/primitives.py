@@ -1,8 +1,8 @@
-"""SEAL and OPEN, the one authenticated encryption that everything here is built from.
+"""SEAL and OPEN: the authenticated encryption that files, keyrings and manifests use.
 
-HKDF-SHA256 turns (key, fresh random salt, context) into a message key and a commitment; AES-256-GCM
+HKDF-SHA256 turns (key, fresh random salt, context) into a message key and a commitment. AES-256-GCM
 encrypts exactly one message under the message key, so the constant nonce is never used twice. GCM
-alone does not commit to its key: the commitment does, and it tells a wrong key from damaged data.
+does not commit to its key. The commitment does, and it separates a wrong key from damaged data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ KEY_BYTES = 32
 SALT_BYTES = 32
 COMMIT_BYTES = 32
 TAG_BYTES = 16
-OVERHEAD_BYTES = SALT_BYTES + COMMIT_BYTES + TAG_BYTES
+_HEAD_BYTES = SALT_BYTES + COMMIT_BYTES
+OVERHEAD_BYTES = _HEAD_BYTES + TAG_BYTES
 
 _INFO = b"securereid/ised/v1/"
 _NONCE = bytes(12)
@@ -33,46 +34,11 @@ Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
-class Box:
-    """One sealed message; ``salt || commit || ciphertext || tag`` on disk.
-
-    Attributes:
-        salt: 32 random bytes, public.
-        commit: 32 bytes that fix the key.
-        body: Ciphertext, as long as the message.
-        tag: 16 bytes of authentication.
-    """
-
-    salt: bytes
-    commit: bytes
-    body: bytes
-    tag: bytes
-
-    @classmethod
-    def from_bytes(cls, stored: bytes) -> Box:
-        """Cut a stored form apart.
-
-        Raises:
-            Tampered: It is too short to be one.
-        """
-        if len(stored) < OVERHEAD_BYTES:
-            raise Tampered(
-                f"a sealed record has {len(stored)} bytes; expected {OVERHEAD_BYTES} or more"
-            )
-        return cls(
-            salt=stored[:SALT_BYTES],
-            commit=stored[SALT_BYTES : SALT_BYTES + COMMIT_BYTES],
-            body=stored[SALT_BYTES + COMMIT_BYTES : -TAG_BYTES],
-            tag=stored[-TAG_BYTES:],
-        )
-
-
-@dataclass(frozen=True)
 class MessageKey:
-    """Key and commitment of one message, before the message is known.
+    """Encryption key and commitment of one message.
 
-    Split from `seal` because the file format authenticates salt and commitment as part of its
-    header, so they have to exist before the header does.
+    Separate from `seal`, because the file format authenticates salt and commitment as part of its
+    header. They must exist before the header.
     """
 
     salt: bytes
@@ -80,14 +46,14 @@ class MessageKey:
     _encryption_key: bytes = field(repr=False)  # never in a log or a traceback
 
     def encrypt(self, aad: bytes, message: Buffer) -> bytes:
-        """Return ciphertext || tag. Call it once: the nonce is constant."""
+        """Return ciphertext || tag. Call this only once: the nonce is constant."""
         return AESGCM(self._encryption_key).encrypt(_NONCE, message, aad)
 
     def decrypt(self, aad: bytes, ciphertext_and_tag: Buffer) -> bytes:
         """Return the message.
 
         Raises:
-            Tampered: Ciphertext, tag or aad is not what was sealed.
+            Tampered: Ciphertext, tag or aad was changed.
         """
         try:
             return AESGCM(self._encryption_key).decrypt(_NONCE, ciphertext_and_tag, aad)
@@ -96,7 +62,7 @@ class MessageKey:
 
 
 def random_key() -> bytes:
-    """Return 32 uniform bytes from the operating system."""
+    """Return 32 random bytes from the operating system."""
     return os.urandom(KEY_BYTES)
 
 
@@ -106,13 +72,13 @@ def hmac_sha256(key: bytes, message: bytes) -> bytes:
 
 
 def derive_key(key: bytes, context: str) -> bytes:
-    """Return a 32-byte sub-key of a uniform key, e.g. one that authenticates a table."""
+    """Return the 32-byte subkey of a key for a context."""
     info = _INFO + context.encode()
     return HKDF(algorithm=_SHA256, length=KEY_BYTES, salt=None, info=info).derive(key)
 
 
 def fresh_message_key(key: bytes, context: str) -> MessageKey:
-    """Return a key for one new message; the salt always comes from the operating system."""
+    """Return the key of one new message, with a random salt from the operating system."""
     return _message_key(key, context, os.urandom(SALT_BYTES))
 
 
@@ -120,11 +86,11 @@ def existing_message_key(key: bytes, context: str, salt: bytes, commit: bytes) -
     """Return the key of a sealed message.
 
     Raises:
-        WrongKey: The commitment says that another key sealed it.
+        WrongKey: The commitment belongs to another key.
     """
     derived = _message_key(key, context, salt)
     if not hmac.compare_digest(derived.commit, commit):
-        raise WrongKey("the key is not the one this was sealed under, or its commitment is damaged")
+        raise WrongKey("it was sealed under another key, or its commitment is damaged")
     return derived
 
 
@@ -133,9 +99,9 @@ def seal(key: bytes, context: str, aad: bytes, message: bytes) -> bytes:
 
     Args:
         key: 32 uniform bytes.
-        context: What the message is, so that a record of one kind never passes as another.
-        aad: Public bytes that have to be the same at opening.
-        message: What to keep secret.
+        context: Purpose of the message; a record for one purpose does not open as another.
+        aad: Public bytes, which must be the same at opening.
+        message: The plaintext.
 
     Returns:
         salt || commit || ciphertext || tag, 80 bytes longer than the message.
@@ -145,19 +111,22 @@ def seal(key: bytes, context: str, aad: bytes, message: bytes) -> bytes:
 
 
 def open_sealed(key: bytes, context: str, aad: bytes, stored: bytes) -> bytes:
-    """Return the message of `seal`.
+    """Return the message that `seal` encrypted.
 
     Raises:
         WrongKey: It was sealed under another key.
-        Tampered: It, or aad, was changed.
+        Tampered: It was changed or truncated, or aad is another.
     """
-    box = Box.from_bytes(stored)
-    message_key = existing_message_key(key, context, box.salt, box.commit)
-    return message_key.decrypt(aad, box.body + box.tag)
+    if len(stored) < OVERHEAD_BYTES:
+        raise Tampered(
+            f"a sealed record has {len(stored)} bytes; expected {OVERHEAD_BYTES} or more"
+        )
+    salt, commit = stored[:SALT_BYTES], stored[SALT_BYTES:_HEAD_BYTES]
+    return existing_message_key(key, context, salt, commit).decrypt(aad, stored[_HEAD_BYTES:])
 
 
 def _message_key(key: bytes, context: str, salt: bytes) -> MessageKey:
-    """Derive key and commitment; known-answer tests give the salt, nothing else does."""
+    """Derive key and commitment. Only known-answer tests choose the salt."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"a key has {len(key)} bytes; expected {KEY_BYTES}")
     info = _INFO + context.encode()

@@ -1,21 +1,19 @@
-"""The 256 encrypted bytes that travel with a picture: original size, source hash, relative path.
+"""One sealed image: public header, encrypted metadata and encrypted pixels (docs/FORMAT.md).
 
-One sealed picture before it is a file: its public header, encrypted metadata and pixels.
-
-Header chunk, 360 bytes::
+The header chunk has 360 bytes::
 
     offset len
          0   4  "ISED"
          4   1  version = 1
-         5   1  kind: what a pixel byte means, see `levels.py`
+         5   1  kind = 1: pixel byte q is the value q / 127.5 - 1
          6   2  zero
          8  32  salt
         40  16  locator = key_id XOR HMAC(locator key, salt)[:16]
         56  32  commit
-        88 256  encrypted metadata
+        88 256  encrypted metadata: original size, hash of the source, relative path
        344  16  tag
 
-Everything before the encrypted metadata, and the size of the picture, is authenticated with it.
+The tag authenticates pixels and metadata, everything before them, and the size of the image.
 """
 
 from __future__ import annotations
@@ -46,23 +44,42 @@ from modeling.encryption.primitives import (
     hmac_sha256,
 )
 
+MAGIC = b"ISED"
+VERSION = 1
+KIND = 1
+CONTEXT = "file"
+
+LOCATOR_BYTES = 16
 METADATA_BYTES = 256
 MAX_PATH_BYTES = 217
-_VERSION = 1
-_HEAD = struct.Struct(">BHH32sH")
-_HASH_BYTES = 32
-_UNKNOWN_HASH = bytes(_HASH_BYTES)
-_MAX_SIDE = 0xFFFF
+_SALT_AT = 8
+_LOCATOR_AT = _SALT_AT + SALT_BYTES
+_COMMIT_AT = _LOCATOR_AT + LOCATOR_BYTES
+PUBLIC_BYTES = _COMMIT_AT + COMMIT_BYTES
+CHUNK_BYTES = PUBLIC_BYTES + METADATA_BYTES + TAG_BYTES
+
+MAX_SIDE_PX = 16_384
+MAX_PIXELS = 2**24
+
+_AAD = b"securereid/ised"
+# IHDR of a PNG: width, height, 8 bit, RGB, deflate, filter, no interlace.
+_IHDR = struct.Struct(">IIBBBBB")
+
+_METADATA_VERSION = 1
+# Version, height, width, SHA-256 of the source, length of the path; the path follows.
+_METADATA_HEAD = struct.Struct(">BHH32sH")
+_UNKNOWN_HASH = bytes(32)
+_MAX_ORIGINAL_SIDE = 0xFFFF
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known about the source of a sealed picture.
+    """Metadata of the source of a sealed image.
 
     Attributes:
         path: Relative path with forward slashes; empty if there was no file.
         source_sha256: SHA-256 of the source file; zeros if there was no file.
-        orig_h, orig_w: Size of the upright source picture in pixels; 0 means unknown.
+        orig_h, orig_w: Size of the upright source image in pixels; 0 if unknown.
     """
 
     path: str = ""
@@ -71,37 +88,37 @@ class Metadata:
     orig_w: int = 0
 
     def to_bytes(self) -> bytes:
-        """Return the 256 bytes.
+        """Return the 256 bytes of the file format.
 
         Raises:
-            UnsafePath: The path is absolute, has `..` or NUL, or is not valid UTF-8.
-            PathTooLong: The path has more than 217 bytes.
+            UnsafePath, PathTooLong: See `check_relative_path`.
+            ValueError: A side of the original size is above 65,535.
         """
         check_relative_path(self.path)
         encoded = self.path.encode()
-        if not 0 <= self.orig_h <= _MAX_SIDE or not 0 <= self.orig_w <= _MAX_SIDE:
+        if not 0 <= self.orig_h <= _MAX_ORIGINAL_SIDE or not 0 <= self.orig_w <= _MAX_ORIGINAL_SIDE:
             raise ValueError(f"original size {self.orig_w} x {self.orig_h}; at most 65535 a side")
-        head = _HEAD.pack(_VERSION, self.orig_h, self.orig_w, self.source_sha256, len(encoded))
-        return (head + encoded).ljust(METADATA_BYTES, b"\0")
+        fields = (_METADATA_VERSION, self.orig_h, self.orig_w, self.source_sha256, len(encoded))
+        return (_METADATA_HEAD.pack(*fields) + encoded).ljust(METADATA_BYTES, b"\0")
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> Metadata:
-        """Read the 256 bytes of an authenticated file.
+        """Parse the 256 bytes of an authenticated file.
 
         Raises:
-            Tampered: They are not as this program writes them: whoever sealed them did not use it.
+            Tampered: This program does not write such metadata: another program sealed the file.
             UnsafePath, PathTooLong: The path would leave the output folder.
         """
-        version, orig_h, orig_w, digest, count = _HEAD.unpack_from(stored)
-        if len(stored) != METADATA_BYTES or version != _VERSION:
-            raise Tampered(f"metadata version {version}; expected {_VERSION}")
-        if count > MAX_PATH_BYTES:
-            raise PathTooLong(f"metadata path of {count} bytes; at most {MAX_PATH_BYTES}")
-        end = _HEAD.size + count
+        version, orig_h, orig_w, digest, path_bytes = _METADATA_HEAD.unpack_from(stored)
+        if len(stored) != METADATA_BYTES or version != _METADATA_VERSION:
+            raise Tampered(f"metadata version {version}; expected {_METADATA_VERSION}")
+        if path_bytes > MAX_PATH_BYTES:
+            raise PathTooLong(f"metadata path of {path_bytes} bytes; at most {MAX_PATH_BYTES}")
+        end = _METADATA_HEAD.size + path_bytes
         if any(stored[end:]):
             raise Tampered("metadata padding is not zero")
         try:
-            path = stored[_HEAD.size : end].decode()
+            path = stored[_METADATA_HEAD.size : end].decode()
         except UnicodeDecodeError:
             raise UnsafePath("metadata path is not UTF-8") from None
         check_relative_path(path)
@@ -109,10 +126,11 @@ class Metadata:
 
 
 def check_relative_path(path: str) -> None:
-    """Refuse a path that a reader could not follow safely below its own folder.
+    """Raise unless a path is a plain relative path, which is safe to write below any folder.
 
     Raises:
-        UnsafePath: It is absolute, has `..`, a backslash, a control character or no UTF-8 form.
+        UnsafePath: It is absolute, contains ``..``, a backslash or a control character, or has no
+            UTF-8 form.
         PathTooLong: It has more than 217 bytes in UTF-8.
     """
     try:
@@ -124,39 +142,17 @@ def check_relative_path(path: str) -> None:
             f"path {path!a} has {len(encoded)} bytes; at most {MAX_PATH_BYTES}, shorten the folders"
         )
     pure = PurePosixPath(path)
-    odd = any(ord(char) < 32 or char in "\\\x7f" for char in path)
-    if pure.is_absolute() or ".." in pure.parts or odd or (path and str(pure) != path):
+    unsafe = any(ord(char) < 32 or char in "\\\x7f" for char in path)
+    if pure.is_absolute() or ".." in pure.parts or unsafe or (path and str(pure) != path):
         raise UnsafePath(
             f"path {path!a} is not a plain relative path; absolute paths, '..', backslashes and "
             "control characters are refused"
         )
 
 
-MAGIC = b"ISED"
-VERSION = 1
-KIND_RGB8 = 0
-KIND_TANH = 1
-KINDS = (KIND_RGB8, KIND_TANH)
-CONTEXT = "file"
-
-LOCATOR_BYTES = 16
-_SALT_AT = 8
-_LOCATOR_AT = _SALT_AT + SALT_BYTES
-_COMMIT_AT = _LOCATOR_AT + LOCATOR_BYTES
-PUBLIC_BYTES = _COMMIT_AT + COMMIT_BYTES
-_TAG_AT = PUBLIC_BYTES + METADATA_BYTES
-CHUNK_BYTES = _TAG_AT + TAG_BYTES
-
-MAX_SIDE_PX = 16_384
-MAX_PIXELS = 2**24
-
-_AAD = b"securereid/ised"
-_SIZE = struct.Struct(">IIBBBBB")  # IHDR: width, height, 8 bit, RGB, deflate, filter, no interlace
-
-
 @dataclass(frozen=True)
-class SealedPicture:
-    """A picture as everybody may see it.
+class SealedImage:
+    """A sealed image as anyone can read it.
 
     Attributes:
         width, height: Size in pixels.
@@ -169,64 +165,60 @@ class SealedPicture:
     chunk: bytes
     pixels: bytes
 
-    @property
-    def kind(self) -> int:
-        """What a pixel byte means."""
-        return self.chunk[5]
-
 
 @dataclass(frozen=True)
-class OpenedPicture:
-    """A picture after authentication.
+class OpenedImage:
+    """A sealed image after authentication and decryption.
 
     Attributes:
         pixels: uint8 (H, W, 3).
-        kind: What a pixel byte means.
-        metadata: What travelled with it.
+        metadata: Metadata of the source.
     """
 
     pixels: NDArray[np.uint8]
-    kind: int
     metadata: Metadata
 
 
 def image_header(width: int, height: int) -> bytes:
-    """Return the 13 bytes of a PNG's IHDR for an RGB8 picture."""
-    return _SIZE.pack(width, height, 8, 2, 0, 0, 0)
+    """Return the 13 bytes of a PNG's IHDR for an 8-bit RGB image."""
+    return _IHDR.pack(width, height, 8, 2, 0, 0, 0)
 
 
 def check_size(width: int, height: int, offset: int = -1) -> None:
-    """Refuse sizes outside 1..16384 a side or above 2^24 pixels.
+    """Raise if a side is not in 1..16384, or if there are more than 2^24 pixels.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        offset: Position in the file, for messages.
 
     Raises:
         FormatError: A side is zero.
-        TooLarge: It is more than the format allows.
+        TooLarge: The image is larger than the format allows.
     """
     if not width or not height:
-        raise FormatError(
-            f"picture of {width} x {height} pixels; both sides are at least 1", offset
-        )
+        raise FormatError(f"image of {width} x {height} pixels; both sides are at least 1", offset)
     if width > MAX_SIDE_PX or height > MAX_SIDE_PX or width * height > MAX_PIXELS:
         raise TooLarge(
-            f"picture of {width} x {height} pixels; at most {MAX_SIDE_PX} a side and "
+            f"image of {width} x {height} pixels; at most {MAX_SIDE_PX} a side and "
             f"{MAX_PIXELS} in all, scale it down",
             offset,
         )
 
 
 def check_chunk(chunk: bytes, offset: int = -1) -> None:
-    """Refuse a header chunk whose constant fields are not those of version 1.
+    """Raise if the constant fields of a header chunk are not those of version 1.
 
     Args:
         chunk: The 360 bytes.
-        offset: Where they begin in a file, for messages.
+        offset: Position of the chunk in the file, for messages.
 
     Raises:
         FormatError, UnsupportedVersion: A field is wrong.
     """
 
-    def at(place: int) -> int:
-        return -1 if offset < 0 else offset + place
+    def at(position: int) -> int:
+        return -1 if offset < 0 else offset + position
 
     if len(chunk) != CHUNK_BYTES:
         raise FormatError(f"header chunk of {len(chunk)} bytes; expected {CHUNK_BYTES}", at(0))
@@ -234,23 +226,23 @@ def check_chunk(chunk: bytes, offset: int = -1) -> None:
         raise FormatError("header chunk does not begin with ISED", at(0))
     if chunk[4] != VERSION:
         raise UnsupportedVersion(f"file version {chunk[4]}; this program reads {VERSION}", at(4))
-    if chunk[5] not in KINDS:
-        raise FormatError(f"pixel kind {chunk[5]}; expected 0 or 1", at(5))
+    if chunk[5] != KIND:
+        raise FormatError(f"pixel kind {chunk[5]}; expected {KIND}", at(5))
     if chunk[6:8] != b"\0\0":
         raise FormatError("reserved header bytes are not zero", at(6))
 
 
 def mask_locator(locator_key: bytes, salt: bytes, key_id: bytes) -> bytes:
-    """Turn a key's name into a locator, or a locator back into the name (16 bytes each).
+    """Return the locator of a key id, or the key id of a locator (16 bytes each).
 
-    Without the locator key two files of one person look as unrelated as any other two.
+    Without the locator key, two files of one person look as unrelated as any other two.
     """
     mask = hmac_sha256(locator_key, salt)[:LOCATOR_BYTES]
     return bytes(a ^ b for a, b in zip(key_id, mask, strict=True))
 
 
 def key_id_of(chunk: bytes, locator_key: bytes) -> bytes:
-    """Return the name of the key that a header chunk points to."""
+    """Return the id of the key that a header chunk's locator identifies."""
     salt, locator, _ = public_fields(chunk)
     return mask_locator(locator_key, salt, locator)
 
@@ -264,67 +256,57 @@ def public_fields(chunk: bytes) -> tuple[bytes, bytes, bytes]:
     )
 
 
-def seal_picture(
-    key: SubjectKey, pixels: NDArray[np.uint8], kind: int, metadata: Metadata
-) -> SealedPicture:
-    """Encrypt a picture under a fresh salt.
+def seal_image(key: SubjectKey, pixels: NDArray[np.uint8], metadata: Metadata) -> SealedImage:
+    """Encrypt an image and its metadata under a fresh salt.
 
     Args:
         key: The subject's active key.
         pixels: uint8 (H, W, 3).
-        kind: KIND_RGB8 or KIND_TANH.
-        metadata: Encrypted with it.
+        metadata: Encrypted with the pixels.
 
     Raises:
-        TooLarge: More pixels than the format allows.
+        TooLarge: The image has more pixels than the format allows.
     """
-    message_key = fresh_message_key(key.key, CONTEXT)
-    return _seal_under(message_key, key, pixels, kind, metadata)
+    return _seal_under(fresh_message_key(key.key, CONTEXT), key, pixels, metadata)
 
 
-def open_picture(key: bytes, picture: SealedPicture) -> OpenedPicture:
-    """Decrypt and authenticate a picture.
+def open_image(key: bytes, image: SealedImage) -> OpenedImage:
+    """Decrypt and authenticate a sealed image.
 
     Raises:
         FormatError: The header chunk is not of version 1.
         WrongKey: It was sealed under another key.
-        Tampered: Anything in it was changed.
+        Tampered: It was changed.
     """
-    chunk = picture.chunk
+    chunk = image.chunk
     check_chunk(chunk)
     salt, _, commit = public_fields(chunk)
     message_key = existing_message_key(key, CONTEXT, salt, commit)
-    ciphertext = b"".join((picture.pixels, memoryview(chunk)[PUBLIC_BYTES:]))
-    message = message_key.decrypt(_aad(chunk, picture.width, picture.height), ciphertext)
-    count = 3 * picture.width * picture.height
-    pixels = np.frombuffer(message, np.uint8, count).reshape(picture.height, picture.width, 3)
-    return OpenedPicture(pixels, chunk[5], Metadata.from_bytes(message[count:]))
+    ciphertext = b"".join((image.pixels, memoryview(chunk)[PUBLIC_BYTES:]))
+    message = message_key.decrypt(_aad(chunk, image.width, image.height), ciphertext)
+    count = 3 * image.width * image.height
+    pixels = np.frombuffer(message, np.uint8, count).reshape(image.height, image.width, 3)
+    return OpenedImage(pixels, Metadata.from_bytes(message[count:]))
 
 
 def _seal_under(
-    message_key: MessageKey,
-    key: SubjectKey,
-    pixels: NDArray[np.uint8],
-    kind: int,
-    metadata: Metadata,
-) -> SealedPicture:
-    """Seal under a given message key; apart from known-answer tests only `seal_picture` does."""
+    message_key: MessageKey, key: SubjectKey, pixels: NDArray[np.uint8], metadata: Metadata
+) -> SealedImage:
+    """Seal under a given message key. Only tests call this directly, for known answers."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (H, W, 3)")
-    if kind not in KINDS:
-        raise ValueError(f"pixel kind {kind}; expected 0 or 1")
     height, width = pixels.shape[:2]
     check_size(width, height)
     locator = mask_locator(key.locator_key, message_key.salt, key.key_id)
     public = b"".join(
-        (MAGIC, bytes((VERSION, kind, 0, 0)), message_key.salt, locator, message_key.commit)
+        (MAGIC, bytes((VERSION, KIND, 0, 0)), message_key.salt, locator, message_key.commit)
     )
     plaintext = b"".join((np.ascontiguousarray(pixels).data, metadata.to_bytes()))
     ciphertext = message_key.encrypt(_aad(public, width, height), plaintext)
     count = pixels.size
-    return SealedPicture(width, height, public + ciphertext[count:], ciphertext[:count])
+    return SealedImage(width, height, public + ciphertext[count:], ciphertext[:count])
 
 
 def _aad(chunk: bytes, width: int, height: int) -> bytes:
-    """Return what is authenticated in the clear."""
+    """Return the bytes that are authenticated but not encrypted."""
     return _AAD + chunk[:PUBLIC_BYTES] + image_header(width, height)

@@ -27,9 +27,14 @@ from engine.attacks.suite import ATTACKS
 from layers.pooling import AveragePooling
 from modeling.backbones.base import Backbone
 from modeling.backbones.registry import REID_DESIGNS, ReIDDesign
-from modeling.build import build_objectives, build_reid
-from modeling.encryption.build import CIPHERS, build_cipher
-from modeling.encryption.cipher import PixelLevels, Sealed, check_batch, read_sealed
+from modeling.build import CIPHERS, build_cipher, build_objectives, build_reid
+from modeling.encryption.cipher import (
+    Sealed,
+    check_batch,
+    dequantize_pixels,
+    quantize_pixels,
+    read_sealed,
+)
 from modeling.encryption.ised_errors import MissingKey, WrongKey
 from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 from modeling.encryption.primitives import existing_message_key, open_sealed, random_key, seal
@@ -110,18 +115,18 @@ class BoxCipher:
     caution: ClassVar[str] = ""
 
     def __init__(self) -> None:
-        self._keys, self._levels = BoxKeys(), PixelLevels()
+        self._keys = BoxKeys()
 
     @property
     def keys(self) -> EvaluationKeys:
         return self._keys
 
     def quantize(self, images: Tensor) -> Tensor:
-        return self._levels.to_images(self._levels.to_pixels(images))
+        return dequantize_pixels(quantize_pixels(images))
 
     def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
         check_batch(images, subjects)
-        pixels, headers = self._levels.to_pixels(images).cpu().numpy(), []
+        pixels, headers = quantize_pixels(images).cpu().numpy(), []
         for one, subject in zip(pixels, subjects, strict=True):
             key = self._keys.sealing_key(subject).key
             box = seal(key, "box", repr(one.shape).encode(), one.tobytes())
@@ -136,10 +141,10 @@ class BoxCipher:
             key = keys.opening_key(header)
             plain = open_sealed(key, "box", repr(one.shape).encode(), box)
             one[:] = np.frombuffer(plain, np.uint8).reshape(one.shape)
-        return self._levels.to_images(torch.from_numpy(pixels).to(sealed.device))
+        return dequantize_pixels(torch.from_numpy(pixels).to(sealed.device))
 
     def observe(self, sealed: Sealed) -> Tensor:
-        return self._levels.to_images(sealed.payload.to(sealed.device))
+        return dequantize_pixels(sealed.payload.to(sealed.device))
 
 
 def mean_colour_loss(seen: GeneratorInput, _: Objectives) -> Tensor:

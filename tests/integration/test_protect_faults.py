@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from engine.vault.keyring import Keyring
 from modeling.encryption import png_format
-from modeling.encryption.sealed_image import open_picture
+from modeling.encryption.sealed_image import open_image
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import Scene, draw, make_scene
 from tools import sealed_pictures
@@ -60,7 +60,7 @@ def _check_finished_files(scene: Scene) -> int:
     with scene.keyring() as keyring:
         for path in scene.files:
             sealed = png_format.decode(path.read_bytes())
-            open_picture(keyring.opening_key(sealed.chunk), sealed)
+            open_image(keyring.opening_key(sealed.chunk), sealed)
     return len(scene.files)
 
 

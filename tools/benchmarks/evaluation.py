@@ -29,7 +29,7 @@ from engine.evaluation import build_evaluator
 from engine.model import build_model
 from engine.scoring.image_quality import QualityAccumulator
 from layers.pixels import PixelSpace
-from modeling.encryption.build import CIPHERS, build_cipher
+from modeling.build import CIPHERS, build_cipher
 from modeling.encryption.cipher import KeyState, read_sealed
 from modeling.privacy_networks import PrivacyNetworks
 from tools.benchmarks.data import draw_pictures

@@ -37,14 +37,12 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
     from engine.vault.subjects import subject_rule
     from modeling.encryption import png_format
     from modeling.encryption.aead import AeadCipher, MemoryKeys
-    from modeling.encryption.cipher import PixelLevels
+    from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
     from modeling.encryption.keys import SubjectKey
     from modeling.encryption.sealed_image import (
-        KIND_RGB8,
-        KIND_TANH,
         Metadata,
-        open_picture,
-        seal_picture,
+        open_image,
+        seal_image,
     )
     from tools.lib.command_line import Parser, exit_code_of, number, whole_number
     from utils.errors import UserError
@@ -108,21 +106,21 @@ def _print_speeds(seconds: float) -> None:
     pixels, keys = picture_like(), MemoryKeys()
     image = Image.fromarray(pixels)
     key = keys.sealing_key("benchmark/1")
-    sealed = seal_picture(key, pixels, KIND_TANH, _METADATA)
+    sealed = seal_image(key, pixels, _METADATA)
     content = png_format.encode(sealed)
 
     def seal_to_png() -> None:
-        png_format.encode(seal_picture(key, pixels, KIND_TANH, _METADATA))
+        png_format.encode(seal_image(key, pixels, _METADATA))
 
     def open_and_verify() -> None:
         read = png_format.decode(content)
-        open_picture(keys.opening_key(read.chunk), read)
+        open_image(keys.opening_key(read.chunk), read)
 
     with tempfile.TemporaryDirectory() as folder:
         count = iter(range(10**9))
         steps: dict[str, Callable[[], object]] = {
             "Pillow PNG save, in memory": lambda: image.save(io.BytesIO(), "PNG"),
-            "seal": lambda: seal_picture(key, pixels, KIND_TANH, _METADATA),
+            "seal": lambda: seal_image(key, pixels, _METADATA),
             "seal + PNG, in memory": seal_to_png,
             "seal + PNG + write + fsync": lambda: _write(Path(folder), next(count), key, pixels),
             "read + open + verify, in memory": open_and_verify,
@@ -152,7 +150,7 @@ def _batch_rates(seconds: float) -> dict[str, float]:
 
 def _write(folder: Path, number: int, key: SubjectKey, pixels: NDArray[np.uint8]) -> None:
     """Seal one picture to disk."""
-    content = png_format.encode(seal_picture(key, pixels, KIND_TANH, _METADATA))
+    content = png_format.encode(seal_image(key, pixels, _METADATA))
     publish(folder / f"{number}.png", content, overwrite=False)
 
 
@@ -193,7 +191,7 @@ def _print_statistics(count: int = 200) -> None:
 
 def _ciphertext(key: SubjectKey, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the ciphertext of a picture in the picture's shape."""
-    sealed = seal_picture(key, pixels, KIND_TANH, _METADATA)
+    sealed = seal_image(key, pixels, _METADATA)
     return np.frombuffer(sealed.pixels, np.uint8).reshape(pixels.shape)
 
 
@@ -249,24 +247,20 @@ def _once(step: Callable[[], object]) -> float:
 
 
 def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
-    """Print PSNR(raw, R(P)) with P as it is and rounded to bytes of either kind."""
-    kinds = {
-        "as it is": None,
-        "bytes of kind 0 (RGB)": PixelLevels(KIND_RGB8, model.pixels.mean, model.pixels.std),
-        "bytes of kind 1 (tanh)": PixelLevels(KIND_TANH),
-    }
-    squared = dict.fromkeys(kinds, 0.0)
+    """Print PSNR(raw, R(P)) with P unchanged and rounded to bytes."""
+    squared = {"unchanged": 0.0, "bytes": 0.0}
     for batch in photos.split(_BATCH):
         raw = batch.permute(0, 3, 1, 2).double() / 255
         anonymized = model.anonymize_tensor(batch).cpu()
-        for kind, levels in kinds.items():
-            given = anonymized if levels is None else levels.to_images(levels.to_pixels(anonymized))
+        for rounding in squared:
+            rounded = dequantize_pixels(quantize_pixels(anonymized))
+            given = anonymized if rounding == "unchanged" else rounded
             recovered = model.pixels.denormalize(model.recover_tensor(given)).cpu().double()
-            squared[kind] += float((recovered - raw).square().sum())
+            squared[rounding] += float((recovered - raw).square().sum())
     print(f"recovery of {len(photos)} photographs from the anonymized image, PSNR to raw:")
-    for kind, total in squared.items():
+    for rounding, total in squared.items():
         psnr_db = -10 * np.log10(total / photos.numel())
-        print(f"  {kind:24} {psnr_db:.3f} dB")
+        print(f"  {rounding:24} {psnr_db:.3f} dB")
 
 
 if __name__ == "__main__":

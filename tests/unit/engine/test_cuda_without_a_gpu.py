@@ -25,7 +25,7 @@ from layers import collectives as synced_norm
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, build_objectives
 from modeling.encryption.additive import AdditiveCipher
-from modeling.encryption.cipher import PixelLevels
+from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
 from modeling.privacy_networks import PrivacyNetworks
 from solver.build import build_optimizers
 from tests.fixtures import norm_kernels
@@ -235,12 +235,9 @@ def test_the_views_of_an_evaluation(
             assert look() == {CUDA}
 
 
-@pytest.mark.parametrize("kind", [0, 1])
-def test_levels_of_a_pixel(gpu: None, kind: int) -> None:
-    levels = PixelLevels(kind)
-    levels.to_images(levels.to_pixels(torch.empty(2, 3, *SIZE, device=CUDA)))
+def test_pixels_are_quantized_and_dequantized(gpu: None) -> None:
     with NoWaiting():
-        images = levels.to_images(levels.to_pixels(torch.empty(2, 3, *SIZE, device=CUDA)))
+        images = dequantize_pixels(quantize_pixels(torch.empty(2, 3, *SIZE, device=CUDA)))
     assert (images.device, images.shape) == (CUDA, (2, 3, *SIZE))
 
 

@@ -19,9 +19,9 @@ from engine.evaluation import Evaluator, build_evaluator, build_pictures
 from engine.model import Model, build_model
 from engine.results import DIRECTIONS, EvalReport
 from engine.scoring.image_quality import QualityAccumulator
+from modeling.build import CIPHERS
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.aead import AeadCipher
-from modeling.encryption.build import CIPHERS
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks
 from tests.fixtures import tiny

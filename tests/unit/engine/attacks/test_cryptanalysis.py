@@ -39,9 +39,9 @@ from engine.attacks.measures import FAILS, HOLDS, Result
 from engine.attacks.pairs import known_pairs, same_person
 from engine.attacks.suite import ATTACKS
 from layers.pixels import PixelSpace
+from modeling.build import CIPHERS
 from modeling.encryption.aead import AeadCipher, MemoryKeys
-from modeling.encryption.build import CIPHERS
-from modeling.encryption.cipher import PixelLevels, Sealed
+from modeling.encryption.cipher import Sealed, dequantize_pixels, quantize_pixels
 from modeling.encryption.ised_errors import MissingKey
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.sealed_image import LOCATOR_BYTES
@@ -66,7 +66,7 @@ class StreamCipher(AeadCipher):
 
     def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
         headers = tuple(int(s.rsplit("/", 1)[1]).to_bytes(4, "big") for s in subjects)
-        pixels = PixelLevels().to_pixels(images)
+        pixels = quantize_pixels(images)
         streams = torch.stack([self._stream(pixels.shape[1:], header) for header in headers])
         mixed = pixels + streams if self._modular else pixels ^ streams
         return Sealed(self.name, mixed, headers, images.device)
@@ -75,7 +75,7 @@ class StreamCipher(AeadCipher):
         streams = torch.stack([self._stream(sealed.payload.shape[1:], h) for h in sealed.headers])
         mixed = sealed.payload
         pixels = mixed - streams if self._modular else mixed ^ streams
-        return PixelLevels().to_images(pixels)
+        return dequantize_pixels(pixels)
 
 
 class CarelessKeys(MemoryKeys):

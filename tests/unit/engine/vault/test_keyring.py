@@ -37,7 +37,7 @@ from modeling.encryption.ised_errors import (
     WrongMaster,
 )
 from modeling.encryption.primitives import fresh_message_key, seal
-from modeling.encryption.sealed_image import Metadata, SealedPicture, open_picture, seal_picture
+from modeling.encryption.sealed_image import Metadata, SealedImage, open_image, seal_image
 from tests.fixtures.paths import GOLDEN
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
@@ -60,12 +60,12 @@ def keyring(path: Path, master: KeyFile) -> Keyring:
     return Keyring.create(path, master)
 
 
-def _seal(keyring: Keyring, subject: str = SUBJECT) -> SealedPicture:
-    return seal_picture(keyring.sealing_key(subject), PIXELS, 1, Metadata())
+def _seal(keyring: Keyring, subject: str = SUBJECT) -> SealedImage:
+    return seal_image(keyring.sealing_key(subject), PIXELS, Metadata())
 
 
-def _opens(keyring: Keyring, sealed: SealedPicture) -> bool:
-    opened = open_picture(keyring.opening_key(sealed.chunk), sealed)
+def _opens(keyring: Keyring, sealed: SealedImage) -> bool:
+    opened = open_image(keyring.opening_key(sealed.chunk), sealed)
     return bool(np.array_equal(opened.pixels, PIXELS))
 
 
@@ -663,7 +663,7 @@ def test_a_snapshot_opens_what_imported_keys_open(tmp_path: Path, keyring: Keyri
     with pytest.raises(MissingKey):
         keyring.snapshot().opening_key(sealed.chunk)
     import_subject(keyring, exported, phrase)
-    opened = open_picture(keyring.snapshot().opening_key(sealed.chunk), sealed)
+    opened = open_image(keyring.snapshot().opening_key(sealed.chunk), sealed)
     assert np.array_equal(opened.pixels, PIXELS)
 
 

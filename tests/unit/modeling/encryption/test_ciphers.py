@@ -1,4 +1,4 @@
-"""Every cipher keeps the law; the additive one is the published one; the real one refuses."""
+"""All ciphers invert; additive equals the published pad; aead refuses wrong keys and changes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import warnings
 import pytest
 import torch
 
+from modeling.build import CIPHERS
 from modeling.encryption.additive import AdditiveCipher, NotSecureWarning
 from modeling.encryption.aead import AeadCipher, MemoryKeys
-from modeling.encryption.build import CIPHERS
-from modeling.encryption.cipher import Cipher, PixelLevels, Sealed, read_sealed
+from modeling.encryption.cipher import (
+    Cipher,
+    Sealed,
+    dequantize_pixels,
+    quantize_pixels,
+    read_sealed,
+)
 from modeling.encryption.ised_errors import MissingKey, Tampered, WrongKey
 from modeling.encryption.keys import KeySource
 
@@ -29,7 +35,7 @@ def cipher(request: pytest.FixtureRequest) -> Cipher:
     return CIPHERS[request.param]()
 
 
-def test_every_cipher_opens_to_what_quantize_says(cipher: Cipher) -> None:
+def test_every_cipher_opens_to_the_quantized_images(cipher: Cipher) -> None:
     images = _images()
     opened = cipher.open(cipher.seal(images, SUBJECTS), cipher.keys)
     expected = cipher.quantize(images)
@@ -43,20 +49,20 @@ def test_every_cipher_opens_to_what_quantize_says(cipher: Cipher) -> None:
 
 def test_every_cipher_hides_the_image_from_an_observer(cipher: Cipher) -> None:
     images = _images()
-    seen = read_sealed(cipher, cipher.seal(images, SUBJECTS), "ciphertext")
-    assert seen.images.shape == images.shape
-    assert seen.images.dtype == torch.float32
-    assert (seen.images - images).abs().mean() > 0.3
-    assert seen.num_refused == 0
+    reading = read_sealed(cipher, cipher.seal(images, SUBJECTS), "ciphertext")
+    assert reading.images.shape == images.shape
+    assert reading.images.dtype == torch.float32
+    assert (reading.images - images).abs().mean() > 0.3
+    assert reading.num_refused == 0
 
 
-def test_every_cipher_takes_an_empty_batch(cipher: Cipher) -> None:
+def test_every_cipher_accepts_an_empty_batch(cipher: Cipher) -> None:
     sealed = cipher.seal(_images()[:0], [])
     assert cipher.open(sealed, cipher.keys).shape == (0, 3, 20, 10)
     assert read_sealed(cipher, sealed, "wrong").images.shape == (0, 3, 20, 10)
 
 
-def test_every_cipher_refuses_what_is_no_batch_of_images(cipher: Cipher) -> None:
+def test_every_cipher_refuses_a_malformed_batch(cipher: Cipher) -> None:
     with pytest.raises(ValueError, match="expected \\(B, 3, H, W\\)"):
         cipher.seal(_images()[0], SUBJECTS)
     with pytest.raises(ValueError, match="2 subjects for 3 images"):
@@ -81,9 +87,9 @@ def test_wrong_key_is_refused_by_aead_and_garbage_from_additive() -> None:
     assert (reading.images - images).abs().mean() > 0.3
 
 
-def test_each_image_is_refused_for_itself() -> None:
+def test_each_image_is_refused_separately() -> None:
     class Half(AeadCipher):
-        """Opens every second image with any key."""
+        """Opens the first image with any key."""
 
         def open(self, sealed: Sealed, keys: KeySource) -> torch.Tensor:
             if len(sealed) > 1 or sealed.headers[0] in refused:
@@ -141,14 +147,14 @@ def test_additive_warns_once_that_it_is_not_secure(monkeypatch: pytest.MonkeyPat
         AdditiveCipher()
 
 
-def test_additive_keeps_few_pads() -> None:
+def test_additive_caches_a_limited_number_of_pads() -> None:
     cipher = AdditiveCipher()
     for pid in range(200):
         cipher.seal(torch.zeros(1, 3, 2, 2), [f"s/test/{pid}"])
     assert len(cipher._pads) == 128
 
 
-def test_additive_asks_for_an_identity_number() -> None:
+def test_additive_requires_an_identity_number() -> None:
     with pytest.raises(ValueError, match="does not end in an identity number"):
         AdditiveCipher().seal(_images(1), ["s/test/anna"])
 
@@ -177,61 +183,43 @@ def test_aead_detects_changed_pixels_and_foreign_keys() -> None:
         )
 
 
-def _every_level() -> torch.Tensor:
+def _every_byte() -> torch.Tensor:
     return torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).repeat(1, 1, 1, 3)
 
 
-def test_kind_1_rounds_half_to_even_and_loses_nothing_to_clipping() -> None:
-    levels = PixelLevels(1)
+def test_pixels_round_half_to_even_and_round_trip() -> None:
     halves = torch.tensor([0.5, 1.5, 2.5, 254.5]) / 127.5 - 1
     row = halves.view(1, 1, 1, 4).expand(1, 3, 1, 4)
     exact = (halves + 1) * 127.5
-    assert levels.to_pixels(row)[0, 0, :, 0].tolist() == exact.round().tolist()
-    images = levels.to_images(_every_level())
+    assert quantize_pixels(row)[0, 0, :, 0].tolist() == exact.round().tolist()
+    images = dequantize_pixels(_every_byte())
     assert torch.equal(images[0, 0].flatten(), (torch.arange(256).double() / 127.5 - 1).float())
-    assert torch.equal(levels.to_pixels(images), _every_level())
-    ends = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
-    assert levels.to_pixels(ends)[0, 0].tolist() == [[0, 0, 0], [255, 255, 255]]
+    assert torch.equal(quantize_pixels(images), _every_byte())
+    ends = torch.tensor([-1.1, 1.1]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    assert quantize_pixels(ends)[0, 0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
-def test_levels_of_a_cpu_are_those_of_the_table() -> None:
-    levels = PixelLevels(1)
-    assert torch.equal(levels.to_images(_every_level())[0].flatten(1), levels._table)
-
-
-def test_pixels_lie_where_the_image_has_them() -> None:
+def test_pixels_keep_their_position() -> None:
     images = _images(2)
-    for kind in (0, 1):
-        levels = PixelLevels(kind)
-        pixels = levels.to_pixels(images)
-        assert pixels.shape == (2, 20, 10, 3)
-        expected = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-        assert torch.equal(pixels, expected)
-        assert (levels.to_images(pixels) - images).abs().max() <= 1 / 255 + 1e-6
+    pixels = quantize_pixels(images)
+    assert pixels.shape == (2, 20, 10, 3)
+    expected = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    assert torch.equal(pixels, expected)
+    assert (dequantize_pixels(pixels) - images).abs().max() <= 1 / 255 + 1e-6
 
 
 @pytest.mark.gpu
-def test_levels_of_a_gpu_are_those_of_a_cpu() -> None:
-    mean, std = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
+def test_pixels_of_a_gpu_equal_those_of_a_cpu() -> None:
     images = 1.2 * _images(4)
-    for kind in (0, 1):
-        levels = PixelLevels(kind, mean, std)
-        pixels = levels.to_pixels(images)
-        assert torch.equal(levels.to_pixels(images.cuda()).cpu(), pixels)
-        assert torch.equal(levels.to_images(pixels.cuda()).cpu(), levels.to_images(pixels))
+    pixels = quantize_pixels(images)
+    assert torch.equal(quantize_pixels(images.cuda()).cpu(), pixels)
+    assert torch.equal(dequantize_pixels(pixels.cuda()).cpu(), dequantize_pixels(pixels))
+    assert torch.equal(
+        dequantize_pixels(_every_byte().cuda()).cpu(), dequantize_pixels(_every_byte())
+    )
 
 
-def test_kind_0_is_the_ordinary_8_bit_picture() -> None:
-    mean, std = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
-    levels = PixelLevels(0, mean, std)
-    images = levels.to_images(_every_level())
-    colours = _every_level().permute(0, 3, 1, 2).float() / 255
-    torch.testing.assert_close(images, (colours - torch.tensor(mean).view(3, 1, 1)) / 0.5)
-    assert torch.equal(levels.to_pixels(images), _every_level())
-    assert levels.to_pixels(torch.full((1, 3, 1, 1), -1.0)).flatten().tolist() == [0, 0, 0]
-
-
-def test_key_sources_are_key_sources_and_show_no_secret() -> None:
+def test_keys_are_key_sources_and_hide_their_secret() -> None:
     for cipher_class in CIPHERS.values():
         keys = cipher_class().keys
         assert isinstance(keys, KeySource)

@@ -1,4 +1,4 @@
-"""Every byte and every header bit of a file, changed with and without repaired checksums."""
+"""Change every byte and every header bit of a file, with and without repaired checksums."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from modeling.encryption.ised_errors import (
     Tampered,
     WrongKey,
 )
-from modeling.encryption.sealed_image import Metadata, open_picture, seal_picture
+from modeling.encryption.sealed_image import Metadata, open_image, seal_image
 from tests.fixtures.sealing import repaired
 
 HEADER_BYTES = 421  # signature, IHDR, isEd, and the beginning of IDAT
 FULL_SIZE_CASES = 400_992  # named in docs/ISED.md
 BITS = tuple(1 << bit for bit in range(8))
 
-# Byte ranges of a file whose change, with every checksum repaired, gives one kind of error.
+# Byte ranges of a file whose change, with every checksum repaired, gives one class of error.
 AREAS = {
     "salt": (41 + 8, 41 + 40, MissingKey),
     "locator": (41 + 40, 41 + 56, MissingKey),
@@ -36,21 +36,21 @@ AREAS = {
 
 
 class _File:
-    """One sealed file, and what becomes of changed copies."""
+    """A sealed file, and the errors that changed copies of it raise."""
 
     def __init__(self, width: int, height: int) -> None:
         self.size = (width, height)
         self.keys = MemoryKeys()
         pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3)).astype(np.uint8)
         metadata = Metadata("0002/0002_c1.jpg", bytes(range(32)), 283, 96)
-        sealed = seal_picture(self.keys.sealing_key("a/b/2"), pixels, 1, metadata)
+        sealed = seal_image(self.keys.sealing_key("a/b/2"), pixels, metadata)
         self.content = png_format.encode(sealed)
 
     def refusal(self, content: bytes) -> type[IsedError] | None:
-        """Return the class of the error, None if the file is accepted; others come through."""
+        """Return the class of the error; None if the file is accepted."""
         try:
             sealed = png_format.decode(content)
-            open_picture(self.keys.opening_key(sealed.chunk), sealed)
+            open_image(self.keys.opening_key(sealed.chunk), sealed)
         except IsedError as error:
             return type(error)
         return None
@@ -62,22 +62,22 @@ class _File:
                 changed = bytearray(self.content)
                 changed[place] ^= mask
                 yield place, bytes(changed), False
-                mended = repaired(bytes(changed), *self.size)
-                if mended != self.content:  # a changed checksum is what repairing undoes
-                    yield place, mended, True
+                fixed = repaired(bytes(changed), *self.size)
+                if fixed != self.content:  # repairing undoes the change of a checksum
+                    yield place, fixed, True
 
 
 def _check(file: _File, cases: Iterator[tuple[int, bytes, bool]]) -> Counter[str]:
-    """Check that nothing is accepted, and that each refusal has its right name."""
+    """Assert that no copy is accepted and that each error has the right class."""
     counts: Counter[str] = Counter()
-    for place, content, mended in cases:
+    for place, content, fixed in cases:
         refusal = file.refusal(content)
-        assert refusal is not None, f"byte {place} changed, repaired {mended}: accepted"
-        if not mended:
+        assert refusal is not None, f"byte {place} changed, repaired {fixed}: accepted"
+        if not fixed:
             assert issubclass(refusal, FormatError), f"byte {place}: {refusal}"
         else:
-            for start, stop, kind in AREAS.values():
-                assert not start <= place < stop or refusal is kind, f"byte {place}: {refusal}"
+            for start, stop, error in AREAS.values():
+                assert not start <= place < stop or refusal is error, f"byte {place}: {refusal}"
         counts["cases"] += 1
         counts["authentication"] += issubclass(refusal, AuthenticationError)
     return counts
@@ -99,12 +99,10 @@ def test_every_byte_and_header_bit_of_a_full_size_file() -> None:
     assert header["cases"] + rest["cases"] == FULL_SIZE_CASES
 
 
-def test_parts_of_two_files_never_make_a_third() -> None:
+def test_parts_of_two_files_never_combine() -> None:
     file = _File(8, 4)
     key = file.keys.sealing_key("a/b/2")
-    other = png_format.encode(
-        seal_picture(key, np.zeros((4, 8, 3), np.uint8), 1, Metadata("x.png"))
-    )
+    other = png_format.encode(seal_image(key, np.zeros((4, 8, 3), np.uint8), Metadata("x.png")))
     for start, stop in ((41, 49), (49, 129), (129, 385), (385, 401), (413, len(other) - 16)):
         mixed = file.content[:start] + other[start:stop] + file.content[stop:]
         mixed = repaired(mixed, 8, 4)
