@@ -1,4 +1,4 @@
-"""Fixtures and rules for all tests: one thread, no network, skips that say why."""
+"""Settings and fixtures of all tests: one thread, repeatable examples, skips with a reason."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from utils.logger import close_logger
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
-# Shells let what they start in the background ignore Ctrl-C, and children inherit that; the tests
-# interrupt themselves and their children, however they were started.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that. Some tests
+# interrupt themselves or their children, so SIGINT must work in a background job as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Test processes run side by side; more threads than cores only slow them down.
+# The test processes already use all cores; more threads would only slow them down.
 torch.set_num_threads(1)
 
-# The same examples on every run, and no deadlines: a busy machine must not fail a test.
+# Same examples in every run. No deadlines, which would fail tests on a busy machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
@@ -53,11 +53,11 @@ SMALL = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine lacks."""
+    """Skip tests marked gpu without a CUDA device, and tests marked data without photographs."""
     no_gpu = pytest.mark.skip(reason="no CUDA device")
     no_data = pytest.mark.skip(reason=f"{SHARED_DATA} is missing")
     for item in items:
-        # Not item.keywords: the folder tests/unit/data is a keyword too.
+        # item.keywords contains folder names too, such as tests/unit/data.
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(no_gpu)
         if item.get_closest_marker("data") and not SHARED_DATA.is_dir():
@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def make_cfg(tmp_path: Path) -> Callable[..., CfgNode]:
-    """Return ``make_cfg(*overrides)``: a small CPU configuration with folders of this test."""
+    """Return ``make_cfg(*overrides)``: a small CPU configuration with its folders in tmp_path."""
 
     def make(*overrides: str) -> CfgNode:
         folders = ("OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.ROOT_DIR", str(tmp_path / "sets"))
@@ -83,13 +83,13 @@ def small_cfg(make_cfg: Callable[..., CfgNode]) -> CfgNode:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Give a folder on a device of 64 KiB."""
+    """Return a folder on a file system of 64 KiB."""
     with mounted(tmp_path / "small", "size=64k") as folder:
         yield folder
 
 
 @pytest.fixture(autouse=True)
 def _closed_logger() -> Iterator[None]:
-    """Leave no open log file behind."""
+    """Close the log file after each test."""
     yield
     close_logger()

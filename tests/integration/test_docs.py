@@ -1,4 +1,4 @@
-"""What README.md and docs/ show can be typed: commands parse, names and links lead somewhere."""
+"""Commands, links, file names and keys in README.md and docs/ are valid."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def _text(page: Path) -> str:
 
 
 def _commands() -> list[str]:
-    """Every call of a script of this project, in blocks and in sentences."""
+    """Return every call of a script of this project, in code blocks and in sentences."""
     lines: list[str] = []
     for page in PAGES.values():
         for body in _blocks(page, "", "sh", "bash"):
             lines += body.replace("\\\n", " ").splitlines()
         lines += re.findall(r"`([^`\n]+)`", _BLOCK.sub("", _text(page)))
-    found = (_COMMAND.match(line.strip()) for line in lines)
-    return list(dict.fromkeys(match[1] for match in found if match))
+    matches = (_COMMAND.match(line.strip()) for line in lines)
+    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
-def test_there_are_commands() -> None:
+def test_commands_are_collected() -> None:
     commands = _commands()
     for script in ("tools/main.py", "tools/benchmark.py step", "tools/attack.py", "tools/data.py"):
         assert any(line.startswith(script) for line in commands), script
@@ -55,7 +55,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("line", _commands())
 def test_command_lines_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script takes every option, value and key that is shown; nothing is done."""
+    """The script accepts every option, value and key of the line; its work is not done."""
     script, *words = shlex.split(line, comments=True)
     assert (ROOT / script).is_file(), line
     if _PLACEHOLDERS.search(line):
@@ -75,32 +75,32 @@ def _check_keys(words: list[str]) -> None:
     files = [word.split("=", 1)[1] for word in words if word.startswith("--config_file=")]
     if "--config_file" in words:
         files.append(words[words.index("--config_file") + 1])
-    keys = [place for place, word in enumerate(words) if word in KEY_BY_NAME]
+    keys = [index for index, word in enumerate(words) if word in KEY_BY_NAME]
     for name in files:
         assert (ROOT / name).is_file(), name
     load(ROOT / files[0] if files else None, words[keys[0] :] if keys else ())
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name: str) -> None:
+def test_link_targets_exist(name: str) -> None:
     page = PAGES[name]
     for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)", _text(page)):
         path, _, anchor = target.partition("#")
         linked = page.parent / path if path else page
-        assert linked.exists(), f"{name} links to {target}, which is not there"
+        assert linked.exists(), f"{name} links to {target}, which does not exist"
         if anchor:
             titles = re.findall(r"^#+ (.*)$", _text(linked), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-            assert anchor in anchors, f"{name} links to {target}, which has no such heading"
+            assert anchor in anchors, f"{name} links to the heading {target}, which does not exist"
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_files_and_keys_that_are_named_exist(name: str) -> None:
+def test_files_and_keys_exist(name: str) -> None:
     text = _text(PAGES[name])
     for path in re.findall(rf"`((?:{_FOLDERS})/[\w/.*]+)`", text):
-        assert list(ROOT.glob(path)), f"{name} names {path}, which is not there"
+        assert list(ROOT.glob(path)), f"{name} names {path}, which does not exist"
     for key in re.findall(r"\b[A-Z][A-Z0-9]+\.[A-Z][A-Z0-9_]+\b", text):
-        assert key in KEY_BY_NAME, f"{name} names {key}, which is no key"
+        assert key in KEY_BY_NAME, f"{name} names {key}, which is not a key"
 
 
 def test_make_targets_exist() -> None:
@@ -113,7 +113,7 @@ def test_make_targets_exist() -> None:
 def test_the_python_example_runs(
     make_cfg: Callable[..., CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a small checkpoint and drawn pictures under the names that it uses."""
+    """With a small checkpoint and drawn images under the names that the example uses."""
     examples = [body for body in _blocks(README, "python") if "import" in body]
     assert examples
     for body in examples:
@@ -123,7 +123,7 @@ def test_the_python_example_runs(
 
 
 def _prepare(body: str, make_cfg: Callable[..., CfgNode], folder: Path) -> None:
-    """Put a picture wherever the example names one, and a checkpoint where it names a folder."""
+    """Create the images and the checkpoint folder that an example names."""
     for number, name in enumerate(re.findall(r"""["']([^"']+\.(?:jpg|jpeg|png))["']""", body)):
         if not (folder / name).exists():
             draw(folder / name, number)
@@ -133,8 +133,8 @@ def _prepare(body: str, make_cfg: Callable[..., CfgNode], folder: Path) -> None:
             save_checkpoint(make_cfg, folder / name)
 
 
-def test_the_person_that_is_searched_for_is_drawn(tmp_path: Path) -> None:
-    """By the demo, under the name that README.md shows."""
+def test_the_searched_image_is_in_the_synthetic_set(tmp_path: Path) -> None:
+    """The demo draws the image that README.md searches for."""
     people = re.search(r"PEOPLE=datasets/(\S+)", _text(README))
     shown = re.search(r"\$PEOPLE/(\w+/(\d+)_c\d\S+)", _text(README))
     assert people is not None
@@ -148,13 +148,13 @@ def test_the_person_that_is_searched_for_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / shown[1]).is_file()
 
 
-def test_pictures_are_protected_as_the_readme_types_it(
+def test_the_protection_example_runs(
     make_cfg: Callable[..., CfgNode],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Line by line in an empty folder, with a small model and people named as the demo's are."""
+    """Run it line by line in an empty folder, with a small model and the names of the demo."""
     block = next(body for body in _blocks(README, "") if "PEOPLE=" in body)
     first, *lines = block.splitlines()
     people = tmp_path / first.removeprefix("PEOPLE=")
@@ -175,11 +175,11 @@ def test_pictures_are_protected_as_the_readme_types_it(
         assert _program(script).main(words) == 0, line
     sealed = list((tmp_path / "sealed").rglob("*.png"))
     assert len(sealed) == len(list((tmp_path / "recovered").rglob("*.png"))) == 7
-    # What stands below the block: nobody opens that person's six pictures again.
+    # As README.md states: after ``destroy`` the six images of this identity cannot be opened.
     capsys.readouterr()
     for verb in ("verify", "recover"):
         line = next(line for line in lines if f"protect.py {verb} " in line)
         _, script, *words = shlex.split(line.replace(" recovered", " again"))
         assert _program(script).main(words) != 0
-        told = capsys.readouterr().err
-        assert len(re.findall(r"sealed/\w+\.png: DestroyedKey", told)) == 6, told
+        errors = capsys.readouterr().err
+        assert len(re.findall(r"sealed/\w+\.png: DestroyedKey", errors)) == 6, errors

@@ -1,6 +1,7 @@
-"""README.md's promise: what is added as it says is trained, scored and attacked like the rest.
+"""Additions as docs/ARCHITECTURE.md describes them are trained, scored and attacked.
 
-Each addition is a file, a class or a function, and its line in ``_added``; a loss has a weight too.
+An added data set, desensitizer, backbone, loss and cipher each consist of a class or function and
+one registry line, here in ``_added``; a loss also has a weight.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from utils.errors import UserError
 
 
 def load_crowd(request: LoadRequest) -> LoadedData:
-    """Pictures ``crowd/<subset>/<pid>-<camera>-<number>.png``."""
+    """Load images ``crowd/<subset>/<pid>-<camera>-<number>.png``."""
     folder, parts = request.root / "crowd", {}
     for subset in SUBSETS:
         side, samples = "test" if subset in ("query", "gallery") else "train", []
@@ -57,7 +58,7 @@ def load_crowd(request: LoadRequest) -> LoadedData:
 
 
 class Negative(Desensitizer):
-    """The picture's negative."""
+    """Return the negative of an image."""
 
     def __call__(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         return 255 - images
@@ -67,7 +68,7 @@ class Negative(Desensitizer):
 
 
 class PatchBackbone(Backbone):
-    """No ResNet: one convolution, as transformers begin."""
+    """One convolution over patches, like the first layer of a vision transformer."""
 
     out_channels = 12
 
@@ -83,7 +84,7 @@ class PatchBackbone(Backbone):
 
 
 class BoxKeys:
-    """A key for each subject, found by trial."""
+    """One key for each subject; opening tries all keys."""
 
     def __init__(self) -> None:
         self._keys: dict[str, bytes] = {}
@@ -99,7 +100,7 @@ class BoxKeys:
             except WrongKey:
                 continue
             return key
-        raise MissingKey("no key fits this header")
+        raise MissingKey("no key matches this header")
 
     def another_key(self, header: bytes) -> bytes:
         own = self.opening_key(header)
@@ -107,7 +108,7 @@ class BoxKeys:
 
 
 class BoxCipher:
-    """Sound, and no file of docs/ISED.md: the header is salt, commitment and tag."""
+    """A secure cipher with another file format: the header is salt, commitment and tag."""
 
     name: ClassVar[str] = "box"
     secure: ClassVar[bool] = True
@@ -127,29 +128,29 @@ class BoxCipher:
     def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
         check_batch(images, subjects)
         pixels, headers = quantize_pixels(images).cpu().numpy(), []
-        for one, subject in zip(pixels, subjects, strict=True):
+        for image, subject in zip(pixels, subjects, strict=True):
             key = self._keys.sealing_key(subject).key
-            box = seal(key, "box", repr(one.shape).encode(), one.tobytes())
-            one[:] = np.frombuffer(box[64:-16], np.uint8).reshape(one.shape)
+            box = seal(key, "box", repr(image.shape).encode(), image.tobytes())
+            image[:] = np.frombuffer(box[64:-16], np.uint8).reshape(image.shape)
             headers.append(box[:64] + box[-16:])
         return Sealed(self.name, torch.from_numpy(pixels), tuple(headers), images.device)
 
     def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
         pixels = sealed.payload.numpy().copy()
-        for one, header in zip(pixels, sealed.headers, strict=True):
-            box = header[:64] + one.tobytes() + header[64:]
+        for image, header in zip(pixels, sealed.headers, strict=True):
+            box = header[:64] + image.tobytes() + header[64:]
             key = keys.opening_key(header)
-            plain = open_sealed(key, "box", repr(one.shape).encode(), box)
-            one[:] = np.frombuffer(plain, np.uint8).reshape(one.shape)
+            plain = open_sealed(key, "box", repr(image.shape).encode(), box)
+            image[:] = np.frombuffer(plain, np.uint8).reshape(image.shape)
         return dequantize_pixels(torch.from_numpy(pixels).to(sealed.device))
 
     def observe(self, sealed: Sealed) -> Tensor:
         return dequantize_pixels(sealed.payload.to(sealed.device))
 
 
-def mean_colour_loss(seen: GeneratorInput, _: Objectives) -> Tensor:
-    """Squared difference of the mean colours of recovered and raw images."""
-    recovered, raw = (images.float().mean((2, 3)) for images in (seen.out.recovered, seen.raw))
+def mean_colour_loss(batch: GeneratorInput, _: Objectives) -> Tensor:
+    """Return the mean squared difference of the mean colours of recovered and raw images."""
+    recovered, raw = (images.float().mean((2, 3)) for images in (batch.out.recovered, batch.raw))
     return (recovered - raw).square().mean()
 
 
@@ -174,7 +175,7 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def crowd(tmp_path: Path) -> Path:
-    """A folder with the set of ``load_crowd``: 4 people to train on, 2 to validate and test."""
+    """Write the data set of ``load_crowd``: 4 training, 2 validation and 2 test identities."""
     for subset in SUBSETS:
         for pid in range(4) if subset == "train" else (4, 5) if "val" in subset else (6, 7):
             for camera in (0, 1):
@@ -184,7 +185,7 @@ def crowd(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_is_trained_scored_and_loaded_again(crowd: Path) -> None:
+def test_additions_are_trained_scored_and_loaded_again(crowd: Path) -> None:
     places = ("DATASETS.ROOT_DIR", str(crowd), *ADDED)
     run = tiny.run(crowd, *places, *tiny.PERMISSIVE)
     result = tiny.results(run)
@@ -197,11 +198,13 @@ def test_it_is_trained_scored_and_loaded_again(crowd: Path) -> None:
     again = (*choice, "TEST.EVALUATE_ONLY", "on", "EVAL.SPLIT", "val")
     alone = tiny.results(tiny.run(crowd, *places, *again, output="alone"))
     for first, second in zip(result["retrieval"], alone["retrieval"], strict=True):
-        if first["key"] in ("none", "right"):  # what others see is drawn anew
+        if first["key"] in ("none", "right"):  # ciphertexts differ: each run draws new keys
             assert first == second
 
 
-def test_its_weight_is_that_of_the_configuration(make_cfg: Callable[..., CfgNode]) -> None:
+def test_the_weight_of_an_added_loss_is_a_key(
+    make_cfg: Callable[..., CfgNode],
+) -> None:
     assert build_objectives(make_cfg(), 3, 12).weights["mean_colour"] == 2.5
     other = make_cfg("LOSS.MEAN_COLOUR", "0.5")
     assert build_objectives(other, 3, 12).weights["mean_colour"] == 0.5
@@ -216,7 +219,7 @@ def test_a_backbone_without_imagenet_weights_starts_from_random_ones(
         build_reid(make_cfg(*own, "imagenet"), 3)
 
 
-def test_a_cipher_opens_what_it_sealed(make_cfg: Callable[..., CfgNode]) -> None:
+def test_an_added_cipher_opens_what_it_sealed(make_cfg: Callable[..., CfgNode]) -> None:
     cipher = build_cipher(make_cfg("ISED.SCHEME", "box"))
     images = 2 * torch.rand(3, 3, 8, 4) - 1
     sealed = cipher.seal(images, ["s/test/1", "s/test/2", "s/test/1"])
@@ -224,13 +227,13 @@ def test_a_cipher_opens_what_it_sealed(make_cfg: Callable[..., CfgNode]) -> None
     assert read_sealed(cipher, sealed, "wrong").num_refused == 3
 
 
-# What trains re-ID networks has none to train in this scene.
+# reid-tuned trains re-ID networks, which this scene does not have.
 @pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"brute-force", "reid-tuned"}))
-def test_a_cipher_is_attacked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_added_cipher_is_attacked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.urandom", random.Random(1).randbytes)
     assert ATTACKS[name].reason_against("box") == ""
     assert ATTACKS[name].run(make_scene(), "box").result.verdict == HOLDS
 
 
-def test_keys_that_nobody_knows_to_guess_are_not_searched_for() -> None:
+def test_brute_force_skips_a_cipher_without_a_way_to_guess_keys() -> None:
     assert "brute_force.GUESSES" in ATTACKS["brute-force"].reason_against("box")

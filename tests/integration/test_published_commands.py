@@ -1,4 +1,4 @@
-"""The published command lines, as a shell passes them, on small trees of the three data sets."""
+"""The published command lines, as a shell passes them, on small copies of the data set layouts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.fixtures import tiny, trees
 from tests.fixtures.paths import ROOT
 from tools import main as command
 
-# What makes a run small; nothing of what the published lines say is said again.
+# Keys that make a run small; no key of the published lines is repeated.
 SMALL = (
     "MODEL.DEVICE cpu MODEL.NAME resnet18 MODEL.NGF 2 MODEL.NDF 2 UNET.NUM_DOWNS 5 "
     "INPUT.IMG_SIZE '(32, 32)' INPUT.PADDING 2 DATALOADER.NUM_WORKERS 0 DATALOADER.NUM_INSTANCE 2 "
     "SOLVER.IMS_PER_BATCH 8 SOLVER.MAX_EPOCHS 1 TEST.IMS_PER_BATCH 16"
 )
-# ImageNet weights are no part of a test; it appears last and so wins over the file's choice.
+# Comes last, so it overrides the configuration file. Tests do not download ImageNet weights.
 NO_WEIGHTS = "MODEL.PRETRAIN_CHOICE none"
 
 SPLIT = "python3 data/train_split.py --dataset_root_dir '{D}' --dataset_name '{set}'"
@@ -47,8 +47,8 @@ TYPES = {"market1501": ("mosaic", "24.0"), "msmt17": ("blur", "12.0"), "cuhk03":
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to stand in with the project's files, as in a checkout."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a folder that contains the project's folders, as a checkout does."""
     for name in ("configs", "data", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -62,24 +62,24 @@ def _arguments(line: str, script: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(TREES))
-def test_every_published_line(
-    workplace: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_every_published_command(
+    project: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.install(monkeypatch)
-    TREES[name](workplace / "D")
+    TREES[name](project / "D")
     kind, radius = TYPES[name]
     values = {"D": "D", "set": name, "type": kind, "radius": radius}
     assert train_split.main(_arguments(SPLIT.format(**values), "data/train_split.py")) == 0
     for method, more in METHODS.items():
         train = (TRAIN + more).format(**values, method=method)
         _run(f"{train} {SMALL} {NO_WEIGHTS}")
-        folder = workplace / "log" / name / f"{name}-{method}-{kind}"
+        folder = project / "log" / name / f"{name}-{method}-{kind}"
         mode = "C" if method == "base" else "GCR"
         _check(folder, f"{name}_val", "val", mode)
-        # The training command on the whole set, with a new OUTPUT_DIR, and three keys more.
+        # The training command on the whole data set, with a new OUTPUT_DIR and three more keys.
         test = (TRAIN.replace("_val", "") + more + TEST).format(**values, method=method)
         _run(f"{test} {SMALL} OUTPUT_DIR \"('./log/{name}/{method}-test')\"")
-        _check(workplace / "log" / name / f"{method}-test", name, "test", mode)
+        _check(project / "log" / name / f"{method}-test", name, "test", mode)
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -99,27 +99,27 @@ def _check(folder: Path, dataset: str, split: str, mode: str) -> None:
     assert (folder / "config.yml").is_file()
 
 
-def test_a_shell_runs_them(workplace: Path) -> None:
-    """Through the shell itself, with a real backbone, standing in another folder."""
-    trees.market1501(workplace / "D")
+def test_a_shell_runs_the_training(project: Path) -> None:
+    """Run the training line in a shell, with a ResNet-18, in a folder that is not the checkout."""
+    trees.market1501(project / "D")
     kind, radius = TYPES["market1501"]
     values = {"D": "D", "set": "market1501", "type": kind, "radius": radius, "method": "base"}
     train = f"{(TRAIN + BASE).format(**values)} {SMALL} {NO_WEIGHTS}"
-    script = "\n".join(["set -e", SPLIT.format(**values), train])
-    bin_dir = workplace / "bin"
+    assert train_split.main(_arguments(SPLIT.format(**values), "data/train_split.py")) == 0
+    bin_dir = project / "bin"
     bin_dir.mkdir()
     (bin_dir / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     (bin_dir / "python3").chmod(0o755)
     path = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script],
+        ["bash", "-c", train],
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    folder = workplace / "log/market1501/market1501-base-mosaic"
+    folder = project / "log/market1501/market1501-base-mosaic"
     _check(folder, "market1501_val", "val", "C")
     assert (folder / "epoch_best_net_C.pth").is_file()
     assert "=> Market1501 loaded" in (folder / "log.txt").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""A source archive builds: it holds every file that setup.py and the program read."""
+"""A source archive contains every file that setup.py and the program read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fixtures.paths import ROOT
 pytest.importorskip("setuptools")
 
 
-def test_a_source_archive_holds_what_it_is_built_from(tmp_path: Path) -> None:
+def test_a_source_archive_contains_what_it_is_built_from(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "configs", checkout / "configs")
     for path in ROOT.iterdir():
