@@ -28,7 +28,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=[p for name in FOLDERS for p in (name, f"{name}.*")]),
-    package_data={"configs": ["*.yml"]},
+    package_data={"configs": ["*.yml"], "tools.lib": ["*.jinja"]},
     install_requires=requirements(),
     extras_require={
         # The CUHK03 release is MATLAB v7.3 (h5py) and its protocol files are MATLAB 5 (scipy).
