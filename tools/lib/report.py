@@ -8,104 +8,27 @@ and images are embedded as PNG.
 from __future__ import annotations
 
 import base64
-import io
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from configs.defaults import KEY_BY_NAME
 from configs.published import STRENGTHS, published_rank1
-from engine.results import DIRECTIONS, IMAGE_KINDS, RESULTS_NAME
-from engine.supervision import UpgradePolicy, Validation
+from engine.results import DIRECTIONS, IMAGE_KINDS
+from tools.lib.report_charts import cmc_chart, percent, training_curves, upgrade_timeline
+from tools.lib.run_files import RunFiles, read_run
 from utils.errors import UserError
 from utils.files import write_text
-from utils.metric_writer import read_metrics
 
 REPORT_NAME = "report.html"
 MAX_IMAGE_BYTES = 3_500_000  # of all embedded images, so that a page stays below 5 MB
 
 _NAMES = tuple("->".join(direction) for direction in DIRECTIONS)
 _KEYS = ("right", "wrong", "ciphertext")
-_ATTACKS = "attacks"
-# Colours that readers with any kind of colour vision can tell apart (Okabe and Ito).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Matplotlib writes this colour for text and axes; the page replaces it by the colour of its theme.
-_INK = "#010203"
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError)
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What an output folder contains.
-
-    Attributes:
-        folder: The folder.
-        config: Values by dotted key, as ``config.yml`` records them.
-        results: Content of ``results.json``; empty without an evaluation.
-        details: Content of ``details.json``; empty without EVAL.DETAILS.
-        metrics: Records of ``metrics.jsonl``, in order.
-        attacks: Content of the attacks' ``results.json``; empty without attacks.
-        attack_folder: Where that file is.
-    """
-
-    folder: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Mapping[str, Any]] = ()
-    attacks: Mapping[str, Any] = field(default_factory=dict)
-    attack_folder: Path | None = None
-
-    @property
-    def dataset(self) -> str:
-        """The data set's name, or '' if no file contains it."""
-        settings = self.attacks.get("settings", {})
-        names = self.config.get("DATASETS.NAMES") or settings.get("DATASETS.NAMES")
-        return str(self.results.get("dataset") or names or "")
-
-    @property
-    def shows_real_people(self) -> bool:
-        """Whether the images of this run may show real people: all but the synthetic set do."""
-        return self.dataset.removesuffix("_val") != "synthetic"
-
-
-def read_run(folder: Path) -> RunFiles:
-    """Read the files of a training, an evaluation or an attack.
-
-    Args:
-        folder: Its output folder. Attacks may be in the folder itself or in ``attacks`` below it.
-
-    Raises:
-        UserError: The folder contains none of these files, or one is damaged.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; expected the output folder of a run")
-    config = _read_config(folder / "config.yml")
-    results = _read_json(folder / RESULTS_NAME)
-    attack_folder = folder if "settings" in results else folder / _ATTACKS
-    attacks = _read_json(attack_folder / RESULTS_NAME)
-    if attack_folder == folder:
-        results = {}
-    metrics = read_metrics(folder / "metrics.jsonl")
-    if not (results or metrics or attacks):
-        raise UserError(
-            f"{folder} contains no {RESULTS_NAME} and no metrics.jsonl; expected the output folder "
-            "of a training, an evaluation or an attack"
-        )
-    details = _read_json(folder / "details.json")
-    return RunFiles(
-        folder, config, results, details, metrics, attacks, attack_folder if attacks else None
-    )
 
 
 def write_report(
@@ -168,11 +91,11 @@ def _section(run: RunFiles, budget: _ImageBudget) -> dict[str, Any]:
         "key_states": _key_states(run),
         "caution": _caution(run),
         "quality": _quality(run),
-        "cmc": _cmc_chart(run),
+        "cmc": cmc_chart(run),
         "strips": strips,
         "ranked": ranked,
-        "timeline": _timeline(run),
-        "curves": _curves(run),
+        "timeline": upgrade_timeline(run),
+        "curves": training_curves(run),
         "attacks": _attack_table(run.attacks),
         "attack_images": attack_images,
         "environment": sorted((run.results or run.attacks).get("versions", {}).items()),
@@ -267,11 +190,14 @@ def _caution(run: RunFiles) -> str:
 # ---- tables
 
 
-def _headline_rows(run: RunFiles) -> list[dict[str, Any]]:
+def _headline_rows(run: RunFiles) -> list[Mapping[str, Any]]:
     """Return one row of results.json for each direction, under the key state of the headline."""
     wanted = run.results.get("headline_key", "none")
     rows = {(r["query"], r["gallery"], r["key"]): r for r in run.results["retrieval"]}
-    return [dict(rows.get((*way, wanted)) or rows[(*way, "none")]) for way in DIRECTIONS]
+    return [
+        rows.get((query, gallery, wanted)) or rows[query, gallery, "none"]
+        for query, gallery in DIRECTIONS
+    ]
 
 
 def _directions(run: RunFiles) -> list[dict[str, str]]:
@@ -283,11 +209,11 @@ def _directions(run: RunFiles) -> list[dict[str, str]]:
         table.append(
             {
                 "name": name,
-                "rank1": _percent(row["rank1"]),
-                "rank5": _percent(row["rank5"]),
-                "rank10": _percent(row["rank10"]),
-                "map": _percent(row["mAP"]),
-                "minp": _percent(row["mINP"]),
+                "rank1": percent(row["rank1"]),
+                "rank5": percent(row["rank5"]),
+                "rank10": percent(row["rank10"]),
+                "map": percent(row["mAP"]),
+                "minp": percent(row["mINP"]),
                 "rank1_interval": _interval(intervals.get("rank1")),
                 "map_interval": _interval(intervals.get("mAP")),
                 "published": "",
@@ -296,14 +222,10 @@ def _directions(run: RunFiles) -> list[dict[str, str]]:
     return table
 
 
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}"
-
-
 def _interval(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return ""
-    return f"[{_percent(interval['low'])}, {_percent(interval['high'])}]"
+    return f"[{percent(interval['low'])}, {percent(interval['high'])}]"
 
 
 def _published(run: RunFiles) -> tuple[float, ...]:
@@ -342,7 +264,7 @@ def _key_states(run: RunFiles) -> dict[str, Any] | None:
 def _key_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
-    cell = f"{_percent(row['rank1'])} / {_percent(row['mAP'])}"
+    cell = f"{percent(row['rank1'])} / {percent(row['mAP'])}"
     return f"{cell} (refused)" if row.get("refused") else cell
 
 
@@ -410,218 +332,6 @@ def _same(value: Any, default: Any) -> bool:
     return bool(value == default)
 
 
-# ---- charts
-
-
-def _svg(figure: Figure, salt: str) -> str:
-    """Return a figure as inline SVG whose text and axes take the colour of the page."""
-    stream = io.StringIO()
-    # The salt keeps the identifiers of several charts on one page apart.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight")
-    text = stream.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    return text
-
-
-def _axes(title: str, label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5, 2.8))
-    axes = figure.add_subplot()
-    axes.set_title(title, color=_INK, fontsize=10, loc="left")
-    axes.set_xlabel(label, color=_INK, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(colors=_INK, labelsize=8)
-    for side, spine in axes.spines.items():
-        spine.set_color(_INK)
-        spine.set_visible(side in ("left", "bottom"))
-    axes.grid(visible=True, color="#8a929c", alpha=0.3, linewidth=0.5)
-    return figure, axes
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
-
-
-def _cmc_chart(run: RunFiles) -> str:
-    curves = {
-        name: direction["retrieval"]["cmc"]
-        for name in _NAMES
-        if (direction := run.details.get(name))
-    }
-    if not curves:
-        return ""
-    figure, axes = _axes("CMC: matches among the first k gallery images (%)", "k")
-    for (name, curve), colour in zip(curves.items(), _COLOURS, strict=False):
-        shown = curve[:20]
-        ranks = range(1, len(shown) + 1)
-        axes.plot(ranks, [100 * rate for rate in shown], label=name, color=colour)
-    axes.set_ylim(0, 102)
-    _legend(axes)
-    return _svg(figure, f"{run.folder}-cmc")
-
-
-_CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Total loss", ("loss/total",)),
-    ("Image losses (L1)", ("loss/anonymization", "loss/recovery")),
-    (
-        "Identity losses (cross-entropy)",
-        ("loss/reid_raw_cross_entropy", "loss/reid_protected_cross_entropy"),
-    ),
-    ("Adversarial losses", ("loss/gan_anonymized", "loss/gan_recovered")),
-    ("Accuracy on training batches", ("train/accuracy",)),
-    ("Learning rate", ("train/learning_rate",)),
-)
-
-
-def _curves(run: RunFiles) -> list[str]:
-    """Return loss and learning-rate curves, a point for each epoch."""
-    charts = []
-    for title, names in _CURVES:
-        series = {name: points for name in names if (points := _by_epoch(run.metrics, name))}
-        if not series:
-            continue
-        figure, axes = _axes(title, "epoch")
-        for (name, points), colour in zip(series.items(), _COLOURS, strict=False):
-            label = name.split("/")[1].replace("_", " ")
-            axes.plot(list(points), list(points.values()), label=label, color=colour)
-        if len(series) > 1:
-            _legend(axes)
-        charts.append(_svg(figure, f"{run.folder}-{title}"))
-    return charts
-
-
-def _by_epoch(metrics: Iterable[Mapping[str, Any]], name: str) -> dict[int, float]:
-    """Return the mean of a metric in each epoch."""
-    values: dict[int, list[float]] = {}
-    for record in metrics:
-        value = record.get(name)
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            values.setdefault(int(record["epoch"]), []).append(float(value))
-    return {epoch: sum(numbers) / len(numbers) for epoch, numbers in sorted(values.items())}
-
-
-# ---- supervision upgradation
-
-
-def _timeline(run: RunFiles) -> dict[str, Any] | None:
-    """Return the validations of the joint model against the thresholds of upgradation."""
-    names = {
-        "rank1": "eval/raw->protected/rank1",
-        "psnr": "privacy/anonymized/psnr",
-        "psnr_desensitized": "privacy/desensitized/psnr",
-        "ssim": "privacy/anonymized/ssim",
-        "ssim_desensitized": "privacy/desensitized/ssim",
-    }
-    series = {key: _by_epoch(run.metrics, name) for key, name in names.items()}
-    epochs = sorted(set.intersection(*(set(points) for points in series.values())))
-    if not epochs:
-        return None
-    config = run.config
-    policy = UpgradePolicy(
-        float(config.get("MODEL.VAL_R1", math.inf)),
-        float(config.get("MODEL.VAL_R1_SLACK", 0.05)),
-        float(config.get("MODEL.PSNR", 1.0)),
-        float(config.get("MODEL.SSIM", 0.05)),
-    )
-    count, in_force = (
-        _by_epoch(run.metrics, "upgrade/count"),
-        _by_epoch(run.metrics, "upgrade/in_force"),
-    )
-    rows, upgrades, last_count = [], [], 0.0
-    for epoch in epochs:
-        validation = Validation(
-            series["rank1"][epoch],
-            series["psnr"][epoch],
-            series["psnr_desensitized"][epoch],
-            series["ssim"][epoch],
-            series["ssim_desensitized"][epoch],
-        )
-        upgraded = count.get(epoch, last_count) > last_count
-        last_count = count.get(epoch, last_count)
-        if upgraded:
-            upgrades.append(epoch)
-        rows.append(
-            {
-                "epoch": epoch,
-                "rank1": _percent(validation.rank1),
-                "psnr": f"{validation.psnr_anonymized_db:.2f}",
-                "ssim": f"{validation.ssim_anonymized:.3f}",
-                "decision": _decision(policy, validation, upgraded, bool(in_force.get(epoch))),
-            }
-        )
-    return {
-        "sentence": _timeline_sentence(policy, upgrades, len(epochs)),
-        "charts": _timeline_charts(run, series, epochs, policy, upgrades),
-        "rows": rows,
-    }
-
-
-def _decision(policy: UpgradePolicy, validation: Validation, upgraded: bool, in_force: bool) -> str:
-    if not policy.enabled:
-        return "upgradation is off"
-    reasons = []
-    if not policy.good_enough(validation):
-        reasons.append(f"rank-1 is not above {_percent(policy.rank1 - policy.rank1_slack)} %")
-    if not policy.private_enough(validation):
-        reasons.append("images are too close to the original")
-    if reasons:
-        return f"does not qualify: {', '.join(reasons)}; target: desensitized images"
-    if upgraded:
-        return "qualifies with the best rank-1 so far: this anonymizer becomes the target"
-    kept = "the frozen anonymizer stays the target" if in_force else "target: desensitized images"
-    return f"qualifies, but not with the best rank-1; {kept}"
-
-
-def _timeline_sentence(policy: UpgradePolicy, upgrades: Sequence[int], num: int) -> str:
-    if not policy.enabled:
-        return "Supervision upgradation was off (MODEL.VAL_R1 is inf): the target never changed."
-    if not upgrades:
-        return f"None of {num} validations qualified, so the target never changed."
-    epochs = (
-        f"epochs {', '.join(map(str, upgrades))}" if len(upgrades) > 1 else f"epoch {upgrades[0]}"
-    )
-    return f"The anonymizer's own output became the target at {epochs}."
-
-
-def _timeline_charts(
-    run: RunFiles,
-    series: Mapping[str, Mapping[int, float]],
-    epochs: Sequence[int],
-    policy: UpgradePolicy,
-    upgrades: Sequence[int],
-) -> list[str]:
-    needed = policy.rank1 - policy.rank1_slack
-    panels = (
-        ("Rank-1, raw->protected (%): above the line", "rank1", 100.0, [needed] * len(epochs)),
-        (
-            "PSNR of anonymized images (dB): below the line",
-            "psnr",
-            1.0,
-            [series["psnr_desensitized"][e] + policy.psnr_margin_db for e in epochs],
-        ),
-        (
-            "SSIM of anonymized images: below the line",
-            "ssim",
-            1.0,
-            [series["ssim_desensitized"][e] + policy.ssim_margin for e in epochs],
-        ),
-    )
-    charts = []
-    for title, name, scale, limit in panels:
-        figure, axes = _axes(title, "epoch")
-        values = [scale * series[name][epoch] for epoch in epochs]
-        axes.plot(epochs, values, color=_COLOURS[0], marker=".", label="validation")
-        if policy.enabled:
-            line = [scale * value for value in limit]
-            axes.plot(epochs, line, color=_COLOURS[1], linestyle="--", label="threshold")
-        if upgrades:
-            marked = [scale * series[name][epoch] for epoch in upgrades]
-            axes.plot(upgrades, marked, "*", color=_COLOURS[2], markersize=12, label="upgraded")
-        _legend(axes)
-        charts.append(_svg(figure, f"{run.folder}-upgrade-{name}"))
-    return charts
-
-
 # ---- images
 
 
@@ -678,38 +388,3 @@ def _images(
             attack = path.stem.removesuffix("_images")
             shown += budget.embed(run, path, f"{attack}: what the attacker sees")
     return strips, ranked, shown
-
-
-# ---- files
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; empty if it does not exist."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it or make it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not contain a JSON object; delete it or make it again")
-    return content
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Return the values of a config.yml by dotted key; empty if it does not exist."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a valid configuration ({error})") from None
-    return dict(_flat(content or {}, ""))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -16,7 +16,8 @@ from PIL import Image
 
 from configs.defaults import default_config
 from tools import report
-from tools.lib.report import read_run, write_report
+from tools.lib.report import write_report
+from tools.lib.run_files import read_run
 from utils.errors import UserError
 
 WAYS = (("raw", "raw"), ("raw", "protected"), ("protected", "raw"), ("protected", "protected"))
@@ -38,7 +39,7 @@ def retrieval_row(query: str, gallery: str, key: str, rank1: float) -> dict[str,
 @pytest.fixture
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the charts empty: drawing them takes most of the time."""
-    monkeypatch.setattr("tools.lib.report._svg", lambda *_: "")
+    monkeypatch.setattr("tools.lib.report_charts._svg", lambda *_: "")
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""What the output folder of a training, an evaluation or an attack contains."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.results import RESULTS_NAME
+from utils.errors import UserError
+from utils.metric_writer import read_metrics
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What an output folder contains.
+
+    Attributes:
+        folder: The folder.
+        config: Values by dotted key, as ``config.yml`` records them.
+        results: Content of ``results.json``; empty without an evaluation.
+        details: Content of ``details.json``; empty without EVAL.DETAILS.
+        metrics: Records of ``metrics.jsonl``, in order.
+        attacks: Content of the attacks' ``results.json``; empty without attacks.
+        attack_folder: Where that file is.
+    """
+
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    attacks: Mapping[str, Any] = field(default_factory=dict)
+    attack_folder: Path | None = None
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name, or '' if no file contains it."""
+        settings = self.attacks.get("settings", {})
+        names = self.config.get("DATASETS.NAMES") or settings.get("DATASETS.NAMES")
+        return str(self.results.get("dataset") or names or "")
+
+    @property
+    def shows_real_people(self) -> bool:
+        """Whether the images of this run may show real people: all but the synthetic set do."""
+        return self.dataset.removesuffix("_val") != "synthetic"
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read the files of a training, an evaluation or an attack.
+
+    Args:
+        folder: Its output folder. Attacks may be in the folder itself or in ``attacks`` below it.
+
+    Raises:
+        UserError: The folder contains none of these files, or one is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; expected the output folder of a run")
+    config = _read_config(folder / "config.yml")
+    results = _read_json(folder / RESULTS_NAME)
+    attack_folder = folder if "settings" in results else folder / "attacks"
+    attacks = _read_json(attack_folder / RESULTS_NAME)
+    if attack_folder == folder:
+        results = {}
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if not (results or metrics or attacks):
+        raise UserError(
+            f"{folder} contains no {RESULTS_NAME} and no metrics.jsonl; expected the output folder "
+            "of a training, an evaluation or an attack"
+        )
+    details = _read_json(folder / "details.json")
+    return RunFiles(
+        folder, config, results, details, metrics, attacks, attack_folder if attacks else None
+    )
+
+
+def by_epoch(metrics: Iterable[Mapping[str, Any]], name: str) -> dict[int, float]:
+    """Return the mean of a metric in each epoch."""
+    values: dict[int, list[float]] = {}
+    for record in metrics:
+        value = record.get(name)
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            values.setdefault(int(record["epoch"]), []).append(float(value))
+    return {epoch: sum(numbers) / len(numbers) for epoch, numbers in sorted(values.items())}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; empty if it does not exist."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete it or make it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not contain a JSON object; delete it or make it again")
+    return content
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return the values of a config.yml by dotted key; empty if it does not exist."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a valid configuration ({error})") from None
+    return dict(_flat(content or {}, ""))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
