@@ -1,4 +1,4 @@
-r"""Protect folders of pictures: anonymize and seal them; open, recover, verify or search them.
+r"""Protect folders of images: anonymize and seal them; open, recover, verify or search them.
 
 Examples:
     python3 tools/keyring.py --keyring keys.db --master master.key init
@@ -8,13 +8,13 @@ Examples:
     python3 tools/protect.py open sealed anonymized --keyring keys.db --master master.key
     python3 tools/protect.py recover sealed recovered --checkpoint log/run --keyring keys.db \
         --master master.key
-    python3 tools/protect.py search someone.jpg sealed --checkpoint log/run --keyring keys.db \
+    python3 tools/protect.py search query.jpg sealed --checkpoint log/run --keyring keys.db \
         --master master.key -k 5
 
-The same `protect`, `open` or `recover` goes on after an interruption; `torchrun --nproc_per_node N`
-shares `protect` among N processes (docs/DISTRIBUTED.md). Exit codes: 0 all done, 1 some failed,
-2 usage, 3 environment (disk, device), 4 keyring, 5 at least one authentication failure,
-130 interrupted.
+After an interruption the same `protect`, `open` or `recover` command continues.
+`torchrun --nproc_per_node N` divides `protect` among N processes (docs/DISTRIBUTED.md).
+Exit codes: 0 all done, 1 some failed, 2 usage, 3 environment (disk, device), 4 keyring,
+5 at least one authentication failure, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,15 +30,29 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
-    from engine.distributed.group import joined, leave
+if __name__ != "__mp_main__":  # worker processes import this file too and must not load torch
+    from engine.api import PUBLISHED, Anonymizer
+    from engine.distributed.group import device_of_rank, joined, leave
     from engine.distributed.processes import is_main, share
     from engine.distributed.signals import handling
+    from engine.vault.opening import (
+        OpenedFile,
+        OpenOptions,
+        accept_folder,
+        query_embedding,
+        sealed_files,
+        search,
+        unseal,
+        verify_folder,
+        write_opened,
+    )
     from engine.vault.protect import MAX_BATCH, ProtectOptions, Summary, protect_folder
+    from engine.vault.sealed_folder import check_apart
     from engine.vault.sealing_work import Outcome
     from engine.vault.sources import list_sources, other_files
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
-    from modeling.encryption.ised_errors import UsageError
+    from layers.pixels import PixelSpace
+    from modeling.encryption.ised_errors import IsedError, UsageError
     from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
     from tools.lib.keyring_access import (
         ENVIRONMENT,
@@ -46,18 +60,10 @@ if __name__ != "__mp_main__":  # workers run this file again and need none of it
         error_line,
         open_keyring,
     )
-    from tools.sealed_pictures import (
-        check_places,
-        load_model,
-        open_pictures,
-        recover,
-        search_pictures,
-        verify,
-    )
     from utils.progress import Progress
 
 Command = Callable[[argparse.Namespace], int]
-_GOES_ON = "interrupted; the same command goes on"
+_CONTINUES = "interrupted; the same command continues"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,19 +72,24 @@ def main(argv: list[str] | None = None) -> int:
     run: Command = arguments.run
 
     def work() -> int:
-        with handling({signal.SIGTERM: _interrupt}), joined() as here:
-            if here.size > 1 and run is not _protect:
-                raise UsageError("torchrun shares out `protect` only; run this without it")
+        with handling({signal.SIGTERM: _interrupt}), joined() as world:
+            if world.size > 1 and run is not _protect:
+                raise UsageError(
+                    "torchrun started several processes, but only `protect` can share its work; "
+                    "run this command without torchrun"
+                )
             return run(arguments)
 
-    goes_on = run in (_protect, open_pictures, recover)  # others start anew
-    told = _GOES_ON if goes_on else "interrupted"
-    return exit_code_of(work, told, line=error_line, failed=ENVIRONMENT)
+    interrupted = _CONTINUES if run in (_protect, _open, _recover) else "interrupted"
+    return exit_code_of(work, interrupted, line=error_line, failed=ENVIRONMENT)
 
 
 def _interrupt(*_: object) -> None:
-    """Let `kill` end a command like Ctrl-C does: the file under way is dropped."""
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
+
+
+# ---- the command line -----------------------------------------------------------------------
 
 
 def _parser() -> Parser:
@@ -86,47 +97,49 @@ def _parser() -> Parser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Command, *places: tuple[str, str]) -> Parser:
+    def command(name: str, run: Command, *paths: tuple[str, str]) -> Parser:
         text = (run.__doc__ or "").strip()
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
-        for place, meaning in places:
-            sub.add_argument(place, type=Path, help=meaning)
+        for path, meaning in paths:
+            sub.add_argument(path, type=Path, help=meaning)
         sub.add_argument("--keyring", type=Path, required=True, help="keyring file")
         add_master_arguments(sub)
         return sub
 
-    sealed = ("sealed", "folder of sealed pictures, or one of them")
+    sealed = ("sealed", "folder of sealed images, or one of them")
     protect = command(
-        "protect", _protect, ("input", "folder of pictures"), ("output", "folder of sealed files")
+        "protect", _protect, ("input", "folder of images"), ("output", "folder of sealed files")
     )
     _add_model(protect)
     _add_protect_options(protect)
-    opening = command("open", open_pictures, sealed, ("output", "folder for anonymized pictures"))
-    opening.add_argument("--checkpoint", type=Path, help="training whose pixel space to use")
+    opening = command("open", _open, sealed, ("output", "folder for anonymized images"))
+    opening.add_argument("--checkpoint", type=Path, help="checkpoint whose pixel space to use")
     opening.add_argument(
         "--exact", action="store_true", help="write the stored bytes unchanged, not as colours"
     )
-    recovering = command("recover", recover, sealed, ("output", "folder for recovered pictures"))
+    recovering = command("recover", _recover, sealed, ("output", "folder for recovered images"))
     _add_model(recovering)
     recovering.add_argument(
-        "--batch", type=whole_number(1), default=32, help="pictures per batch (32)"
+        "--batch", type=whole_number(1), default=32, help="images per batch (32)"
     )
     for sub in (opening, recovering):
         sub.add_argument("--original-size", action="store_true", help="resize to the source's size")
-        sub.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    verifying = command("verify", verify, ("sealed", "folder of sealed pictures"))
+        sub.add_argument("--overwrite", action="store_true", help="replace existing files")
+    verifying = command("verify", _verify, ("sealed", "folder of sealed images"))
     verifying.add_argument(
-        "--accept", action="store_true", help="afterwards take what opens now for the whole folder"
+        "--accept",
+        action="store_true",
+        help="afterwards write a new manifest of the files that can be opened now",
     )
-    find = command("search", search_pictures, ("query", "picture, raw or sealed"), sealed)
-    _add_model(find)
-    find.add_argument("-k", type=whole_number(1), default=10, help="how many (10)")
+    finding = command("search", _search, ("query", "image, raw or sealed"), sealed)
+    _add_model(finding)
+    finding.add_argument("-k", type=whole_number(1), default=10, help="number of matches (10)")
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    """Add what chooses the networks."""
+    """Add the arguments that choose the networks."""
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training in mode GCR"
     )
@@ -137,18 +150,18 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `protect`."""
     parser.add_argument(
         "--subject-from", default="folder", choices=SUBJECT_SOURCES,
-        help="whose key: the picture's folder (default), a regular expression on its path, a "
-        "table, or a key of its own for every picture",
+        help="whose key: the image's folder (default), a regular expression on its path, a "
+        "table, or none: every image gets its own key",
     )  # fmt: skip
     parser.add_argument(
         "--subject-regex", default=DEFAULT_PATTERN, help="with group 'subject' (Market-1501 names)"
     )
     parser.add_argument("--subject-csv", type=Path, help="table with columns path, subject")
     parser.add_argument("--dataset", help="name in labels and output names (the input's name)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument(
         "--batch", type=whole_number(1, MAX_BATCH), default=32,
-        help=f"pictures per batch, up to {MAX_BATCH} (32)",
+        help=f"images per batch, up to {MAX_BATCH} (32)",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=whole_number(0), default=2,
@@ -156,9 +169,12 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+# ---- the commands -----------------------------------------------------------------------------
+
+
 def _protect(arguments: argparse.Namespace) -> int:
-    """Anonymize every picture below a folder and seal it."""
-    check_places(arguments, arguments.input)
+    """Anonymize every image below a folder and seal it."""
+    _check_paths(arguments, arguments.input)
     dataset = arguments.dataset or arguments.input.resolve().name
     rule = subject_rule(
         arguments.subject_from,
@@ -168,37 +184,128 @@ def _protect(arguments: argparse.Namespace) -> int:
     )
     options = ProtectOptions(dataset, rule, arguments.batch, arguments.workers, arguments.overwrite)
     total, stop = len(share(list_sources(arguments.input))), threading.Event()
-    # Ctrl-C and `kill` end it after what is under way.
+    # Ctrl-C and `kill` end the run after the batches under way.
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
     with open_keyring(arguments) as keyring:
-        model = load_model(arguments)
+        model = _load_model(arguments)
         with handling(finishing), Progress(total, "Protect") as bar:
 
             def report(outcome: Outcome) -> None:
                 bar.update()
                 if outcome.error is not None:
-                    print(f"error: {error_line(outcome.error, outcome.path)}", file=sys.stderr)
+                    _print_error(outcome.error, outcome.path)
 
             summary = protect_folder(
                 arguments.input, arguments.output, model, keyring, options, report=report, stop=stop
             )
             if not is_main():
-                return 0  # the first speaks for all
-            _say(summary, arguments.output, bar.rate)
+                return 0  # the main process reports for all
+            _print_summary(summary, arguments.output, bar.rate)
     others = other_files(arguments.input)
-    if others:  # a HEIC or GIF whose original somebody deletes, trusting that all was sealed
+    if others:  # a user may delete a HEIC or GIF original, believing that everything was sealed
         print(f"{len(others)} other files were left out, the first is {shown(others[0])}")
     return 130 if summary.interrupted else summary.exit_code
 
 
-def _say(summary: Summary, output: Path, rate: float) -> None:
-    """Print what became of a folder."""
-    counts = f"{summary.sealed} sealed, {summary.kept} there already, {summary.failed} failed"
-    print(shown(f"{output}: {counts} ({rate:.1f} pictures/s)"))
+def _open(arguments: argparse.Namespace) -> int:
+    """Write anonymized images as PNG files."""
+    if arguments.checkpoint is None:
+        pixels = PixelSpace(PUBLISHED["INPUT.PIXEL_MEAN"], PUBLISHED["INPUT.PIXEL_STD"])
+    else:
+        pixels = Anonymizer.from_checkpoint(arguments.checkpoint, device="cpu").pixels
+    return _write(arguments, OpenOptions(pixels, exact=arguments.exact))
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    """Run the recovery network on sealed images and write PNG files."""
+    model = _load_model(arguments)
+    return _write(arguments, OpenOptions(model.pixels, model, batch=arguments.batch))
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Open every file of a folder and compare the folder with its sealed manifest."""
+    with open_keyring(arguments) as keyring:
+        codes = [_report(file) for file in verify_folder(arguments.sealed, keyring)]
+        failed = sum(code > 0 for code in codes)
+        print(shown(f"{arguments.sealed}: {len(codes) - failed} good, {failed} failed"))
+        if arguments.accept:
+            print(f"new manifest of {accept_folder(arguments.sealed, keyring)} files")
+    return max(codes)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    """Print the sealed images with the highest similarity to a query image."""
+    model = _load_model(arguments)
+    with open_keyring(arguments) as keyring:
+        try:
+            query = query_embedding(arguments.query, keyring, model)
+        except IsedError as error:
+            return _report(OpenedFile(arguments.query, error=error))
+        files = unseal(sealed_files(arguments.sealed), keyring)
+        matches, unusable = search(query, files, model, arguments.k)
+    for rank, match in enumerate(matches, 1):
+        print(f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}")
+    return max([0, *(_report(file) for file in unusable)])
+
+
+def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
+    """Open sealed images and write them into the output folder."""
+    _check_paths(arguments, arguments.sealed)
+    files = sealed_files(arguments.sealed)
+    with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
+        codes = [0]
+        for file in write_opened(
+            unseal(files, keyring),
+            arguments.output,
+            options,
+            original_size=arguments.original_size,
+            overwrite=arguments.overwrite,
+        ):
+            bar.update()
+            codes.append(_report(file))
+    failed = sum(code > 0 for code in codes)
+    print(shown(f"{arguments.output}: {len(files) - failed} images, {failed} failed"))
+    return max(codes)
+
+
+def _check_paths(arguments: argparse.Namespace, source: Path) -> None:
+    """Raise UsageError for folders that overlap, and for secrets in the output folder."""
+    check_apart(source, arguments.output, arguments.keyring)
+    output = arguments.output.resolve()
+    for secret in (arguments.master, arguments.passphrase_file):
+        if secret not in (None, "-") and output in Path(secret).resolve().parents:
+            raise UsageError(
+                f"{secret} opens the keyring and is in the output folder {arguments.output}; "
+                "keep it elsewhere"
+            )
+
+
+def _load_model(arguments: argparse.Namespace) -> Anonymizer:
+    """Load the networks of the command line."""
+    device = str(device_of_rank(arguments.device))
+    return Anonymizer.from_checkpoint(arguments.checkpoint, device=device)
+
+
+def _print_summary(summary: Summary, output: Path, rate: float) -> None:
+    """Print the counts of a protect run."""
+    counts = f"{summary.sealed} sealed, {summary.present} already present, {summary.failed} failed"
+    print(shown(f"{output}: {counts} ({rate:.1f} images/s)"))
     if summary.exif:
-        print(f"EXIF data of {summary.exif} pictures was not kept; orientation was applied")
+        print(f"EXIF data of {summary.exif} images was not kept; orientation was applied")
     if summary.interrupted:
-        print(_GOES_ON)
+        print(_CONTINUES)
+
+
+def _report(file: OpenedFile) -> int:
+    """Print the error of a file, if it has one; return its exit code."""
+    if file.error is None:
+        return 0
+    _print_error(file.error, str(file.path))
+    return file.error.exit_code
+
+
+def _print_error(error: IsedError, path: str) -> None:
+    print(f"error: {error_line(error, path)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

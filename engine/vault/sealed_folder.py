@@ -1,4 +1,4 @@
-"""A folder of sealed pictures: names taken once and for all, and a sealed list of what is there."""
+"""A folder of sealed files: writing a file under its final name, and the sealed manifest."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _STOPPING = frozenset(
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sealed folder held when protecting it ended.
+    """The files of a sealed folder at the end of the last protect run, sealed under the keyring.
 
-    It notices what no single file can: one that is missing, added, or replaced by another valid
-    one. Putting back the whole folder with its own manifest goes unseen.
+    Reveals what no single file can: a file that is missing, was added, or was replaced by another
+    valid one. It does not reveal that the whole folder was rolled back with its own manifest.
 
     Attributes:
-        dataset: Name that the file names depend on.
+        dataset: Data set of the last run.
         files: SHA-256 in hexadecimal of each file by name.
     """
 
@@ -47,22 +47,22 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, key: bytes) -> None:
-        """Seal it into the folder, in place of the one there; file and folder get no date."""
+        """Write the manifest into a folder, atomically; file and folder get modification time 0."""
         text = json.dumps({"dataset": self.dataset, "files": dict(sorted(self.files.items()))})
         with atomic_write(folder / MANIFEST_NAME) as temporary:
             temporary.touch(PRIVATE_MODE)
             temporary.write_bytes(seal(key, _CONTEXT, _AAD, text.encode()))
             os.utime(temporary, (0, 0))
-        with suppress(PermissionError):  # somebody else's folder: its date is theirs
-            os.utime(folder, (0, 0))  # copies take the dates along, of folders too
+        with suppress(PermissionError):  # only the owner of a folder may set its date
+            os.utime(folder, (0, 0))  # copies keep the dates of folders too
 
     @classmethod
     def load(cls, folder: Path, key: bytes) -> Manifest | None:
-        """Open the manifest of a folder; None if there is none.
+        """Return the manifest of a folder, or None if it has none.
 
         Raises:
             BadInput: It cannot be read.
-            WrongKey: It is another keyring's.
+            WrongKey: It was sealed under another keyring.
             Tampered: It was changed.
         """
         path = folder / MANIFEST_NAME
@@ -79,17 +79,17 @@ class Manifest:
         except AuthenticationError as error:
             raise type(error)(f"{path}: {error}") from None
         except (KeyError, TypeError, json.JSONDecodeError):
-            raise Tampered(f"{path} is not what this program writes") from None
+            raise Tampered(f"{path} is not a manifest that this program writes") from None
 
 
 def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write a file under its final name: whole, on the disk, and without a date.
+    """Write a file under its final name: complete, synced, with modification time 0.
 
-    The caller syncs the folder: once for many files.
+    The caller syncs the folder, once for many files.
 
     Raises:
-        OutputExists: The name is taken and ``overwrite`` is off.
-        StorageError: The disk is full, read-only or failing; nothing is left behind.
+        OutputExists: The name is taken and ``overwrite`` is False.
+        StorageError: The disk is full, read-only or failing; no temporary file is left.
     """
     temporary = temporary_beside(path)
     try:
@@ -97,7 +97,7 @@ def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
         with os.fdopen(os.open(temporary, flags, PRIVATE_MODE), "wb") as file:
             file.write(content)
             file.flush()
-            os.utime(file.fileno(), (0, 0))  # when a picture was sealed is nobody's business
+            os.utime(file.fileno(), (0, 0))  # dates would reveal when each image was sealed
             os.fsync(file.fileno())
         if overwrite:
             temporary.replace(path)
@@ -113,25 +113,28 @@ def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
 
 
 def storage_error(path: Path, error: OSError) -> OSError | StorageError:
-    """Return the named error for a failing disk; other errors as they are."""
+    """Return a StorageError for a full, read-only or failing disk; other errors unchanged."""
     if error.errno in _STOPPING:
         return StorageError(
-            f"cannot write {path}: {error.strerror}; finished files are whole, the same command "
-            "goes on when there is room"
+            f"cannot write {path}: {error.strerror}; finished files are complete, the same command "
+            "continues when there is room"
         )
     return error
 
 
 def check_apart(source: Path, target: Path, keyring: Path | None) -> None:
-    """Refuse folders that lie in each other, and a keyring as target.
-
-    Raises:
-        UsageError: Nothing was touched.
-    """
-    one, other = source.resolve(), target.resolve()
-    if one == other or one in other.parents or other in one.parents:
+    """Raise UsageError if one folder contains the other, or the target contains the keyring."""
+    source_path, target_path = source.resolve(), target.resolve()
+    if (
+        source_path == target_path
+        or source_path in target_path.parents
+        or target_path in source_path.parents
+    ):
         raise UsageError(
-            f"{source} and {target} are one folder or lie in each other; keep them apart"
+            f"{source} and {target} are the same folder or one contains the other; use two "
+            "separate folders"
         )
-    if keyring is not None and (other == keyring.resolve() or other in keyring.resolve().parents):
-        raise UsageError(f"the keyring {keyring} must not lie in the output {target}")
+    if keyring is not None and target_path in (keyring.resolve(), *keyring.resolve().parents):
+        raise UsageError(
+            f"the keyring {keyring} is in the output folder {target}; keep it elsewhere"
+        )

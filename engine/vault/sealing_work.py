@@ -1,4 +1,7 @@
-"""What worker processes of a protect run do: read sources, and seal and write results."""
+"""The work of the worker processes of a protect run: read sources, seal and write results.
+
+Free of torch, so that worker processes start quickly.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,14 @@ from modeling.encryption.sealed_image import (
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What every job of a run has in common.
+class WorkSettings:
+    """The settings that all jobs of a run share.
 
     Attributes:
         source, target: Folders.
         size: Height and width of the networks' images.
-        keys: To look into outputs that are there already.
-        overwrite: Replace outputs that are there.
+        keys: Open outputs that exist already.
+        overwrite: Replace outputs that exist already.
     """
 
     source: Path
@@ -51,14 +54,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture.
+    """One image to protect.
 
     Attributes:
-        path: Below the source.
-        name: Output name.
-        key: Its subject's key to seal with.
-        key_ids: All keys of its subject, of which one sealed the output if that is there.
-        listed: SHA-256 in hexadecimal of the output as the manifest lists it, if it does.
+        path: Source, relative to the source folder.
+        name: Name of the output file.
+        key: The subject's active key.
+        key_ids: All keys of the subject; an existing output must be sealed under one of them.
+        listed: SHA-256 (hexadecimal) of the output in the manifest, or None if it is not listed.
     """
 
     path: str
@@ -70,15 +73,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture.
+    """The result for one image.
 
     Attributes:
-        path: Below the source.
-        name: Output name.
-        state: ``sealed``, ``kept`` (it was there already) or ``failed``.
+        path: Source, relative to the source folder.
+        name: Name of the output file.
+        state: ``sealed``, ``present`` (the output existed already) or ``failed``.
         digest: SHA-256 of the output in hexadecimal.
-        error: Why it failed.
-        had_exif: Whether EXIF data was left behind.
+        error: The reason of a failure.
+        had_exif: Whether the source had EXIF data, which was not kept.
     """
 
     path: str
@@ -89,66 +92,69 @@ class Outcome:
     had_exif: bool = False
 
 
-# Set once in each worker: the keys travel once, not with every batch.
-_setting: list[Setting] = []
+# Set once in each worker, so that the keys are not sent with every batch.
+_settings: list[WorkSettings] = []
 
 
-def read_chunk(jobs: Sequence[Job]) -> list[SourceImage | Outcome]:
-    """Read and resize sources; those that are done already, or fail, come back as outcomes."""
-    return [_read(_setting[-1], job) for job in jobs]
+def read_batch(jobs: Sequence[Job]) -> list[SourceImage | Outcome]:
+    """Return each source at network size, or the outcome if it is present already or failed."""
+    return [_read(_settings[-1], job) for job in jobs]
 
 
-def seal_chunk(
+def seal_batch(
     items: Sequence[tuple[Job, Metadata, bool]], pixels: NDArray[np.uint8]
 ) -> list[Outcome]:
-    """Seal and write anonymized pictures.
+    """Seal and write anonymized images.
 
     Args:
-        items: Job, metadata and whether there was EXIF data, for each picture.
-        pixels: The anonymized pictures as bytes of kind 1, uint8 (B, H, W, 3).
+        items: For each image the job, the metadata, and whether the source had EXIF data.
+        pixels: Anonymized images as bytes, uint8 (B, H, W, 3).
 
     Raises:
-        StorageError: The disk is full or failing: the run stops.
+        StorageError: The disk is full or failing; the run stops.
     """
-    setting, outcomes = _setting[-1], []
-    for (job, metadata, had_exif), picture in zip(items, pixels, strict=True):
-        content = png_format.encode(seal_image(job.key, picture, metadata))
+    settings, outcomes = _settings[-1], []
+    for (job, metadata, had_exif), image in zip(items, pixels, strict=True):
+        content = png_format.encode(seal_image(job.key, image, metadata))
         try:
-            publish(setting.target / job.name, content, overwrite=setting.overwrite)
-        except OutputExists as error:  # another run was quicker
+            publish(settings.target / job.name, content, overwrite=settings.overwrite)
+        except OutputExists as error:  # another run has written it in the meantime
             outcomes.append(Outcome(job.path, job.name, "failed", error=error))
             continue
         digest = hashlib.sha256(content).hexdigest()
         outcomes.append(Outcome(job.path, job.name, "sealed", digest, had_exif=had_exif))
-    sync_folder(setting.target)
+    sync_folder(settings.target)
     return outcomes
 
 
-def make_executor(workers: int, setting: Setting) -> Executor:
-    """Return processes that end with this one, even if it is killed; 0 works in this process."""
+def make_executor(workers: int, settings: WorkSettings) -> Executor:
+    """Return a pool of processes that end with this process, even after kill -9.
+
+    With ``workers`` 0 the executor runs everything in this process.
+    """
     if workers == 0:
-        _setting[:] = [setting]
+        _settings[:] = [settings]
         return _InProcess()
-    # Not fork: the parent has threads and perhaps a GPU. The fork server imports this file once.
+    # Not fork: this process has threads and perhaps a GPU. The fork server imports this file once.
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(workers, context, _start_worker, (setting,))
+    return ProcessPoolExecutor(workers, context, _start_worker, (settings,))
 
 
 def kill_workers(executor: Executor) -> None:
-    """End what is left of a broken pool.
+    """Kill the remaining workers of a broken pool.
 
-    The pool itself asks them with SIGTERM and then waits; they ignore it, so it would for ever.
+    The pool sends SIGTERM, which workers ignore, and would wait for them forever.
     """
     for process in list((getattr(executor, "_processes", None) or {}).values()):
         process.kill()
 
 
 class _InProcess(Executor):
-    """Runs everything at once where it is submitted."""
+    """Runs each call at once, in the calling process."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run now; errors are kept for ``result`` as in a real pool."""
+        """Run the call; as in a pool, ``result`` raises its error."""
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -157,57 +163,57 @@ class _InProcess(Executor):
         return future
 
 
-def _start_worker(setting: Setting) -> None:
-    """Keep the setting, leave signals to the parent, and end when it does."""
-    _setting[:] = [setting]
+def _start_worker(settings: WorkSettings) -> None:
+    """Keep the settings, ignore signals (the parent handles them), and end with the parent."""
+    _settings[:] = [settings]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end: a pool whose parent was killed would wait for work for ever."""
+    """Exit when the parent ends; the worker of a killed parent would wait for work forever."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
 
-def _read(setting: Setting, job: Job) -> SourceImage | Outcome:
-    """Read one source unless its output is there."""
+def _read(settings: WorkSettings, job: Job) -> SourceImage | Outcome:
+    """Return the source of a job, or the outcome if the output exists or reading fails."""
     try:
-        content = read_bytes(setting.source / job.path)
-        output = setting.target / job.name
-        if not setting.overwrite and os.path.lexists(output):
-            return _kept(setting, job, output, hashlib.sha256(content).digest())
-        return decode_source(content, setting.size)
+        content = read_bytes(settings.source / job.path)
+        output = settings.target / job.name
+        if not settings.overwrite and os.path.lexists(output):
+            return _present(settings, job, output, hashlib.sha256(content).digest())
+        return decode_source(content, settings.size)
     except IsedError as error:
         return Outcome(job.path, job.name, "failed", error=error)
 
 
-def _kept(setting: Setting, job: Job, output: Path, source_sha256: bytes) -> Outcome:
-    """Look into an output that is there.
+def _present(settings: WorkSettings, job: Job, output: Path, source_sha256: bytes) -> Outcome:
+    """Return the outcome for an output that exists and is this job's.
 
     Raises:
-        OutputExists: It does not open, was made from another source or for another subject, whose
-            erasure it would follow, or was put there in place of the one of the manifest.
+        OutputExists: It does not open, was made from another source, was sealed for another
+            subject (whose erasure would erase it too), or is not the file that the manifest lists.
     """
     try:
         content = png_format.read_content(output)
         sealed = png_format.decode(content)
-        opened = open_image(setting.keys.opening_key(sealed.chunk), sealed)
+        opened = open_image(settings.keys.opening_key(sealed.chunk), sealed)
     except (IsedError, OSError) as error:
         raise OutputExists(
             f"{output} exists and does not open ({type(error).__name__}); it was kept, "
             "--overwrite replaces it"
         ) from None
-    digest, other = hashlib.sha256(content).hexdigest(), ""
+    digest, problem = hashlib.sha256(content).hexdigest(), ""
     if (opened.metadata.path, opened.metadata.source_sha256) != (job.path, source_sha256):
-        other = f"was made from another version of {job.path}"
+        problem = f"was made from another version of {job.path}"
     elif key_id_of(sealed.chunk, job.key.locator_key) not in job.key_ids:
-        other = "was sealed for another subject"
+        problem = "was sealed for another subject"
     elif job.listed not in (None, digest):
-        other = "is not the manifest's file of that name: it was put there from elsewhere"
-    if other:
-        raise OutputExists(f"{output} exists and {other}; it was kept, --overwrite replaces it")
-    return Outcome(job.path, job.name, "kept", digest)
+        problem = "is not the file that the manifest lists: it was put there from elsewhere"
+    if problem:
+        raise OutputExists(f"{output} exists and {problem}; it was kept, --overwrite replaces it")
+    return Outcome(job.path, job.name, "present", digest)

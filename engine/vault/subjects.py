@@ -1,13 +1,9 @@
-"""Subject labels: the same subject however its letters are put together.
+"""Subject labels: whose key an image is sealed under, and how labels are compared.
 
-Unicode writes "é" as one character or as "e" with an accent; file systems and keyboards differ in
-which they give. Labels are composed (NFC) before a key is made for them. Keyrings may hold labels
-from before that, so a subject is looked for under its other spellings as well.
-
-Whose key a picture is sealed under: from its folder, its name, a table, or a key of its own.
-
-The keyring takes spellings of one label for one subject; here paths and tables are
-composed before they are compared, as file systems and editors spell accents differently.
+Unicode can write "é" as one character or as "e" followed by an accent, and file systems and
+keyboards differ in which they produce. Labels are therefore composed (NFC) before a key is made.
+Keyrings may contain labels from before this rule, so a subject is also looked up under its other
+spellings (`spellings`). Paths and tables are composed before they are compared.
 """
 
 from __future__ import annotations
@@ -20,11 +16,16 @@ from pathlib import Path, PurePosixPath
 
 from modeling.encryption.ised_errors import BadInput, UsageError
 
-_MAX_BYTES = 1024
+SUBJECT_SOURCES = ("folder", "regex", "csv", "none")
+DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d"  # names as in Market-1501
+
+SubjectOf = Callable[[str], str]
+
+_MAX_LABEL_BYTES = 1024
 
 
 def composed(text: str) -> str:
-    r"""Return text in NFC.
+    r"""Return text in Unicode normal form C.
 
     Example:
         >>> composed("Zoe\u0308") == "Zo\u00eb"
@@ -34,10 +35,10 @@ def composed(text: str) -> str:
 
 
 def any_label(label: str) -> str:
-    """Return a label composed, however long: composing lengthens some (U+0958).
+    """Return a composed label of any length; composing lengthens some labels (U+0958).
 
     Raises:
-        BadInput: It is empty, or no text.
+        BadInput: The label is empty, contains NUL, or has no UTF-8 form.
     """
     label = composed(label)
     try:
@@ -45,40 +46,38 @@ def any_label(label: str) -> str:
     except UnicodeEncodeError:
         raise BadInput(f"subject label {label!a} is not valid UTF-8") from None
     if not encoded or b"\0" in encoded:
-        raise _no_label(encoded)
+        raise _invalid_label(encoded)
     return label
 
 
 def checked_label(label: str) -> str:
-    """Return a label as new keys bear it.
+    """Return the composed label for a new key.
 
     Raises:
-        BadInput: It is empty, too long, or no text.
+        BadInput: The label is empty, too long, contains NUL, or has no UTF-8 form.
     """
     label = any_label(label)
     encoded = label.encode()
-    if len(encoded) > _MAX_BYTES:
-        raise _no_label(encoded)
+    if len(encoded) > _MAX_LABEL_BYTES:
+        raise _invalid_label(encoded)
     return label
 
 
 def spellings(label: str) -> list[str]:
-    """Return a label as new keys bear it, and then as others may: decomposed, and as given.
+    """Return the forms under which a keyring may contain a label, without duplicates.
+
+    The first is the composed form, which new keys get. Then the decomposed and the given form.
 
     Raises:
-        BadInput: It is empty, or no text.
+        BadInput: The label is empty, contains NUL, or has no UTF-8 form.
     """
     return list(dict.fromkeys((any_label(label), unicodedata.normalize("NFD", label), label)))
 
 
-def _no_label(encoded: bytes) -> BadInput:
-    return BadInput(f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_BYTES}, no NUL")
-
-
-SUBJECT_SOURCES = ("folder", "regex", "csv", "none")
-DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d"  # names as in Market-1501
-
-SubjectOf = Callable[[str], str]
+def _invalid_label(encoded: bytes) -> BadInput:
+    return BadInput(
+        f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_LABEL_BYTES}, no NUL"
+    )
 
 
 def subject_rule(
@@ -87,16 +86,16 @@ def subject_rule(
     """Return the function from a relative path to a subject label ``dataset/subject``.
 
     Args:
-        source: ``folder`` (the folder that holds the picture), ``regex``, ``csv`` (columns path
-            and subject), or ``none``: every picture has a key of its own.
-        dataset: Keeps the labels of two data sets apart.
-        pattern: Regular expression, searched in the relative path, composed, or else as it is; its
+        source: ``folder`` (the folder that contains the image), ``regex``, ``csv`` (columns path
+            and subject), or ``none`` (every image gets its own key).
+        dataset: Separates the labels of different data sets.
+        pattern: Regular expression, searched in the composed path and then in the given path. Its
             group ``subject``, or else its first group, is the subject.
         table: The CSV file.
 
     Raises:
-        UsageError: The source is unknown or another than the pattern or table is for, the pattern
-            is none, or the table cannot be used.
+        UsageError: The source is unknown, the pattern is invalid, the table cannot be used, or a
+            pattern or table is given for a source that does not use it.
     """
     rules: dict[str, Callable[[], SubjectOf]] = {
         "folder": lambda: _by_folder,
@@ -108,32 +107,34 @@ def subject_rule(
         raise UsageError(
             f"--subject-from is {source!r}; expected one of {', '.join(SUBJECT_SOURCES)}"
         )
-    for option, given, reader in (
+    for option, given, user in (
         ("--subject-regex", pattern != DEFAULT_PATTERN, "regex"),
         ("--subject-csv", table is not None, "csv"),
     ):
-        if given and source != reader:
-            raise UsageError(f"{option} needs --subject-from {reader}; got --subject-from {source}")
+        if given and source != user:
+            raise UsageError(f"{option} needs --subject-from {user}; got --subject-from {source}")
     rule = rules[source]()
     return lambda path: f"{dataset}/{rule(path)}"
 
 
 def _by_folder(path: str) -> str:
-    """Return the folder of a picture."""
+    """Return the folder of an image."""
     folder = str(PurePosixPath(path).parent)
     if folder == ".":
         raise BadInput(
-            "lies in no sub-folder that could name a subject; use --subject-from regex, csv or none"
+            "not in a subfolder that could name a subject; use --subject-from regex, csv or none"
         )
     return folder
 
 
 def _by_pattern(pattern: str) -> SubjectOf:
-    """Return the rule of a regular expression."""
+    """Return the rule for a regular expression."""
     try:
-        compiled = re.compile(pattern)  # as given: composing changes sets
+        compiled = re.compile(pattern)  # not composed: that would change character sets
     except re.error as error:
-        raise UsageError(f"--subject-regex {pattern!r} is no regular expression: {error}") from None
+        raise UsageError(
+            f"--subject-regex {pattern!r} is not a regular expression: {error}"
+        ) from None
     if not compiled.groups:
         raise UsageError(f"--subject-regex {pattern!r} has no group; write (?P<subject>...)")
     group: str | int = "subject" if "subject" in compiled.groupindex else 1
@@ -143,17 +144,18 @@ def _by_pattern(pattern: str) -> SubjectOf:
             match = compiled.search(spelling)
             if match is not None and match[group]:
                 return match[group]
-        raise BadInput(f"no subject found by --subject-regex {pattern!r}")
+        raise BadInput(f"--subject-regex {pattern!r} does not match the path")
 
     return rule
 
 
 def _by_table(table: Path | None) -> SubjectOf:
-    """Return the rule of a CSV file."""
+    """Return the rule for a CSV file."""
     if table is None:
         raise UsageError("--subject-from csv needs --subject-csv FILE with columns path, subject")
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark
+        # utf-8-sig: spreadsheets write a byte order mark
+        with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if not {"path", "subject"} <= set(reader.fieldnames or ()):
                 raise UsageError(

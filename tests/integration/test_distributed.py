@@ -337,7 +337,7 @@ def test_protect_shares_the_pictures(make_cfg: Callable[..., CfgNode], tmp_path:
     scene = make_scene(make_cfg, tmp_path)
     count = sum(PEOPLE.values())
     ranks.finish(ranks.start(_protect, scene.protect(), folder=tmp_path), tmp_path)
-    assert f"{count} sealed, 0 there already, 0 failed" in ranks.terminal(tmp_path, 0)
+    assert f"{count} sealed, 0 already present, 0 failed" in ranks.terminal(tmp_path, 0)
     assert not ranks.terminal(tmp_path, 1)
     assert len(scene.files) == count
     assert protect.main(["verify", str(scene.sealed), *scene.keys]) == 0

@@ -1,31 +1,23 @@
-"""Sealed folders changed by somebody else between two runs, keyrings that change under a run."""
+"""Sealed folders that are changed between two runs, and keyrings that change during a run."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from yacs.config import CfgNode
 
-from engine.vault import keyring_admin
-from engine.vault import opening as opened_folder
+from engine.vault import keyring_admin, opening
 from engine.vault.master import KeyFile
 from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
 from engine.vault.sources import decode_source
 from modeling.encryption.ised_errors import BadInput
-from tests.fixtures.protection import PEOPLE, Scene, draw, make_scene
+from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools.protect import main
 
 COUNT = sum(PEOPLE.values())
-
-
-@pytest.fixture
-def scene(make_cfg: Callable[..., CfgNode], tmp_path: Path) -> Scene:
-    return make_scene(make_cfg, tmp_path)
 
 
 def _verify(scene: Scene) -> int:
@@ -36,7 +28,7 @@ def _open(scene: Scene, *more: str) -> int:
     return main(["open", str(scene.sealed), str(scene.out), *scene.keys, *more])
 
 
-def test_a_file_put_back_is_not_taken_into_the_manifest(
+def test_an_old_file_that_was_put_back_is_not_added_to_the_manifest(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(scene.protect()) == 0
@@ -46,20 +38,20 @@ def test_a_file_put_back_is_not_taken_into_the_manifest(
     assert _verify(scene) == 5
     capsys.readouterr()
     assert main(scene.protect()) == 1
-    assert "is not the manifest's file of that name" in capsys.readouterr().err
-    assert _verify(scene) == 5  # still
+    assert "is not the file that the manifest lists" in capsys.readouterr().err
+    assert _verify(scene) == 5  # the manifest is unchanged
     assert main(scene.protect("--overwrite")) == 0
     assert _verify(scene) == 0
 
 
-def test_what_another_subjects_erasure_would_leave_is_not_called_done(
+def test_a_file_sealed_for_another_subject_is_not_accepted(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A corrected table: pictures of 0001 are of person B, whose keys are to be destroyed."""
+    """A corrected table: the images of 0001 show person B, whose keys are then destroyed."""
     assert main(scene.protect()) == 0
     with scene.keyring() as keyring:
         keyring_admin.rotate(keyring, "photos/0002")
-    assert main(scene.protect()) == 0  # a former key of the same subject is its own
+    assert main(scene.protect()) == 0  # a retired key of the same subject is accepted
     names = (path.relative_to(scene.photos).as_posix() for path in scene.photos.rglob("*.png"))
     table = scene.root / "people.csv"
     lines = [f"{name},{'B' if name.startswith('0001/') else name[:4]}" for name in names]
@@ -76,7 +68,7 @@ def test_what_another_subjects_erasure_would_leave_is_not_called_done(
     assert len(list(scene.out.rglob("*.png"))) == COUNT - PEOPLE["0001"]
 
 
-def test_two_pictures_of_one_name_do_not_replace_each_other(
+def test_two_images_with_the_same_output_name_do_not_replace_each_other(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(scene.photos)
@@ -89,16 +81,16 @@ def test_two_pictures_of_one_name_do_not_replace_each_other(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
-def test_a_manifest_that_is_no_file_is_named_and_not_waited_for(
+def test_a_manifest_that_is_not_a_file_is_reported_without_waiting(
     scene: Scene, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(scene.protect()) == 0
-    place = scene.sealed / MANIFEST_NAME
-    place.unlink()
+    path = scene.sealed / MANIFEST_NAME
+    path.unlink()
     {
-        "pipe": lambda: os.mkfifo(place),
-        "folder": place.mkdir,
-        "device": lambda: place.symlink_to("/dev/zero"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
     }[kind]()
     for run in (lambda: _verify(scene), lambda: main(scene.protect())):
         capsys.readouterr()
@@ -106,7 +98,7 @@ def test_a_manifest_that_is_no_file_is_named_and_not_waited_for(
         assert "BadInput" in capsys.readouterr().err
 
 
-def test_a_manifest_that_cannot_be_written_is_no_success(
+def test_a_manifest_that_cannot_be_written_is_an_error(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(self: Manifest, folder: Path, key: bytes) -> None:
@@ -121,12 +113,12 @@ def test_a_manifest_that_cannot_be_written_is_no_success(
     assert _verify(scene) == 0
 
 
-def test_opening_stops_when_the_keyring_cannot_be_used_any_more(
+def test_opening_stops_when_the_master_of_the_keyring_was_changed(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line and exit code 4, not one for every file that is left."""
+    """One error line and exit code 4, not one for each remaining file."""
     assert main(scene.protect()) == 0
-    written, write = [], opened_folder._write
+    written, write = [], opening._write
 
     def rekeying(*arguments: object, **options: object) -> None:
         write(*arguments, **options)  # type: ignore[arg-type]
@@ -135,21 +127,21 @@ def test_opening_stops_when_the_keyring_cannot_be_used_any_more(
             with scene.keyring() as keyring:
                 keyring_admin.rekey(keyring, KeyFile(scene.root / "new.key"))
 
-    monkeypatch.setattr(opened_folder, "_write", rekeying)
+    monkeypatch.setattr(opening, "_write", rekeying)
     capsys.readouterr()
     assert _open(scene) == 4
     assert capsys.readouterr().err.count("error:") == 1
     assert len(written) == 2
 
 
-def test_no_interpreter_is_started_for_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostScript under a picture's name: the image library would hand it to Ghostscript."""
+def test_postscript_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would pass a PostScript file with an image suffix to Ghostscript."""
     from PIL import EpsImagePlugin
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("PostScript was run")
+        raise AssertionError("Ghostscript was called")
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", refuse)
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 16\n%%EndComments\nshowpage\n%%EOF\n"
-    with pytest.raises(BadInput, match="not a picture"):
+    with pytest.raises(BadInput, match="not an image"):
         decode_source(content, (16, 8))

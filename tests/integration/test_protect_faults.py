@@ -1,4 +1,4 @@
-"""Protect runs killed, interrupted, or out of disk: no bad file stays, resume completes."""
+"""Protect runs that are killed, interrupted or out of disk: no bad file remains, resuming works."""
 
 from __future__ import annotations
 
@@ -12,51 +12,67 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
-from yacs.config import CfgNode
 
 from engine.vault.keyring import Keyring
 from modeling.encryption import png_format
 from modeling.encryption.sealed_image import open_image
 from tests.fixtures.paths import ROOT
-from tests.fixtures.protection import Scene, draw, make_scene
-from tools import sealed_pictures
+from tests.fixtures.protection import Scene, draw
+from tools import protect
 from tools.protect import main
 
-PICTURES = 60
+IMAGES = 30
 
 
 @pytest.fixture
-def scene(make_cfg: Callable[..., CfgNode], tmp_path: Path) -> Scene:
-    scene = make_scene(make_cfg, tmp_path)
+def scene(scene: Scene) -> Scene:
+    """Return a scene with more images and no key yet."""
     shutil.rmtree(scene.photos)
-    for index in range(PICTURES):
+    for index in range(IMAGES):
         draw(scene.photos / f"{index % 7:04d}/{index:04d}_c1.png", index)
     return scene
 
 
-def _start(scene: Scene, *more: str) -> subprocess.Popen[bytes]:
-    """Start a run that reads and seals in two worker processes, a picture at a time."""
-    command = [sys.executable, str(ROOT / "tools/protect.py"), *scene.protect()]
-    pace = ["--workers", "2", "--batch", "1", *more]
-    return subprocess.Popen(
-        [*command, *pace],
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "SCENE": str(scene.root)},
-    )
+def _run(scene: Scene, *more: str) -> None:
+    """Run protect in a forked process, with its own fork server for the workers."""
+    os.environ["SCENE"] = str(scene.root)
+    forkserver._forkserver.__init__()  # type: ignore[misc] # forget the one of the test process
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    sys.exit(main(scene.protect("--workers", "2", "--batch", "1", *more)))
 
 
-def _wait_for(scene: Scene, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until so many files are there, or the process has ended."""
-    while process.poll() is None and len(scene.files) < count:
+def _start(scene: Scene, *more: str) -> ForkProcess:
+    """Start a run that reads and seals in two worker processes, one image at a time.
+
+    Forking skips the import of torch, which takes seconds. The slow tests start the program itself.
+    """
+    process = get_context("fork").Process(target=_run, args=(scene, *more))
+    process.start()
+    return process
+
+
+def _wait_for(scene: Scene, count: int, process: ForkProcess) -> None:
+    """Wait until the scene has ``count`` sealed files, or the process has ended."""
+    while process.is_alive() and len(scene.files) < count:
         time.sleep(0.002)
 
 
+def _kill(scene: Scene, process: ForkProcess) -> None:
+    """Kill a run and check that its workers end and its finished files open."""
+    process.kill()
+    process.join()
+    _check_workers_end(scene)
+    _check_finished_files(scene)
+
+
 def _check_finished_files(scene: Scene) -> int:
-    """Open every file under a final name; return how many there are."""
+    """Open every file with a final name; return their number."""
     with scene.keyring() as keyring:
         for path in scene.files:
             sealed = png_format.decode(path.read_bytes())
@@ -65,25 +81,23 @@ def _check_finished_files(scene: Scene) -> int:
 
 
 def _check_resume(scene: Scene) -> None:
-    """Run to the end and check the whole folder."""
+    """Run protect to its end and check the whole folder."""
     assert main(scene.protect()) == 0
-    assert _check_finished_files(scene) == PICTURES
+    assert _check_finished_files(scene) == IMAGES
     assert main(["verify", str(scene.sealed), *scene.keys]) == 0
     assert [p.name for p in scene.sealed.iterdir() if ".tmp" in p.name] == []
 
 
 def _kill_often(scene: Scene, kills: int) -> None:
+    """Kill runs at random moments, each after half of the files were deleted; then resume."""
     chance = random.Random(7)
     for _ in range(kills):
         for path in chance.sample(scene.files, len(scene.files) // 2):
             path.unlink()
         process = _start(scene)
-        _wait_for(scene, chance.randint(1, PICTURES - 1), process)
+        _wait_for(scene, chance.randint(1, IMAGES - 1), process)
         time.sleep(chance.random() * 0.02)
-        process.kill()
-        process.wait()
-        _check_workers_end(scene)
-        _check_finished_files(scene)
+        _kill(scene, process)
     _check_resume(scene)
 
 
@@ -92,22 +106,30 @@ def test_kill_9_at_random_moments(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--overwrite",)], ids=["missing", "overwritten"])
-def test_kill_9_while_a_finished_folder_is_made_anew(scene: Scene, more: tuple[str, ...]) -> None:
-    """What the killed run has made by then is not what the manifest lists, and yet its own."""
+def test_kill_9_while_files_of_a_finished_folder_are_rewritten(
+    scene: Scene, more: tuple[str, ...]
+) -> None:
+    """The manifest does not list the files of the killed run; the next run accepts them."""
     assert main(scene.protect()) == 0
     before = {path.name: path.read_bytes() for path in scene.files}
     if not more:
         for path in scene.files[::2]:
             path.unlink()
     process = _start(scene, *more)
-    while process.poll() is None and all(
+    while process.is_alive() and all(
         path.read_bytes() == before[path.name] for path in scene.files
     ):
         time.sleep(0.002)
-    process.kill()
-    process.wait()
-    _check_workers_end(scene)
+    _kill(scene, process)
     _check_resume(scene)
+
+
+def _start_program(scene: Scene) -> subprocess.Popen[bytes]:
+    """Start tools/protect.py with two worker processes, one image at a time."""
+    command = [sys.executable, str(ROOT / "tools/protect.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SCENE": str(scene.root)}
+    arguments = scene.protect("--workers", "2", "--batch", "1")
+    return subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, env=environment)
 
 
 @pytest.mark.slow
@@ -115,9 +137,20 @@ def test_kill_9_at_forty_random_moments(scene: Scene) -> None:
     _kill_often(scene, 40)
 
 
+@pytest.mark.slow
+def test_kill_9_of_the_program(scene: Scene) -> None:
+    process = _start_program(scene)
+    while process.poll() is None and len(scene.files) < IMAGES // 2:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    _check_workers_end(scene)
+    _check_resume(scene)
+
+
 def _processes_of(scene: Scene) -> list[int]:
-    """Return the processes that were started for the scene and still run."""
-    found = []
+    """Return the running processes that were started for the scene."""
+    processes = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -126,12 +159,12 @@ def _processes_of(scene: Scene) -> list[int]:
             except OSError:
                 continue
             if f"SCENE={scene.root}".encode() in environment and not zombie:
-                found.append(int(entry.name))
-    return found
+                processes.append(int(entry.name))
+    return processes
 
 
 def _check_workers_end(scene: Scene) -> None:
-    """Check that nothing of a killed run goes on."""
+    """Check that no process of a killed run remains."""
     deadline = time.monotonic() + 30
     while _processes_of(scene) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -139,15 +172,15 @@ def _check_workers_end(scene: Scene) -> None:
 
 
 def _check_interrupted(scene: Scene, code: int) -> None:
-    """Check what an interrupted run left."""
+    """Check the files and the manifest that an interrupted run left."""
     assert code == 130
-    assert 5 <= _check_finished_files(scene) < PICTURES
-    assert main(["verify", str(scene.sealed), *scene.keys]) == 0  # the manifest knows what is there
+    assert 5 <= _check_finished_files(scene) < IMAGES
+    assert main(["verify", str(scene.sealed), *scene.keys]) == 0  # lists finished files
     _check_resume(scene)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_finishes_what_it_began(
+def test_an_interrupted_run_finishes_the_batches_under_way(
     scene: Scene, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> None:
@@ -161,21 +194,24 @@ def test_interrupted_run_finishes_what_it_began(
     code = main(scene.protect("--batch", "1"))
     helper.join()
     assert signal.getsignal(number) is before
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command continues" in capsys.readouterr().out
     _check_interrupted(scene, code)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_processes_finish_what_they_began(scene: Scene, number: signal.Signals) -> None:
-    process = _start(scene)
-    _wait_for(scene, 5, process)
+def test_the_interrupted_program_finishes_the_batches_under_way(
+    scene: Scene, number: signal.Signals
+) -> None:
+    process = _start_program(scene)
+    while process.poll() is None and len(scene.files) < 5:
+        time.sleep(0.002)
     process.send_signal(number)
     _check_interrupted(scene, process.wait(timeout=60))
     _check_workers_end(scene)
 
 
-def test_kill_ends_opening_with_130_and_leaves_nothing(
+def test_sigterm_ends_opening_with_130_and_leaves_no_temporary_file(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(scene.protect()) == 0
@@ -192,15 +228,15 @@ def test_kill_ends_opening_with_130_and_leaves_nothing(
     assert [p.name for p in scene.out.rglob("*") if ".tmp" in p.name] == []
 
 
-def test_a_worker_that_dies_stops_the_run_and_resume_completes(
+def test_a_killed_worker_stops_the_run_and_resuming_completes_it(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def kill_one() -> None:
+    def kill_worker() -> None:
         while len(scene.files) < 3:
             time.sleep(0.001)
         multiprocessing.active_children()[0].kill()
 
-    helper = threading.Thread(target=kill_one)
+    helper = threading.Thread(target=kill_worker)
     helper.start()
     assert main(scene.protect("--batch", "1", "--workers", "2")) == 3
     helper.join()
@@ -209,7 +245,7 @@ def test_a_worker_that_dies_stops_the_run_and_resume_completes(
     _check_resume(scene)
 
 
-def test_full_disk_stops_and_resume_completes(
+def test_a_full_disk_stops_the_run_and_resuming_completes_it(
     scene: Scene, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = small_disk / "sealed"
@@ -221,14 +257,13 @@ def test_full_disk_stops_and_resume_completes(
     assert "No space left" in err
     full = Scene(scene.root)
     shutil.copytree(target, full.sealed)
-    written = _check_finished_files(full)
-    assert 0 < written < PICTURES
+    assert 0 < _check_finished_files(full) < IMAGES
     assert [p.name for p in target.iterdir() if ".tmp" in p.name] == []
-    assert main(command) == 3  # still full: nothing is lost by trying
+    assert main(command) == 3  # still full: another attempt loses nothing
     _check_resume(full)
 
 
-def test_read_only_device_stops(
+def test_a_read_only_device_stops_the_run(
     scene: Scene, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -237,7 +272,7 @@ def test_read_only_device_stops(
     assert "error: StorageError: " in capsys.readouterr().err
 
 
-def test_failing_device_stops_and_leaves_nothing(
+def test_a_failing_device_stops_the_run_and_leaves_no_file(
     scene: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(descriptor: int) -> None:
@@ -254,7 +289,7 @@ def test_failing_device_stops_and_leaves_nothing(
     _check_resume(scene)
 
 
-def test_locked_keyring_stops(
+def test_a_locked_keyring_stops_the_run(
     scene: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Keyring.open.__func__, "__defaults__", (50,))  # type: ignore[attr-defined]
@@ -282,21 +317,21 @@ def test_a_key_is_on_disk_before_the_first_file_under_it(
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("verify sealed", "interrupted\n"),
         ("search a.png sealed --checkpoint run", "interrupted\n"),
-        ("open sealed out", "interrupted; the same command goes on\n"),
-        ("recover sealed out --checkpoint run", "interrupted; the same command goes on\n"),
+        ("open sealed out", "interrupted; the same command continues\n"),
+        ("recover sealed out --checkpoint run", "interrupted; the same command continues\n"),
     ],
 )
-def test_only_what_goes_on_says_so(
-    command: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_only_resumable_commands_report_that_they_can_continue(
+    command: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("open_keyring", "load_model", "check_places"):  # whichever comes first
-        monkeypatch.setattr(sealed_pictures, step, interrupt)
+    for step in ("open_keyring", "_load_model", "_check_paths"):  # whichever comes first
+        monkeypatch.setattr(protect, step, interrupt)
     assert main([*command.split(), "--keyring", "keys.db", "--master", "master.key"]) == 130
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == message

@@ -236,7 +236,7 @@ WORK = {
     "benchmark": "tools.benchmarks.step.run",
     "data": "tools.data.check_root",
     "train_split": "data.train_split.make_split",
-    "protect": "tools.sealed_pictures.check_apart",
+    "protect": "tools.protect.check_apart",
     "keyring": "tools.keyring.UsageError",
 }
 

@@ -1,4 +1,4 @@
-"""Searching sealed pictures: the order of what is found."""
+"""The order of search results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from engine.api import Anonymizer
-from engine.vault import opening as unsealing
-from engine.vault.opening import Unsealed, search
+from engine.vault import opening
+from engine.vault.opening import OpenedFile, search
 
 
-class Echo:
-    """Embeds an image as itself."""
+class IdentityModel:
+    """Returns images as their own embeddings."""
 
     device = torch.device("cpu")
 
@@ -25,17 +25,17 @@ class Echo:
         return images
 
 
-def test_a_picture_that_the_network_fails_on_disorders_nobody(
+def test_an_image_with_a_nan_embedding_is_ranked_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     similarities = [0.1, math.nan, 0.9, 0.5, math.nan, 0.7]
 
-    def pairs(files: Iterable[Unsealed], _: object) -> Iterator[tuple[list[Unsealed], Tensor]]:
+    def pairs(files: Iterable[OpenedFile], _: object) -> Iterator[tuple[list[OpenedFile], Tensor]]:
         for file, value in zip(files, similarities, strict=True):
             yield [file], torch.tensor([[value]])
 
-    monkeypatch.setattr(unsealing, "in_batches", pairs)
-    files = [Unsealed(Path(str(place))) for place in range(6)]
-    found, unusable = search(torch.ones(1), files, cast(Anonymizer, Echo()), 3)
-    assert [match.file.name for match in found] == ["2", "5", "3"]
+    monkeypatch.setattr(opening, "_in_batches", pairs)
+    files = [OpenedFile(Path(str(index))) for index in range(6)]
+    matches, unusable = search(torch.ones(1), files, cast(Anonymizer, IdentityModel()), 3)
+    assert [match.file.name for match in matches] == ["2", "5", "3"]
     assert not unusable

@@ -1,4 +1,4 @@
-"""One subject however its name is spelled, also in keyrings from before labels were composed."""
+"""Labels in every Unicode form are one subject, also in keyrings with labels not composed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.vault import keyring_admin
-from engine.vault import subjects as subject_labels
+from engine.vault import keyring_admin, subjects
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
@@ -28,10 +27,10 @@ def keyring(tmp_path: Path) -> Keyring:
 
 
 def _as_before(keyring: Keyring, *labels: str) -> list[bytes]:
-    """Make keys as they were made before labels were composed; returns their ids."""
+    """Make keys the way they were made before labels were composed; return their ids."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subject_labels, "composed", lambda text: text)
-        patch.setattr(subject_labels, "spellings", lambda label: [label])
+        patch.setattr(subjects, "composed", lambda text: text)
+        patch.setattr(subjects, "spellings", lambda label: [label])
         patch.setattr("engine.vault.keyring.spellings", lambda label: [label])
         patch.setattr(Keyring, "_uncomposed", lambda self: {})
         return [keyring.sealing_key(label).key_id for label in labels]
@@ -42,7 +41,7 @@ def _listed(keyring: Keyring, subject: str | None = None) -> list[tuple[str | No
     return [(info.subject, info.generation, info.state) for info in infos]
 
 
-def test_spellings_of_a_name_are_one_subject(keyring: Keyring) -> None:
+def test_all_spellings_of_a_name_are_one_subject(keyring: Keyring) -> None:
     assert len({keyring.sealing_key(label).key_id for label in SPELLINGS}) == 1
     keyring.ensure(SPELLINGS)
     snapshot = keyring.snapshot(SPELLINGS)
@@ -52,7 +51,7 @@ def test_spellings_of_a_name_are_one_subject(keyring: Keyring) -> None:
 
 @pytest.mark.parametrize("stored", SPELLINGS)
 @pytest.mark.parametrize("asked", SPELLINGS)
-def test_a_key_from_before_is_found_by_every_spelling(
+def test_an_old_key_is_found_by_every_spelling(
     keyring: Keyring, stored: str, asked: str, tmp_path: Path
 ) -> None:
     (before,) = _as_before(keyring, stored)
@@ -68,7 +67,7 @@ def test_a_key_from_before_is_found_by_every_spelling(
             again.sealing_key(asked)
 
 
-def test_two_keys_that_one_person_got_before_are_one_subjects_now(keyring: Keyring) -> None:
+def test_old_keys_of_two_spellings_belong_to_one_subject(keyring: Keyring) -> None:
     composed_key, decomposed_key = _as_before(keyring, NFC, NFD)
     assert composed_key != decomposed_key
     for label in SPELLINGS:
@@ -80,25 +79,23 @@ def test_two_keys_that_one_person_got_before_are_one_subjects_now(keyring: Keyri
 
 
 @pytest.mark.parametrize("stored", SPELLINGS)
-def test_erasure_reaches_every_spelling_and_stays(
-    keyring: Keyring, stored: str, tmp_path: Path
-) -> None:
+def test_destroy_reaches_every_spelling(keyring: Keyring, stored: str, tmp_path: Path) -> None:
     _as_before(keyring, stored, "set/other")
     assert keyring_admin.destroy(keyring, NFC) == 1
     assert _listed(keyring, NFC) == _listed(keyring, stored) == [(None, 1, "destroyed")]
     with Keyring.open(tmp_path / "keys.db", KeyFile(tmp_path / "master.key")) as again:
         for label in SPELLINGS:
-            for one in (keyring, again):
+            for opened in (keyring, again):
                 with pytest.raises(DestroyedKey):
-                    one.sealing_key(label)
+                    opened.sealing_key(label)
         assert again.sealing_key("set/other").key_id
 
 
-def test_a_tombstone_from_before_is_found_by_its_own_spelling_and_the_usual_ones(
+def test_an_old_tombstone_is_found_by_composed_and_decomposed_labels(
     keyring: Keyring, tmp_path: Path
 ) -> None:
     _as_before(keyring, NFD)
-    with pytest.MonkeyPatch.context() as patch:  # it kept its tag then
+    with pytest.MonkeyPatch.context() as patch:  # old tombstones kept the tag of the label
         patch.setattr(Keyring, "subject_tag", lambda self, subject: self._tag(NFD))
         keyring_admin.destroy(keyring, NFD)
     with Keyring.open(tmp_path / "keys.db", KeyFile(tmp_path / "master.key")) as again:
@@ -107,9 +104,7 @@ def test_a_tombstone_from_before_is_found_by_its_own_spelling_and_the_usual_ones
                 again.sealing_key(label)
 
 
-def test_an_export_of_one_spelling_is_imported_under_the_subject(
-    keyring: Keyring, tmp_path: Path
-) -> None:
+def test_an_export_is_imported_under_the_composed_label(keyring: Keyring, tmp_path: Path) -> None:
     phrase = Passphrase("for the court", Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1))
     _as_before(keyring, NFD)
     assert export_subject(keyring, NFC, tmp_path / "one.keys", phrase) == 1
@@ -118,8 +113,9 @@ def test_an_export_of_one_spelling_is_imported_under_the_subject(
         assert _listed(other, NFD) == [(NFC, 1, "retired")]
 
 
+@settings(max_examples=50)
 @given(st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text))
-def test_labels_in_any_form_are_one(text: str) -> None:
+def test_labels_in_any_unicode_form_are_equal(text: str) -> None:
     forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
     assert {checked_label(form) for form in (text, *forms)} == {composed(text)}
     assert set(spellings(text)) == {text, *forms}
@@ -127,14 +123,14 @@ def test_labels_in_any_form_are_one(text: str) -> None:
 
 
 @pytest.mark.parametrize("label", ["", "a\0b", "\udcff"])
-def test_what_is_no_label_is_refused(label: str) -> None:
+def test_invalid_labels_are_rejected(label: str) -> None:
     for check in (spellings, checked_label):
         with pytest.raises(BadInput, match="subject label"):
             check(label)
 
 
 @pytest.mark.parametrize("label", ["x" * 1025, "\u1ebf" * 342])
-def test_a_label_too_long_gets_no_key(keyring: Keyring, label: str) -> None:
+def test_a_label_that_is_too_long_gets_no_key(keyring: Keyring, label: str) -> None:
     with pytest.raises(BadInput, match="subject label of 102. bytes"):
         keyring.check_subject(label)
     with pytest.raises(BadInput, match="subject label of 102. bytes"):
@@ -143,22 +139,22 @@ def test_a_label_too_long_gets_no_key(keyring: Keyring, label: str) -> None:
 
 
 @pytest.mark.parametrize("odd", ["\u212a", "\u037e", "\u1fef"])  # kelvin, Greek ; and accent
-def test_a_label_that_composes_to_ascii_is_found_by_that(keyring: Keyring, odd: str) -> None:
+def test_an_old_label_that_composes_to_ascii_is_found(keyring: Keyring, odd: str) -> None:
     label = f"x/{odd}1"
     assert composed(label).isascii()
     _as_before(keyring, label)
     assert _listed(keyring, composed(label)) == [(label, 1, "active")]
-    keyring.sealing_key("x/2")  # the file is read again, with what is known of its labels
+    keyring.sealing_key("x/2")  # reads the file again
     assert keyring_admin.destroy(keyring, composed(label)) == 1
     for spelling in (label, composed(label)):
         with pytest.raises(DestroyedKey):
             keyring.sealing_key(spelling)
 
 
-def test_a_key_from_before_whose_label_grows_when_composed_can_be_revoked_and_destroyed(
+def test_an_old_key_with_a_label_that_grows_when_composed_can_be_revoked_and_destroyed(
     keyring: Keyring,
 ) -> None:
-    label = "\u0958" * 341  # 1023 bytes, composed twice as many
+    label = "\u0958" * 341  # 1023 bytes; twice as many when composed
     (before,) = _as_before(keyring, label)
     keyring.check_subject(label)
     assert keyring.sealing_key(label).key_id == before

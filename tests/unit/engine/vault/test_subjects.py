@@ -1,4 +1,4 @@
-"""Whose key a picture gets: tables and patterns as people write them."""
+"""Subject rules: folders, patterns and tables as people write them."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "subjects.csv"
 
 
-def test_a_table_of_a_spreadsheet_is_read(table: Path) -> None:
-    table.write_text("path,subject\r\na/1.png,Zoë\r\n", encoding="utf-8-sig")  # with a mark
+def test_a_table_written_by_a_spreadsheet_is_read(table: Path) -> None:
+    table.write_text("path,subject\r\na/1.png,Zoë\r\n", encoding="utf-8-sig")  # with a BOM
     rule = subject_rule("csv", "set", table=table)
     assert rule("a/1.png") == "set/Zoë"
     with pytest.raises(BadInput, match="add a line"):
         rule("a/2.png")
 
 
-def test_a_picture_of_two_subjects_is_refused(table: Path) -> None:
+def test_an_image_with_two_subjects_is_rejected(table: Path) -> None:
     table.write_text("path,subject\na.png,anna\na.png,anna\nb.png,ben\na.png,ben\n")
     with pytest.raises(UsageError, match=r"line 5 gives 'a\.png' a second subject"):
         subject_rule("csv", "set", table=table)
 
 
 @pytest.mark.parametrize("source", ["folder", "regex", "none"])
-def test_a_table_that_would_not_be_read_is_refused(source: str, table: Path) -> None:
+def test_a_table_that_would_be_ignored_is_rejected(source: str, table: Path) -> None:
     with pytest.raises(UsageError, match="--subject-csv needs --subject-from csv"):
         subject_rule(source, "set", table=table)
 
 
 @pytest.mark.parametrize("source", ["folder", "csv", "none"])
-def test_a_pattern_that_would_not_be_used_is_refused(source: str) -> None:
+def test_a_pattern_that_would_be_ignored_is_rejected(source: str) -> None:
     with pytest.raises(UsageError, match="--subject-regex needs --subject-from regex"):
         subject_rule(source, "set", pattern=r"_c(\d)")
 
@@ -45,27 +45,27 @@ def test_a_pattern_that_would_not_be_used_is_refused(source: str) -> None:
     ("source", "pattern", "words"),
     [
         ("folders", None, "expected one of folder, regex, csv, none"),
-        ("regex", "(", "no regular expression"),
+        ("regex", "(", "not a regular expression"),
         ("regex", "a", "has no group"),
         ("csv", None, "needs --subject-csv FILE"),
     ],
 )
-def test_rules_that_make_no_sense_are_named(source: str, pattern: str | None, words: str) -> None:
+def test_invalid_rules_are_rejected(source: str, pattern: str | None, words: str) -> None:
     given = {} if pattern is None else {"pattern": pattern}
     with pytest.raises(UsageError, match=words):
         subject_rule(source, "set", **given)
 
 
-def test_pictures_without_a_subject_are_named() -> None:
-    with pytest.raises(BadInput, match="no sub-folder"):
+def test_images_without_a_subject_are_rejected() -> None:
+    with pytest.raises(BadInput, match="not in a subfolder"):
         subject_rule("folder", "set")("a.png")
-    with pytest.raises(BadInput, match="no subject found"):
+    with pytest.raises(BadInput, match="does not match the path"):
         subject_rule("regex", "set")("a.png")
     assert subject_rule("regex", "set")("x/0002_c1s1_000451_03.jpg") == "set/0002"
     assert subject_rule("none", "set")("a.png") == "set/picture:a.png"
 
 
-def test_accents_are_compared_composed(table: Path) -> None:
+def test_paths_and_patterns_are_compared_in_composed_form(table: Path) -> None:
     composed, decomposed = "Zo\u00eb", "Zoe\u0308"
     lines = [f"{composed}/1.png,{decomposed}", f"{decomposed}/1.png,{composed}"]
     table.write_text("\n".join(["path,subject", *lines]), encoding="utf-8")
@@ -76,15 +76,15 @@ def test_accents_are_compared_composed(table: Path) -> None:
 
 
 @pytest.mark.parametrize("accent", ["\u0301", r"\u0301"])
-def test_a_pattern_stays_as_it_is_written(accent: str) -> None:
-    """The set of e and an accent, composed, would be the set of another letter."""
+def test_a_pattern_is_not_composed(accent: str) -> None:
+    """Composing the set of e and an accent would make it the set of another letter."""
     rule = subject_rule("regex", "set", pattern=f"^([e{accent}]+)/")
     assert rule("e/1.png") == "set/e"
-    assert rule("e\u0301/1.png") == "set/e\u0301"  # composed it is no e: found in the path as it is
-    with pytest.raises(BadInput, match="no subject found"):
+    assert rule("e\u0301/1.png") == "set/e\u0301"  # matches only in the given form
+    with pytest.raises(BadInput, match="does not match the path"):
         rule("\u00e9/1.png")
 
 
-def test_a_pattern_sees_the_composed_path_first() -> None:
+def test_a_pattern_is_searched_in_the_composed_path_first() -> None:
     rule = subject_rule("regex", "set", pattern=r"^(\w)")
     assert rule("e\u0301/1.png") == "set/\u00e9"

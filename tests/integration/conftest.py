@@ -1,0 +1,40 @@
+"""Scenes for tests of protect: a checkpoint, a folder of images and a keyring."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from yacs.config import CfgNode
+
+from engine.vault.keyring import Keyring
+from tests.fixtures.protection import Scene, make_scene
+from tools.protect import main
+
+_TEMPLATES: list[Scene] = []
+
+
+@pytest.fixture
+def sealed(
+    make_cfg: Callable[..., CfgNode], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Scene:
+    """Return a copy of a scene whose images are sealed; the original is made once."""
+    if not _TEMPLATES:
+        template = make_scene(make_cfg, tmp_path_factory.mktemp("template"))
+        assert main(template.protect()) == 0
+        _TEMPLATES.append(template)
+    original, scene = _TEMPLATES[0], Scene(tmp_path / "scene")
+    shutil.copytree(original.root, scene.root, ignore=shutil.ignore_patterns("run"))
+    scene.checkpoint.symlink_to(original.checkpoint)  # 45 MB that no test changes
+    return scene
+
+
+@pytest.fixture
+def scene(sealed: Scene) -> Scene:
+    """Return a scene in which no image is sealed and the keyring is empty."""
+    shutil.rmtree(sealed.sealed)
+    sealed.keyring_path.unlink()
+    Keyring.create(sealed.keyring_path, sealed.master).close()
+    return sealed
