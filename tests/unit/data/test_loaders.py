@@ -11,7 +11,7 @@ from configs.defaults import default_config
 from data.build import _SOURCES, build_eval_loader, build_train_loader
 from data.store import ResidentPixels, StreamedPixels
 from layers.pixels import PixelSpace
-from tests.fixtures.pictures import picture_splits
+from tests.fixtures.images import image_splits
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ RADII = {"mosaic": 8.0, "blur": 3.0, "noise": 0.5}
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    return picture_splits(tmp_path_factory.mktemp("pictures"), [3, 8, 5, 9, 4, 6])
+    return image_splits(tmp_path_factory.mktemp("pictures"), [3, 8, 5, 9, 4, 6])
 
 
 def _config(**changes: object):
@@ -193,7 +193,7 @@ def test_nothing_is_kept_once_no_loader_needs_it(splits):
 
 @pytest.mark.parametrize("mode", ["memory", "stream"])
 def test_bad_pictures_are_left_out_of_training_and_evaluation(tmp_path, mode):
-    splits = picture_splits(tmp_path, [4, 4, 4, 4])
+    splits = image_splits(tmp_path, [4, 4, 4, 4])
     for place in (1, 6):
         with Path(splits.train[place].path).open("r+b") as file:
             file.truncate(300)

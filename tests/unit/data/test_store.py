@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.desensitize import Blur
 from data.store import ResidentPixels, StreamedPixels, count_workers, decode
-from tests.fixtures.pictures import write_picture, write_samples
+from tests.fixtures.images import write_image, write_samples
 from utils.errors import UserError
 
 SIZE = (32, 16)
@@ -43,7 +43,7 @@ def _all(source) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def test_pictures_are_resized_with_pillows_bilinear_filter(tmp_path):
-    path = write_picture(tmp_path / "a.png", 1)
+    path = write_image(tmp_path / "a.png", 1)
     expected = np.asarray(Image.open(path).resize((16, 32), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(decode(path, SIZE), expected.transpose(2, 0, 1))
 
