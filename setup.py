@@ -5,15 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
-FOLDERS = ("configs", "data", "engine", "layers", "modeling", "solver", "tools", "utils")
+FOLDERS = (
+    "configs",
+    "data",
+    "engine",
+    "layers",
+    "modeling",
+    "securereid",
+    "solver",
+    "tools",
+    "utils",
+)
 
 
 def requirements() -> list[str]:
     """Return the packages of ``requirements.txt``: the one place their lower bounds stand."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+class NoWheel(bdist_wheel):
+    """Refuse to build a wheel: its top-level packages would be called data, utils and so on."""
+
+    def run(self) -> None:
+        """Explain how to install instead; ``pip install -e .`` does not come here."""
+        raise SystemExit(
+            "error: SecureReID is installed from a checkout: run `pip install -e .` there. A wheel "
+            "would install packages named data, utils and tools, which other projects also use."
+        )
 
 
 setup(
@@ -28,12 +50,16 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=[p for name in FOLDERS for p in (name, f"{name}.*")]),
-    package_data={"configs": ["*.yml"], "tools.lib": ["*.jinja"]},
+    package_data={"configs": ["*.yml"], "securereid": ["py.typed"], "tools.lib": ["*.jinja"]},
+    entry_points={"console_scripts": ["securereid = securereid.cli:main"]},
+    cmdclass={"bdist_wheel": NoWheel},
     install_requires=requirements(),
     extras_require={
         # The CUHK03 release is MATLAB v7.3 (h5py) and its protocol files are MATLAB 5 (scipy).
         "cuhk03": ["h5py>=3.10", "scipy>=1.10.1"],
         # tools/export.py writes ONNX files, and runs them to compare.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
+        # The options of `securereid` in the shell.
+        "completion": ["argcomplete>=3.1"],
     },
 )

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, out_of_memory, shortage
+from utils.errors import UserError, optional_package, out_of_memory, shortage
 from utils.logger import ONLY_IN_FILE, get_logger
 from utils.world import World
 
@@ -49,6 +49,22 @@ class Parser(argparse.ArgumentParser):
         """Take what argparse takes."""
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**settings)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or answer the shell if it asks for completions."""
+        self._complete()
+        return super().parse_args(args, namespace)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse options between positional arguments, or answer the shell."""
+        self._complete()
+        return super().parse_intermixed_args(args, namespace)
+
+    def _complete(self) -> None:
+        if "_ARGCOMPLETE" in os.environ:
+            optional_package(
+                "argcomplete", "shell completion", "pip install argcomplete"
+            ).autocomplete(self)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, without the whole usage, and exit with 2."""
