@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,3 +41,43 @@ def _setup(folder: Path, command: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def _steps() -> list[tuple[str, str]]:
+    """Return the instructions of the Dockerfile, each as (name, argument) on one line."""
+    text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(name, argument.strip()) for name, _, argument in (x.partition(" ") for x in lines)]
+
+
+def test_the_steps_of_the_container_run(tmp_path: Path) -> None:
+    """No image builder is needed: programs that change a system only record how they were called."""
+    calls = tmp_path / "calls"
+    for name in ("pip", "useradd", "mkdir", "chown", "chmod", "rm"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n')
+        program.chmod(0o755)
+    torch = tmp_path / "torch.txt"
+    for name, argument in _steps():
+        if name == "RUN":
+            subprocess.run(
+                ["sh", "-ec", argument.replace("/tmp/torch.txt", str(torch))],
+                cwd=ROOT,
+                env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TORCH_INDEX": "index"},
+                check=True,
+            )
+    assert [line.split(">=")[0] for line in torch.read_text().splitlines()] == [
+        "torch",
+        "torchvision",
+    ]
+    recorded = calls.read_text()
+    assert "pip install -e .[cuhk03,onnx]" in recorded
+    assert "chown securereid /data /keys /output" in recorded
+
+
+def test_the_container_runs_the_console_script_as_a_user() -> None:
+    steps = _steps()
+    assert ("ENTRYPOINT", '["securereid"]') in steps
+    assert ("USER", "securereid") in steps
+    assert "securereid = securereid.cli:main" in (ROOT / "setup.py").read_text("utf-8")
