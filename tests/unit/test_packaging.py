@@ -51,7 +51,7 @@ def _steps() -> list[tuple[str, str]]:
 
 
 def test_the_steps_of_the_container_run(tmp_path: Path) -> None:
-    """No image builder is needed: programs that change a system only record how they were called."""
+    """Programs that change a system only record how they were called: no builder is needed."""
     calls = tmp_path / "calls"
     for name in ("pip", "useradd", "mkdir", "chown", "chmod", "rm"):
         program = tmp_path / "bin" / name
