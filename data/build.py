@@ -1,4 +1,4 @@
-"""From the configuration to splits and loaders; the only place in ``data`` that reads it."""
+"""Build splits and loaders from the configuration; no other module of ``data`` reads it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from data.samplers import IdentitySampler
 from data.store import PixelSource, ResidentPixels, StreamedPixels, plan_cache
 from data.transforms import Augmentation
 from layers.pixels import PixelSpace
-from utils.errors import UserError
+from utils.errors import UserError, naming_keys
 from utils.logger import get_logger
 
-# Sources live as long as a loader uses them; a second loader over the same pictures shares them.
+# Loaders over the same images share one source. It is freed with the last of them.
 _SOURCES: WeakValueDictionary[tuple[object, ...], ResidentPixels | StreamedPixels] = (
     WeakValueDictionary()
 )
 
 
 def build_splits(cfg: CfgNode) -> DatasetSplits:
-    """Read the data set that DATASETS.NAMES names.
+    """Load the data set of DATASETS.NAMES.
 
     Raises:
-        UserError: If it is unknown, missing or damaged.
+        UserError: It is unknown, missing or damaged.
     """
     return load_splits(
         cfg.DATASETS.NAMES,
@@ -54,33 +54,34 @@ def build_train_loader(
     world_size: int = 1,
     sharers: int = 1,
 ) -> TrainLoader:
-    """Make the loader of augmented P x K batches.
+    """Return the loader of augmented P x K batches.
 
-    Over the epochs a process sees every picture, so each keeps all of them.
+    Every process keeps all images, because over the epochs it needs each of them.
 
     Args:
         cfg: The configuration.
         splits: The data set.
-        device: Where batches are made.
-        rank: This process of a distributed run, counted from 0.
-        world_size: Number of processes; SOLVER.IMS_PER_BATCH is that of all of them together.
-        sharers: How many of them share the memory of this machine.
+        device: Device of the batches.
+        rank: Rank of this process, from 0.
+        world_size: Number of processes; SOLVER.IMS_PER_BATCH counts the images of all of them.
+        sharers: Number of processes on this machine.
 
     Raises:
-        UserError: If there are too few identities for a batch, or pictures are bad.
+        UserError: There are too few identities for a batch, or images cannot be decoded.
     """
     if not splits.train:
         raise UserError(f"{splits.name} has no training images; train on another data set")
     desensitizer = _desensitizer(cfg)
     source = _source(cfg, splits.train, device, desensitizer, for_training=True, sharers=sharers)
-    sampler = IdentitySampler(
-        [splits.train[place].pid for place in source.usable.tolist()],
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        num_instances=cfg.DATALOADER.NUM_INSTANCE,
-        seed=cfg.SOLVER.SEED,
-        rank=rank,
-        world_size=world_size,
-    )
+    with naming_keys("SOLVER.IMS_PER_BATCH", "DATALOADER.NUM_INSTANCE"):
+        sampler = IdentitySampler(
+            [splits.train[index].pid for index in source.usable.tolist()],
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            num_instances=cfg.DATALOADER.NUM_INSTANCE,
+            seed=cfg.SOLVER.SEED,
+            rank=rank,
+            world_size=world_size,
+        )
     augmentation = Augmentation(
         PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
         flip_probability=cfg.INPUT.PROB,
@@ -108,29 +109,29 @@ def build_eval_loader(
     world_size: int = 1,
     sharers: int = 1,
 ) -> EvalLoader:
-    """Make a loader over samples in order, not augmented.
+    """Return a loader over samples in order, without augmentation.
 
-    Of several processes each takes, and decodes, a run of whole batches: those of all, one process
-    after the other, are the batches of a single one, so that every number is the same.
+    In a distributed run each rank loads a range of whole batches. The batches of all ranks in rank
+    order equal those of one process, so every score is the same.
 
-    Decoded images are shared with every living loader over the same list: keep the loader, and
-    validation decodes once.
+    Loaders over the same list share decoded images: keep the loader, and every validation after
+    the first decodes nothing.
 
     Args:
         cfg: The configuration.
-        samples: All of them, whoever takes which.
-        device: Where batches are made.
-        rank: This process of a distributed run, counted from 0.
+        samples: The samples of all ranks.
+        device: Device of the batches.
+        rank: Rank of this process, from 0.
         world_size: Number of processes.
-        sharers: How many of them share the memory of this machine.
+        sharers: Number of processes on this machine.
 
     Raises:
-        UserError: If pictures are bad.
+        UserError: Images cannot be decoded.
     """
     size = cfg.TEST.IMS_PER_BATCH
     if world_size > 1:
         num_batches = -(-len(samples) // size)
-        first, end = (size * (num_batches * one // world_size) for one in (rank, rank + 1))
+        first, end = (size * (num_batches * r // world_size) for r in (rank, rank + 1))
         samples = samples[first:end]
     desensitizer = _desensitizer(cfg)
     return EvalLoader(
@@ -144,7 +145,8 @@ def build_eval_loader(
 
 
 def _desensitizer(cfg: CfgNode) -> Desensitizer:
-    return make_desensitizer(cfg.INPUT.TYPE, cfg.INPUT.RADIUS, cfg.SOLVER.SEED)
+    with naming_keys("INPUT.TYPE", "INPUT.RADIUS"):
+        return make_desensitizer(cfg.INPUT.TYPE, cfg.INPUT.RADIUS, cfg.SOLVER.SEED)
 
 
 def _source(
@@ -156,10 +158,10 @@ def _source(
     for_training: bool,
     sharers: int,
 ) -> PixelSource:
-    """Decode the pictures of a list, or take them from a loader that has them already."""
+    """Return the images of a list: those of a living loader, or newly decoded ones."""
     paths = tuple(sample.path for sample in samples)
     size = (int(cfg.INPUT.IMG_SIZE[0]), int(cfg.INPUT.IMG_SIZE[1]))
-    # Kept desensitized images serve every epoch of training; a validation is rare.
+    # Training reads desensitized images in every epoch. Evaluation is rare: they are not kept.
     keep = desensitizer.cacheable and for_training
     key = (
         paths, size, device, cfg.CACHE.MODE, cfg.CACHE.LIMIT_MIB, cfg.CACHE.SKIP_BAD,
@@ -167,29 +169,28 @@ def _source(
     )  # fmt: skip
     if key in _SOURCES:
         return _SOURCES[key]
-    plan = plan_cache(
-        len(paths),
-        size,
-        device,
-        mode=cfg.CACHE.MODE,
-        limit_mib=cfg.CACHE.LIMIT_MIB,
-        with_desensitized=keep,
-        taken_bytes=sum(source.num_bytes for source in _SOURCES.values()),
-        sharers=sharers,
-    )
+    with naming_keys("CACHE.MODE", "CACHE.LIMIT_MIB"):
+        plan = plan_cache(
+            len(paths),
+            size,
+            device,
+            mode=cfg.CACHE.MODE,
+            limit_mib=cfg.CACHE.LIMIT_MIB,
+            with_desensitized=keep,
+            taken_bytes=sum(source.num_bytes for source in _SOURCES.values()),
+            sharers=sharers,
+        )
     get_logger().info("Images: %s", plan.reason)
     workers, skip_bad = cfg.DATALOADER.NUM_WORKERS, cfg.CACHE.SKIP_BAD
     on_gpu = device.type != "cpu"
     source: ResidentPixels | StreamedPixels
     if plan.mode == "stream":
-        # Workers blur on the CPU while it trains there; a GPU blurs faster than its workers.
-        by_workers = desensitizer if desensitizer.cacheable and not on_gpu else None
         source = StreamedPixels(
             paths,
             size,
             num_workers=workers,
             skip_bad=skip_bad,
-            desensitizer=by_workers,
+            desensitizer=desensitizer if desensitizer.cacheable else None,
             pin_memory=on_gpu,
         )
     else:

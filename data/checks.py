@@ -16,7 +16,7 @@ from data.problems import DatasetError, Problem
 from data.records import DatasetSplits
 from data.registry import DATASETS, load_data
 from data.samplers import IdentitySampler
-from utils.errors import UserError
+from utils.errors import UserError, naming_keys
 from utils.progress import Progress
 
 _ABSENT = ("not-found", "kind-absent")
@@ -206,11 +206,12 @@ def _fit_problems(splits: DatasetSplits, options: CheckOptions) -> list[Problem]
         except DatasetError as error:
             found.append(error.problem)
     try:
-        IdentitySampler(
-            [s.pid for s in splits.train],
-            batch_size=options.batch_size,
-            num_instances=options.num_instances,
-        )
+        with naming_keys("SOLVER.IMS_PER_BATCH", "DATALOADER.NUM_INSTANCE"):
+            IdentitySampler(
+                [s.pid for s in splits.train],
+                batch_size=options.batch_size,
+                num_instances=options.num_instances,
+            )
     except UserError as error:
         found.append(Problem("too-few-identities", str(error), "error"))
     return found

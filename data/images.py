@@ -1,21 +1,30 @@
-"""Reading pictures: the one place where a file becomes pixels, and a bad one gets its name."""
+"""Read image files: which names are images, how a file becomes pixels, how pixels are resized.
+
+The data sets, :mod:`engine.api` and :mod:`engine.vault.sources` share these functions, so that an
+image has the same pixels in training, in the API and in ``protect``.
+"""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
+from utils.logger import get_logger
 
-# A person crop is a few thousand pixels; this is a mistake or an attempt to fill the memory.
-MAX_PIXELS = 64 * 1024 * 1024
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_LITTER = frozenset(("__macosx", "@eadir", "thumbs.db", "desktop.ini"))
 
-# Pillow reports a broken stream through any of these, depending on format and version.
-_DECODER_ERRORS = (
+# A person crop has a few thousand pixels. More than this is a mistake or an attack on the memory.
+MAX_PIXELS = 1 << 26
+
+# What Pillow raises for damaged files, above all for damaged EXIF data; found by fuzzing.
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -23,25 +32,27 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    # Formats that lie under a .jpg name unnoticed: AVIF, DDS, SPIDER, TIFF.
+    # The decoders of AVIF, DDS, SPIDER and TIFF, which may be behind a .jpg suffix.
     RuntimeError,
     AttributeError,
     TypeError,
     LookupError,
     ArithmeticError,
 )
+_MAX_EXIF_WARNINGS = 5  # per process: a data set may have broken EXIF data in every image
+_exif_warnings = 0
 
 
-class BadImage(UserError):  # noqa: N818 - the name that says it
-    """A picture that cannot be decoded whole.
+class BadImage(UserError):  # noqa: N818 - reads better than BadImageError
+    """An image that cannot be decoded completely.
 
     Attributes:
         path: The file.
-        reason: What is wrong with it, in words.
+        reason: What is wrong with it.
     """
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        """Name the file and what is wrong with it."""
+        """Store the file and what is wrong with it."""
         self.path = str(path)
         self.reason = reason
         super().__init__(
@@ -50,62 +61,132 @@ class BadImage(UserError):  # noqa: N818 - the name that says it
         )
 
     def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
-        """Rebuild from both arguments, so that the error survives the way out of a worker."""
+        """Rebuild from both arguments, so that worker processes can send the error."""
         return type(self), (self.path, self.reason)
 
 
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder is a by-product of an operating system, or hidden.
+
+    >>> is_litter("._a.jpg"), is_litter("__MACOSX"), is_litter("Thumbs.db"), is_litter("a.jpg")
+    (True, True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has the suffix of an image and is not litter."""
+    return not is_litter(name) and PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def read_rgb(path: str | Path) -> Image.Image:
-    """Read one picture whole, as 8-bit RGB, turned as its EXIF orientation says.
+    """Read an image as 8-bit RGB, rotated by its EXIF orientation.
 
-    Grey and palette pictures are converted, transparency is dropped, and 16-bit grey is scaled
-    (Pillow's own conversion would clip it to white).
-
-    Args:
-        path: The file.
+    Grey and palette images are converted. Transparency is dropped. 16-bit grey is divided by 256
+    (Pillow would clip it to white), and float images are scaled if their values are in [0, 1].
 
     Returns:
-        A decoded picture of mode ``RGB`` that no longer holds the file open.
+        A decoded image of mode ``RGB``; the file is closed.
 
     Raises:
-        BadImage: The file is missing, empty, not a picture, truncated, damaged or absurdly large.
+        BadImage: The file is missing, empty, not an image, truncated, damaged or too large.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise BadImage(path, f"{picture.width} x {picture.height} pixels is too large")
-            if picture.format == "EPS":  # Pillow would start Ghostscript on it
-                raise BadImage(path, "the file is PostScript, which is a program, not a picture")
-            picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(path, f"{image.width} x {image.height} pixels is too large")
+            if image.format == "EPS":  # Pillow would run Ghostscript
+                raise BadImage(path, "the file is PostScript, which is a program, not an image")
+            image.load()
+            return _to_rgb(upright(image, str(path)))
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(path, _not_a_picture(Path(path))) from error
+        with Path(path).open("rb") as stream:
+            content = describe_content(stream.read(64)) or "not an image"
+        raise BadImage(path, f"the file is {content}") from error
     except FileNotFoundError as error:
         raise BadImage(path, "no such file") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise BadImage(path, f"cannot be decoded ({error or type(error).__name__})") from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB":
-        return picture.copy()
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        values = np.asarray(picture).astype(np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("P", "PA"):
-        picture = picture.convert("RGBA")  # keeps a palette's transparency from becoming an error
-    return picture.convert("RGB")
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """Rotate an image by its EXIF orientation; broken EXIF data is ignored with a warning.
+
+    Args:
+        image: A decoded image (errors of the decoder would be taken for errors of the EXIF data).
+        name: Names the image in the warning.
+    """
+    global _exif_warnings  # noqa: PLW0603 - one limit for all images of a process
+    try:
+        return ImageOps.exif_transpose(image)
+    except DECODER_ERRORS as error:
+        _exif_warnings += 1
+        if _exif_warnings <= _MAX_EXIF_WARNINGS:
+            get_logger().warning(
+                "%s: the EXIF data is broken (%s); the image is read without its orientation%s",
+                name,
+                error or type(error).__name__,
+                "; more such images are not reported" * (_exif_warnings == _MAX_EXIF_WARNINGS),
+            )
+        return image
 
 
-def _not_a_picture(path: Path) -> str:
-    """Say what the file is instead, where its first bytes tell."""
-    with path.open("rb") as stream:
-        head = stream.read(64)
+def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize an RGB image as in training: Pillow's antialiasing bilinear filter on 8-bit values.
+
+    Args:
+        image: An image of mode ``RGB``.
+        size: Height and width, px.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    height, width = size
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def describe_content(head: bytes) -> str | None:
+    """Return what a file is that should be something else, from its first bytes.
+
+    Returns:
+        ``empty``, ``a Git-LFS pointer ...`` or ``an HTML page ...``; None for other content.
+    """
     if not head:
-        return "the file is empty"
+        return "empty"
     if head.startswith(b"version https://git-lfs"):
-        return "the file is a Git-LFS pointer, not a picture (run `git lfs pull`)"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "the file is an HTML page, not a picture"
-    return "the file is not a picture"
+        return "a Git-LFS pointer (run `git lfs pull`)"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "an HTML page"
+    return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # otherwise some transparent palettes raise an error
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale the values of a grey image of more than 8 bits to 0..255.
+
+    Raises:
+        ValueError: The values are in none of the ranges that are known.
+    """
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return np.rint(values * 255).astype(np.uint8)
+    # Older versions of Pillow open a 16-bit PNG in mode I.
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if not is_16_bit and low >= 0 and high <= 255:
+        return values.astype(np.uint8)
+    if image.mode != "F" and low >= 0 and high < 1 << 16:
+        return np.floor(values / 256).astype(np.uint8)
+    raise ValueError(f"its values are from {low:g} to {high:g}; expected 0..255, or 0..1 as floats")

@@ -1,4 +1,4 @@
-"""Loaders: from 8-bit images to normalised batches on the device."""
+"""Loaders of normalised batches on the device, for training and for evaluation."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from utils.seeding import torch_generator
 
 
 class _Identities:
-    """Label, pid, camera and place of each sample, ready to be picked by place."""
+    """Labels, pids and cameras of samples as tensors, selected by index."""
 
     def __init__(self, samples: Sequence[Sample], label_of: Mapping[int, int]) -> None:
         rows = [(label_of.get(s.pid, -1), s.pid, s.camid) for s in samples]
         self._columns = torch.tensor(rows, dtype=torch.int64).view(-1, 3).T.contiguous()
 
-    def batch(self, raw: Tensor, desensitized: Tensor, places: Tensor) -> Batch:
-        columns = self._columns[:, places].to(raw.device, non_blocking=True)
+    def batch(self, raw: Tensor, desensitized: Tensor, indices: Tensor) -> Batch:
+        columns = self._columns[:, indices].to(raw.device, non_blocking=True)
         label, pid, camid = columns.unbind(0)
-        return Batch(raw, desensitized, label, pid, camid, places)
+        return Batch(raw, desensitized, label, pid, camid, indices)
 
 
 class TrainLoader:
     """P x K batches, augmented and normalised on the device.
 
-    Everything drawn (identities, flips, crops, rectangles, noise) is a function of (seed, epoch),
-    so an epoch is the same after a resume, and on every device. Ranks of a distributed run draw for
-    the whole batch and take their share.
+    All randomness (identities, flips, crops, erased rectangles, noise) is a function of seed and
+    epoch: an epoch is the same after a resume, and on every device. Each rank of a distributed run
+    draws for the whole batch and uses its part.
 
     Args:
         source: 8-bit images.
         samples: The training samples, in the order of the source.
-        label_of: Class index of each pid.
-        sampler: Plans batches over the usable samples of the source.
+        label_of: Class index by pid.
+        sampler: Plans batches of the usable samples of the source.
         desensitizer: Applied before augmentation, unless the source has done it.
         augmentation: Applied with the same draw to raw and desensitized images.
-        seed: What draws are derived from.
-        device: Where batches are made.
+        seed: Seed of augmentation and noise.
+        device: Device of the batches.
 
     Attributes:
-        samples: As given; ``Batch.index`` counts in it.
+        samples: As given; ``Batch.index`` is an index into it.
     """
 
     def __init__(
@@ -69,25 +69,25 @@ class TrainLoader:
         self._seed, self._device, self._epoch = seed, device, 1
 
     def __len__(self) -> int:
-        """Return the number of batches, the same in every epoch."""
+        """Return the number of batches of any epoch."""
         return len(self.sampler)
 
     @property
     def num_images(self) -> int:
-        """Images that an epoch yields on this rank, repeated ones counted."""
+        """Number of images that an epoch yields on this rank; repeated images count."""
         return len(self) * self.sampler.batch_size // self.sampler.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields, counted from 1."""
+        """Set the epoch of the next iteration, from 1."""
         self._epoch = int(epoch)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch that was set."""
         plan = self.source.usable[self.sampler.plan(self._epoch)]
         generator = torch_generator(self._seed, "augmentation", self._epoch)
-        for places, pixels in zip(plan, self.source.batches(plan), strict=True):
+        for indices, pixels in zip(plan, self.source.batches(plan), strict=True):
             raw, desensitized = self._augmented(pixels, generator)
-            yield self._identities.batch(raw, desensitized, places)
+            yield self._identities.batch(raw, desensitized, indices)
 
     def _augmented(self, pixels: Pixels, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         size = (pixels[0].shape[2], pixels[0].shape[3])
@@ -100,12 +100,12 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """All usable samples in order, not augmented; the last batch may be short.
+    """All usable samples in order, without augmentation; the last batch may be smaller.
 
-    A batch holds the usable ones of ``batch_size`` samples: one without a bad picture is the same
-    whether or not another has one, and whichever process of several makes it.
+    A batch consists of the usable samples among ``batch_size`` consecutive samples. So a damaged
+    image changes only its own batch, and any rank makes the same batches.
 
-    Test-time noise is a function of (seed, image), whatever batch the image comes in.
+    Test-time noise is a function of seed and image, not of the batch.
 
     Args:
         source: 8-bit images.
@@ -113,14 +113,14 @@ class EvalLoader:
         desensitizer: Applied unless the source has done it.
         pixel_space: Normalisation.
         batch_size: Images in a batch.
-        device: Where batches are made.
+        device: Device of the batches.
 
     Attributes:
-        samples: As given; ``Batch.index`` counts in it, also where bad pictures are left out.
-        num_images: Images that an iteration yields.
+        samples: As given; ``Batch.index`` is an index into it, also if images are left out.
+        num_images: Number of images that an iteration yields.
 
     Raises:
-        UserError: If batch_size is below 1.
+        UserError: ``batch_size`` is below 1.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class EvalLoader:
         device: torch.device,
     ) -> None:
         if batch_size < 1:
-            raise UserError(f"TEST.IMS_PER_BATCH is {batch_size}; expected 1 or more")
+            raise UserError(f"the batch size is {batch_size}; expected 1 or more")
         self.samples, self.source = tuple(samples), source
         self.num_images = len(source.usable)
         self._identities = _Identities(samples, {})
@@ -146,9 +146,9 @@ class EvalLoader:
         return len(self._plan())
 
     def _plan(self) -> tuple[Tensor, ...]:
-        """Return the places of each batch; none is empty."""
+        """Return the indices of each batch; no batch is empty."""
         usable = self.source.usable
-        if not len(usable):  # split would make one empty batch
+        if not len(usable):  # split would return one empty batch
             return ()
         _, counts = torch.unique_consecutive(usable // self._batch_size, return_counts=True)
         return usable.split(counts.tolist())
@@ -156,20 +156,22 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield all batches; labels are -1."""
         plan = self._plan()
-        for places, pixels in zip(plan, self.source.batches(plan), strict=True):
+        for indices, pixels in zip(plan, self.source.batches(plan), strict=True):
             raw, desensitized = _on_device(pixels, self._device, self._desensitizer, None)
             yield self._identities.batch(
                 normalize_batch(raw, self._pixel_space),
                 normalize_batch(desensitized, self._pixel_space),
-                places,
+                indices,
             )
 
 
 def _on_device(
     pixels: Pixels, device: torch.device, desensitizer: Desensitizer, keys: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Move 8-bit images to the device, a quarter of what floats would be, and desensitize there."""
+    """Return raw and desensitized images on the device, moved as 8 bits."""
     raw, desensitized = pixels
+    if desensitized is None and desensitizer.cacheable:  # such methods run on the CPU
+        desensitized = desensitizer(raw, keys)
     raw = raw.to(device, non_blocking=True)
     if desensitized is None:
         return raw, desensitizer(raw, keys)

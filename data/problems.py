@@ -1,6 +1,7 @@
-"""What can be wrong with a data set, each mistake with a name, a sentence and a remedy.
+"""Problems of data sets: each has a stable code and one sentence with the fix.
 
-The loaders, ``tools/data.py check`` and the start of a training all show these same sentences.
+The loaders, ``tools/data.py check`` and the start of a training report the same sentences, which
+therefore name the settings that a user can change.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.images import IMAGE_SUFFIXES
 from utils.errors import UserError
 
 Level = Literal["error", "warning", "note"]
@@ -16,12 +18,13 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing found wrong.
+    """One problem of a data set.
 
     Attributes:
-        code: Short stable name of the mistake, such as ``wrong-root``.
-        text: What, found, expected and remedy, in one sentence.
-        level: ``error`` cannot go on, ``warning`` can and may hurt, ``note`` is harmless.
+        code: Short stable name, such as ``wrong-root``.
+        text: What is wrong, what was expected, and what to do.
+        level: ``error``: the data set cannot be used. ``warning``: it can, but results may be
+            worse than expected. ``note``: harmless.
     """
 
     code: str
@@ -30,99 +33,105 @@ class Problem:
 
 
 class DatasetError(UserError):
-    """A data set that cannot be used as it lies there.
+    """A data set that cannot be used.
 
     Attributes:
-        problem: The mistake by name.
+        problem: Its code and text.
     """
 
     def __init__(self, code: str, text: str) -> None:
-        """Keep the name of the mistake beside its sentence."""
+        """Store code and text."""
         self.problem = Problem(code, text, "error")
         super().__init__(text)
 
     def __reduce__(self) -> tuple[type[DatasetError], tuple[str, str]]:
-        """Rebuild from both arguments, so that the error survives pickling."""
+        """Rebuild from both arguments, so that the error can be pickled."""
         return type(self), (self.problem.code, self.problem.text)
 
 
 def examples(names: list[str], limit: int = 3) -> str:
-    """Show the first few of many names."""
+    """Return the first names, separated by commas.
+
+    >>> examples(["a", "b", "c"], 2)
+    'a, b, ...'
+    """
     shown = ", ".join(names[:limit])
     return f"{shown}, ..." if len(names) > limit else shown
 
 
 def empty_folder(folder: Path, role: str) -> DatasetError:
-    """Refuse a folder without a single picture."""
+    """Return the error for a folder without images."""
+    suffixes = " ".join(IMAGE_SUFFIXES)
     return DatasetError(
         f"empty-{role}",
-        f"{folder} holds no picture (.jpg, .jpeg or .png), though {role} images are expected "
-        "there; copy them there, or unpack the archive again",
+        f"{folder} contains no image ({suffixes}); expected the {role} images; copy them there, "
+        "or unpack the archive again",
     )
 
 
 def no_name_matches(folder: Path, names: list[str], pattern: str) -> DatasetError:
-    """Refuse a folder in which no name can be read."""
+    """Return the error for a folder in which no file name matches a pattern."""
     return DatasetError(
         "no-name-matches",
-        f"none of the {len(names)} pictures in {folder} is named {pattern} (found "
+        f"none of the {len(names)} images in {folder} is named {pattern} (for example "
         f"{examples(names)}); rename them, or describe them in a table: DATASETS.NAMES csv:FILE",
     )
 
 
 def some_names_do_not_match(folder: Path, names: list[str], pattern: str) -> Problem:
-    """Report pictures left out because their names cannot be read."""
+    """Return the warning for images that are left out because of their names."""
     return Problem(
         "names-skipped",
-        f"{len(names)} pictures in {folder} are left out because they are not named {pattern} "
+        f"{len(names)} images in {folder} are left out because they are not named {pattern} "
         f"({examples(names)}); rename or remove them",
     )
 
 
 def upper_case_suffix(folder: Path, names: list[str]) -> Problem:
-    """Report suffixes that other tools would overlook; here they are read."""
+    """Return the note for suffixes such as ``.JPG``."""
     return Problem(
         "upper-case-suffix",
-        f"{len(names)} pictures in {folder} have an upper-case suffix ({examples(names)}); they "
+        f"{len(names)} images in {folder} have an upper-case suffix ({examples(names)}); they "
         "are read here, but tools that look for *.jpg miss them: rename them to lower case",
         "note",
     )
 
 
 def ground_truth_as_gallery(folder: Path) -> DatasetError:
-    """Refuse Market-1501's hand-drawn boxes in the place of the gallery."""
+    """Return the error for Market-1501's hand-drawn boxes in the gallery folder."""
     return DatasetError(
         "gt-bbox-as-gallery",
-        f"{folder} does not hold the gallery but hand-drawn boxes (every name ends in _00, as in "
-        "gt_bbox); the gallery is bounding_box_test of the archive, 19,732 detected boxes",
+        f"{folder} contains hand-drawn boxes instead of the gallery (every name ends in _00, as "
+        "in gt_bbox); the gallery is bounding_box_test of the archive, 19,732 detected boxes",
     )
 
 
 def single_camera(subset: str) -> DatasetError:
-    """Refuse cross-camera scoring where there is only one camera."""
+    """Return the error for cross-camera scoring of images from one camera."""
     return DatasetError(
         "single-camera",
-        f"all {subset} images come from a single camera, so no query has a match in another one; "
-        "set TEST.CROSS_CAMERA False for such a set (the result says so)",
+        f"all {subset} images are from one camera, so no query has a match in another camera; if "
+        "that is right, set TEST.CROSS_CAMERA False (results are marked with it); if not, put the "
+        "camera into the file names (such as 0001_c2_0001.jpg), or use DATASETS.NAMES csv:FILE",
     )
 
 
 def wrong_counts(title: str, subset: str, found: str, expected: str) -> Problem:
-    """Report a subset whose size is not the published one."""
+    """Return the warning for a subset whose size differs from the published size."""
     return Problem(
         "wrong-counts",
         f"{title} {subset}: found {found}, expected {expected}; scores are not comparable with "
-        "published ones until the archive is unpacked again",
+        "published scores; unpack the archive again",
     )
 
 
 def kind_mismatch(
     config: Path, images: Path | None, kind: str, other: str, example: str | None
 ) -> DatasetError:
-    """Refuse CUHK03's list of one kind of box with the pictures of the other."""
+    """Return the error for CUHK03's protocol of one kind of box with images of the other kind."""
     evidence = f" ({example} is only in one of them)" if example else ""
     return DatasetError(
         "kind-mismatch",
-        f"{config} and {images} do not belong together{evidence}: labels and images must both be "
-        f"{kind} or both {other}; bring the other config file, or set CUHK03.KIND",
+        f"{config} and {images} do not belong together{evidence}: protocol and images must both "
+        f"be {kind} or both be {other}; copy the matching file, or set CUHK03.KIND",
     )

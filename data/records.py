@@ -1,4 +1,4 @@
-"""Records that travel through the project: one picture, one data set, one batch."""
+"""The records of the project: a sample, the splits of a data set, a batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of one person.
+    """One image of one person.
 
     Attributes:
-        path: Where the picture lies.
-        pid: Identity number in the data set (0 may be a distractor, junk is dropped on loading).
-        camid: Camera, counted from 0.
-        subject: Label the picture is encrypted under, ``dataset/split/pid`` with split ``train`` or
-            ``test``; query and gallery of a person share it.
+        path: The file.
+        pid: Identity. 0 may be a distractor; junk is dropped when the data set is loaded.
+        camid: Camera, from 0.
+        subject: Label of the encryption key, ``dataset/split/pid`` with split ``train`` or
+            ``test``. Query and gallery images of a person have the same subject.
     """
 
     path: str
@@ -30,13 +30,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """The parts of one data set; parts that a layout lacks are empty.
+    """The subsets of one data set; subsets that a layout does not have are empty.
 
     Attributes:
-        name: Name the data set was asked for by.
-        train, query, gallery, val_query, val_gallery: Samples, in an order that names and numbers
-            decide, and no file system.
-        notes: Facts a result has to carry, e.g. which of two protocols was taken.
+        name: The name under which it was loaded, as in DATASETS.NAMES.
+        train, query, gallery, val_query, val_gallery: Samples, in an order that depends on names
+            and numbers, not on the file system.
+        notes: Facts that a report must contain, for example the protocol.
     """
 
     name: str
@@ -54,21 +54,21 @@ class DatasetSplits:
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is a validation split to steer training by."""
+        """Whether the data set has a validation split."""
         return bool(self.val_query and self.val_gallery)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and identities of one step; B images of H x W pixels.
+    """The images and identities of one step: B images of H x W pixels.
 
     Attributes:
         raw: Normalised camera images, float32 (B, 3, H, W).
-        desensitized: The same after the conventional method, float32 (B, 3, H, W).
+        desensitized: The same images after mosaic, blur or noise, float32 (B, 3, H, W).
         label: Class index in training, int64 (B,); -1 for pids outside the training set.
-        pid: Identity number, int64 (B,).
+        pid: Identity, int64 (B,).
         camid: Camera, int64 (B,).
-        index: Place of each image in the list the loader was made from, int64 (B,), on the CPU.
+        index: Index of each image in the loader's list of samples, int64 (B,), on the CPU.
     """
 
     raw: Tensor
@@ -88,7 +88,7 @@ class Batch:
         return self.raw.device
 
     def laid_out(self, memory_format: torch.memory_format) -> Batch:
-        """Return the same batch with its images in a memory format, copied only where they must."""
+        """Return the batch with its images in a memory format; copies only if necessary."""
         return replace(
             self,
             raw=self.raw.contiguous(memory_format=memory_format),

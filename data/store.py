@@ -1,10 +1,13 @@
-"""Where decoded images are kept: on the GPU, in host memory, or nowhere.
+"""Decoded 8-bit images: where they are kept, and how batches of them are made.
 
-Decoded 8-bit pictures: each file is decoded once and kept, or streamed if memory is short.
+Images are decoded once and kept on the GPU or in host memory (:class:`ResidentPixels`). If memory
+is short, worker processes decode them for every batch (:class:`StreamedPixels`).
+:func:`plan_cache` decides.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,27 +17,32 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.desensitize import Desensitizer
-from data.images import BadImage, read_rgb
-from utils.errors import UserError
+from data.images import BadImage, read_rgb, resize
+from utils.errors import UserError, worker_death, worker_died
 from utils.logger import get_logger
+from utils.memory import MIB, available_mib
 from utils.progress import Progress
 
-MIB = 2**20
 CACHE_MODES = ("auto", "device", "memory", "stream")
 
-# Networks, gradients and activations need the rest of a GPU; a host has little else to keep.
+# Networks, gradients and activations need the rest of a GPU. A host needs less for other things.
 _FREE_SHARE = {"device": 0.25, "memory": 0.5}
-_CGROUP = Path("/sys/fs/cgroup")
+_CHUNK = 32  # images per task of the decoding threads, and per step of the desensitizer
+_MAX_NAMED = 5  # damaged files that a message names
+_TIMEOUT_S = 600  # no batch of a few hundred images takes this long to decode
+
+# Raw images, and desensitized images if they are kept; uint8 (B, 3, H, W).
+Pixels = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What was decided, and why.
+    """Where the decoded images of a list are kept.
 
     Attributes:
         mode: ``device``, ``memory`` or ``stream``.
@@ -60,48 +68,49 @@ def plan_cache(
 ) -> CachePlan:
     """Decide where the decoded images of one list are kept.
 
-    ``auto`` takes the first of GPU, host memory and streaming where the images fit into the limit;
-    without a limit into a quarter of the free memory of the GPU, or half of the host's.
+    ``auto`` takes the first of GPU, host memory and streaming into whose limit the images fit.
+    Without ``limit_mib`` the limit is a quarter of the free GPU memory, or half of the free host
+    memory.
 
     Args:
         num_images: Images to keep.
         size: Height and width, px.
         device: Where the images are used.
         mode: One of CACHE_MODES.
-        limit_mib: Most memory for them, MiB; -1: by what is free.
-        with_desensitized: Whether it pays to keep desensitized images too, if they fit.
-        taken_bytes: What images of other lists already take of limit_mib.
-        sharers: Processes on this machine, each of which keeps images of its own in host memory.
+        limit_mib: Memory limit of all lists together, MiB; -1: from the free memory.
+        with_desensitized: Whether to keep desensitized images too, if they fit.
+        taken_bytes: What images of other lists already take of ``limit_mib``.
+        sharers: Processes on this machine; each keeps its own images in host memory.
 
     Raises:
-        UserError: If the mode is unknown, or was asked for and cannot hold the images.
+        UserError: The mode is unknown, or the images do not fit where the mode puts them.
     """
     if mode not in CACHE_MODES:
-        raise UserError(f"CACHE.MODE is '{mode}'; expected one of {', '.join(CACHE_MODES)}")
+        raise UserError(f"the mode is '{mode}'; expected one of {', '.join(CACHE_MODES)}")
     on_gpu = device.type != "cpu"
     if mode == "device" and not on_gpu:
-        mode = "memory"  # on a CPU they are the same place
+        mode = "memory"  # the same memory on a CPU
     need = num_images * 3 * size[0] * size[1]
-    places = ["device", "memory"] if on_gpu else ["memory"]
-    for place in places if mode == "auto" else [mode]:
-        if place == "stream":
+    candidates = ["device", "memory"] if on_gpu else ["memory"]
+    for target in candidates if mode == "auto" else [mode]:
+        if target == "stream":
             break
-        # Every process has a GPU of its own, but the host's memory is for all of them.
-        on_host = place == "memory"
-        free = _free_bytes(torch.device("cpu")) // sharers if on_host else _free_bytes(device)
-        # A place that was asked for by name may be filled to the brim.
-        share = 1.0 if place == mode else _FREE_SHARE[place]
+        # Every process has a GPU for itself. All processes of a machine share the host's memory.
+        on_host = target == "memory"
+        free = int(available_mib(torch.device("cpu") if on_host else device) * MIB)
+        free //= sharers if on_host else 1
+        # A mode that was chosen by name may use all free memory.
+        share = 1.0 if target == mode else _FREE_SHARE[target]
         room = max(0, limit_mib * MIB - taken_bytes) if limit_mib >= 0 else int(free * share)
         if need <= min(room, free):
-            both = with_desensitized and 2 * need <= min(room, int(free * _FREE_SHARE[place]))
-            return CachePlan(place, both, _describe(num_images, need, room, place, both))
-        if place == mode:
+            both = with_desensitized and 2 * need <= min(room, int(free * _FREE_SHARE[target]))
+            return CachePlan(target, both, _kept(num_images, need, room, target, both))
+        if target == mode:
             raise UserError(
-                f"CACHE.MODE {mode} needs {need / MIB:,.0f} MiB for {num_images} images, but "
-                f"{min(room, free) / MIB:,.0f} MiB may be used; raise CACHE.LIMIT_MIB or set "
-                "CACHE.MODE stream"
+                f"mode {mode} needs {need / MIB:,.0f} MiB for {num_images} images, but "
+                f"{min(room, free) / MIB:,.0f} MiB may be used; raise the limit, or use mode stream"
             )
-    why = "as CACHE.MODE asks" if mode == "stream" else "more than may be used"
+    why = "as configured" if mode == "stream" else "more than may be used"
     return CachePlan(
         "stream",
         False,
@@ -109,8 +118,8 @@ def plan_cache(
     )
 
 
-def _describe(num_images: int, need: int, room: int, place: str, both: bool) -> str:
-    where = {"device": "on the GPU", "memory": "in host memory"}[place]
+def _kept(num_images: int, need: int, room: int, target: str, both: bool) -> str:
+    where = {"device": "on the GPU", "memory": "in host memory"}[target]
     what = "raw and desensitized" if both else "raw"
     total = need * (2 if both else 1)
     return (
@@ -119,56 +128,21 @@ def _describe(num_images: int, need: int, room: int, place: str, both: bool) -> 
     )
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        # What torch holds for later is free too: after a training that is most of the GPU.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    free = [_available_on_host(), _left_in_container()]
-    return min(value for value in free if value is not None)
-
-
-def _available_on_host() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _left_in_container() -> int | None:
-    """Bytes left under a cgroup's limit; page cache counts as used, which errs on the safe side."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = (_CGROUP / "memory.current").read_text(encoding="ascii")
-        return None if limit == "max" else max(0, int(limit) - int(used))
-    except (OSError, ValueError):
-        return None
-
-
-_CHUNK = 32  # pictures per task of the decoding threads, and per step of the desensitizer
-_MAX_NAMED = 5
-
-Pixels = tuple[Tensor, Tensor | None]  # raw, and desensitized where it is kept; uint8 (B, 3, H, W)
-
-
 class PixelSource(Protocol):
-    """Where loaders get 8-bit images from.
+    """Source of 8-bit images for the loaders.
 
     Attributes:
-        usable: Places of the pictures that can be decoded, int64, in order.
+        usable: Indices of the images that can be decoded, int64, ascending.
     """
 
     usable: Tensor
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Pixels]:
-        """Yield raw images, and desensitized ones where they are at hand, for lists of places."""
+        """Yield the images of each batch of indices in ``plan``."""
 
 
-def decode(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a picture and resize it with Pillow's (antialiasing) bilinear filter on 8-bit values.
+def decode(path: str | Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read and resize an image (:func:`data.images.resize`).
 
     Args:
         path: The file.
@@ -178,15 +152,13 @@ def decode(path: str | Path, size: tuple[int, int]) -> np.ndarray:
         uint8 (3, H, W).
 
     Raises:
-        BadImage: If the file is no whole picture.
+        BadImage: The file cannot be decoded completely.
     """
-    height, width = size
-    picture = read_rgb(path).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1)
+    return resize(read_rgb(path), size).transpose(2, 0, 1)
 
 
 def count_workers(num_workers: int = -1) -> int:
-    """Return how many threads or processes decode: as asked, or one per core for -1."""
+    """Return the number of decoding threads or processes: as given, or one per core for -1."""
     if num_workers >= 0:
         return num_workers
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
@@ -194,18 +166,18 @@ def count_workers(num_workers: int = -1) -> int:
 
 
 class ResidentPixels:
-    """Keeps all pictures of a list, decoded and resized, in host or GPU memory.
+    """All images of a list, decoded and resized, in host or GPU memory.
 
     Args:
-        paths: The pictures.
+        paths: The files.
         size: Height and width, px.
-        device: Where they are kept.
-        num_workers: Decoding threads (Pillow decodes outside Python's lock); -1: one per core.
-        skip_bad: Leave out pictures that cannot be decoded, instead of raising.
-        pin_memory: Hand out batches where a GPU can fetch them while the host goes on.
+        device: Where the images are kept.
+        num_workers: Decoding threads (Pillow releases Python's lock); -1: one per core.
+        skip_bad: Leave out images that cannot be decoded, instead of raising.
+        pin_memory: Yield batches in page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
-        UserError: If pictures cannot be decoded and skip_bad is not set.
+        UserError: Images cannot be decoded, and ``skip_bad`` is False.
     """
 
     def __init__(
@@ -230,7 +202,7 @@ class ResidentPixels:
         return sum(images.numel() for images in kept)
 
     def keep_desensitized(self, desensitizer: Desensitizer) -> None:
-        """Desensitize all images now and keep the result: as much memory again, no work later."""
+        """Desensitize all images now and keep the result, in as much memory again."""
         if self.desensitized is not None:
             return
         desensitized = torch.empty_like(self.raw)
@@ -243,30 +215,36 @@ class ResidentPixels:
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Pixels]:
         """See :meth:`PixelSource.batches`."""
-        for places in plan:
-            kept = self.desensitized
-            yield self._take(self.raw, places), None if kept is None else self._take(kept, places)
+        for indices in plan:
+            desensitized = self.desensitized
+            yield (
+                self._select(self.raw, indices),
+                None if desensitized is None else self._select(desensitized, indices),
+            )
 
-    def _take(self, images: Tensor, places: Tensor) -> Tensor:
+    def _select(self, images: Tensor, indices: Tensor) -> Tensor:
         if not self._pin_memory:
-            return images.index_select(0, places.to(images.device, non_blocking=True))
-        taken = torch.empty(len(places), *images.shape[1:], dtype=torch.uint8, pin_memory=True)
-        return torch.index_select(images, 0, places, out=taken)
+            return images.index_select(0, indices.to(images.device, non_blocking=True))
+        selected = torch.empty(len(indices), *images.shape[1:], dtype=torch.uint8, pin_memory=True)
+        return torch.index_select(images, 0, indices, out=selected)
 
 
 class StreamedPixels:
-    """Decodes pictures anew whenever they are asked for, in worker processes, a few batches ahead.
+    """Images that worker processes decode for every batch, a few batches ahead.
+
+    Workers send batches through pipes. Torch's way, shared memory, would wait forever when
+    ``/dev/shm`` is full, and containers give it 64 MB by default.
 
     Args:
-        paths: The pictures.
+        paths: The files.
         size: Height and width, px.
-        num_workers: Worker processes; -1: one per core; 0: none.
-        skip_bad: Decode everything once to find and leave out what cannot be decoded.
-        desensitizer: One whose result depends on the image alone and which the workers shall apply.
-        pin_memory: Put batches where a GPU can fetch them while the host goes on.
+        num_workers: Worker processes; -1: one per core; 0: decode in this process.
+        skip_bad: Decode all images once, to find and leave out those that cannot be decoded.
+        desensitizer: Applied by the workers; its result must depend on the image alone.
+        pin_memory: Yield batches in page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
-        UserError: From :meth:`batches`, if a picture cannot be decoded.
+        UserError: From :meth:`batches`: an image cannot be decoded, or a worker died.
     """
 
     def __init__(
@@ -279,7 +257,7 @@ class StreamedPixels:
         desensitizer: Desensitizer | None = None,
         pin_memory: bool = False,
     ) -> None:
-        self._pictures = _Pictures(paths, size, desensitizer)
+        self._dataset = _BatchDataset(paths, size, desensitizer)
         self._num_workers, self._pin_memory = count_workers(num_workers), pin_memory
         self.usable = (
             _decode_all(paths, size, num_workers, skip_bad)
@@ -289,48 +267,71 @@ class StreamedPixels:
 
     @property
     def num_bytes(self) -> int:
-        """Nothing is kept."""
+        """0: no images are kept."""
         return 0
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Pixels]:
         """See :meth:`PixelSource.batches`."""
         loader: DataLoader = DataLoader(
-            self._pictures,
-            sampler=[places.tolist() for places in plan],
+            self._dataset,
+            sampler=[indices.tolist() for indices in plan],
             batch_size=None,
             num_workers=self._num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=self._pin_memory,
+            collate_fn=_unchanged,
+            timeout=_TIMEOUT_S if self._num_workers else 0,
         )
-        for batch in loader:
-            if isinstance(batch, str):
-                raise UserError(batch)
-            yield batch[0], batch[1] if len(batch) > 1 else None
+        try:
+            for batch in loader:
+                if isinstance(batch, str):
+                    raise UserError(batch)
+                raw, *desensitized = map(self._as_tensor, batch)
+                yield raw, desensitized[0] if desensitized else None
+        except RuntimeError as error:
+            if worker_died(error):
+                raise UserError(worker_death("use fewer workers, or free memory")) from error
+            if "timed out" in str(error):
+                raise UserError(
+                    f"the workers decoded no image for {_TIMEOUT_S} s; see whether the disk with "
+                    "the images answers, or use fewer workers"
+                ) from error
+            raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(
+                "worker processes cannot be started because /dev/shm is full; delete old files "
+                "there, give a container more (docker run --shm-size 1g), or use 0 workers"
+            ) from error
+
+    def _as_tensor(self, images: NDArray[np.uint8]) -> Tensor:
+        tensor = torch.from_numpy(images)
+        return tensor.pin_memory() if self._pin_memory else tensor
 
 
-class _Pictures(Dataset):
-    """Batches of decoded pictures by places; a picture that is bad gives its sentence instead.
+class _BatchDataset(Dataset):
+    """Batches of decoded images by their indices; for a damaged image the text of its error.
 
-    An exception would reach the user as a worker's traceback.
+    If ``__getitem__`` raised, the user would see the traceback of a worker.
     """
 
     def __init__(
         self, paths: Sequence[str], size: tuple[int, int], desensitizer: Desensitizer | None
     ) -> None:
-        # One array instead of many strings: workers share its pages instead of copying them.
+        # Workers share the pages of one array; of many strings each worker would make a copy.
         self._paths = np.array(paths, dtype=np.str_)
         self._size, self._desensitizer = size, desensitizer
 
-    def __getitem__(self, places: list[int]) -> tuple[Tensor, ...] | str:
+    def __getitem__(self, indices: list[int]) -> tuple[NDArray[np.uint8], ...] | str:
         try:
-            pictures = [decode(str(self._paths[place]), self._size) for place in places]
+            raw = np.stack([decode(str(self._paths[index]), self._size) for index in indices])
         except BadImage as error:
             return str(error)
-        raw = torch.from_numpy(np.stack(pictures))
-        return (raw, self._desensitizer(raw)) if self._desensitizer else (raw,)
+        if self._desensitizer is None:
+            return (raw,)
+        return raw, self._desensitizer(torch.from_numpy(raw)).numpy()
 
 
-def _as_it_is(batch: object) -> object:
+def _unchanged(batch: object) -> object:
     return batch
 
 
@@ -341,10 +342,10 @@ def _decode_all(
     skip_bad: bool,
     keep_in: Tensor | None = None,
 ) -> Tensor:
-    """Decode everything in threads, into ``keep_in`` if given; return places of good pictures."""
+    """Decode all images in threads, into ``keep_in`` if given; return indices of good images."""
     bad: list[tuple[int, BadImage]] = []
 
-    def decode_chunk(start: int) -> np.ndarray:
+    def decode_chunk(start: int) -> NDArray[np.uint8]:
         chunk = np.zeros((min(_CHUNK, len(paths) - start), 3, *size), dtype=np.uint8)
         for offset in range(len(chunk)):
             try:
@@ -366,14 +367,14 @@ def _decode_all(
     if bad:
         _report_bad([error for _, error in bad], len(paths), skip_bad)
     good = torch.ones(len(paths), dtype=torch.bool)
-    good[[place for place, _ in bad]] = False
+    good[[index for index, _ in bad]] = False
     return good.nonzero().flatten()
 
 
 def _report_bad(errors: list[BadImage], total: int, skip_bad: bool) -> None:
     named = "; ".join(f"{error.path} ({error.reason})" for error in errors[:_MAX_NAMED])
     more = f"; and {len(errors) - _MAX_NAMED} more" if len(errors) > _MAX_NAMED else ""
-    text = f"{len(errors)} of {total} pictures cannot be decoded: {named}{more}"
+    text = f"{len(errors)} of {total} images cannot be decoded: {named}{more}"
     if not skip_bad:
         raise UserError(f"{text}; copy them again, or leave them out with CACHE.SKIP_BAD True")
     get_logger().warning("%s; left out (CACHE.SKIP_BAD)", text)

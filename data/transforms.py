@@ -1,4 +1,4 @@
-"""Training augmentation of whole batches, with one draw for raw and desensitized images."""
+"""Training augmentation of batches; raw and desensitized images get the same augmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from layers.pixels import PixelSpace
 from utils.errors import UserError
 
-# Images (0.4 MB each at 256 x 128) that stay in a CPU core's second-level cache as floats.
+# Number of float images (0.4 MB each at 256 x 128) that fit into the second-level cache of a core.
 _CPU_CHUNK = 4
 _ERASING_AREA = (0.02, 0.4)
 _ERASING_ASPECT = (0.3, 3.3)
@@ -20,13 +20,13 @@ _ERASING_ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class AugmentationDraw:
-    """What is done to each image of a batch.
+    """Augmentation parameters of each image of a batch.
 
     Attributes:
-        flip: Whether it is mirrored, bool (B,).
+        flip: Whether the image is mirrored, bool (B,).
         top, left: Corner of the crop in the padded image, px, int64 (B,).
         box: Erased rectangle (top, left, height, width) in the cropped image, px, int64 (B, 4);
-            height 0 where nothing is erased.
+            height 0 erases nothing.
     """
 
     flip: Tensor
@@ -35,11 +35,11 @@ class AugmentationDraw:
     box: Tensor
 
     def __getitem__(self, part: slice) -> AugmentationDraw:
-        """Return the draws of some images."""
+        """Return the parameters of a range of images."""
         return AugmentationDraw(self.flip[part], self.top[part], self.left[part], self.box[part])
 
     def to(self, device: torch.device) -> AugmentationDraw:
-        """Move to a device, in one copy that does not make the host wait."""
+        """Move to a device, in one asynchronous copy."""
         if device == self.flip.device:
             return self
         columns = torch.stack([self.flip.long(), self.top, self.left, *self.box.unbind(1)])
@@ -48,19 +48,19 @@ class AugmentationDraw:
 
 
 class Augmentation:
-    """Flip, zero padding and random crop in 8 bits, normalisation, random erasing.
+    """Flip, zero padding and random crop in 8 bits, then normalisation and random erasing.
 
-    Random erasing (Zhong et al., 2017) fills a rectangle with PIXEL_MEAN in normalised space, as
-    the published method does; padding is black, since it comes before normalisation.
+    Random erasing (Zhong et al., 2017) fills a rectangle with the pixel mean in normalised space,
+    as in the published method. Padding is black, because it precedes normalisation.
 
     Args:
         pixel_space: Normalisation.
         flip_probability: Probability of a mirror image, in [0, 1].
-        padding: Zeros on every side before the crop, px.
+        padding: Width of the zero padding on every side, px.
         erase_probability: Probability that a rectangle is erased, in [0, 1].
 
     Raises:
-        UserError: If a probability is outside [0, 1] or the padding negative.
+        UserError: A probability is outside [0, 1], or the padding is negative.
     """
 
     def __init__(
@@ -71,23 +71,23 @@ class Augmentation:
         padding: int = 10,
         erase_probability: float = 0.5,
     ) -> None:
-        for key, value in (("PROB", flip_probability), ("RE_PROB", erase_probability)):
+        for name, value in (("flip", flip_probability), ("erasing", erase_probability)):
             if not 0.0 <= value <= 1.0:
-                raise UserError(f"INPUT.{key} is {value}; expected a probability in [0, 1]")
+                raise UserError(f"the {name} probability is {value}; expected 0 to 1")
         if padding < 0:
-            raise UserError(f"INPUT.PADDING is {padding}; expected 0 or more pixels")
+            raise UserError(f"the padding is {padding} pixels; expected 0 or more")
         self.pixel_space, self.padding = pixel_space, int(padding)
         self.flip_probability, self.erase_probability = flip_probability, erase_probability
 
     def draw(
         self, count: int, size: tuple[int, int], generator: torch.Generator
     ) -> AugmentationDraw:
-        """Draw what happens to each image.
+        """Draw the parameters of each image.
 
         Args:
-            count: Images B.
+            count: Number of images B.
             size: Height and width, px.
-            generator: On the CPU, so that every device gets the same draws.
+            generator: A CPU generator, so that the parameters are the same for every device.
         """
         uniform = torch.rand(count, 4, generator=generator)
         corners = uniform[:, 1:3].mul(2 * self.padding + 1).long().clamp_(max=2 * self.padding)
@@ -102,7 +102,7 @@ class Augmentation:
 
         Args:
             images: uint8 (B, 3, H, W).
-            draw: What to do; best on the device of the images, so that it travels once for all.
+            draw: Parameters of each image; copied to the device of the images if necessary.
 
         Returns:
             Normalised float32 (B, 3, H, W) on the device of the images.
@@ -132,9 +132,9 @@ def normalize_batch(images: Tensor, pixel_space: PixelSpace) -> Tensor:
 
 
 def _draw_boxes(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Draw a rectangle per image, int64 (B, 4); zeros where no attempt fits into the image.
+    """Draw a rectangle per image, int64 (B, 4); zeros if no attempt fits into the image.
 
-    Area and aspect (height over width) are uniform; as published, a rectangle that is as high or as
+    Area and aspect ratio (height over width) are uniform. As published, a rectangle as high or as
     wide as the image is drawn again.
     """
     height, width = size
@@ -143,8 +143,8 @@ def _draw_boxes(count: int, size: tuple[int, int], generator: torch.Generator) -
     aspect = aspect * (_ERASING_ASPECT[1] - _ERASING_ASPECT[0]) + _ERASING_ASPECT[0]
     heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (heights < height) & (widths < width) & (heights > 0) & (widths > 0)
-    first = fits.int().argmax(1, keepdim=True)
-    extent = torch.cat([heights.gather(1, first), widths.gather(1, first)], 1)
+    accepted = fits.int().argmax(1, keepdim=True)
+    extent = torch.cat([heights.gather(1, accepted), widths.gather(1, accepted)], 1)
     extent *= fits.any(1, keepdim=True)
     room = torch.tensor(size) - extent
     corner = (torch.rand(count, 2, generator=generator) * (room + 1)).long()
@@ -152,7 +152,7 @@ def _draw_boxes(count: int, size: tuple[int, int], generator: torch.Generator) -
 
 
 def _move_by_slices(images: Tensor, draw: AugmentationDraw, padding: int) -> Tensor:
-    """Flip, pad with zeros and crop 8-bit images, one after the other: the least work on a CPU."""
+    """Flip, pad with zeros and crop 8-bit images one by one, which is fastest on a CPU."""
     height, width = images.shape[2:]
     moved = torch.zeros_like(images)
     offsets = zip(draw.flip.tolist(), draw.top.tolist(), draw.left.tolist(), strict=True)
@@ -165,23 +165,23 @@ def _move_by_slices(images: Tensor, draw: AugmentationDraw, padding: int) -> Ten
 
 
 def _overlap(size: int, begin: int) -> tuple[slice, slice]:
-    """Where a crop of ``size`` that begins at ``begin`` sees the image, in image and in crop."""
-    first, last = max(0, begin), max(0, size + min(0, begin))
-    return slice(first, last), slice(max(0, -begin), max(0, size - max(0, begin)))
+    """Return the part of the image that a crop at ``begin`` contains, in image and in crop."""
+    start, stop = max(0, begin), max(0, size + min(0, begin))
+    return slice(start, stop), slice(max(0, -begin), max(0, size - max(0, begin)))
 
 
 def _move_by_windows(images: Tensor, draw: AugmentationDraw, padding: int) -> Tensor:
-    """Flip, pad and crop all 8-bit images at once: few launches, and no waiting, on a GPU."""
+    """Flip, pad and crop all 8-bit images together: few kernels and no synchronisation on a GPU."""
     images = torch.where(draw.flip[:, None, None, None], images.flip(-1), images)
     height, width = images.shape[2:]
     padded = F.pad(images, (padding,) * 4)
-    # Views of every possible crop: (B, 3, 2p+1, 2p+1, H, W); one is taken of each image.
+    # A view of all possible crops, (B, 3, 2p+1, 2p+1, H, W); indexing copies one crop per image.
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(images), device=images.device), :, draw.top, draw.left]
 
 
 def _erase_by_slices(images: Tensor, box: Tensor, fill: Tensor) -> Tensor:
-    """Fill rectangles in place, one image after the other: the least work on a CPU."""
+    """Fill rectangles in place, image by image, which is fastest on a CPU."""
     for image, (top, left, height, width) in zip(images, box.tolist(), strict=True):
         if height:
             image[:, top : top + height, left : left + width] = fill
@@ -189,7 +189,7 @@ def _erase_by_slices(images: Tensor, box: Tensor, fill: Tensor) -> Tensor:
 
 
 def _erase_by_mask(images: Tensor, box: Tensor, fill: Tensor) -> Tensor:
-    """Fill rectangles of the whole batch at once: few launches, and no waiting, on a GPU."""
+    """Fill the rectangles of all images together: few kernels, no synchronisation on a GPU."""
     top, left, height, width = box[:, :, None].unbind(1)
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)

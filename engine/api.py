@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.images import resize, upright
 from engine.checkpoint import LoadedWeights, find_weights, load_networks
 from layers.pixels import PixelSpace
 from modeling.reid_network import ReIDNetwork
@@ -211,10 +212,9 @@ class Anonymizer:
             raise UserError(
                 f"got a picture of mode {picture.mode}; expected 8 bits a channel, convert it first"
             )
-        height, width = self.size
-        picture = ImageOps.exif_transpose(picture)  # upright, as training and `protect` read it
-        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
-        return np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR))
+        picture.load()
+        picture = upright(picture, "an image given to resized()")
+        return resize(picture if picture.mode == "RGB" else picture.convert("RGB"), self.size)
 
     def to_pixels(self, images: Tensor) -> Pixels:
         """Return uint8 (B, H, W, 3) for normalised images (B, 3, H, W), rounded and clamped."""

@@ -9,8 +9,10 @@ package, that is missing is a mistake in the code and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -31,6 +33,20 @@ class UserError(ValueError):
     exit_code = 2
 
 
+@contextlib.contextmanager
+def naming_keys(*keys: str) -> Iterator[None]:
+    """Add configuration keys to the text of a UserError.
+
+    Library code takes values and does not know their keys. The function that reads the keys calls
+    it inside this context.
+    """
+    try:
+        yield
+    except UserError as error:
+        error.args = (f"{error} ({', '.join(keys)})",)
+        raise
+
+
 def out_of_memory(error: Exception) -> bool:
     """Tell whether an error says that memory is full, a GPU's or the machine's.
 
@@ -46,6 +62,19 @@ def shortage(error: Exception) -> str:
     text = str(error)
     start = max(text.find("DefaultCPUAllocator"), 0)
     return text[start:].split(". ")[0].partition("\n")[0] or type(error).__name__
+
+
+def worker_died(error: BaseException) -> bool:
+    """Return whether an error reports that a worker process of a pool or DataLoader was killed."""
+    if type(error).__name__ == "BrokenProcessPool":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
+
+
+def worker_death(remedy: str) -> str:
+    """Return the message for a killed worker; ``remedy`` names the option for fewer workers."""
+    return f"a worker process died, perhaps because memory ran out; {remedy}"
 
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -16,29 +17,35 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_mib(device: torch.device) -> float:
-    """Return the free memory (MiB) of a device; infinity where the system does not say.
+    """Return the free memory of a device, MiB.
 
-    On the CPU it is the smaller of what the machine and what the container has left.
+    On a GPU, memory that torch reserved but does not use counts as free: after a training that is
+    most of the GPU. On the CPU it is the smaller of what the machine and the container have left.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (free + held) / MIB
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (free + unused) / MIB
     return min(_machine_mib(), _container_mib())
 
 
 def _machine_mib() -> float:
+    """Return MemAvailable; half of the memory on systems without /proc/meminfo."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
-        return float("inf")
+        lines = []
     for line in lines:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) / 1024
-    return float("inf")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / MIB
 
 
 def _container_mib() -> float:
+    """Return the cgroup's limit minus its usage; infinity without a limit.
+
+    The inactive page cache counts as free: the kernel drops it when memory is needed.
+    """
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
@@ -47,9 +54,8 @@ def _container_mib() -> float:
         return float("inf")
     if limit == "max":
         return float("inf")
-    # Cached files count as used, but give way.
     cached = sum(int(line.split()[1]) for line in statistics if line.startswith("inactive_file "))
-    return (int(limit) - used + cached) / MIB
+    return max(0, int(limit) - used + cached) / MIB
 
 
 def memory_budget_mib(device: torch.device, limit_mib: float | None) -> float:

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.images import describe_content
 from data.problems import DatasetError
 from utils.errors import UserError
 from utils.files import staged_folder
 from utils.progress import Progress
 
 Format = Literal["hdf5", "matlab5"]
+_FORMAT_NAMES = {"hdf5": "a MATLAB v7.3 file (HDF5)", "matlab5": "a MATLAB 5 file"}
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # MATLAB v7.3 puts 512 bytes of its own before the HDF5 file; HDF5 itself allows any power of two.
@@ -49,42 +51,30 @@ def require(module: str, why: str) -> ModuleType:
 
 
 def check_format(path: Path, expected: Format) -> None:
-    """See that a file is the kind of MATLAB file it should be, before any reader touches it.
+    """Check the first bytes of a file, before a reader opens it.
 
     Raises:
-        DatasetError: It is a web page, a Git-LFS pointer, empty, truncated or of the other format.
+        DatasetError: It is an HTML page, a Git-LFS pointer, empty, or of the other format.
     """
     with path.open("rb") as stream:
         head = stream.read(max(_USER_BLOCKS) + len(_HDF5_SIGNATURE))
-    found = _describe(head)
-    if found == expected:
+    actual = _format_of(head)
+    if actual == expected:
         return
-    names = {"hdf5": "a MATLAB v7.3 file (HDF5)", "matlab5": "a MATLAB 5 file"}
-    code, remedy = {
-        "a Git-LFS pointer": ("lfs-pointer-as-mat", "fetch the file itself with `git lfs pull`"),
-        "an HTML page": (
-            "html-as-mat",
-            "the server sent a web page instead: download it in a browser and accept the terms",
-        ),
-    }.get(found, ("bad-mat", "download it again, or copy the original file"))
-    raise DatasetError(
-        code, f"{path} is {names.get(found, found)}, expected {names[expected]}; {remedy}"
-    )
+    content = _FORMAT_NAMES[actual] if actual else describe_content(head) or "not a MATLAB file"
+    code, fix = "bad-mat", "download it again, or copy the original file"
+    if "Git-LFS" in content:
+        code, fix = "lfs-pointer-as-mat", "fetch the file with `git lfs pull`"
+    elif "HTML" in content:
+        code = "html-as-mat"
+        fix = "the server sent a web page instead: download it in a browser and accept the terms"
+    raise DatasetError(code, f"{path} is {content}; expected {_FORMAT_NAMES[expected]}; {fix}")
 
 
-def _describe(head: bytes) -> str:
+def _format_of(head: bytes) -> Format | None:
     if any(head[start : start + len(_HDF5_SIGNATURE)] == _HDF5_SIGNATURE for start in _USER_BLOCKS):
         return "hdf5"
-    if head.startswith(b"MATLAB 5.0"):
-        return "matlab5"
-    if not head:
-        return "an empty file"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git-LFS pointer"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "an HTML page"
-    return "not a MATLAB file"
+    return "matlab5" if head.startswith(b"MATLAB 5.0") else None
 
 
 Indices = NDArray[np.int64]

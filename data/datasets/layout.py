@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from data.images import is_image_name, is_litter
 from data.problems import DatasetError, Problem, examples
 from data.records import DatasetSplits, Sample
 
@@ -105,13 +106,11 @@ def subject_of(dataset: str, split: str, pid: int) -> str:
     return f"{dataset}/{split}/{pid}"
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MARKET_PATTERN = "PPPP_cC[sS]_..., such as 0002_c1s1_000451_03.jpg"
 
 # The separator after the digits is what keeps camera 14 from being read as camera 1.
 _MARKET = re.compile(r"(?P<pid>-?\d+)_c(?P<camera>\d+)(?:s\d+)?_")
 _TOO_LARGE = 2**63  # identities and cameras become int64
-_IGNORED_FOLDERS = {"__macosx"}
 
 
 class PersonAndCamera(NamedTuple):
@@ -134,11 +133,6 @@ def parse_market_name(name: str) -> PersonAndCamera | None:
         return None
     found = PersonAndCamera(int(match["pid"]), int(match["camera"]))
     return found if max(abs(found.pid), found.camera) < _TOO_LARGE else None
-
-
-def is_image_name(name: str) -> bool:
-    """Tell pictures from ``Thumbs.db``, ``._*`` and other things that lie about."""
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -164,11 +158,7 @@ def list_folders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             names = [
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".")
-                and entry.name.lower() not in _IGNORED_FOLDERS
-                and entry.is_dir()
+                entry.name for entry in entries if not is_litter(entry.name) and entry.is_dir()
             ]
     except OSError:  # unreadable, or gone meanwhile: nothing to find there
         return []

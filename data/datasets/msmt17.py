@@ -17,7 +17,6 @@ from data.datasets.layout import (
     Origin,
     find_below,
     has_folders,
-    is_image_name,
     list_folders,
     not_found,
     subject_of,
@@ -29,6 +28,7 @@ from data.datasets.market1501 import (
     read_market_tree,
     split_of,
 )
+from data.images import is_image_name
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 

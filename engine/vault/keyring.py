@@ -21,7 +21,7 @@ from engine.vault.key_snapshot import KeySnapshot, check_usable, fits, missing_k
 from engine.vault.keyring_store import BUSY_TIMEOUT_MS, SERVICES, HeadRow, KeyringStore, KeyRow
 from engine.vault.master import KeyFile, Master, new_root, opened, row_aad, service_aad, unlock_root
 from engine.vault.secret_files import check_private, new_private_file
-from engine.vault.subjects import any_label, checked_label, composed, spellings
+from engine.vault.subjects import any_label, checked_label, spellings
 from modeling.encryption.ised_errors import (
     DestroyedKey,
     IsedError,
@@ -34,6 +34,7 @@ from modeling.encryption.keys import SubjectKey
 from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, key_id_of
 from utils.files import remove_leftovers
+from utils.text import composed
 
 
 class KeyTable:

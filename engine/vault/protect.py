@@ -38,7 +38,7 @@ from engine.vault.subjects import SubjectOf
 from modeling.encryption.cipher import quantize_pixels
 from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, UsageError
 from modeling.encryption.sealed_image import Metadata, check_relative_path
-from utils.errors import UserError
+from utils.errors import UserError, worker_death
 from utils.files import ensure_folder, remove_leftovers
 
 MAX_BATCH = 64  # the output folder is synced once per batch
@@ -296,9 +296,7 @@ def _run_pipeline(
             finish_oldest()
     except BrokenProcessPool:
         kill_workers(executor)
-        raise StorageError(
-            "a worker process died, perhaps because memory ran out; use fewer --workers"
-        ) from None
+        raise StorageError(worker_death("use fewer --workers")) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

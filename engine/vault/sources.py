@@ -8,32 +8,32 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from data.images import (
+    DECODER_ERRORS,
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    is_image_name,
+    is_litter,
+    resize,
+    upright,
+)
 from modeling.encryption.ised_errors import BadInput
 from utils.files import check_regular
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
 MAX_FILE_BYTES = 1 << 28
 
 # The content decides, not the suffix. Not every format that Pillow reads: for PostScript it would
 # start an interpreter on a program that anybody may have written.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_MAX_PIXELS = 1 << 26
 _MAX_SIDE = 0xFFFF  # the largest size that the metadata of a sealed file can hold
 _PLAIN_MODES = frozenset(("1", "L", "RGB"))
-# Pillow raises all of these on damaged files, above all on EXIF data; found by fuzzing.
-_DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
-    *(ArithmeticError, AttributeError, LookupError, TypeError),
-)
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,27 @@ def list_sources(root: Path) -> list[str]:
 
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder; expected a folder of images")
-    paths = [
-        os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")  # noqa: PTH118
-        for folder, _, names in os.walk(root, onerror=refuse)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-    ]
+    paths = []
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not is_litter(name)]
+        paths += [
+            os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")  # noqa: PTH118
+            for name in names
+            if is_image_name(name)
+        ]
     if not paths:
-        raise BadInput(f"{root} contains no images ({', '.join(sorted(SUFFIXES))})")
+        raise BadInput(f"{root} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(paths)
 
 
 def other_files(root: Path) -> list[str]:
-    """Return the sorted relative paths of files below a folder that have no image suffix."""
-    files = (path for path in root.rglob("*") if path.is_file())
-    others = (path for path in files if path.suffix.lower() not in SUFFIXES)
-    return sorted(path.relative_to(root).as_posix() for path in others)
+    """Return the sorted relative paths of files below a folder that `list_sources` leaves out."""
+    files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix()
+        for path in files
+        if not is_image_name(path.name) or any(map(is_litter, path.parts[:-1]))
+    )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -116,29 +121,36 @@ def decode_source(content: bytes, size: tuple[int, int]) -> SourceImage:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_plain(image)
-            had_exif = bool(image.getexif())
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            image.load()
+            had_exif = _has_exif(image)
+            rotated = upright(image, "an image to be sealed").convert("RGB")
     except BadInput:
         raise
     except UnidentifiedImageError:
         raise BadInput(f"the file is not an image in {', '.join(_FORMATS)}") from None
-    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
+    except DECODER_ERRORS as error:
         raise BadInput(f"the image is damaged ({error})") from None
-    height, width = size
-    resized = upright.resize((width, height), Image.Resampling.BILINEAR)
     return SourceImage(
-        pixels=np.asarray(resized),
+        pixels=resize(rotated, size),
         sha256=hashlib.sha256(content).digest(),
-        height=upright.height,
-        width=upright.width,
+        height=rotated.height,
+        width=rotated.width,
         had_exif=had_exif,
     )
 
 
+def _has_exif(image: Image.Image) -> bool:
+    """Return whether an image has EXIF data, also if they are broken."""
+    try:
+        return bool(image.getexif())
+    except DECODER_ERRORS:
+        return True
+
+
 def _check_plain(image: Image.Image) -> None:
     """Raise BadInput for images that the conversion to 8-bit RGB would change silently."""
-    if max(image.size) > _MAX_SIDE or image.width * image.height > _MAX_PIXELS:
-        raise BadInput(f"{image.width} x {image.height} pixels; at most {_MAX_PIXELS} in all")
+    if max(image.size) > _MAX_SIDE or image.width * image.height > MAX_PIXELS:
+        raise BadInput(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} in all")
     if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         raise BadInput(
             f"image mode {image.mode} with 16 bits per channel; expected 8, convert it first"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from modeling.encryption.ised_errors import BadInput, UsageError
+from utils.text import composed
 
 SUBJECT_SOURCES = ("folder", "regex", "csv", "none")
 DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d"  # names as in Market-1501
@@ -22,16 +23,6 @@ DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d"  # names as in Market-1501
 SubjectOf = Callable[[str], str]
 
 _MAX_LABEL_BYTES = 1024
-
-
-def composed(text: str) -> str:
-    r"""Return text in Unicode normal form C.
-
-    Example:
-        >>> composed("Zoe\u0308") == "Zo\u00eb"
-        True
-    """
-    return unicodedata.normalize("NFC", text)
 
 
 def any_label(label: str) -> str:

@@ -161,4 +161,4 @@ def test_match_names_a_file_that_is_no_picture(
     arguments = [str(letter), pictures[0], "--checkpoint", str(trained), "--threshold", "0.5"]
     assert match.main(arguments) == 2
     error = capsys.readouterr().err
-    assert error == f"error: {letter}: the file is not a picture; give another copy of it\n"
+    assert error == f"error: {letter}: the file is not an image; give another copy of it\n"

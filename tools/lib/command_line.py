@@ -19,7 +19,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, optional_package, out_of_memory, shortage
+from utils.errors import (
+    UserError,
+    optional_package,
+    out_of_memory,
+    shortage,
+    worker_death,
+    worker_died,
+)
 from utils.logger import ONLY_IN_FILE, get_logger
 from utils.world import World
 
@@ -142,6 +149,10 @@ def exit_code_of(
         print(f"error: {who}{line(error)}{advice}", file=sys.stderr)
         return getattr(error, "exit_code", failed)
     except (RuntimeError, MemoryError) as error:
+        if worker_died(error):  # torch raises it from its signal handler, in whatever code runs
+            told = worker_death("use fewer workers (DATALOADER.NUM_WORKERS or --workers)")
+            print(f"error: {who}{told}", file=sys.stderr)
+            return failed
         if not out_of_memory(error):
             raise
         print(

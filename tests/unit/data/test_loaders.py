@@ -1,4 +1,4 @@
-"""Loaders built from the configuration: epochs, modes, ranks, noise, bad pictures."""
+"""Loaders built from the configuration: epochs, cache modes, ranks, noise, damaged images."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def _same(first, second) -> bool:
     )
 
 
-def test_a_training_batch_is_what_it_says(splits):
+def test_the_fields_of_a_training_batch(splits):
     loader = build_train_loader(_config(), splits, CPU)
     for batch in loader:
         assert batch.raw.shape == batch.desensitized.shape == (8, 3, 32, 16)
         assert batch.raw.dtype == batch.desensitized.dtype == torch.float32
-        samples = [splits.train[place] for place in batch.index.tolist()]
+        samples = [splits.train[index] for index in batch.index.tolist()]
         assert batch.pid.tolist() == [sample.pid for sample in samples]
         assert batch.camid.tolist() == [sample.camid for sample in samples]
         assert batch.label.tolist() == [splits.label_of[sample.pid] for sample in samples]
@@ -68,7 +68,7 @@ def test_a_training_batch_is_what_it_says(splits):
         assert not torch.equal(batch.raw, batch.desensitized)
 
 
-def test_raw_and_desensitized_images_of_a_training_batch_are_each_in_their_place(splits):
+def test_raw_and_desensitized_images_of_a_batch_belong_together(splits):
     plain = {"INPUT__PROB": 0.0, "INPUT__RE_PROB": 0.0, "INPUT__PADDING": 0}
     cfg = _config(**plain)
     loader = build_train_loader(cfg, splits, CPU)
@@ -85,7 +85,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone(splits, name):
     loader = build_train_loader(cfg, splits, CPU)
     torch.manual_seed(0)
     second, third = _epoch(loader, 2), _epoch(loader, 3)
-    torch.manual_seed(1)  # nothing is drawn from the global generator
+    torch.manual_seed(1)  # the global generator is not used
     assert _same(_epoch(loader, 2), second)
     assert not _same(second, third)
     resumed = build_train_loader(cfg, splits, CPU)
@@ -96,7 +96,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone(splits, name):
 
 
 @pytest.mark.parametrize("name", RADII)
-def test_streaming_gives_what_memory_gives_bit_for_bit(splits, name):
+def test_streamed_images_equal_kept_images(splits, name):
     options = {"INPUT__TYPE": name, "INPUT__RADIUS": RADII[name]}
     memory = build_train_loader(_config(CACHE__MODE="memory", **options), splits, CPU)
     stream = build_train_loader(_config(CACHE__MODE="stream", **options), splits, CPU)
@@ -113,7 +113,7 @@ def test_streaming_gives_what_memory_gives_bit_for_bit(splits, name):
 
 
 @pytest.mark.parametrize("name", RADII)
-def test_ranks_together_make_the_batch_of_one(splits, name):
+def test_the_batches_of_all_ranks_make_the_batch_of_one_process(splits, name):
     cfg = _config(INPUT__TYPE=name, INPUT__RADIUS=RADII[name])
     whole = _epoch(build_train_loader(cfg, splits, CPU), 4)
     ranks = [
@@ -126,7 +126,7 @@ def test_ranks_together_make_the_batch_of_one(splits, name):
     assert _same(joined, whole)
 
 
-def test_evaluation_is_in_order_and_normalised_alone(splits):
+def test_evaluation_keeps_the_order_and_only_normalises(splits):
     loader = build_eval_loader(_config(), splits.gallery, CPU)
     batches = list(loader)
     assert [len(batch) for batch in batches] == [5, 2]
@@ -144,7 +144,7 @@ def test_evaluation_is_in_order_and_normalised_alone(splits):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_evaluation_batches_of_all_processes_in_turn_are_those_of_one(splits, world_size):
+def test_the_evaluation_batches_of_all_ranks_in_order_are_those_of_one_process(splits, world_size):
     cfg = _config(TEST__IMS_PER_BATCH=2)  # 4 batches of 7 images
     whole = list(build_eval_loader(cfg, splits.gallery, CPU))
     shared = [
@@ -158,7 +158,7 @@ def test_evaluation_batches_of_all_processes_in_turn_are_those_of_one(splits, wo
         assert torch.equal(one.pid, other.pid)
 
 
-def test_memory_that_the_configuration_does_not_grant_is_not_used(splits):
+def test_images_are_streamed_if_the_limit_is_0(splits):
     loader = build_train_loader(_config(CACHE__LIMIT_MIB=0), splits, CPU)
     assert isinstance(loader.source, StreamedPixels)
 
@@ -174,7 +174,7 @@ def test_test_time_noise_does_not_depend_on_batches_or_order(splits):
     assert torch.equal(one, torch.cat([batch.desensitized for batch in first]))
 
 
-def test_pictures_are_decoded_once_for_all_loaders_that_live(splits):
+def test_loaders_over_the_same_images_share_one_source(splits):
     cfg = _config(INPUT__TYPE="blur", INPUT__RADIUS=3.0)
     train = build_train_loader(cfg, splits, CPU)
     assert build_eval_loader(cfg, splits.train, CPU).source is train.source
@@ -183,7 +183,7 @@ def test_pictures_are_decoded_once_for_all_loaders_that_live(splits):
     assert build_eval_loader(cfg, splits.query, CPU).source is not train.source
 
 
-def test_nothing_is_kept_once_no_loader_needs_it(splits):
+def test_images_are_freed_with_their_last_loader(splits):
     before = len(_SOURCES)
     loader = build_eval_loader(_config(INPUT__RADIUS=5.0), splits.query, CPU)
     assert len(_SOURCES) == before + 1
@@ -192,25 +192,27 @@ def test_nothing_is_kept_once_no_loader_needs_it(splits):
 
 
 @pytest.mark.parametrize("mode", ["memory", "stream"])
-def test_bad_pictures_are_left_out_of_training_and_evaluation(tmp_path, mode):
+def test_damaged_images_are_left_out_of_training_and_evaluation(tmp_path, mode):
     splits = image_splits(tmp_path, [4, 4, 4, 4])
-    for place in (1, 6):
-        with Path(splits.train[place].path).open("r+b") as file:
+    for index in (1, 6):
+        with Path(splits.train[index].path).open("r+b") as file:
             file.truncate(300)
     cfg = _config(CACHE__MODE=mode, CACHE__SKIP_BAD=True)
-    seen = torch.cat([batch[5] for batch in _epoch(build_train_loader(cfg, splits, CPU))])
-    assert not {1, 6} & set(seen.tolist())
+    used = torch.cat([batch[5] for batch in _epoch(build_train_loader(cfg, splits, CPU))])
+    assert not {1, 6} & set(used.tolist())
     loader = build_eval_loader(cfg, splits.train, CPU)
     assert loader.num_images == 14
     assert torch.cat([batch.index for batch in loader]).tolist() == [
-        place for place in range(16) if place not in (1, 6)
+        index for index in range(16) if index not in (1, 6)
     ]
     with pytest.raises(UserError, match=splits.train[1].path):
         list(build_eval_loader(_config(CACHE__MODE=mode), splits.train, CPU))
 
 
-def test_too_small_a_data_set_is_refused_when_the_loader_is_built(splits):
-    with pytest.raises(UserError, match="6 identities, but a batch needs 20"):
+def test_too_few_identities_are_an_error_when_the_loader_is_built(splits):
+    with pytest.raises(
+        UserError, match="6 identities, but a batch needs 20 .*SOLVER.IMS_PER_BATCH"
+    ):
         build_train_loader(_config(SOLVER__IMS_PER_BATCH=40), splits, CPU)
 
 
@@ -222,7 +224,7 @@ def test_an_empty_list_has_no_batches():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", RADII)
 @pytest.mark.parametrize("mode", ["device", "memory", "stream"])
-def test_a_gpu_makes_the_batches_of_a_cpu(splits, name, mode):
+def test_batches_on_a_gpu_equal_those_on_a_cpu(splits, name, mode):
     options = {"INPUT__TYPE": name, "INPUT__RADIUS": RADII[name]}
     on_cpu = build_train_loader(_config(**options), splits, CPU)
     on_gpu = build_train_loader(

@@ -229,7 +229,7 @@ def test_a_single_camera_names_the_setting(tmp_path: Path) -> None:
 
 def test_fewer_identities_than_a_batch_needs(tmp_path: Path) -> None:
     found = problems_of(few_identities(tmp_path))
-    assert "lower SOLVER.IMS_PER_BATCH" in found["too-few-identities"].text
+    assert "use smaller batches" in found["too-few-identities"].text
     assert found["too-few-identities"].level == "error"
 
 

@@ -1,4 +1,4 @@
-"""P x K batches: what every batch must be, what an epoch must hold, and how ranks share it."""
+"""Batches of P identities with K images: contents, epochs, division among ranks, errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 def _pids(counts: list[int]) -> list[int]:
-    """Identities 7, 17, 27, ... with so many images, interleaved."""
+    """Return the pids 7, 17, 27, ... in random order, each as often as its count."""
     pids = [10 * i + 7 for i, count in enumerate(counts) for _ in range(count)]
     return np.random.default_rng(0).permutation(pids).tolist()
 
@@ -42,7 +42,7 @@ def test_every_batch_is_p_different_identities_with_k_images_each(counts, p, k, 
         assert len(set(identities[:, 0])) == p
         for images, pid in zip(batch.reshape(p, k), identities[:, 0], strict=True):
             assert len(set(images)) == min(k, (pids == pid).sum())
-    # Nothing is shown twice in an epoch unless its identity has fewer than K images.
+    # An image occurs twice in an epoch only if its identity has fewer than K images.
     repeated = [image for image, times in Counter(plan.flatten().tolist()).items() if times > 1]
     assert all((pids == pids[image]).sum() < k for image in repeated)
 
@@ -56,8 +56,8 @@ def test_equal_identities_are_all_used():
 
 def test_surplus_changes_from_epoch_to_epoch():
     sampler = _sampler(_pids([9] * 7))  # 14 chunks: 4 batches of 3, and 2 chunks too many
-    seen = {image for epoch in range(1, 12) for image in sampler.plan(epoch).flatten().tolist()}
-    assert seen == set(range(63))
+    used = {image for epoch in range(1, 12) for image in sampler.plan(epoch).flatten().tolist()}
+    assert used == set(range(63))
 
 
 def test_an_identity_with_few_images_is_drawn_with_replacement():
@@ -92,8 +92,8 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone():
     assert not torch.equal(_sampler(pids, seed=6).plan(3), third)
 
 
-def test_companions_of_an_identity_change_from_batch_to_batch():
-    # Dealing runs out in order would show the same identities together again and again.
+def test_the_other_identities_of_a_batch_change_from_batch_to_batch():
+    # If runs were assigned in order, the same identities would meet again and again.
     pids = np.array(_pids([16] * 60))
     plan = _sampler(pids.tolist(), p=10).plan(1).numpy()
     people = [frozenset(pids[batch]) for batch in plan]
@@ -103,7 +103,7 @@ def test_companions_of_an_identity_change_from_batch_to_batch():
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 6])
-def test_batches_of_all_ranks_side_by_side_are_the_batch_of_one(world_size):
+def test_batches_of_all_ranks_concatenated_are_the_batch_of_one_process(world_size):
     pids = _pids([5, 9, 13, 2, 8, 8, 7, 20])
     whole = _sampler(pids, p=6).plan(2)
     parts = [_sampler(pids, p=6, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -112,16 +112,15 @@ def test_batches_of_all_ranks_side_by_side_are_the_batch_of_one(world_size):
         assert (part.part.stop - part.part.start) % 4 == 0
 
 
-def test_too_few_identities_names_the_numbers_and_both_knobs():
+def test_the_error_for_too_few_identities_contains_the_numbers():
     with pytest.raises(UserError, match="5 identities, but a batch needs 20") as caught:
         IdentitySampler(_pids([8] * 5), batch_size=80, num_instances=4)
-    assert "SOLVER.IMS_PER_BATCH" in str(caught.value)
-    assert "DATALOADER.NUM_INSTANCE" in str(caught.value)
+    assert "80 images, 4 of each identity" in str(caught.value)
     with pytest.raises(UserError, match="0 identities"):
         IdentitySampler([], batch_size=4, num_instances=4)
 
 
-def test_batches_that_do_not_divide_are_refused():
+def test_batches_that_cannot_be_divided_are_an_error():
     with pytest.raises(UserError, match="expected a multiple"):
         IdentitySampler(_pids([8] * 5), batch_size=10, num_instances=4)
     with pytest.raises(UserError, match="2 processes cannot share"):

@@ -1,4 +1,4 @@
-"""Augmentation against a naive reference, its distributions, and one draw for both images."""
+"""Augmentation: equality with a naive loop, distributions, the same draw for both images."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _draw(augmentation: Augmentation, count: int, seed: int = 1) -> Augmentation
     return augmentation.draw(count, SIZE, torch.Generator().manual_seed(seed))
 
 
-def _naive(image: torch.Tensor, draw: AugmentationDraw, place: int, padding: int) -> torch.Tensor:
-    """One image, one pixel at a time."""
+def _naive(image: torch.Tensor, draw: AugmentationDraw, index: int, padding: int) -> torch.Tensor:
+    """Augment one image, pixel by pixel."""
     height, width = SIZE
-    top, left = int(draw.top[place]), int(draw.left[place])
-    box_top, box_left, box_height, box_width = draw.box[place].tolist()
+    top, left = int(draw.top[index]), int(draw.left[index])
+    box_top, box_left, box_height, box_width = draw.box[index].tolist()
     result = torch.empty(3, height, width)
     for channel in range(3):
         mean, std = SPACE.mean[channel], SPACE.std[channel]
@@ -42,7 +42,7 @@ def _naive(image: torch.Tensor, draw: AugmentationDraw, place: int, padding: int
             for x in range(width):
                 source_y, source_x = y + top - padding, x + left - padding
                 inside = 0 <= source_y < height and 0 <= source_x < width
-                if draw.flip[place]:
+                if draw.flip[index]:
                     source_x = width - 1 - source_x
                 value = int(image[channel, source_y, source_x]) if inside else 0
                 result[channel, y, x] = (value / 255 - mean) / std
@@ -64,7 +64,7 @@ def test_equals_a_naive_loop_over_pixels():
 
 
 @pytest.mark.parametrize("padding", [0, 1, 10, 40, 90])
-def test_ways_of_cpu_and_gpu_agree(padding):
+def test_cpu_and_gpu_implementations_agree(padding):
     augmentation = Augmentation(SPACE, padding=padding)
     images, draw = _images(9), _draw(augmentation, 9)
     moved = _move_by_slices(images, draw, padding)
@@ -80,10 +80,10 @@ def test_ways_of_cpu_and_gpu_agree(padding):
 def test_both_images_get_the_same_draw():
     augmentation = Augmentation(SPACE, erase_probability=1.0)
     images, draw = _images(), _draw(augmentation, 6)
-    first, second = augmentation(images, draw), augmentation(images.clone(), draw)
-    assert torch.equal(first, second)
+    result, repeated = augmentation(images, draw), augmentation(images.clone(), draw)
+    assert torch.equal(result, repeated)
     other = augmentation(255 - images, draw)
-    erased = (first == torch.tensor(SPACE.mean).view(3, 1, 1)).all(1)
+    erased = (result == torch.tensor(SPACE.mean).view(3, 1, 1)).all(1)
     assert torch.equal(erased, (other == torch.tensor(SPACE.mean).view(3, 1, 1)).all(1))
 
 
@@ -102,7 +102,7 @@ def test_padding_is_black_and_erasing_is_the_mean_in_normalised_space():
                            torch.tensor(True)))  # fmt: skip
 
 
-def test_nothing_is_done_where_nothing_is_asked():
+def test_without_augmentation_images_are_only_normalised():
     augmentation = Augmentation(SPACE, flip_probability=0.0, padding=0, erase_probability=0.0)
     images = _images()
     result = augmentation(images, _draw(augmentation, 6))
@@ -132,16 +132,16 @@ def test_draws_have_the_published_distributions():
     assert (width < size[1]).all()
     assert (top + height <= size[0]).all()
     assert (left + width <= size[1]).all()
-    assert (top + height == size[0]).any()  # the last place is reached
+    assert (top + height == size[0]).any()  # the last position occurs
     assert (top == 0).any()
 
 
-def test_a_rectangle_that_fits_nowhere_is_left_out():
+def test_nothing_is_erased_if_no_rectangle_fits():
     draw = Augmentation(SPACE, erase_probability=1.0).draw(50, (1, 400), torch.Generator())
     assert not draw.box[:, 2:].any()
 
 
-def test_parts_of_a_draw_are_the_draws_of_these_images():
+def test_a_slice_of_a_draw_augments_the_same_images_equally():
     augmentation = Augmentation(SPACE)
     images, draw = _images(8), _draw(augmentation, 8)
     whole = augmentation(images, draw)
@@ -154,6 +154,6 @@ def test_parts_of_a_draw_are_the_draws_of_these_images():
 @pytest.mark.parametrize(
     "options", [{"flip_probability": 1.5}, {"erase_probability": -0.1}, {"padding": -1}]
 )
-def test_values_out_of_range_name_their_key(options):
-    with pytest.raises(UserError, match=r"INPUT\."):
+def test_values_out_of_range_are_an_error(options):
+    with pytest.raises(UserError, match="; expected 0 "):
         Augmentation(SPACE, **options)

