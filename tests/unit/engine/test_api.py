@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -121,6 +122,15 @@ def test_pictures_of_more_than_8_bits_are_refused_not_clipped(
 ) -> None:
     with pytest.raises(UserError, match="mode .* 8 bits a channel"):
         model.anonymize(Image.fromarray(np.full((20, 10), 40_000, dtype)))
+
+
+def test_broken_exif_is_ignored(model: Anonymizer, tmp_path: Path) -> None:
+    """Orientation 6 and a width that is text, which Pillow cannot write back after rotating."""
+    entries = struct.pack("<HHHI4sHHIHHI", 2, 0x0100, 2, 2, b"w", 0x0112, 3, 1, 6, 0, 0)
+    image = Image.fromarray(_array(size=(20, 10)))
+    image.save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0" + entries)
+    with Image.open(tmp_path / "a.png") as opened:
+        np.testing.assert_array_equal(model.resized(opened), model.resized(image))
 
 
 def test_baseline_and_missing_checkpoints_are_named(
