@@ -1,4 +1,4 @@
-"""The whole method on people drawn by code: train, upgrade, evaluate, and show what came out."""
+"""Train, upgrade and test the method on drawn people, and print what the numbers mean."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
+from yacs.config import CfgNode
+
+from data.build import build_splits
 from engine.distributed.group import refuse_sharing
 from engine.results import Results
+from tools.benchmarks.measuring import seconds
+from tools.benchmarks.networks import evaluation_flops, step_flops
+from tools.benchmarks.step import make_step
 from tools.compare import difference_table
 from tools.lib.command_line import Parser, exit_code_of
 from tools.lib.experiment import METHODS, Experiment
+from utils.device import resolve_device, set_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo.yml"
+_TIMED_STEPS = 3
 
 _MEANING = {
     "base": "re-ID trained on raw and mosaic images",
@@ -27,22 +35,23 @@ _MEANING = {
     "full": "joint model with supervision upgradation",
 }
 _EXAMPLES = """examples:
-  python3 tools/demo.py                         the full method, some eight minutes on two cores
-  python3 tools/demo.py --compare               base, without and full alike, side by side
-  python3 tools/demo.py INPUT.TYPE blur INPUT.RADIUS 6.0 --output ./demo-blur
+  python3 tools/demo.py                         the full method
+  python3 tools/demo.py --compare               base, without and full, with their differences
+  python3 tools/demo.py INPUT.TYPE blur INPUT.RADIUS 3.0 --output ./demo-blur
 
-An interrupted demo goes on where it stopped when it is started again.
+The expected time on this machine is printed at the start. The same command resumes an interrupted
+demo.
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method, trained and tested.
+    """The results of one method.
 
     Attributes:
         results: Scores on the test set.
-        seconds: How long training and test took; of a resumed run, its last part.
-        experiment: Where both lie.
+        seconds: Duration of training and test; in a resumed demo, of its last part.
+        experiment: The training and the test, with their folders.
     """
 
     results: Results
@@ -50,15 +59,42 @@ class Outcome:
     experiment: Experiment
 
 
-def train_and_test(method: str, output: Path, overrides: Sequence[str]) -> Outcome:
-    """Train one method and score it on the test set, which nothing was chosen by."""
+def expected_seconds(experiments: Sequence[Experiment]) -> float:
+    """Return the expected duration of some trainings and tests on this machine.
+
+    Measures the FLOP/s of a few training steps of the last experiment and counts the FLOPs of all.
+    """
+    measured = experiments[-1]
+    cfg, keys = measured.training, (*measured.overrides, *METHODS[measured.method])
+    set_threads(cfg.RUNTIME.THREADS)
+    count, device = cfg.SOLVER.IMS_PER_BATCH, resolve_device(cfg.MODEL.DEVICE)
+    step = make_step((str(measured.config), keys, str(device)), count, 1)
+    step()  # the first step allocates memory
+    step_s = min(seconds(step, device) for _ in range(_TIMED_STEPS))
+    flops_per_s = count * step_flops(cfg) / step_s
+    return sum(_flops(experiment.training) for experiment in experiments) / flops_per_s
+
+
+def _flops(cfg: CfgNode) -> float:
+    """Return the floating-point operations of a training, its validations and its test."""
+    splits, epochs = build_splits(cfg), cfg.SOLVER.MAX_EPOCHS
+    validated = epochs // cfg.SOLVER.VAL_PERIOD * len(splits.val_query + splits.val_gallery)
+    return (
+        step_flops(cfg) * epochs * len(splits.train)
+        + evaluation_flops(cfg, 2) * validated
+        # The test also embeds decrypted, wrongly decrypted and encrypted images.
+        + evaluation_flops(cfg, 5) * len(splits.query + splits.gallery)
+    )
+
+
+def train_and_test(experiment: Experiment) -> Outcome:
+    """Train one method and score it on the test set, which influences no choice."""
     start = time.monotonic()
-    experiment = Experiment(CONFIG, method, output / method, tuple(overrides))
     return Outcome(experiment.run(), time.monotonic() - start, experiment)
 
 
 def comparison(outcomes: Mapping[str, Outcome]) -> str:
-    """Return the methods side by side, and which of the differences are more than luck."""
+    """Return the scores of the methods side by side, and intervals of their differences."""
     names = list(next(iter(outcomes.values())).results.rank1)
     width = max(map(len, names)) + 2
     lines = ["rank-1 / mAP on the test set, query->gallery"]
@@ -74,7 +110,7 @@ def comparison(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def summary(outcomes: Mapping[str, Outcome]) -> str:
-    """Return what a reader should take home: tables, what they mean, where to look next."""
+    """Return the tables, what they mean, and which files to open next."""
     lines = ["", "=" * 78, comparison(outcomes), ""]
     for method, outcome in outcomes.items():
         lines.append(f"{method}: {_MEANING[method]}; {outcome.seconds / 60:.1f} minutes")
@@ -91,36 +127,48 @@ def _reading(full: Outcome) -> list[str]:
     return [
         "",
         f"For {matched:.0%} of the anonymized queries the closest image in the anonymized gallery",
-        f"shows the same person; recovered images are {gain:.1f} dB closer to raw than anonymized",
-        "ones. Whoever has the key to an anonymized image has the photo: docs/ISED.md says why.",
+        f"shows the same person. Recovered images are {gain:.1f} dB closer to raw than anonymized",
+        "ones, so the key to an anonymized image is the key to the raw image (docs/ISED.md).",
         "",
-        "Look next at",
+        "Next, open",
         f"  {test / 'pictures.png'}    raw, desensitized, anonymized, encrypted, recovered",
         f"  {test / 'results.json'}    every number of the table above",
-        f"  {training / 'pictures'}    the same people at every validation",
+        f"  {training / 'pictures'}    the same people at each validation",
         f"  tensorboard --logdir {training.parent}    all curves",
-        "  README.md    the same on Market-1501, MSMT17, CUHK03 or your own pictures",
+        "  README.md    the same on Market-1501, MSMT17, CUHK03 or your own images",
     ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit code."""
+    """Run the demo; returns the exit code."""
     parser = Parser(
         description="Train and test the method on the synthetic data set.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("--compare", action="store_true", help="train base and without as well")
+    parser.add_argument(
+        "--compare", action="store_true", help="also train the methods base and without"
+    )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder (default: demo)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys that override the file")
-    args = parser.parse_intermixed_args(argv)  # keys may stand on both sides of an option
+    args = parser.parse_intermixed_args(argv)  # options may follow keys
     methods = list(METHODS) if args.compare else ["full"]
 
     def work() -> None:
         refuse_sharing("tools/demo.py")
-        outcomes = {name: train_and_test(name, args.output, args.opts) for name in methods}
-        print(summary(outcomes))
+        experiments = {
+            name: Experiment(CONFIG, name, args.output / name, tuple(args.opts)) for name in methods
+        }
+        for experiment in experiments.values():
+            experiment.refuse_another()
+        remaining = [
+            experiment for experiment in experiments.values() if not experiment.is_finished
+        ]
+        if remaining:
+            minutes = expected_seconds(remaining) / 60
+            print(f"Expected time on this machine: about {max(1, round(minutes))} minutes.")
+        print(summary({name: train_and_test(each) for name, each in experiments.items()}))
 
-    return exit_code_of(work, "interrupted; the same command goes on where it stopped")
+    return exit_code_of(work, "interrupted; the same command resumes the demo")
 
 
 if __name__ == "__main__":
