@@ -32,10 +32,11 @@ from engine.scoring.paired import Access
 from engine.views import save_picture
 from tools.lib.command_line import Parser, exit_code_of
 from utils.config_tree import changed
-from utils.device import keep_freed_memory, set_threads
+from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import ensure_folder, remove_leftovers
 from utils.logger import get_logger, setup_logger
+from utils.memory import keep_freed_memory
 
 _EXAMPLES = """examples:
   the baseline, on Market-1501 below /data (first: python3 data/train_split.py

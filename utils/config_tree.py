@@ -1,4 +1,4 @@
-"""Configurations by dotted names: reading a value, and another tree made from a frozen one."""
+"""Configuration trees by dotted names: read a value, or copy a frozen tree with other values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 
 def get_value(cfg: CfgNode, name: str) -> Any:
-    """Return the value under a dotted name, such as ``SOLVER.BASE_LR``."""
+    """Return the value of a dotted name, such as ``SOLVER.BASE_LR``."""
     value: Any = cfg
     for part in name.split("."):
         value = value[part]
@@ -17,17 +17,17 @@ def get_value(cfg: CfgNode, name: str) -> Any:
 
 
 def changed(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
-    """Return a frozen copy with other values; the one that was given stays as it is.
+    """Return a frozen copy with other values.
 
-    Values are taken as they are: yacs' own ``merge_from_list`` would read a folder named ``2024``
-    as a number.
+    Values are not converted: yacs' own ``merge_from_list`` would read a folder named ``2024`` as a
+    number.
 
     Args:
-        cfg: The configuration.
+        cfg: The configuration; not changed.
         values: New values by dotted name, such as ``{"EVAL.SPLIT": "val"}``.
 
     Raises:
-        KeyError: There is no such key.
+        KeyError: The configuration has no such key.
     """
     copy = cfg.clone()
     copy.defrost()

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, machine."""
+"""Versions, commit and machine that a result was made with."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PACKAGES = ("torchvision", "numpy", "pillow", "cryptography")
 
 
 def environment_report(device: torch.device | None = None) -> dict[str, str]:
-    """Return versions of what can move a number, the commit, and the machine.
+    """Return the versions of packages that can change a number, the commit, and the machine.
 
     Args:
         device: Where the result was computed; None for the CPU.
 
     Returns:
-        Names to texts, for ``results.json`` and the log. Neither host nor user names are in it:
-        result files get published.
+        Texts by name, for ``results.json`` and the log. They contain neither host nor user names,
+        since result files are published.
     """
     device = device or torch.device("cpu")
     report = {
@@ -32,7 +32,7 @@ def environment_report(device: torch.device | None = None) -> dict[str, str]:
         "git": git_revision() or "unknown",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        **{name: found for name in _PACKAGES if (found := _version(name))},
+        **{name: version for name in _PACKAGES if (version := _version(name))},
         "platform": platform.platform(terse=True),
         "device": f"{device.type}: {device_name(device)}",
         "cpus": str(_num_cpus()),
@@ -45,7 +45,7 @@ def environment_report(device: torch.device | None = None) -> dict[str, str]:
 
 
 def _num_cpus() -> int:
-    """Return the CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -59,11 +59,11 @@ def _version(package: str) -> str | None:
 
 
 def git_revision(folder: str | Path = _ROOT) -> str | None:
-    """Return the commit of a checkout, with ``-dirty`` where files differ from it.
+    """Return the commit of a checkout, followed by ``-dirty`` if files differ from it.
 
     Returns:
-        None where ``folder`` is not the top of a checkout, or git is not there; a project that lies
-        inside another repository must not take that one's commit for its own.
+        None if ``folder`` is not the top of a checkout, or git is missing. A copy of the project
+        inside another repository must not report that repository's commit.
     """
     folder = Path(folder).resolve()
     top = _git(folder, "rev-parse", "--show-toplevel")
@@ -76,7 +76,7 @@ def git_revision(folder: str | Path = _ROOT) -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        # No index refresh is written: reporting must not touch the checkout or wait for its lock.
+        # Without optional locks, so that this neither changes the checkout nor waits for its lock.
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True,

@@ -1,11 +1,4 @@
-"""The one base of every error that a user can cause and mend, and how full memory is told.
-
-A package that is not installed is one line, exit code 2.
-
-Without this a Python without the requirements, above all one whose virtual environment was not
-activated, answers with a traceback. A module of the project itself, or a part of an installed
-package, that is missing is a mistake in the code and keeps its traceback.
-"""
+"""Errors that a user can cause and fix, errors of full memory, and packages that are missing."""
 
 from __future__ import annotations
 
@@ -16,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-# Of libraries that ask the driver for memory by themselves, and of a compiler that met the error.
+_ROOT = Path(__file__).resolve().parents[1]
+# Messages of libraries that allocate GPU memory themselves, and of compilers that report the error.
 _NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED", "_HOST_ALLOCATION_FAILED", "_DEVICE_ALLOCATION_FAILED",  # cuDNN
     "CUDA error: out of memory", "CUDA out of memory", "DefaultCPUAllocator: can't allocate",
@@ -24,10 +18,10 @@ _NO_MEMORY = (
 
 
 class UserError(ValueError):
-    """Something asked for cannot be done; the text says what, got, allowed and the remedy.
+    """Base of all errors that a user can cause and fix.
 
-    Command-line tools print it as one line and exit with ``exit_code``; a traceback would only
-    hide the sentence.
+    The text states what is wrong, the value that was given, what is allowed and what to do. Scripts
+    print it as one line, without a traceback, and exit with ``exit_code``.
     """
 
     exit_code = 2
@@ -48,9 +42,10 @@ def naming_keys(*keys: str) -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory is full, a GPU's or the machine's.
+    """Return whether an error reports that memory is full, a GPU's or the machine's.
 
-    Torch's own is told by its name: commands that do not need torch do not load it.
+    Torch's own error is recognised by its name, since commands that do not need torch do not load
+    it.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -58,7 +53,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def shortage(error: Exception) -> str:
-    """Return the first sentence of an error of ``out_of_memory``, without where torch raised it."""
+    """Return the first sentence of an out-of-memory error, without the place in torch's source."""
     text = str(error)
     start = max(text.find("DefaultCPUAllocator"), 0)
     return text[start:].split(". ")[0].partition("\n")[0] or type(error).__name__
@@ -77,20 +72,23 @@ def worker_death(remedy: str) -> str:
     return f"a worker process died, perhaps because memory ran out; {remedy}"
 
 
-_ROOT = Path(__file__).resolve().parents[1]
-
-
 def name_missing_package(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Be Python's ``sys.excepthook``; what is raised here ends the program in its turn."""
+    """Report a package that is not installed in one line, and exit with 2; Python's excepthook.
+
+    This happens most often when the virtual environment was not activated. A missing module of this
+    project, or a missing part of an installed package, is a mistake in the code and keeps its
+    traceback.
+    """
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if not name or "." in name or (_ROOT / name).is_dir() or (_ROOT / f"{name}.py").exists():
         sys.__excepthook__(kind, error, trace)
         return
     sys.stderr.write(
         f"error: package {name} is not installed for {sys.executable}; activate the virtual "
-        "environment (`make setup` makes one in .venv), or `pip install -r requirements.txt`\n"
+        "environment (`make setup` creates one in .venv), or run `pip install -r "
+        "requirements.txt`\n"
     )
     raise SystemExit(2)
 

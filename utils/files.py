@@ -1,7 +1,4 @@
-"""Files a user keeps: written whole or not at all.
-
-Folders that appear whole or not at all.
-"""
+"""Files and folders that are written completely or not at all, also after a kill or a power cut."""
 
 from __future__ import annotations
 
@@ -18,24 +15,41 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+_RUN = secrets.token_hex(3)  # mark of this process, since process numbers are reused
+_NEARLY_FULL = 1 << 20
+_REASONS = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EFBIG: "raise the limit on file sizes or choose another folder",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder you may write to",
+    errno.EISDIR: "choose another name",
+    errno.EEXIST: "choose another name",
+    errno.ENOTDIR: "choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the device",
+}
+
 
 class WriteError(UserError, OSError):
-    """A file or folder could not be written; what stood there before is unharmed."""
+    """A file or folder could not be written; an earlier file of that name is unchanged."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it takes that name, durably, in one step.
+    """Yield a temporary path in the folder of ``path``; on success rename it to ``path``.
 
-    Whoever opens ``path`` at any moment, also after a kill or a power cut, finds the whole old file
-    or the whole new one. On an error of any kind the temporary is removed and the old file stays.
+    The renaming is atomic and durable: at any time, also after a kill or a power cut, ``path`` is
+    the complete old file or the complete new one. On any error the temporary file is removed and
+    the old file stays.
 
     Args:
-        path: Where the file is to be; its folder is made if need be.
+        path: The file; its folder is created if necessary.
 
     Yields:
-        Path to write to: in the same folder, not there yet, with the same last suffix, as some
-        writers choose a format by it.
+        Path to write to, which does not exist yet. It has the same suffix, by which some writers
+        choose a format.
 
     Raises:
         WriteError: The folder cannot be written to, or the device is full.
@@ -53,7 +67,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             raise
         raise WriteError(_sentence(path, error)) from error
     except RuntimeError as error:
-        # torch's zip writer meets a full disk with a RuntimeError of its own wording.
+        # On a full disk torch's zip writer raises a RuntimeError with a message of its own format.
         torn = any(word in str(error) for word in ("inline_container", "iostream", "writ"))
         if torn and free_bytes(path.parent) < _NEARLY_FULL:
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -66,7 +80,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def sync_folder_if_possible(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, where its file system can."""
+    """Make the names in a folder survive a power cut, if its file system supports that."""
     with contextlib.suppress(OSError):
         _sync(folder, os.O_RDONLY)
 
@@ -78,20 +92,20 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no file: a pipe would keep the reader waiting, a device would never end.
+    """Raise unless a path is a regular file; reading from a pipe or a device may never end.
 
     Raises:
-        OSError: It is not there, or is no regular file.
+        OSError: It does not exist, or is not a regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - also for plain strings
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def ensure_folder(path: str | Path) -> Path:
-    """Make a folder and its parents, and check that files can be written in it.
+    """Create a folder and its parents if necessary, and check that files can be written in it.
 
     Raises:
-        WriteError: It is a file, or it cannot be made or written to.
+        WriteError: It is a file, or it cannot be created or written to.
     """
     path = Path(path)
     try:
@@ -104,25 +118,25 @@ def ensure_folder(path: str | Path) -> Path:
 
 
 def temporary_beside(path: Path, *, suffix: bool = True) -> Path:
-    """Return a new name in the folder of a file, which `remove_leftovers` finds after a kill.
+    """Return a temporary name in the folder of a file; `remove_leftovers` finds it after a kill.
 
     Args:
-        path: The file that is to be.
-        suffix: End in the file's own suffix; otherwise it stays before the rest.
+        path: The file that is to be written.
+        suffix: Whether the name ends in the file's suffix.
     """
     stem, end = (path.stem, path.suffix) if suffix else (path.name, "")
     return path.with_name(f".{stem}.{os.getpid()}-{_RUN}{secrets.token_hex(4)}.tmp{end}")
 
 
 def remove_leftovers(folder: str | Path, of: str = "") -> int:
-    """Remove temporaries that killed processes left in a folder; return how many.
+    """Remove temporary files that killed processes left in a folder; return how many.
 
-    Those of processes that still run are left alone. A container gives every run the same process
-    number: what bears this process's number and not its mark was left by an earlier one.
+    Files of running processes are kept. In containers every run has the same process number, so a
+    file with this process's number but without its random mark is from an earlier run.
 
     Args:
-        folder: Where to look.
-        of: Only those of the file of this name; of all files if empty.
+        folder: The folder.
+        of: Name of the file whose temporary files are removed; '' for all files.
     """
     removed = 0
     for path in Path(folder).glob(".*.*-*.tmp*"):
@@ -139,36 +153,19 @@ def remove_leftovers(folder: str | Path, of: str = "") -> int:
 
 
 def is_running(process: int) -> bool:
-    """Tell whether there is a process of a number on this machine, whoever owns it."""
+    """Return whether a process with this number runs on this machine, of any user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's
         return True
     return True
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Return how many bytes a user may still write where ``folder`` lies."""
+    """Return the free bytes of the file system that contains ``folder``."""
     return shutil.disk_usage(folder).free
-
-
-_RUN = secrets.token_hex(3)  # tells this process's temporaries from those of one of its number
-_NEARLY_FULL = 1 << 20
-_REASONS = {
-    errno.ENOSPC: "free some space or choose another folder",
-    errno.EDQUOT: "free some space or choose another folder",
-    errno.EFBIG: "raise the limit on file sizes or choose another folder",
-    errno.EACCES: "choose a folder you may write to",
-    errno.EPERM: "choose a folder you may write to",
-    errno.EROFS: "choose a folder you may write to",
-    errno.EISDIR: "choose another name",
-    errno.EEXIST: "choose another name",
-    errno.ENOTDIR: "choose another name",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "check the device",
-}
 
 
 def _sentence(path: Path, error: OSError) -> str:
@@ -177,7 +174,7 @@ def _sentence(path: Path, error: OSError) -> str:
 
 
 def _sync(path: Path, flags: int) -> None:
-    """Wait until a file's or folder's contents are on the device."""
+    """Wait until the contents of a file or folder are on the device."""
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
@@ -193,17 +190,17 @@ def _keep_mode(path: Path, temporary: Path) -> None:
 
 @contextlib.contextmanager
 def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a folder to fill; it takes the name ``target`` only when all has gone well.
+    """Yield a folder to fill; on success rename it to ``target``.
 
-    What an interrupted run left is cleared at the next start. A replaced tree is put aside first,
-    and put back if its successor cannot take the name.
+    Files of an interrupted run are removed at the next start. A folder that is replaced is renamed
+    first, and restored if the new one cannot take its name.
 
     Args:
         target: The final name.
-        overwrite: Whether to replace a folder of that name.
+        overwrite: Whether to replace an existing folder.
 
     Raises:
-        UserError: The folder cannot take its name, for instance because it exists by now.
+        UserError: The folder cannot be renamed, for example because ``target`` exists now.
         OSError: Nothing can be written there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +218,7 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         except OSError as error:
             if aside.exists():
                 aside.rename(target)
-            raise UserError(f"{target} cannot be made ({error.strerror}); try again") from error
+            raise UserError(f"{target} cannot be created ({error.strerror}); try again") from error
         sync_folder_if_possible(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -230,7 +227,7 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def recover(target: Path) -> None:
-    """Clear what runs that were killed have left beside ``target``, or put it back."""
+    """Remove the folders that killed runs left next to ``target``, or restore the replaced one."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(.+)-(\d+)")
     for folder in sorted(target.parent.glob(f".{target.name}.*")):
         match = pattern.fullmatch(folder.name)
@@ -243,5 +240,5 @@ def recover(target: Path) -> None:
 
 
 def _is_used(pid: int) -> bool:
-    """Tell whether another process is at it; this one starts anew."""
+    """Return whether another running process uses a staging folder."""
     return pid != os.getpid() and is_running(pid)

@@ -1,19 +1,29 @@
-"""How much memory there is, and refusing in time what would not fit."""
+"""Memory: how much is free, whether work fits into it, and reuse of freed blocks."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.logger import get_logger
 
+if TYPE_CHECKING:
+    import torch
+
 MIB = 2**20
-# Below this many similarities nobody waits: no estimate is printed.
-WORTH_TELLING = 10**8
+WORTH_TELLING = 10**8  # similarities; smaller work takes so short that no estimate is logged
 _CGROUP = Path("/sys/fs/cgroup")
+
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
+_TOP_PAD_BYTES = 64 * 2**20
 
 
 def available_mib(device: torch.device) -> float:
@@ -23,6 +33,8 @@ def available_mib(device: torch.device) -> float:
     most of the GPU. On the CPU it is the smaller of what the machine and the container have left.
     """
     if device.type == "cuda":
+        import torch  # here: this module is also used without it
+
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (free + unused) / MIB
@@ -59,18 +71,18 @@ def _container_mib() -> float:
 
 
 def memory_budget_mib(device: torch.device, limit_mib: float | None) -> float:
-    """Return what may be used (MiB): the caller's limit, else nine tenths of what is free."""
+    """Return the memory (MiB) that may be used: the given limit, or 90 % of the free memory."""
     return available_mib(device) * 0.9 if limit_mib is None else limit_mib
 
 
 def tell_memory(what: str, needed_mib: float, num_similarities: int) -> None:
-    """Log how much memory work takes that is long enough to wait for."""
+    """Log the memory (MiB) that work needs, if the work is long enough to wait for."""
     if num_similarities >= WORTH_TELLING:
         get_logger().info("%s: about %s MiB besides the features", what, f"{needed_mib:,.0f}")
 
 
 def require_memory(what: str, needed_mib: float, budget_mib: float, remedy: str) -> None:
-    """Refuse work that would not fit, before any of it is done.
+    """Raise before work starts that needs more memory than there is.
 
     Raises:
         UserError: ``needed_mib`` is above ``budget_mib``; it names both and the remedy.
@@ -80,3 +92,30 @@ def require_memory(what: str, needed_mib: float, budget_mib: float, remedy: str)
             f"{what} needs about {needed_mib:,.0f} MiB of memory but {budget_mib:,.0f} MiB may be "
             f"used; {remedy}"
         )
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep freed blocks for the next allocation instead of returning them to the kernel.
+
+    By default glibc maps every block of 32 MiB or more separately and unmaps it when it is freed;
+    the kernel fills each page with zeros on first use. A training step on a CPU allocates the same
+    large tensors again and again and spends a fifth of its time on that (docs/PERFORMANCE.md). The
+    peak memory stays the same.
+
+    This changes the whole process, so scripts call it and the library (engine.api) does not.
+
+    Returns:
+        Whether it took effect. False on other systems and with other C libraries, where nothing
+        changes.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another allocator is preloaded
+        return False
+    settings = (
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, -1),  # never
+        (_M_TOP_PAD, _TOP_PAD_BYTES),
+    )
+    return all([mallopt(name, value) == 1 for name, value in settings])

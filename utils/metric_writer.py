@@ -1,7 +1,4 @@
-"""Let Ctrl-C wait while something runs that must not be left half done.
-
-Numbers over time: TensorBoard for looking, ``metrics.jsonl`` for scripts.
-"""
+"""Metrics of a training over time: TensorBoard for people, ``metrics.jsonl`` for scripts."""
 
 from __future__ import annotations
 
@@ -21,37 +18,12 @@ from torch.utils.tensorboard import SummaryWriter
 from utils.files import WriteError, ensure_folder, write_text
 
 
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Deliver a SIGINT that arrives in the block when it is done.
-
-    Python raises KeyboardInterrupt between any two instructions, also between taking a lock and
-    entering the block that gives it back; whoever needs that lock next waits for ever. Hold
-    interrupts around short calls into code that shares locks with its own threads.
-
-    Outside the main thread, which alone receives signals, this does nothing. An error of the block
-    goes first: the program ends by it anyway.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        before(*came[-1])
-
-
 class MetricWriter:
-    """Writes scalars and pictures under slash names such as ``loss/triplet`` or ``eval/mAP``.
+    """Writes scalars and images under names such as ``loss/triplet`` or ``eval/mAP``.
 
-    Each line of ``metrics.jsonl`` is one call: ``{"epoch": 3, "step": 555, "loss/triplet": 0.41}``.
-    A resumed run appends: what an interrupted one wrote beyond the epoch resumed from is dropped
-    first, so that no epoch stands there twice.
+    Each call adds one line to ``metrics.jsonl``:
+    ``{"epoch": 3, "step": 555, "loss/triplet": 0.41}``. A resumed run first removes the lines after
+    the epoch that it resumes from, so that no epoch is recorded twice.
     """
 
     def __init__(
@@ -64,10 +36,10 @@ class MetricWriter:
         """Open ``metrics.jsonl`` and ``runs/`` in a folder.
 
         Args:
-            output_dir: Folder, made if need be.
-            resume_epoch: Last finished epoch of the run that is gone on with; later lines are
-                dropped. None for a run of its own, which appends to what an earlier one left.
-            resume_step: Steps done by then; TensorBoard hides older points beyond them.
+            output_dir: The folder, created if necessary.
+            resume_epoch: Last finished epoch of the run that is resumed; later lines are removed.
+                None for a new run, which appends to existing lines.
+            resume_step: Training steps done at that epoch; TensorBoard hides later points.
 
         Raises:
             WriteError: The folder or a file in it cannot be written.
@@ -80,19 +52,19 @@ class MetricWriter:
         purge_step = None if resume_step is None else resume_step + 1
         with self._guarded():
             _end_with_newline(path)
-            # Unbuffered: a line that failed for want of space must not come up again on closing.
+            # Unbuffered, so that a line that failed on a full disk is not written again on closing.
             self._lines = path.open("ab", buffering=0)
             self._board = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
         self._thread_hook = threading.excepthook
-        threading.excepthook = self._leave_out_tensorboard
+        threading.excepthook = self._hide_tensorboard
 
     def scalars(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
-        """Write numbers of one moment.
+        """Write metrics of one training step.
 
         Args:
-            values: Slash name to number; a non-finite one becomes null in the file.
-            epoch: Epoch it belongs to, from 1.
-            step: Training steps done so far, over all epochs.
+            values: Numbers by name; a non-finite number becomes null in the file.
+            epoch: Epoch, from 1.
+            step: Training steps so far, over all epochs.
 
         Raises:
             WriteError: The device is full.
@@ -107,17 +79,17 @@ class MetricWriter:
                 self._board.add_scalar(name, value, step)
 
     def picture(self, name: str, image: Tensor, *, step: int) -> None:
-        """Write a picture to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
+        """Write an image to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
         with self._guarded():
             self._board.add_image(name, image, step)
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Pass everything to the operating system."""
         with self._guarded():
             self._board.flush()
 
     def close(self) -> None:
-        """Write what is left, and close the files."""
+        """Write the rest, and close the files."""
         self._lines.close()
         try:
             with self._guarded():
@@ -125,25 +97,25 @@ class MetricWriter:
         finally:
             threading.excepthook = self._thread_hook
 
-    def _leave_out_tensorboard(self, failure: threading.ExceptHookArgs) -> None:
-        """Keep the traceback of TensorBoard's thread off the terminal.
+    def _hide_tensorboard(self, failure: threading.ExceptHookArgs) -> None:
+        """Do not print the traceback of TensorBoard's thread.
 
-        Its error reaches the next call here, which tells it as one sentence.
+        The next call of this writer raises the error as one sentence.
         """
-        of_tensorboard = type(failure.thread).__module__.startswith("tensorboard")
-        if not (of_tensorboard and isinstance(failure.exc_value, OSError)):
+        is_tensorboard = type(failure.thread).__module__.startswith("tensorboard")
+        if not (is_tensorboard and isinstance(failure.exc_value, OSError)):
             self._thread_hook(failure)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Turn a failed write into one sentence; TensorBoard's thread shares locks with us."""
+        """Raise a failed write as one sentence; hold interrupts, as TensorBoard uses locks."""
         try:
             with interrupts_held():
                 yield
         except OSError as error:
             raise WriteError(
                 f"cannot write in {self._folder}: {error.strerror or error}; free some space or "
-                "choose another OUTPUT_DIR"
+                "choose another output folder"
             ) from error
 
     def __enter__(self) -> MetricWriter:
@@ -158,12 +130,12 @@ class MetricWriter:
         try:
             self.close()
         except WriteError:
-            if error is None:  # else what went wrong first is what to tell
+            if error is None:  # otherwise the first error is the cause
                 raise
 
 
 class SilentWriter:
-    """Takes what :class:`MetricWriter` takes and writes nothing, in processes besides the first."""
+    """A :class:`MetricWriter` that writes nothing, for all ranks but 0."""
 
     def scalars(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
         """Do nothing."""
@@ -179,7 +151,7 @@ class SilentWriter:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """Return the records of a ``metrics.jsonl``, without a last line that a kill has cut."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -187,7 +159,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def drop_later_lines(path: str | Path, epoch: int) -> int:
-    """Drop the lines after ``epoch``, and cut or damaged ones; return how many."""
+    """Remove the lines after ``epoch``, and damaged ones; return how many."""
     path = Path(path)
     if not path.is_file():
         return 0
@@ -196,6 +168,31 @@ def drop_later_lines(path: str | Path, epoch: int) -> int:
     if len(kept) != len(lines):
         write_text(path, "".join(f"{line}\n" for line in kept))
     return len(lines) - len(kept)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Deliver a SIGINT that arrives inside the block at its end.
+
+    Python raises KeyboardInterrupt between any two instructions, also between acquiring a lock and
+    entering the block that releases it; the next user of that lock waits forever. Hold interrupts
+    around short calls of code that shares locks with its own threads.
+
+    Outside the main thread, which alone receives signals, this does nothing. An error of the block
+    replaces the interrupt, since it ends the program anyway.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        before(*received[-1])
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -207,7 +204,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _end_with_newline(path: Path) -> None:
-    """Finish a line that a kill cut short, lest the next one be glued to it."""
+    """End a line that a kill has cut, so that the next record starts a new line."""
     if path.is_file() and path.stat().st_size:
         with path.open("rb+") as file:
             file.seek(-1, 2)

@@ -1,4 +1,4 @@
-"""Random numbers: one seed of the user, and one derived from it for each place that draws."""
+"""Random numbers: one seed given by the user, and a seed derived from it for each purpose."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import torch
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, on all devices.
 
-    Code that draws takes a generator of its own (see ``torch_generator``); this is for weights'
-    starting values and for libraries that offer no other way.
+    For start weights, and for libraries that offer no other way. Other code that draws numbers
+    uses its own generator (``torch_generator``).
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries use the old global generator
-    torch.manual_seed(seed)  # CUDA's generators too
+    torch.manual_seed(seed)  # includes CUDA's generators
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
     """Return a seed in [0, 2**63) for one purpose, the same on every machine.
 
-    Hashing keeps seeds of neighbouring purposes unrelated (``seed + epoch`` would give epoch 2 of
-    seed 1 the draws of epoch 1 of seed 2), and lets an epoch be drawn again after a resume.
+    Hashing makes the seeds of similar purposes unrelated; ``seed + epoch`` would give epoch 2 of
+    seed 1 the numbers of epoch 1 of seed 2. The numbers of an epoch can be drawn again after a
+    resume.
 
     Args:
         seed: The user's seed.
-        parts: What it is for, such as ``"augmentation", epoch``. 1 and "1" are different parts.
+        parts: The purpose, such as ``"augmentation", epoch``. 1 and "1" are different parts.
     """
-    # repr keeps the parts apart: ("ab", "c") is not ("a", "bc").
+    # repr separates the parts: ("ab", "c") differs from ("a", "bc").
     digest = hashlib.sha256(repr((int(seed), *parts)).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

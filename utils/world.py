@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this one is; asked without loading torch."""
+"""Rank and number of the processes that torchrun started, without loading torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class World:
     """The processes of a run.
 
     Attributes:
-        rank: This process, counted from 0.
+        rank: Number of this process, from 0.
         size: Number of processes.
         local_rank, local_size: The same on this machine.
         restarts: How often torchrun has restarted the processes.
@@ -25,12 +25,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes, logs and decides."""
+        """Whether this is rank 0, which writes, logs and decides."""
         return self.rank == 0
 
     @classmethod
     def from_environment(cls) -> World:
-        """Read what torchrun says; a process that runs alone where it says nothing."""
+        """Return what torchrun's environment variables contain; a single process without them."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         if not all(name in os.environ for name in names):
             return cls()

@@ -28,7 +28,7 @@ from engine.distributed.roll_call import number_of_start
 from engine.distributed.signals import handling
 from engine.distributed.watch import Terminated, Watch
 from utils.device import resolve_device
-from utils.errors import UserError
+from utils.errors import UserError, naming_keys
 from utils.files import write_text
 from utils.progress import Progress
 from utils.world import World
@@ -177,8 +177,10 @@ def device_of_rank(name: str = "auto", device_id: str | int = "0") -> torch.devi
     """
     here = world()
     if here.local_size == 1:
-        return resolve_device(name, device_id)
-    device = resolve_device(name, "0")
+        with naming_keys("MODEL.DEVICE", "MODEL.DEVICE_ID"):
+            return resolve_device(name, device_id)
+    with naming_keys("MODEL.DEVICE", "MODEL.DEVICE_ID"):
+        device = resolve_device(name, "0")
     if device.type == "cpu":
         return device
     if ":" in name:

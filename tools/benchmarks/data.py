@@ -46,7 +46,8 @@ from tools.benchmarks.measuring import (
     write_json,
 )
 from tools.lib.command_line import whole_number
-from utils.device import device_name, keep_freed_memory, resolve_device, set_threads
+from utils.device import device_name, resolve_device, set_threads
+from utils.memory import keep_freed_memory
 
 _ERASING_ATTEMPTS = 100
 

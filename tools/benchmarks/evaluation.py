@@ -53,12 +53,12 @@ from tools.benchmarks.step import PLAIN
 from tools.lib.command_line import whole_number
 from utils.device import (
     device_name,
-    keep_freed_memory,
     resolve_device,
     resolve_precision,
     set_threads,
 )
 from utils.errors import UserError
+from utils.memory import keep_freed_memory
 
 _IMAGES = {"cpu": 64, "cuda": 2048}
 _SHOTS = 4  # pictures of a person, the first of which is the query

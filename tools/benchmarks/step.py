@@ -48,11 +48,11 @@ from tools.benchmarks.networks import (
 from tools.lib.command_line import whole_number
 from utils.device import (
     device_name,
-    keep_freed_memory,
     resolve_device,
     resolve_precision,
     set_threads,
 )
+from utils.memory import keep_freed_memory
 
 PLAIN = (
     "RUNTIME.PRECISION", "float32", "RUNTIME.CHANNELS_LAST", "False", "RUNTIME.COMPILE", "off",

@@ -11,26 +11,13 @@ from torch import nn
 
 from utils import compiling
 from utils.compiling import compile_in_place, resolve_compile, uncompiled
-from utils.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-class Network(nn.Module):
-    """Not one of torch's own, which it does not compile by themselves before 2.5."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.layer(images)
-        return out
-
-
 @pytest.fixture
 def complete(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine that lacks nothing."""
+    """A machine with everything that compilation needs."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -52,7 +39,7 @@ def test_auto_compiles_on_gpus(
     assert resolve_compile(name, device) is expected
 
 
-def test_auto_leaves_short_work_alone(
+def test_auto_does_not_compile_short_trainings(
     complete: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("reid_baseline").propagate = True
@@ -62,7 +49,7 @@ def test_auto_leaves_short_work_alone(
     assert resolve_compile("on", GPU, worth_it=False)
 
 
-def _refuse(network: nn.Module) -> None:
+def _raise(network: nn.Module) -> None:
     raise RuntimeError("torch.compile is not supported on Python 3.99\nand more")
 
 
@@ -72,7 +59,7 @@ def _refuse(network: nn.Module) -> None:
      ("headers", CPU, r"Python\.h"), ("dynamo", CPU, "not supported on Python 3.99"),
      ("triton", GPU, "triton is not installed"), ("capability", GPU, "older")],
 )  # fmt: skip
-def test_what_is_missing_is_one_line(
+def test_the_missing_part_is_named_in_one_line(
     complete: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     lacks: str,
@@ -84,7 +71,7 @@ def test_what_is_missing_is_one_line(
     elif lacks == "headers":
         complete.setattr(compiling.Path, "is_file", lambda self: self.name != "Python.h")
     elif lacks == "dynamo":
-        complete.setattr(torch, "compile", _refuse)
+        complete.setattr(torch, "compile", _raise)
     elif lacks == "triton":
         complete.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     else:
@@ -96,11 +83,6 @@ def test_what_is_missing_is_one_line(
     assert re.search(words, line)
 
 
-def test_an_unknown_word_is_named() -> None:
-    with pytest.raises(UserError, match=r"RUNTIME\.COMPILE is 'maybe'; expected one of auto"):
-        resolve_compile("maybe", CPU)
-
-
 def test_names_stay_and_copies_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
@@ -110,7 +92,7 @@ def test_names_stay_and_copies_are_not_compiled(monkeypatch: pytest.MonkeyPatch)
 
     compile_itself = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_itself(self, backend=backend))
-    network = Network()
+    network = nn.Linear(2, 2)
     names = list(network.state_dict())
     compile_in_place([network])
     assert list(network.state_dict()) == names
@@ -118,7 +100,7 @@ def test_names_stay_and_copies_are_not_compiled(monkeypatch: pytest.MonkeyPatch)
     expected = copy.deepcopy(network)(images)
     with uncompiled():
         network(images)
-    assert not calls or not hasattr(torch.compiler, "set_stance")
+    assert not calls
     assert torch.equal(network(images), expected)
     assert calls
 
@@ -132,7 +114,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, forgiving: bool)
 
     compile_itself = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_itself(self, backend=backend))
-    network = Network()
+    network = nn.Linear(2, 2)
     images = torch.ones(1, 2)
     expected = copy.deepcopy(network)(images)
     with torch._dynamo.config.patch(suppress_errors=False):  # restored afterwards

@@ -40,26 +40,24 @@ def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int
     ],
     indirect=["gpus"],
 )
-def test_device_is_the_one_asked_for(gpus: int, name: str, device_id: str, expected: str) -> None:
+def test_device_of_a_setting(gpus: int, name: str, device_id: str, expected: str) -> None:
     assert resolve_device(name, device_id) == torch.device(expected)
 
 
 @pytest.mark.parametrize(
     ("gpus", "name", "device_id", "words"),
     [
-        (0, "cuda", "0", r"MODEL\.DEVICE is 'cuda' but .*CUDA.*MODEL\.DEVICE cpu or auto"),
-        (0, "cuda:1", "0", r"MODEL\.DEVICE is 'cuda:1' but"),
-        (1, "cuda:1", "0", "torch sees 1 CUDA device; expected a number from 0 to 0"),
-        (2, "cuda", "7", r"MODEL\.DEVICE_ID is '7' but torch sees 2 CUDA devices"),
+        (0, "cuda", "0", "device is 'cuda' but .*CUDA.*choose cpu or auto"),
+        (0, "cuda:1", "0", "device is 'cuda:1' but"),
+        (1, "cuda:1", "0", "torch finds 1 CUDA device; expected a number from 0 to 0"),
+        (2, "cuda", "7", "device is cuda:7 but torch finds 2 CUDA devices"),
         (2, "tpu", "0", "expected auto, cpu, cuda or cuda:N"),
         (2, "cuda:x", "0", "expected auto, cpu, cuda or cuda:N"),
         (2, "auto:1", "0", "expected auto, cpu, cuda or cuda:N"),
     ],
     indirect=["gpus"],
 )
-def test_a_device_that_is_not_there_is_named(
-    gpus: int, name: str, device_id: str, words: str
-) -> None:
+def test_a_missing_device_is_named(gpus: int, name: str, device_id: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolve_device(name, device_id)
 
@@ -72,7 +70,7 @@ def test_a_device_that_is_not_there_is_named(
         ({"amx_bf16"}, torch.bfloat16),
     ],
 )
-def test_auto_takes_bfloat16_only_where_the_cpu_has_it(
+def test_auto_chooses_bfloat16_only_if_the_cpu_has_it(
     flags: set[str], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_module, "_cpu_flags", lambda: frozenset(flags))
@@ -80,13 +78,13 @@ def test_auto_takes_bfloat16_only_where_the_cpu_has_it(
     assert resolve_precision("float32", CPU) is torch.float32
 
 
-def test_bfloat16_that_is_not_there_falls_back_with_one_line(
+def test_missing_bfloat16_falls_back_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(device_module, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(logging.getLogger("reid_baseline"), "propagate", True)
     assert resolve_precision("bfloat16", CPU) is torch.float32
-    # A handler of the logger and one of the root logger may both have caught the one record.
+    # A handler of the logger and one of the root logger may both have caught the record.
     assert len({id(record) for record in caplog.records}) == 1
     assert "computing in float32" in caplog.text
     caplog.clear()
@@ -107,7 +105,7 @@ def test_gpus_before_ampere_have_no_bfloat16(
     assert has_bfloat16(torch.device("cuda:0")) is expected
 
 
-def test_torch_is_asked_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_decides_if_the_kernel_reports_no_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "_cpu_flags", frozenset)
     assert has_bfloat16(CPU) in (True, False)
 
@@ -119,11 +117,9 @@ def test_threads() -> None:
     set_threads(2)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
-    with pytest.raises(UserError, match=r"RUNTIME\.THREADS is -1"):
-        set_threads(-1)
 
 
-def test_report_names_versions_and_machine_and_nobody() -> None:
+def test_report_contains_versions_and_machine() -> None:
     report = environment_report(CPU)
     assert report["torch"] == torch.__version__
     assert report["device"].startswith("cpu: ")
@@ -131,7 +127,7 @@ def test_report_names_versions_and_machine_and_nobody() -> None:
     assert device_name(CPU)
 
 
-def test_commit_is_this_checkouts_own(tmp_path) -> None:
+def test_commit_belongs_to_this_checkout(tmp_path) -> None:
     revision = git_revision()
     assert revision is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", revision)
     assert git_revision(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Faults while a file is written: the old one must stay whole, and nothing else be left."""
+"""Faults while a file is written: the old file must stay complete, without temporary files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept(tmp_path: Path) -> Path:
     return path
 
 
-def test_new_content_takes_the_name_and_leaves_nothing_else(kept: Path) -> None:
+def test_the_new_file_replaces_the_old_one_and_leaves_no_other(kept: Path) -> None:
     with atomic_write(kept) as temporary:
         temporary.write_bytes(b"new")
         assert kept.read_bytes() == OLD
@@ -66,13 +66,13 @@ def test_any_error_keeps_the_old_file_and_removes_the_temporary(
     assert list(kept.parent.iterdir()) == [kept]
 
 
-def test_a_writer_that_wrote_nothing_is_an_error_and_harmless(kept: Path) -> None:
+def test_a_writer_that_wrote_nothing_is_an_error_and_keeps_the_old_file(kept: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_write(kept):
         pass
     assert kept.read_bytes() == OLD
 
 
-def test_permissions_are_kept_and_new_files_get_the_usual_ones(kept: Path) -> None:
+def test_permissions_are_kept_and_new_files_get_the_default(kept: Path) -> None:
     kept.chmod(0o640)
     with atomic_write(kept) as temporary:
         temporary.write_bytes(b"new")
@@ -133,7 +133,7 @@ def test_a_file_where_a_folder_is_needed_is_named(kept: Path) -> None:
 
 def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     if os.geteuid() == 0:
-        folder = Path("/proc/self/fdinfo")  # not even root may write there
+        folder = Path("/proc/self/fdinfo")  # root cannot write there either
     else:
         folder = tmp_path / "locked"
         folder.mkdir(mode=0o500)
@@ -154,12 +154,12 @@ with atomic_write(sys.argv[1]) as temporary:
 """
 
 
-def test_killed_in_the_middle_keeps_the_old_file_and_the_rest_is_swept(kept: Path) -> None:
+def test_a_kill_keeps_the_old_file_and_the_temporary_one_is_removed_later(kept: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(kept)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert remove_leftovers(kept.parent) == 0  # its owner still runs
+        assert remove_leftovers(kept.parent) == 0  # its process still runs
         process.kill()
     assert kept.read_bytes() == OLD
     assert len(list(kept.parent.iterdir())) == 2
@@ -171,7 +171,7 @@ READER = """
 import sys
 from pathlib import Path
 from utils.files import atomic_write
-for turn in range(400):
+for turn in range(60):
     with atomic_write(sys.argv[1]) as temporary:
         temporary.write_bytes(bytes([turn % 250]) * 65536)
 """
@@ -192,8 +192,8 @@ def test_a_reader_never_sees_a_mixture(kept: Path) -> None:
     assert reads
 
 
-def test_a_run_with_the_number_of_a_killed_one_removes_what_that_left(tmp_path: Path) -> None:
-    """In a container every run is process 1."""
+def test_leftovers_of_an_earlier_process_with_the_same_number_are_removed(tmp_path: Path) -> None:
+    """In containers every run is process 1."""
     left = tmp_path / f".kept.{os.getpid()}-0badcafe0badcafe.tmp.pth"
     left.write_bytes(b"half")
     with atomic_write(tmp_path / "kept.pth") as temporary:
@@ -203,7 +203,7 @@ def test_a_run_with_the_number_of_a_killed_one_removes_what_that_left(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["kept.pth"]
 
 
-def test_only_what_is_left_of_one_file_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_one_file_can_be_removed(tmp_path: Path) -> None:
     one, other = (tmp_path / f".{name}.99999999-0badcafe.tmp" for name in ("a.key", "b.a.key"))
     one.touch()
     other.touch()

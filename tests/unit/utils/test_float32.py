@@ -1,4 +1,4 @@
-"""Float32 is float32 inside, and as the caller had it outside, whichever settings he uses."""
+"""Float32 is computed in float32 inside the contexts; outside, the caller's settings hold."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ import torch
 
 from utils.precision import exact_convolutions, exact_products
 
-NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-needs_new = pytest.mark.skipif(not NEW, reason="before torch 2.9 there is one setting for all")
 PRODUCTS = [lambda: torch.backends.cuda.matmul, lambda: torch.backends.mkldnn.matmul]
 CONVOLUTIONS = [lambda: torch.backends.cudnn.conv, lambda: torch.backends.mkldnn.conv]
 
 
 def _settings() -> list[Any]:
     finders = [*PRODUCTS, *CONVOLUTIONS, lambda: torch.backends.cudnn.rnn, lambda: torch.backends]
-    return [find() for find in finders] if NEW else []
+    return [find() for find in finders]
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restored() -> Iterator[None]:
     matmul, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     each = [setting.fp32_precision for setting in _settings()]
     yield
@@ -32,23 +30,11 @@ def _as_before() -> Iterator[None]:
         setting.fp32_precision = value
 
 
-def _products_are_exact() -> bool:
-    if NEW:
-        return all(find().fp32_precision == "ieee" for find in PRODUCTS)
-    return torch.get_float32_matmul_precision() == "highest"
-
-
-def _convolutions_are_exact() -> bool:
-    if NEW:
-        return all(find().fp32_precision == "ieee" for find in CONVOLUTIONS)
-    return not torch.backends.cudnn.allow_tf32
-
-
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
 def test_products(setting: str) -> None:
     torch.set_float32_matmul_precision(setting)
     with pytest.raises(KeyError), exact_products():
-        assert _products_are_exact()
+        assert all(find().fp32_precision == "ieee" for find in PRODUCTS)
         raise KeyError
     assert torch.get_float32_matmul_precision() == setting
 
@@ -57,24 +43,22 @@ def test_products(setting: str) -> None:
 def test_convolutions(setting: bool) -> None:
     torch.backends.cudnn.allow_tf32 = setting
     with pytest.raises(KeyError), exact_convolutions():
-        assert _convolutions_are_exact()
+        assert all(find().fp32_precision == "ieee" for find in CONVOLUTIONS)
         raise KeyError
     assert torch.backends.cudnn.allow_tf32 is setting
 
 
-@needs_new
 @pytest.mark.parametrize(
     ("find", "exact"),
-    [(one, exact_products) for one in PRODUCTS]
-    + [(one, exact_convolutions) for one in CONVOLUTIONS],
+    [(find, exact_products) for find in PRODUCTS]
+    + [(find, exact_convolutions) for find in CONVOLUTIONS],
 )
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_a_caller_of_the_new_settings(
+def test_tf32_chosen_for_one_operation_or_for_all_is_restored(
     find: Callable[[], Any], exact: Callable[[], Any], everywhere: bool
 ) -> None:
-    """One who chose TF32 for this kind of operation, and one who chose it for all."""
     if everywhere:
-        find().fp32_precision = "none"  # what was set for this kind stands above the common choice
+        find().fp32_precision = "none"  # the setting of an operation overrides the common one
     (torch.backends if everywhere else find()).fp32_precision = "tf32"
     assert find().fp32_precision == "tf32"
     with exact():
@@ -82,8 +66,7 @@ def test_a_caller_of_the_new_settings(
     assert find().fp32_precision == "tf32"
 
 
-@needs_new
-def test_what_was_not_set_is_not_set_afterwards() -> None:
+def test_a_setting_that_was_not_made_is_not_made_afterwards() -> None:
     torch.backends.cuda.matmul.fp32_precision = "none"
     with exact_products():
         pass

@@ -19,7 +19,7 @@ def test_lines_have_the_form_scripts_rely_on(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == text
 
 
-def test_log_is_appended_and_lines_never_come_twice(tmp_path: Path) -> None:
+def test_the_log_is_appended_and_no_line_is_logged_twice(tmp_path: Path) -> None:
     for turn in range(3):
         setup_logger(tmp_path).info("turn %d", turn)
     lines = (tmp_path / "log.txt").read_text().splitlines()
@@ -36,11 +36,11 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.txt").mkdir()
-    with pytest.raises(WriteError, match=r"log\.txt.*choose another OUTPUT_DIR"):
+    with pytest.raises(WriteError, match=r"log\.txt.*choose another output folder"):
         setup_logger(tmp_path)
 
 
-def test_progress_is_silent_off_a_terminal_unless_it_takes_long(
+def test_progress_is_silent_off_a_terminal_unless_work_takes_long(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     setup_logger(tmp_path)

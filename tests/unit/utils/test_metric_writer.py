@@ -18,7 +18,7 @@ def write(folder: Path, epochs: range, **resume: int) -> None:
             writer.scalars({"loss/triplet": 1 / epoch}, epoch=epoch, step=10 * epoch)
 
 
-def test_lines_and_tensorboard_hold_the_same_numbers_under_slash_names(tmp_path: Path) -> None:
+def test_lines_and_tensorboard_contain_the_same_numbers(tmp_path: Path) -> None:
     with MetricWriter(tmp_path) as writer:
         writer.scalars({"eval/raw->protected/rank1": 0.5, "eval/mAP": 0.25}, epoch=1, step=7)
         writer.picture("pictures/raw", torch.zeros(3, 8, 4, dtype=torch.uint8), step=7)
@@ -33,7 +33,7 @@ def test_lines_and_tensorboard_hold_the_same_numbers_under_slash_names(tmp_path:
     assert events.Tags()["images"] == ["pictures/raw"]
 
 
-def test_resume_drops_what_lies_beyond_and_appends(tmp_path: Path) -> None:
+def test_resume_removes_later_lines_and_appends(tmp_path: Path) -> None:
     write(tmp_path, range(1, 5))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 5, "st')  # killed in the middle of a line
@@ -66,7 +66,7 @@ def test_every_line_is_strict_json(tmp_path: Path) -> None:
     assert (record["a"], record["b"], record["c"]) == (None, None, 2.0)
 
 
-def test_no_file_is_no_history(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
@@ -75,7 +75,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="run"):
         MetricWriter(tmp_path / "run")
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(WriteError, match="choose another OUTPUT_DIR"):
+    with pytest.raises(WriteError, match="choose another output folder"):
         MetricWriter(tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_a_full_disk_is_named_and_whole_lines_stay_readable(small_disk: Path) ->
     assert len(read_metrics(small_disk / "metrics.jsonl")) > 100
 
 
-def test_a_full_disk_met_by_tensorboards_thread_is_told_once(
+def test_a_full_disk_in_tensorboards_thread_is_reported_once(
     small_disk: Path, capfd: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(WriteError, match="free some space"), MetricWriter(small_disk) as writer:
