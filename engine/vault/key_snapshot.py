@@ -1,7 +1,8 @@
-"""From a file's header to its key: by locator, or, for imported keys, by trial.
+"""Keys that a `protect` run sends to its worker processes, and the choice of a file's key.
 
-Whoever exports one person's keys does not hand over the locator key, which would sort everybody's
-files by person. So an imported key is found by deriving the file's commitment from it.
+A file's locator identifies its key. An imported key is found by trial: the exporter keeps the
+locator key, with which the receiver could sort all files by person. So the file's commitment is
+derived from each imported key.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from modeling.encryption.sealed_image import CONTEXT, key_id_of, public_fields
 
 @dataclass(frozen=True, repr=False)
 class KeySnapshot:
-    """Keys as they were at one moment, a `KeySource` that worker processes can be sent.
+    """Keys of a keyring at one moment; a `KeySource` that can be pickled.
 
     Attributes:
         locator_key: Unmasks locators.
-        held: State and key (None once revoked or destroyed) by key id.
-        imported: State and key of the keys to be tried.
-        sealing: Active key of each subject that was asked for, or why there is none.
+        held: State and key (None if revoked or destroyed) by key id.
+        imported: State and key of imported keys.
+        sealing: Active key of each requested subject, or the error why it has none.
     """
 
     locator_key: bytes
@@ -45,22 +46,23 @@ class KeySnapshot:
         """Return the active key of a subject of the snapshot.
 
         Raises:
-            MissingKey, RevokedKey, DestroyedKey: There is none.
+            MissingKey, RevokedKey, DestroyedKey: It has none.
         """
-        found = self.sealing.get(subject)
-        if isinstance(found, SubjectKey):
-            return found
-        raise found or MissingKey(f"no key of subject {subject!r} was taken along")
+        key = self.sealing.get(subject)
+        if isinstance(key, SubjectKey):
+            return key
+        raise key or MissingKey(f"the snapshot of the keyring has no key of subject {subject!r}")
 
     def opening_key(self, header: bytes) -> bytes:
-        """Return the key that a header's locator names, or an imported one that fits.
+        """Return the key that a header's locator identifies, or an imported key that fits.
 
         Raises:
-            MissingKey, RevokedKey, DestroyedKey: There is none to be used.
+            MissingKey, RevokedKey, DestroyedKey: There is no usable key.
         """
         state, key = self.held.get(key_id_of(header, self.locator_key), ("", None))
         if not state:
-            state, key = next((held for held in self.imported if fits(held[1], header)), ("", None))
+            imports = (entry for entry in self.imported if fits(entry[1], header))
+            state, key = next(imports, ("", None))
         check_usable(state)
         if key is None:
             raise missing_key()
@@ -68,7 +70,7 @@ class KeySnapshot:
 
 
 def fits(key: bytes, header: bytes) -> bool:
-    """Whether a file was sealed under a key, as its commitment says."""
+    """Return whether a file was sealed under a key, according to its commitment."""
     salt, _, commit = public_fields(header)
     try:
         existing_message_key(key, CONTEXT, salt, commit)
@@ -78,15 +80,15 @@ def fits(key: bytes, header: bytes) -> bool:
 
 
 def check_usable(state: str) -> None:
-    """Refuse keys that must not open anything.
+    """Raise if a key in this state must not open files.
 
     Raises:
-        RevokedKey, DestroyedKey: The state says so.
+        RevokedKey, DestroyedKey: The key is revoked or destroyed.
     """
     if state == "destroyed":
         raise DestroyedKey(
-            "the key of this file was destroyed, its content is gone for good; delete the file and "
-            "take the folder without it: `protect.py verify --accept`"
+            "the key of this file was destroyed, its content is gone for good; delete the file, "
+            "then run `protect.py verify --accept` on the folder"
         )
     if state == "revoked":
         raise RevokedKey(
@@ -95,7 +97,7 @@ def check_usable(state: str) -> None:
 
 
 def missing_key() -> MissingKey:
-    """Return the error for a file whose key is not here."""
+    """Return the error for a file whose key is not in the keyring."""
     return MissingKey(
         "no key for this file: it was sealed under another keyring, its key row is lost, or its "
         "salt or locator is damaged"

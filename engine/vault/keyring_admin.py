@@ -1,8 +1,6 @@
-"""What the holder of a keyring does with it: list, rotate, revoke, destroy, rekey, back up.
+"""Administration of a keyring: list, rotate, revoke, destroy, rekey, back up, export, import.
 
-One person's keys in a file under a passphrase, to open that person's pictures elsewhere.
-
-::
+An export contains one subject's keys under a passphrase (docs/FORMAT.md)::
 
     "ISEX" | version 1 | length of the parameters, 1 byte | Argon2id parameters | salt, 32 bytes |
     SEAL(key from the passphrase, "export", aad = everything before, JSON)
@@ -18,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.vault.keyring import Keyring
-from engine.vault.keyring_store import HeadRow, KeyRow
+from engine.vault.keyring_rows import HeadRow, KeyRow
 from engine.vault.master import (
     KDF_SALT_BYTES,
     Argon2Cost,
@@ -42,18 +40,20 @@ from modeling.encryption.primitives import KEY_BYTES, open_sealed, random_key, s
 from modeling.encryption.sealed_image import LOCATOR_BYTES
 from utils.errors import UserError
 
+_EXPORT_MAGIC = b"ISEX\x01"
+
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """One key as `list` shows it; nothing secret but the label.
+    """One key in the output of `list`; contains no secret except the label.
 
     Attributes:
-        subject: Label, or None once the key was destroyed.
-        key_id: Name of the key in hexadecimal.
+        subject: Label; None after the key was destroyed.
+        key_id: Id of the key in hexadecimal.
         generation: 1 for a subject's first key.
         state: active, retired, revoked or destroyed.
         imported: Whether it came from another keyring.
-        created: Day it was made or imported.
+        created: Day on which it was created or imported.
     """
 
     subject: str | None
@@ -73,12 +73,12 @@ def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
 
 
 def rotate(keyring: Keyring, subject: str) -> KeyInfo:
-    """Give a subject a new key; files under its former keys still open.
+    """Create a new active key for a subject; files under its former keys still open.
 
-    It also makes the first new key after all former ones were destroyed, or revoked.
+    Also creates the first new key after all former keys were revoked or destroyed.
 
     Raises:
-        MissingKey: The keyring has never had a key of that subject.
+        MissingKey: The keyring has never had a key of the subject.
     """
     with keyring.writing():
         for row in _rows_of(keyring, subject):
@@ -89,16 +89,18 @@ def rotate(keyring: Keyring, subject: str) -> KeyInfo:
 
 
 def revoke(keyring: Keyring, subject: str) -> int:
-    """Forbid the use of a subject's keys until `restore`; return how many.
+    """Forbid the use of a subject's keys until `restore`; return how many changed.
 
     Raises:
-        MissingKey: There is none that is in use.
+        MissingKey: No key of the subject is in use.
     """
-    return _change(keyring, subject, "revoked", lambda row: row.state in ("active", "retired"))
+    return _set_state(keyring, subject, "revoked", lambda row: row.state in ("active", "retired"))
 
 
 def restore(keyring: Keyring, subject: str) -> int:
-    """Undo `revoke`: the newest own key becomes active if none is, the others retired.
+    """Undo `revoke`; return how many keys changed.
+
+    The newest key that is not imported becomes active if no key is; the others become retired.
 
     Raises:
         MissingKey: No key of the subject is revoked.
@@ -118,58 +120,57 @@ def restore(keyring: Keyring, subject: str) -> int:
 
 
 def destroy(keyring: Keyring, subject: str) -> int:
-    """Destroy every key of a subject for good: its files can never be opened again.
+    """Destroy every key of a subject: its files can never be opened again. Return how many.
 
-    What stays is a tombstone without key and label, so that no key is made by accident. Copies of
-    the keyring made before still hold the keys, under the root of that time: docs/ISED.md.
+    A tombstone without key and label stays, so that no new key is created by accident. Earlier
+    copies of the keyring still contain the keys, under their root key: docs/ISED.md.
 
     Raises:
-        MissingKey: There is none left.
+        MissingKey: The subject has no key that is not destroyed.
     """
-    return _change(keyring, subject, "destroyed", lambda row: row.state != "destroyed")
+    return _set_state(keyring, subject, "destroyed", lambda row: row.state != "destroyed")
 
 
 def rekey(keyring: Keyring, master: Master) -> None:
-    """Change the master and the root; every row is wrapped anew, no file changes.
+    """Change the master and the root; every row is wrapped again, no sealed file changes.
 
-    A failure leaves the old master in force and no new key file. After a kill one of the two
-    masters is in force, and the same call goes on: see `is_in_force`.
+    After a failure the old master is in force, and there is no new key file. After a kill one of
+    the two masters is in force, and the same call resumes: see `is_in_force`.
 
     Raises:
         UsageError: The new master is a key file that exists already.
     """
     before = keyring.head
-    made = NewMasterFile(master.path, before) if isinstance(master, KeyFile) else None
+    new_file = NewMasterFile(master.path, before) if isinstance(master, KeyFile) else None
     try:
         with keyring.writing():
-            if made is not None:
-                made.make()
+            if new_file is not None:
+                new_file.make()
             keyring.change_root(master)
     except BaseException:
-        if made is not None:
-            _take_back(keyring, before, made)
+        if new_file is not None:
+            _remove_unless_in_force(keyring, before, new_file)
         raise
     if isinstance(master, KeyFile):
         drop_mark(master.path, before.keyring_id, before.epoch)
 
 
-def _take_back(keyring: Keyring, before: HeadRow, made: NewMasterFile) -> None:
-    """Remove a new key file unless the keyring is under it.
+def _remove_unless_in_force(keyring: Keyring, before: HeadRow, new_file: NewMasterFile) -> None:
+    """Remove a new key file unless the keyring is under it: an error may follow the commit.
 
-    That is in the keyring's file alone: an error may come after the commit. It is held meanwhile,
-    so that no other rekey is under way with the same key file. If it cannot be held or read, the
-    key file stays, with the mark by which the same call goes on.
+    The keyring is held meanwhile, so that no other rekey uses the same key file. If it cannot be
+    held or read, the key file and its mark stay, and the same call resumes.
     """
     with suppress(UserError, OSError), keyring.store.transaction(write=True):
         if keyring.store.head().root_wrap == before.root_wrap:
-            made.remove()
+            new_file.remove()
 
 
 def is_in_force(path: Path, master: KeyFile) -> bool:
-    """Tell whether a rekey to this master got through, though it was killed before it said so.
+    """Return whether a rekey to this master was committed but killed before it finished.
 
-    That it opens the keyring is not enough: who confuses two keyrings names a master in force, and
-    would be told to destroy the other one's. The mark of that rekey must be there, and goes.
+    The master must open the keyring and have the mark of that rekey, which is deleted. Without the
+    mark, a user who confuses two keyrings would be advised to destroy the other keyring's master.
     """
     try:
         with Keyring.open(path, master) as keyring:
@@ -180,7 +181,7 @@ def is_in_force(path: Path, master: KeyFile) -> bool:
 
 
 def backup(keyring: Keyring, path: Path, master: Master) -> int:
-    """Copy the keyring to a new file and open every row of the copy once; return how many rows.
+    """Copy the keyring to a new file and open every row of the copy; return the number of rows.
 
     Raises:
         KeyringExists: The target exists.
@@ -199,15 +200,106 @@ def backup(keyring: Keyring, path: Path, master: Master) -> int:
         raise KeyringExists(f"{path} exists already; a backup never overwrites") from None
 
 
-def _change(keyring: Keyring, subject: str, state: str, concerns: Callable[[KeyRow], bool]) -> int:
-    """Bring the keys of a subject that are concerned into a state; return how many."""
+def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passphrase) -> int:
+    """Write a subject's usable keys to a new file; return how many.
+
+    The locator key is not exported: with it the receiver could sort all files by person.
+
+    Raises:
+        MissingKey: The subject has no usable key.
+        KeyringExists: The target exists.
+    """
+    passphrase.check_strength()
+    keyring.refresh()
+    usable = [row for row in keyring.rows_of(subject) if row.state in ("active", "retired")]
+    if not usable:
+        raise MissingKey(f"subject {subject!r} has no usable key to export")
+    keys = [{"key_id": row.key_id.hex(), "key": keyring.unwrap(row).hex()} for row in usable]
+    content = {"subject": subject, "keys": keys}
+    params, salt = str(passphrase.cost).encode(), random_key()
+    head = _EXPORT_MAGIC + bytes([len(params)]) + params + salt
+    key = passphrase.unlock(params.decode(), salt)
+    try:
+        write_new_private(path, head + seal(key, "export", head, json.dumps(content).encode()))
+    except FileExistsError:
+        raise KeyringExists(f"{path} exists already; an export never overwrites") from None
+    return len(usable)
+
+
+def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tuple[str, int]:
+    """Add the keys of an export; return (subject, number of new keys).
+
+    Imported keys open files and never seal, whatever the export contains: its author knows them,
+    and `revoke --undo` must not turn one of them into the key of new files.
+
+    Raises:
+        FormatError: It is not an export.
+        WrongKey: The passphrase is another one.
+        Tampered: It was changed.
+        DestroyedKey: One of its keys was destroyed in this keyring.
+    """
+    stored = read_private(path, "exported keys")
+    head, params, salt = _split_export(stored)
+    key = passphrase.unlock(params, salt)
+    try:
+        content = open_sealed(key, "export", head, stored[len(head) :])
+    except WrongKey:
+        raise WrongKey(f"the passphrase is not that of {path}") from None
+    subject, keys = _parse_export(content)
+    added = 0
     with keyring.writing():
-        rows = [row for row in _rows_of(keyring, subject) if concerns(row)]
+        for key_id, key in keys:
+            known = keyring.row(key_id)
+            if known is None:
+                row = keyring.new_row(subject, "retired", key_id)
+                keyring.put(replace(row, imported=1), key)
+                added += 1
+            elif known.state == "destroyed":
+                raise DestroyedKey("a key of this export was destroyed here and stays destroyed")
+    return subject, added
+
+
+def _split_export(stored: bytes) -> tuple[bytes, str, bytes]:
+    """Return (head, Argon2id parameters, salt) of an export."""
+    start = len(_EXPORT_MAGIC) + 1
+    if not stored.startswith(_EXPORT_MAGIC) or len(stored) < start:
+        raise FormatError("not a file of exported keys", 0)
+    end = start + stored[start - 1]
+    head = stored[: end + KDF_SALT_BYTES]
+    try:
+        params = str(Argon2Cost.parse(stored[start:end].decode("ascii")))
+    except ValueError:
+        raise FormatError("the passphrase parameters of the export are damaged", start) from None
+    if len(head) < end + KDF_SALT_BYTES:
+        raise FormatError("truncated inside the salt", len(stored))
+    return head, params, head[end:]
+
+
+def _parse_export(content: bytes) -> tuple[str, list[tuple[bytes, bytes]]]:
+    """Return (subject, keys) of an authenticated export, whose author may be malicious."""
+    try:
+        parsed = json.loads(content)
+        keys = [(bytes.fromhex(k["key_id"]), bytes.fromhex(k["key"])) for k in parsed["keys"]]
+        subject = str(parsed["subject"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise Tampered("the export has a content that this program does not write") from None
+    if any(len(key_id) != LOCATOR_BYTES or len(key) != KEY_BYTES for key_id, key in keys):
+        raise Tampered("the export has keys of the wrong length")
+    return subject, keys
+
+
+def _set_state(
+    keyring: Keyring, subject: str, state: str, applies: Callable[[KeyRow], bool]
+) -> int:
+    """Change the state of those keys of a subject to which it applies; return how many."""
+    with keyring.writing():
+        rows = [row for row in _rows_of(keyring, subject) if applies(row)]
         if not rows:
             raise MissingKey(f"subject {subject!r} has no key that could become {state}")
         for row in rows:
             if state == "destroyed":
-                tag = keyring.subject_tag(subject)  # the label that would tell of another is gone
+                # The label, from which other spellings are found, is erased: use the usual tag.
+                tag = keyring.subject_tag(subject)
                 keyring.put(replace(row, state=state, label_ct=None, subject_tag=tag), None)
             else:
                 keyring.put(replace(row, state=state), keyring.unwrap(row))
@@ -223,13 +315,12 @@ def _rows_of(keyring: Keyring, subject: str) -> list[KeyRow]:
     rows = keyring.rows_of(subject)
     if not rows:
         raise MissingKey(
-            f"no key of subject {subject!r} in this keyring; `keyring list` shows them"
+            f"no key of subject {subject!r} in this keyring; `keyring list` shows all subjects"
         )
     return rows
 
 
 def _info(keyring: Keyring, row: KeyRow) -> KeyInfo:
-    """Return a row as `list` shows it."""
     return KeyInfo(
         subject=keyring.label_of(row),
         key_id=row.key_id.hex(),
@@ -238,98 +329,3 @@ def _info(keyring: Keyring, row: KeyRow) -> KeyInfo:
         imported=bool(row.imported),
         created=datetime.date(1970, 1, 1) + datetime.timedelta(days=row.created_day),
     )
-
-
-_MAGIC = b"ISEX\x01"
-
-
-def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passphrase) -> int:
-    """Write a subject's usable keys to a new file; return how many.
-
-    The locator key stays here: with it the receiver could sort everybody's files by person.
-
-    Raises:
-        MissingKey: The subject has no usable key.
-        KeyringExists: The target exists.
-    """
-    passphrase.check_strength()
-    keyring.refresh()
-    rows = keyring.rows_of(subject)
-    usable = [row for row in rows if row.state in ("active", "retired")]
-    if not usable:
-        raise MissingKey(f"subject {subject!r} has no usable key to export")
-    keys = [{"key_id": row.key_id.hex(), "key": keyring.unwrap(row).hex()} for row in usable]
-    content = {"subject": subject, "keys": keys}
-    params, salt = str(passphrase.cost).encode(), random_key()
-    head = _MAGIC + bytes([len(params)]) + params + salt
-    key = passphrase.unlock(params.decode(), salt)
-    try:
-        write_new_private(path, head + seal(key, "export", head, json.dumps(content).encode()))
-    except FileExistsError:
-        raise KeyringExists(f"{path} exists already; an export never overwrites") from None
-    return len(usable)
-
-
-def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tuple[str, int]:
-    """Add the keys of an exported file; return (subject, number of keys that were new).
-
-    They open files and never seal, whatever the file says of their origin: whoever made it knows
-    them, and `revoke --undo` must not turn one of them into the key of new files.
-
-    Raises:
-        FormatError: It is not an export.
-        WrongKey: The passphrase is not its own.
-        Tampered: It was changed.
-        DestroyedKey: One of its keys was destroyed here.
-    """
-    stored = read_private(path, "exported keys")
-    head, params, salt = _split(stored)
-    key = passphrase.unlock(params, salt)
-    try:
-        content = open_sealed(key, "export", head, stored[len(head) :])
-    except WrongKey:
-        raise WrongKey(f"the passphrase of {path} is another one") from None
-    subject, keys = _checked(content)
-    added = 0
-    with keyring.writing():
-        known = {row.key_id: row for row in keyring.rows}
-        for key_id, key in keys:
-            if key_id in known:
-                if known[key_id].state == "destroyed":
-                    raise DestroyedKey(
-                        "a key of this export was destroyed here and stays destroyed"
-                    )
-                continue
-            row = keyring.new_row(subject, "retired", key_id)
-            keyring.put(replace(row, imported=1), key)
-            added += 1
-    return subject, added
-
-
-def _split(stored: bytes) -> tuple[bytes, str, bytes]:
-    """Return (head, parameters, salt) of an export."""
-    start = len(_MAGIC) + 1
-    if not stored.startswith(_MAGIC) or len(stored) < start:
-        raise FormatError("not a file of exported keys", 0)
-    end = start + stored[start - 1]
-    head = stored[: end + KDF_SALT_BYTES]
-    try:
-        params = str(Argon2Cost.parse(stored[start:end].decode("ascii")))
-    except ValueError:
-        raise FormatError("the passphrase parameters of the export are damaged", start) from None
-    if len(head) < end + KDF_SALT_BYTES:
-        raise FormatError("truncated inside the salt", len(stored))
-    return head, params, head[end:]
-
-
-def _checked(opened: bytes) -> tuple[str, list[tuple[bytes, bytes]]]:
-    """Return (subject, keys) of an authenticated export; its sender may wish us ill."""
-    try:
-        content = json.loads(opened)
-        keys = [(bytes.fromhex(k["key_id"]), bytes.fromhex(k["key"])) for k in content["keys"]]
-        subject = str(content["subject"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise Tampered("the export does not hold what this program writes") from None
-    if any(len(key_id) != LOCATOR_BYTES or len(key) != KEY_BYTES for key_id, key in keys):
-        raise Tampered("the export holds keys of the wrong length")
-    return subject, keys

@@ -1,72 +1,18 @@
-"""The rows of a keyring as the program sees them.
-
-The keyring's SQLite file: schema, transactions, rows; nothing here knows what a key is for.
-"""
+"""The SQLite file of a keyring: schema, settings, transactions and typed rows (docs/FORMAT.md)."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
+from engine.vault.keyring_rows import HeadRow, KeyRow
 from modeling.encryption.ised_errors import KeyringCorrupt, KeyringLocked, StorageError
 
-
-@dataclass(frozen=True)
-class HeadRow:
-    """The one row about the keyring itself."""
-
-    format: int
-    keyring_id: bytes
-    kdf: str
-    kdf_params: str
-    kdf_salt: bytes
-    root_wrap: bytes
-    epoch: int
-    rows_mac: bytes
-
-
-@dataclass(frozen=True)
-class KeyRow:
-    """One key, or what is left of it."""
-
-    key_id: bytes
-    subject_tag: bytes
-    label_ct: bytes | None
-    generation: int
-    state: str
-    imported: int
-    wrapped: bytes | None
-    created_day: int
-
-    def to_bytes(self) -> bytes:
-        """Return an encoding in which two different rows never look alike."""
-        parts = []
-        for value in astuple(self):
-            encoded = b"" if value is None else value if isinstance(value, bytes) else b"%a" % value
-            tag = b"-" if value is None else b"+"
-            parts.append(tag + len(encoded).to_bytes(4, "big") + encoded)
-        return b"".join(parts)
-
-
-def typed(record: type[Any], values: Sequence[Any], path: Path) -> Any:
-    """Return a record after checking the type of every column: SQLite itself does not."""
-    kinds = {"int": (int,), "str": (str,), "bytes": (bytes,), "bytes | None": (bytes, type(None))}
-    wanted = fields(record)
-    if len(values) != len(wanted) or not all(
-        isinstance(value, kinds[str(field.type)])
-        for value, field in zip(values, wanted, strict=True)
-    ):
-        raise KeyringCorrupt(f"a row of keyring {path} has the wrong form; restore a backup")
-    return record(*values)
-
-
-FORMAT = 1
 BUSY_TIMEOUT_MS = 20_000
-SERVICES = ("label", "locate", "name")
 
 _APPLICATION_ID = 0x49534544  # "ISED"
 _SCHEMA = """
@@ -102,20 +48,22 @@ class KeyringStore:
         """Open an existing file.
 
         Args:
-            path: The file; its permissions were checked.
+            path: The file; the caller has checked its permissions.
             busy_timeout_ms: How long to wait for another process.
 
         Raises:
-            KeyringCorrupt: It is not a keyring, or its tables were edited.
-            KeyringLocked: Another process held it too long.
+            KeyringCorrupt: The file is not a keyring, or its tables were edited.
+            KeyringLocked: Another process held it longer than the timeout.
             StorageError: It cannot be read or written.
         """
         self.path = path
         with self._connected(busy_timeout_ms):
-            if _one(self._connection, "PRAGMA application_id") != _APPLICATION_ID:
+            if _single_value(self._connection, "PRAGMA application_id") != _APPLICATION_ID:
                 raise KeyringCorrupt(f"{path} is not a keyring")
             if _schema_of(self._connection) != _expected_schema():
-                raise KeyringCorrupt(f"the tables of {path} are not a keyring's; restore a backup")
+                raise KeyringCorrupt(
+                    f"the tables of {path} are not those of a keyring; restore a backup"
+                )
 
     @classmethod
     def create(cls, path: Path) -> KeyringStore:
@@ -129,7 +77,7 @@ class KeyringStore:
 
     @contextmanager
     def _connected(self, busy_timeout_ms: int) -> Iterator[None]:
-        """Connect with every setting the keyring relies on; whatever then fails closes again."""
+        """Connect with all settings; close the connection if anything in the block fails."""
         with self.translated():
             address = f"{self.path.absolute().as_uri()}?mode=rw"
             self._connection = sqlite3.connect(
@@ -149,7 +97,7 @@ class KeyringStore:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn what SQLite says into named errors."""
+        """Convert errors of SQLite to named errors."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -166,57 +114,57 @@ class KeyringStore:
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[None]:
-        """Hold a consistent view; with ``write`` nobody else writes meanwhile."""
+        """Hold a consistent view; with ``write``, no other process can write meanwhile."""
         with self.translated():
             self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # SQLite itself gives up on some errors
+                if self._connection.in_transaction:  # SQLite itself rolls back after some errors
                     self._connection.execute("ROLLBACK")
                 raise
 
     def data_version(self) -> int:
         """Return a number that changes when another connection has changed the file."""
         with self.translated():
-            return int(_one(self._connection, "PRAGMA data_version"))
+            return int(_single_value(self._connection, "PRAGMA data_version"))
 
     def head(self) -> HeadRow:
         """Return the row about the keyring."""
         names = ", ".join(field.name for field in fields(HeadRow))
         rows = self._connection.execute(f"SELECT {names} FROM keyring").fetchall()
-        head: HeadRow = typed(HeadRow, rows[0] if len(rows) == 1 else (), self.path)
-        if head.epoch < 0:  # no unsigned number, so no code over it could be computed
+        (head,) = self._typed(HeadRow, rows if len(rows) == 1 else [()])
+        if head.epoch < 0:  # the authentication encodes it as an unsigned number
             raise KeyringCorrupt(f"keyring {self.path} has epoch {head.epoch}; restore a backup")
-        return head
+        return head  # type: ignore[no-any-return]
 
     def services(self) -> dict[str, bytes]:
         """Return the wrapped service keys by name."""
-        found = self._connection.execute("SELECT name, wrapped FROM service").fetchall()
-        if not all(isinstance(wrapped, bytes) for _, wrapped in found):
-            raise KeyringCorrupt(f"a service key of {self.path} has the wrong form; use a backup")
-        return dict(found)
+        rows = self._connection.execute("SELECT name, wrapped FROM service").fetchall()
+        if not all(isinstance(wrapped, bytes) for _, wrapped in rows):
+            raise KeyringCorrupt(f"a service key of {self.path} has a wrong type; restore a backup")
+        return dict(rows)
 
     def rows(self) -> list[KeyRow]:
         """Return every key row, ordered by key_id."""
         names = ", ".join(field.name for field in fields(KeyRow))
-        found = self._connection.execute(f"SELECT {names} FROM keys ORDER BY key_id")
-        return [typed(KeyRow, row, self.path) for row in found]
+        rows = self._connection.execute(f"SELECT {names} FROM keys ORDER BY key_id")
+        return self._typed(KeyRow, rows)
 
     def put_head(self, head: HeadRow) -> None:
         """Write the row about the keyring."""
-        self._replace(
+        self._upsert(
             "keyring", ("id", *(field.name for field in fields(head))), (1, *astuple(head))
         )
 
     def put_service(self, name: str, wrapped: bytes) -> None:
         """Write one wrapped service key."""
-        self._replace("service", ("name", "wrapped"), (name, wrapped))
+        self._upsert("service", ("name", "wrapped"), (name, wrapped))
 
     def put_row(self, row: KeyRow) -> None:
-        """Write one key row in place of the one with its key_id."""
-        self._replace("keys", [field.name for field in fields(row)], astuple(row))
+        """Write one key row in place of the row with its key_id."""
+        self._upsert("keys", [field.name for field in fields(row)], astuple(row))
 
     def copy_to(self, path: Path) -> None:
         """Copy a consistent state into an empty file (SQLite's online backup)."""
@@ -227,7 +175,27 @@ class KeyringStore:
             finally:
                 target.close()
 
-    def _replace(self, table: str, names: Sequence[str], values: Sequence[Any]) -> None:
+    def _typed(self, record: type[Any], rows: Any) -> list[Any]:
+        """Return rows as records. Checks the type of every column: SQLite itself does not."""
+        allowed = {
+            "int": {int},
+            "str": {str},
+            "bytes": {bytes},
+            "bytes | None": {bytes, type(None)},
+        }
+        types = [allowed[str(field.type)] for field in fields(record)]
+        records = []
+        for row in rows:
+            if len(row) != len(types) or not all(
+                type(value) in types_ for value, types_ in zip(row, types, strict=True)
+            ):
+                raise KeyringCorrupt(
+                    f"a row of keyring {self.path} has a wrong type; restore a backup"
+                )
+            records.append(record(*row))
+        return records
+
+    def _upsert(self, table: str, names: Sequence[str], values: Sequence[Any]) -> None:
         """Write a row of a table; names come from this file only."""
         key, *others = names
         marks = ", ".join("?" * len(names))
@@ -240,19 +208,18 @@ class KeyringStore:
         )
 
 
-def _one(connection: sqlite3.Connection, query: str) -> Any:
-    """Return the single value of a query."""
+def _single_value(connection: sqlite3.Connection, query: str) -> Any:
     return connection.execute(query).fetchone()[0]
 
 
 def _schema_of(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """Return everything that is defined in a database, triggers and views included."""
+    """Return every definition in a database, triggers and views included."""
     query = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
     return connection.execute(query).fetchall()
 
 
 def _expected_schema() -> list[tuple[str, str, str]]:
-    """Return what a keyring defines."""
+    """Return the definitions of a keyring."""
     connection = sqlite3.connect(":memory:")
     try:
         connection.executescript(_SCHEMA)

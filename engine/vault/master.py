@@ -1,13 +1,6 @@
-"""The master secret of a keyring: a 32-byte key file, or a passphrase through Argon2id.
+"""The master of a keyring, the root key that it wraps, and the change to a new master key file.
 
-The root of a keyring: unlocked by the master, wraps every row, each bound to its place.
-
-The key file that a rekey makes: gone if the rekey fails, gone on with if it was killed.
-
-A mark lies beside the file until the keyring is under it. It names the keyring, its epoch, which
-every rekey raises, and the key by a hash: who has the keyring open at that epoch, and finds mark
-and file to agree, knows the file to be that of a rekey that did not get through. A former master,
-or a file that somebody else put there, does not agree.
+The master is a key file of 32 bytes, or a passphrase stretched by Argon2id.
 """
 
 from __future__ import annotations
@@ -23,7 +16,7 @@ from typing import ClassVar
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from engine.vault.keyring_store import FORMAT, HeadRow, KeyRow
+from engine.vault.keyring_rows import FORMAT, FORMATS, HeadRow, KeyRow
 from engine.vault.secret_files import read_private, sync_folder, write_new_private
 from modeling.encryption.ised_errors import (
     AuthenticationError,
@@ -47,6 +40,8 @@ _MEMORY_KIB = (8 * 1024, 4 * 1024 * 1024)
 _ITERATIONS = (1, 64)
 _LANES = (1, 64)
 _PARAMS = re.compile(r"m=(\d{1,8}),t=(\d{1,3}),p=(\d{1,3})")
+# Version of the root's wrap. Not the format of the keyring, whose conversion keeps the wrap.
+_ROOT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Argon2Cost:
 
     Attributes:
         memory_kib: Memory in KiB; 256 MiB by default.
-        iterations: Passes over it.
+        iterations: Passes over the memory.
         lanes: Independent lanes.
     """
 
@@ -69,10 +64,10 @@ class Argon2Cost:
 
     @classmethod
     def parse(cls, text: str) -> Argon2Cost:
-        """Read a stored form; bounds are checked before any memory is taken.
+        """Parse a stored form; bounds are checked before memory is allocated.
 
         Raises:
-            KeyringCorrupt: It is none, or asks for too little or too much.
+            KeyringCorrupt: The text is malformed or a number is out of bounds.
         """
         match = _PARAMS.fullmatch(text)
         if match is None:
@@ -82,7 +77,7 @@ class Argon2Cost:
         return cost
 
     def check(self) -> None:
-        """Refuse values outside sane bounds.
+        """Raise if a value is out of bounds.
 
         Raises:
             KeyringCorrupt: A value is out of bounds.
@@ -110,7 +105,7 @@ class KeyFile:
     kdf: ClassVar[str] = KDF_FILE
 
     def create_if_missing(self) -> None:
-        """Write a new random key unless the file exists; two processes end with the same key."""
+        """Write a new random key unless the file exists. Concurrent processes get the same key."""
         if not self.path.exists() and not self.path.is_symlink():
             try:
                 write_new_private(self.path, random_key())
@@ -121,11 +116,12 @@ class KeyFile:
         """Return the master key.
 
         Raises:
-            KeyringMissing, InsecurePermissions: The file is not there or not private.
-            WrongMaster: It does not hold 32 bytes.
+            KeyringMissing, InsecurePermissions: The file does not exist or is not private.
+            WrongMaster: It does not contain 32 bytes.
         """
         del params, salt  # a random key needs no stretching
-        remove_leftovers(self.path.parent, self.path.name)  # or it outlives the file's destruction
+        # A leftover with the same content would survive the destruction of the key file.
+        remove_leftovers(self.path.parent, self.path.name)
         key = read_private(self.path, "master key file")
         if len(key) != KEY_BYTES:
             raise WrongMaster(
@@ -136,12 +132,12 @@ class KeyFile:
 
 @dataclass(frozen=True, repr=False)
 class Passphrase:
-    """A master key that Argon2id makes from something a person remembers.
+    """A master key that Argon2id derives from a passphrase.
 
     Attributes:
-        text: The passphrase, at least 8 characters; kept in Unicode form NFC, since systems differ
-            in how they write an accent that is typed.
-        cost: Cost of a guess, for a new keyring; an existing one says its own.
+        text: The passphrase, at least 8 characters. Kept in Unicode form NFC, since systems differ
+            in how they encode an accent that is typed.
+        cost: Cost of a guess, for a new keyring. An existing keyring stores its own.
     """
 
     text: str
@@ -149,7 +145,7 @@ class Passphrase:
     kdf: ClassVar[str] = KDF_ARGON2ID
 
     def __post_init__(self) -> None:
-        """Bring the text to its one form."""
+        """Normalise the text."""
         object.__setattr__(self, "text", unicodedata.normalize("NFC", self.text))
 
     def __repr__(self) -> str:
@@ -157,14 +153,15 @@ class Passphrase:
         return "Passphrase(...)"
 
     def check_strength(self) -> None:
-        """Refuse a passphrase for a new keyring that is too short to be one.
+        """Raise if the passphrase is too short for a new keyring or export.
 
         Raises:
             UsageError: It has fewer than 8 characters.
         """
         if len(self.text) < MIN_PASSPHRASE_CHARS:
             raise UsageError(
-                f"passphrase of {len(self.text)} characters; at least {MIN_PASSPHRASE_CHARS}"
+                f"the passphrase has {len(self.text)} characters; at least {MIN_PASSPHRASE_CHARS} "
+                "are required"
             )
 
     def unlock(self, params: str, salt: bytes) -> bytes:
@@ -172,7 +169,7 @@ class Passphrase:
 
         Raises:
             KeyringCorrupt: The parameters are out of bounds.
-            StorageError: There is too little memory.
+            StorageError: There is not enough memory.
             UsageError: The passphrase is not UTF-8.
         """
         cost = Argon2Cost.parse(params)
@@ -188,8 +185,8 @@ class Passphrase:
             ).derive(self.text.encode())
         except MemoryError:
             raise StorageError(
-                f"the passphrase needs {cost.memory_kib >> 10} MiB of memory, which is not there; "
-                "free some, or use a master key file"
+                f"the passphrase needs {cost.memory_kib >> 10} MiB of memory, which is not "
+                "available; free some, or use a master key file"
             ) from None
         except UnicodeEncodeError:
             raise UsageError("the passphrase is not UTF-8") from None
@@ -199,31 +196,34 @@ Master = KeyFile | Passphrase
 
 
 def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
-    """Return the root key of the keyring in a file.
+    """Return the root key of the keyring at a path.
 
     Raises:
-        WrongMaster: The master is not this keyring's.
-        KeyringCorrupt: The head row was edited.
+        WrongMaster: The master does not belong to this keyring.
+        KeyringCorrupt: The head was edited, or has an unknown format.
     """
-    if head.format != FORMAT:
-        raise KeyringCorrupt(f"keyring format {head.format}; this program reads {FORMAT}")
+    if head.format not in FORMATS:
+        formats = " and ".join(map(str, FORMATS))
+        raise KeyringCorrupt(
+            f"{path} has keyring format {head.format}; this program reads {formats}"
+        )
     if head.kdf != master.kdf:
-        needs = "a passphrase" if head.kdf == KDF_ARGON2ID else "a master key file"
-        raise WrongMaster(f"{path} is opened by {needs}")
+        needed = "a passphrase" if head.kdf == KDF_ARGON2ID else "a master key file"
+        raise WrongMaster(f"{path} is opened by {needed}")
     master_key = master.unlock(head.kdf_params, head.kdf_salt)
     try:
-        return open_sealed(master_key, "root", _head_aad(head), head.root_wrap)
+        return open_sealed(master_key, "root", _root_aad(head), head.root_wrap)
     except WrongKey:
         raise WrongMaster(
-            f"the master key or passphrase is not that of {path}; give the one it was made with, "
-            "or last rekeyed to"
+            f"the master key or passphrase is not that of {path}; give the master from `init`, or "
+            "from the last `rekey`"
         ) from None
     except Tampered:
-        raise KeyringCorrupt("the keyring's head was edited; restore a backup") from None
+        raise KeyringCorrupt(f"the head of {path} was edited; restore a backup") from None
 
 
 def new_root(keyring_id: bytes, master: Master, epoch: int) -> tuple[bytes, HeadRow]:
-    """Return a new root key and the head row that wraps it."""
+    """Return a new root key and the head row that wraps it under the master."""
     if isinstance(master, KeyFile):
         params, salt = "", b""
     else:
@@ -231,52 +231,62 @@ def new_root(keyring_id: bytes, master: Master, epoch: int) -> tuple[bytes, Head
         params, salt = str(master.cost), os.urandom(KDF_SALT_BYTES)
     head = HeadRow(FORMAT, keyring_id, master.kdf, params, salt, b"", epoch, b"")
     root = random_key()
-    wrap = seal(master.unlock(params, salt), "root", _head_aad(head), root)
+    wrap = seal(master.unlock(params, salt), "root", _root_aad(head), root)
     return root, replace(head, root_wrap=wrap)
 
 
-def opened(key: bytes, context: str, aad: bytes, wrapped: bytes) -> bytes:
-    """Open something that the authenticated table holds."""
+def unwrap(key: bytes, context: str, aad: bytes, wrapped: bytes) -> bytes:
+    """Open a wrap that the keyring stores.
+
+    Raises:
+        KeyringCorrupt: It was edited.
+    """
     try:
         return open_sealed(key, context, aad, wrapped)
     except AuthenticationError:
         raise KeyringCorrupt(f"a {context} of the keyring was edited; restore a backup") from None
 
 
-def _head_aad(head: HeadRow) -> bytes:
-    """Return what the root's wrap is bound to."""
+def _root_aad(head: HeadRow) -> bytes:
+    """Return the bytes that the wrap of the root is bound to."""
     kdf = (head.kdf.encode(), head.kdf_params.encode(), head.kdf_salt)
-    fields = (head.format.to_bytes(4, "big"), head.keyring_id, *kdf)
+    fields = (_ROOT_VERSION.to_bytes(4, "big"), head.keyring_id, *kdf)
     return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
 
 def service_aad(head: HeadRow, name: str) -> bytes:
-    """Return what a service key's wrap is bound to."""
+    """Return the bytes that the wrap of a service key is bound to."""
     return head.keyring_id + name.encode()
 
 
 def row_aad(keyring_id: bytes, row: KeyRow) -> bytes:
-    """Return what a key's wrap is bound to."""
-    place = keyring_id + row.key_id + row.subject_tag + row.generation.to_bytes(8, "big")
-    return place + bytes([row.imported]) + row.state.encode()
+    """Return the bytes that the wrap of a key is bound to."""
+    position = keyring_id + row.key_id + row.subject_tag + row.generation.to_bytes(8, "big")
+    return position + bytes([row.imported]) + row.state.encode()
 
 
 class NewMasterFile:
-    """A master key file on its way into force; used while the keyring is held for writing."""
+    """The new master key file of a rekey, with a mark until the keyring is under it.
+
+    If `rekey` fails, both are deleted. If it was killed, the next call resumes: the mark contains
+    the keyring's id, its epoch, which every rekey raises, and a hash of the key. A key file whose
+    mark matches the present keyring is thus of a rekey that was not committed. A former master, or
+    a file of another origin, does not match. Use this while the keyring is held for writing.
+    """
 
     def __init__(self, path: Path, head: HeadRow) -> None:
-        """Take the new file's path, and the keyring's head as it is before.
+        """Check the path of the new file against the keyring's head before the rekey.
 
         Raises:
-            UsageError: The file exists, and is not of a killed rekey of this keyring.
+            UsageError: The file exists, and is not from a killed rekey of this keyring.
         """
         self._path, self._mark = path, mark_of(path)
         self._keyring_id, self._epoch = head.keyring_id, head.epoch
-        self._made: dict[Path, bytes] = {}  # what this run wrote, or was about to
+        self._written: dict[Path, bytes] = {}  # content, recorded before each file is written
         self._is_leftover()
 
     def make(self) -> None:
-        """Write the mark and the file, unless a killed rekey did.
+        """Write the mark and the key file, unless a killed rekey did.
 
         Raises:
             UsageError: The file exists.
@@ -285,29 +295,29 @@ class NewMasterFile:
         if self._is_leftover():
             return
         key = random_key()
-        self._made = {self._path: key, self._mark: claim_of(key, self._keyring_id, self._epoch)}
+        self._written = {self._path: key, self._mark: claim_of(key, self._keyring_id, self._epoch)}
         try:
-            self._mark.unlink(missing_ok=True)  # of a rekey killed before it wrote its key
-            write_new_private(self._mark, self._made[self._mark])
+            self._mark.unlink(missing_ok=True)  # from a rekey that was killed before its key file
+            write_new_private(self._mark, self._written[self._mark])
             write_new_private(self._path, key)
-        except FileExistsError:  # somebody was quicker, and it is theirs
+        except FileExistsError:  # another process wrote it meanwhile
             raise _exists(self._path) from None
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror}") from None
 
     def remove(self) -> None:
-        """Take back what this run made; only where the keyring is known not to be under it."""
-        for path, content in self._made.items():
+        """Delete the files that this run wrote; only if the keyring is not under the new key."""
+        for path, content in self._written.items():
             if _content(path) == content:
                 path.unlink(missing_ok=True)
-        if self._made:
+        if self._written:
             sync_folder(self._path.parent)
 
     def _is_leftover(self) -> bool:
-        """Whether the file is there, of a killed rekey of this keyring.
+        """Return whether the file exists and is from a killed rekey of this keyring.
 
         Raises:
-            UsageError: It is there, and is none.
+            UsageError: It exists and has another origin.
         """
         if not os.path.lexists(self._path):
             return False
@@ -317,7 +327,7 @@ class NewMasterFile:
 
 
 def mark_of(path: Path) -> Path:
-    """Return where the mark of a new master key file lies."""
+    """Return the path of the mark of a new master key file."""
     return path.with_name(f".{path.name}.rekey")
 
 
@@ -328,13 +338,13 @@ def claim_of(key: bytes, keyring_id: bytes, epoch: int) -> bytes:
 
 
 def is_claimed(path: Path, keyring_id: bytes, epoch: int) -> bool:
-    """Tell whether a key file is of a rekey of this keyring that began at this epoch."""
+    """Return whether a key file is from a rekey of this keyring that began at this epoch."""
     key = _content(path)
     return key is not None and _content(mark_of(path)) == claim_of(key, keyring_id, epoch)
 
 
 def drop_mark(path: Path, keyring_id: bytes, epoch: int) -> bool:
-    """Remove the mark of a rekey that got through; False, and nothing, if it is of another."""
+    """Delete the mark of a committed rekey; return False if there is none of this rekey."""
     if not is_claimed(path, keyring_id, epoch):
         return False
     mark_of(path).unlink(missing_ok=True)
@@ -342,11 +352,11 @@ def drop_mark(path: Path, keyring_id: bytes, epoch: int) -> bool:
 
 
 def _content(path: Path) -> bytes | None:
-    """Return what a private file holds; None where there is none, also for links and pipes."""
+    """Return the content of a private file; None if it is missing, a link or a pipe."""
     with suppress(UserError, OSError):
         return read_private(path, "new master key file")
     return None
 
 
 def _exists(path: Path) -> UsageError:
-    return UsageError(f"{path} exists already; name a file for the new master key")
+    return UsageError(f"{path} exists already; give another file name for the new master key")

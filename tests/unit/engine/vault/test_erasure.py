@@ -12,8 +12,8 @@ import pytest
 
 from engine.vault import keyring_admin
 from engine.vault.keyring import Keyring
-from engine.vault.keyring_store import KeyRow
-from engine.vault.master import KeyFile, opened
+from engine.vault.keyring_rows import KeyRow
+from engine.vault.master import KeyFile, unwrap
 from modeling.encryption.ised_errors import KeyringCorrupt
 from tests.fixtures.paths import ROOT
 from tools import keyring as tool
@@ -25,7 +25,7 @@ def _label(keyring: Keyring, row: KeyRow) -> str:
     """Open an old copy's label with what a keyring has now."""
     assert row.label_ct is not None
     aad = keyring.head.keyring_id + row.key_id
-    return opened(keyring._services["label"], "label", aad, row.label_ct).decode()
+    return unwrap(keyring._services["label"], "label", aad, row.label_ct).decode()
 
 
 def _names(folder: Path) -> list[str]:

@@ -10,11 +10,11 @@ import pytest
 
 from engine.vault import keyring_admin
 from engine.vault import master as new_master
-from engine.vault.keyring import Keyring, KeyTable
+from engine.vault.keyring import Keyring
 from engine.vault.keyring_store import KeyringStore
 from engine.vault.master import KeyFile, NewMasterFile, mark_of
 from modeling.encryption.ised_errors import KeyringLocked, StorageError
-from tests.fixtures.rekeying import Scene, after, fail, killed
+from tests.fixtures.keyrings import Scene, after, fail, killed
 from tools import keyring as tool
 
 
@@ -28,7 +28,7 @@ def scene(tmp_path: Path) -> Scene:
 def test_a_failure_leaves_nothing_new(
     scene: Scene, place: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = {"make": NewMasterFile, "put_row": KeyringStore, "_put_head": KeyTable}[place]
+    owner = {"make": NewMasterFile, "put_row": KeyringStore, "_put_head": Keyring}[place]
     before = scene.files()
     with monkeypatch.context() as patch:
         patch.setattr(owner, place, after(getattr(owner, place), fail(error)))
@@ -138,7 +138,7 @@ def test_what_cannot_be_looked_at_stays(scene: Scene, monkeypatch: pytest.Monkey
         monkeypatch.setattr(KeyringStore, "head", broken)
         raise StorageError("I/O error")
 
-    monkeypatch.setattr(KeyTable, "_put_head", after(KeyTable._put_head, fail))
+    monkeypatch.setattr(Keyring, "_put_head", after(Keyring._put_head, fail))
     with Keyring.open(scene.path, scene.old) as keyring, pytest.raises(StorageError):
         keyring_admin.rekey(keyring, scene.new)
     assert scene.new.path.exists()
@@ -155,7 +155,7 @@ KILLS = {
     "after the mark": (new_master, "write_new_private", 1),
     "after the key file": (new_master, "write_new_private", 2),
     "after a row": (KeyringStore, "put_row", 1),
-    "before the commit": (KeyTable, "_put_head", 1),
+    "before the commit": (Keyring, "_put_head", 1),
 }
 
 

@@ -14,7 +14,7 @@ from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Passphrase, claim_of, mark_of
 from engine.vault.secret_files import write_new_private
 from modeling.encryption.ised_errors import UsageError, WrongMaster
-from tests.fixtures.rekeying import Scene, killed
+from tests.fixtures.keyrings import Scene, killed
 from tools import keyring as tool
 
 

@@ -15,6 +15,7 @@ from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from engine.vault.subjects import checked_label, spellings
 from modeling.encryption.ised_errors import BadInput, DestroyedKey, RevokedKey
+from tests.fixtures.keyrings import to_format_1
 from utils.text import composed
 
 # A Vietnamese name: composed, decomposed, and as Vietnamese keyboards type it, which is neither.
@@ -33,8 +34,10 @@ def _as_before(keyring: Keyring, *labels: str) -> list[bytes]:
         patch.setattr(subjects, "composed", lambda text: text)
         patch.setattr(subjects, "spellings", lambda label: [label])
         patch.setattr("engine.vault.keyring.spellings", lambda label: [label])
-        patch.setattr(Keyring, "_uncomposed", lambda self: {})
-        return [keyring.sealing_key(label).key_id for label in labels]
+        patch.setattr(Keyring, "_uncomposed_tags", lambda self: {})
+        key_ids = [keyring.sealing_key(label).key_id for label in labels]
+    to_format_1(keyring)
+    return key_ids
 
 
 def _listed(keyring: Keyring, subject: str | None = None) -> list[tuple[str | None, int, str]]:

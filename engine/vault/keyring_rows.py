@@ -1,0 +1,173 @@
+"""The rows of a keyring: their encoding, an index in memory, and their authentication.
+
+The head of a keyring authenticates the set of its rows (docs/FORMAT.md). Format 2 seals the sum,
+modulo 2^256, of a keyed hash of each row: writing a row updates the sum in constant time. The sum
+must be secret. From two sums in clear, anyone could compute the difference that restores an older
+row. Format 1 has one HMAC over all rows.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from modeling.encryption.ised_errors import AuthenticationError
+from modeling.encryption.primitives import derive_key, hmac_sha256, open_sealed, seal
+
+FORMAT = 2
+FORMATS = (1, FORMAT)
+SERVICES = ("label", "locate", "name")
+
+_SUM_BYTES = 32
+_SUM_MODULUS = 1 << 8 * _SUM_BYTES
+_SUM_CONTEXT = "row sum"
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """The single row about the keyring itself."""
+
+    format: int
+    keyring_id: bytes
+    kdf: str
+    kdf_params: str
+    kdf_salt: bytes
+    root_wrap: bytes
+    epoch: int
+    rows_mac: bytes
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One key, or the tombstone of a destroyed key."""
+
+    key_id: bytes
+    subject_tag: bytes
+    label_ct: bytes | None
+    generation: int
+    state: str
+    imported: int
+    wrapped: bytes | None
+    created_day: int
+
+    def to_bytes(self) -> bytes:
+        """Return an unambiguous encoding: different rows have different encodings."""
+        return b"".join(
+            [
+                _field(self.key_id),
+                _field(self.subject_tag),
+                _optional_field(self.label_ct),
+                _field(b"%d" % self.generation),
+                _field(b"'%s'" % self.state.encode()),
+                _field(b"%d" % self.imported),
+                _optional_field(self.wrapped),
+                _field(b"%d" % self.created_day),
+            ]
+        )
+
+
+def _field(value: bytes) -> bytes:
+    return b"+" + len(value).to_bytes(4, "big") + value
+
+
+def _optional_field(value: bytes | None) -> bytes:
+    return b"-\0\0\0\0" if value is None else _field(value)
+
+
+class RowSet:
+    """Key rows in memory, indexed, with the sum of their keyed hashes.
+
+    Attributes:
+        by_id: Rows by key id.
+        by_tag: Rows by subject tag and key id.
+        active: The active row of each subject tag.
+        imported: Imported rows by key id.
+    """
+
+    def __init__(self, root: bytes, rows: Iterable[KeyRow] = ()) -> None:
+        """Index rows; the root key authenticates them."""
+        self._hash_key = derive_key(root, "row hash")
+        self._sum = 0
+        self.by_id: dict[bytes, KeyRow] = {}
+        self.by_tag: dict[bytes, dict[bytes, KeyRow]] = {}
+        self.active: dict[bytes, KeyRow] = {}
+        self.imported: dict[bytes, KeyRow] = {}
+        for row in rows:
+            self._add(row)
+
+    def put(self, row: KeyRow) -> None:
+        """Add a row, in place of the row with its key id."""
+        old = self.by_id.get(row.key_id)
+        if old is not None:
+            del self.by_tag[old.subject_tag][row.key_id]
+            if old.state == "active":
+                del self.active[old.subject_tag]
+            self.imported.pop(row.key_id, None)
+            self._sum = (self._sum - self._hash(old)) % _SUM_MODULUS
+        self._add(row)
+
+    def sealed_sum(
+        self, root: bytes, head: HeadRow, services: Mapping[str, bytes], *, composed: bool
+    ) -> bytes:
+        """Return the record of format 2 that authenticates these rows.
+
+        Args:
+            root: Root key.
+            head: Head of the keyring; the record is bound to its format, id and epoch.
+            services: Wrapped service keys, which the record authenticates too.
+            composed: Whether every label is in Unicode form NFC.
+        """
+        record = self._sum.to_bytes(_SUM_BYTES, "big") + bytes([composed])
+        return seal(root, _SUM_CONTEXT, _sum_aad(head, services), record)
+
+    def authenticate(self, root: bytes, head: HeadRow, services: Mapping[str, bytes]) -> bool:
+        """Check these rows and the service keys against the head of their keyring.
+
+        Returns:
+            Whether every label is known to be in Unicode form NFC.
+
+        Raises:
+            AuthenticationError: A row or service key was edited, added, removed or put back.
+        """
+        if head.format == 1:
+            if hmac.compare_digest(self.format_1_code(root, head, services), head.rows_mac):
+                return False
+            raise AuthenticationError("the rows do not match their authentication code")
+        record = open_sealed(root, _SUM_CONTEXT, _sum_aad(head, services), head.rows_mac)
+        if not hmac.compare_digest(record[:_SUM_BYTES], self._sum.to_bytes(_SUM_BYTES, "big")):
+            raise AuthenticationError("the rows do not match their sum")
+        return record[_SUM_BYTES:] == b"\1"
+
+    def format_1_code(self, root: bytes, head: HeadRow, services: Mapping[str, bytes]) -> bytes:
+        """Return the HMAC over all rows, in order of their key ids, of format 1."""
+        code = hmac.new(derive_key(root, "rows"), head.epoch.to_bytes(8, "big"), "sha256")
+        code.update(_services_bytes(services))
+        for key_id in sorted(self.by_id):
+            code.update(self.by_id[key_id].to_bytes())
+        return code.digest()
+
+    def _add(self, row: KeyRow) -> None:
+        self.by_id[row.key_id] = row
+        self.by_tag.setdefault(row.subject_tag, {})[row.key_id] = row
+        if row.state == "active":
+            self.active[row.subject_tag] = row
+        if row.imported:
+            self.imported[row.key_id] = row
+        self._sum = (self._sum + self._hash(row)) % _SUM_MODULUS
+
+    def _hash(self, row: KeyRow) -> int:
+        return int.from_bytes(hmac_sha256(self._hash_key, row.to_bytes()), "big")
+
+
+def _sum_aad(head: HeadRow, services: Mapping[str, bytes]) -> bytes:
+    numbers = head.format.to_bytes(4, "big") + head.epoch.to_bytes(8, "big")
+    return numbers + head.keyring_id + _services_bytes(services)
+
+
+def _services_bytes(services: Mapping[str, bytes]) -> bytes:
+    """Return the encoding of the wrapped service keys."""
+    return b"".join(
+        name.encode() + len(wrapped).to_bytes(4, "big") + wrapped
+        for name, wrapped in sorted(services.items())
+    )
