@@ -15,7 +15,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 ARGS ?=
 
-.PHONY: help setup test slow test-lowest lint format demo demo-compare attack benchmark clean distclean
+.PHONY: help setup test slow test-lowest lint format demo demo-compare attack benchmark docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -73,6 +73,10 @@ attack: setup ## attack the model of the demo (a few minutes; after make demo)
 
 benchmark: setup ## measure speed and memory: make benchmark ARGS=step
 	$(BIN)/python tools/benchmark.py $(ARGS)
+
+docs: setup ## build the documentation site in build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	@echo "Open build/site/index.html"
 
 clean: ## remove caches and build output, but no results, data or .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,23 @@
+"""Settings of the documentation site: ``make docs`` builds it from the pages in this folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+project = "SecureReID"
+author = "SecureReID contributors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = "SecureReID"
+exclude_patterns = ["_build"]
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+# Links to files of the repository, which are not pages of the site, are checked by the tests.
+suppress_warnings = ["myst.xref_missing"]
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True
