@@ -1,0 +1,206 @@
+"""Images of an evaluation, written as PNG files: ranked lists, activation maps, strips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from data.build import build_eval_loader
+from data.loaders import EvalLoader
+from data.records import Sample
+from engine.evaluation import Extraction, build_evaluation
+from engine.scoring.retrieval import score_retrieval
+from engine.views import picture_grid, save_picture
+from engine.visualization import (
+    Pixels,
+    activation_maps,
+    choose_queries,
+    draw_ranked_lists,
+    overlay,
+    rank_gallery,
+)
+from modeling.build import CIPHERS
+from modeling.encryption.cipher import read_sealed
+from modeling.privacy_networks import PrivacyNetworks
+from utils.errors import UserError
+from utils.files import ensure_folder
+from utils.seeding import numpy_generator
+
+
+class Drawing:
+    """Draws images of the queries and gallery of one evaluation.
+
+    Args:
+        cfg: Configuration of the evaluation.
+        output: Folder for the PNG files; created if missing.
+    """
+
+    def __init__(self, cfg: CfgNode, output: Path) -> None:
+        self._cfg = cfg
+        self._output = ensure_folder(output)
+        self._evaluator = build_evaluation(cfg).evaluator
+        self._device = next(self._evaluator.networks.parameters()).device
+        self._evaluator.networks.eval()
+
+    @cached_property
+    def _features(self) -> Extraction:
+        """Features of the whole split; one pass, and only if ranked lists are drawn."""
+        return self._evaluator.extract()
+
+    def chosen(self, names: Sequence[str], count: int | None) -> list[int]:
+        """Return indices of queries: those whose path ends with a name, or random ones.
+
+        Raises:
+            UserError: No query, or more than one, has such a path.
+        """
+        paths = [str(sample.path) for sample in self._evaluator.query_samples]
+        if not names:
+            generator = numpy_generator(self._cfg.SOLVER.SEED, "visualize")
+            size = min(count or len(paths), len(paths))
+            return sorted(generator.choice(len(paths), size, replace=False).tolist())
+        indices = []
+        for name in names:
+            matches = [index for index, path in enumerate(paths) if path.endswith(name)]
+            if len(matches) != 1:
+                raise UserError(
+                    f"{len(matches)} of {len(paths)} query images have a path that ends with "
+                    f"'{name}'; expected exactly one, such as '{Path(paths[0]).name}'"
+                )
+            indices += matches
+        return indices
+
+    def ranks(
+        self,
+        directions: Sequence[tuple[str, str]],
+        key: str,
+        *,
+        chosen: Sequence[int] | None = None,
+        each: int = 3,
+        top: int = 10,
+    ) -> list[Path]:
+        """Draw ranked lists, a file for each direction; returns the files.
+
+        Args:
+            directions: Pairs of ``raw`` and ``protected``.
+            key: Key state in which protected images are read.
+            chosen: Queries; None for the best, median and worst of each direction.
+            each: Queries in each of these groups.
+            top: Gallery images per query.
+        """
+        paths = []
+        for query_side, gallery_side in directions:
+            states = [self._state(side, key) for side in (query_side, gallery_side)]
+            query = self._features.query.features[states[0]]
+            gallery = self._features.gallery.features[states[1]]
+            cross_camera = self._evaluator.cross_camera
+            if chosen is None:
+                scores = score_retrieval(query, gallery, cross_camera=cross_camera)
+                groups = choose_queries(scores.per_query, each)
+                captions = [name for name, group in groups.items() for _ in group]
+                indices = [index for group in groups.values() for index in group]
+            else:
+                indices, captions = list(chosen), ["" for _ in chosen]
+            lists = rank_gallery(query, gallery, indices, cross_camera=cross_camera, top=top)
+            queries = self._images(self._evaluator.query, indices, states[0])
+            shown = sorted({index for ranked in lists for index in ranked.gallery})
+            images = dict(
+                zip(shown, self._images(self._evaluator.gallery, shown, states[1]), strict=True)
+            )
+            sheet = draw_ranked_lists(
+                list(zip(captions, lists, strict=True)),
+                queries,
+                [[images[index] for index in ranked.gallery] for ranked in lists],
+            )
+            path = self._output / f"ranks_{query_side}-{gallery_side}.png"
+            save_picture(sheet, path)
+            paths.append(path)
+        return paths
+
+    def maps(self, chosen: Sequence[int], key: str) -> Path:
+        """Draw queries with their activation maps, raw and protected; returns the file."""
+        reid, pixels = self._evaluator.views.reid, self._evaluator.pixels
+        columns: dict[str, list[Tensor]] = {}
+        for by_state in self._batches(self._evaluator.query, chosen):
+            for name in ("raw", "protected"):
+                images = by_state[self._state(name, key)]
+                heat = activation_maps(reid, images).cpu().numpy()
+                plain = self._to_pixels(images)
+                overlaid = np.stack([overlay(*pair) for pair in zip(plain, heat, strict=True)])
+                drawn = torch.from_numpy(overlaid).permute(0, 3, 1, 2).float() / 255
+                columns.setdefault(name, []).append(images.cpu())
+                columns.setdefault(f"{name}: response", []).append(pixels.normalize(drawn))
+        path = self._output / "maps.png"
+        grid = picture_grid({name: torch.cat(parts) for name, parts in columns.items()}, pixels)
+        save_picture(grid, path)
+        return path
+
+    def strips(self, chosen: Sequence[int]) -> Path:
+        """Draw every stage of some queries; returns the file.
+
+        Raises:
+            UserError: The model is a baseline, which anonymizes nothing.
+        """
+        networks = self._evaluator.networks
+        if not isinstance(networks, PrivacyNetworks):
+            raise UserError("the checkpoint is of MODEL.MODE C, which anonymizes no images")
+        samples = self._samples(self._evaluator.query, chosen)
+        columns: dict[str, list[Tensor]] = {}
+        for batch in build_eval_loader(self._cfg, samples, self._device):
+            subjects = [samples[index].subject for index in batch.index.tolist()]
+            with torch.inference_mode(), self._evaluator.autocast():
+                anonymized = networks.anonymizer(batch.raw).float()
+                stages = {"raw": batch.raw, "desensitized": batch.desensitized}
+                stages["anonymized"] = anonymized
+                published, cipher = CIPHERS["additive"](), CIPHERS["aead"]()
+                stages["encrypted (published)"] = published.observe(
+                    published.seal(anonymized, subjects)
+                )
+                sealed = cipher.seal(anonymized, subjects)
+                stages["sealed"] = cipher.observe(sealed)
+                stages["opened"] = read_sealed(cipher, sealed, "right").images
+                stages["recovered"] = networks.recovery(stages["opened"]).float()
+            for name, images in stages.items():
+                columns.setdefault(name, []).append(images.cpu())
+        path = self._output / "strips.png"
+        grid = picture_grid(
+            {name: torch.cat(parts) for name, parts in columns.items()}, self._evaluator.pixels
+        )
+        save_picture(grid, path)
+        return path
+
+    def _state(self, side: str, key: str) -> str:
+        """Return the name of a side's images: ``raw``, or a key state of protected images."""
+        if side == "raw":
+            return "raw"
+        return key if self._evaluator.template.headline_key != "none" else "none"
+
+    def _samples(self, loader: EvalLoader, indices: Sequence[int]) -> list[Sample]:
+        usable = loader.source.usable.tolist()
+        return [loader.samples[usable[index]] for index in indices]
+
+    def _batches(self, loader: EvalLoader, indices: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        """Yield raw images and those of every key state, by name, in batches."""
+        samples = self._samples(loader, indices)
+        for batch in build_eval_loader(self._cfg, samples, self._device):
+            subjects = [samples[index].subject for index in batch.index.tolist()]
+            with torch.inference_mode(), self._evaluator.autocast():
+                views = self._evaluator.views(batch, subjects)
+            yield {"raw": batch.raw, **views.protected}
+
+    def _images(self, loader: EvalLoader, indices: Sequence[int], state: str) -> list[Pixels]:
+        """Return images in the order of the indices, 8 bits (H, W, 3)."""
+        return [
+            image
+            for images in self._batches(loader, indices)
+            for image in self._to_pixels(images[state])
+        ]
+
+    def _to_pixels(self, images: Tensor) -> Pixels:
+        array: Pixels = self._evaluator.pixels.to_uint8(images.cpu()).permute(0, 2, 3, 1).numpy()
+        return np.ascontiguousarray(array)
