@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[tuple[str, str, tuple[str, ...], str], ...]] = {
         ("reproduce", "tools.reproduce", (), "train rows of a table over several seeds"),
         ("compare", "tools.compare", (), "test differences between evaluations, query by query"),
         ("report", "tools.report", (), "write an HTML page about one or more runs"),
+        ("visualize", "tools.visualize", (), "draw ranked lists, activation maps and image stages"),
     ),
     "Protect and search images": (
         ("keyring", "tools.keyring", (), "create and manage the keys of subjects"),

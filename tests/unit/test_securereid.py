@@ -69,7 +69,7 @@ def test_arguments_and_exit_code_are_those_of_the_program(
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("securereid pro", "protect"), ("securereid report --wi", "--with-images")],
+    [("securereid pro", "protect"), ("securereid keyring --ma", "--master")],
 )
 def test_the_shell_completes_commands_and_options(line: str, expected: str, tmp_path: Path) -> None:
     pytest.importorskip("argcomplete")

@@ -186,9 +186,7 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     picture = next(tmp_path.rglob("bounding_box_train/0002*"))
     picture.write_bytes(b"<html>")
     assert sheet(tmp_path, *name) == 1
-    assert f"{picture}: the file is an HTML page; it is black" in (
-        capsys.readouterr().err
-    )
+    assert f"{picture}: the file is an HTML page; it is black" in (capsys.readouterr().err)
     assert colours(tmp_path / "sheet.png")[0][0] == (0, 0)
     assert sheet(tmp_path, *name[:3], str(picture)) == 2  # a photograph is not replaced
     assert "give NAME.png" in capsys.readouterr().err
