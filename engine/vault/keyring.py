@@ -23,7 +23,7 @@ from engine.vault.keyring_rows import FORMAT, SERVICES, HeadRow, KeyRow, RowSet
 from engine.vault.keyring_store import BUSY_TIMEOUT_MS, KeyringStore
 from engine.vault.master import KeyFile, Master, new_root, row_aad, service_aad, unlock_root, unwrap
 from engine.vault.secret_files import check_private, new_private_file
-from engine.vault.subjects import any_label, checked_label, spellings
+from engine.vault.subjects import any_label, checked_label, normalized, spellings
 from modeling.encryption.ised_errors import (
     AuthenticationError,
     DestroyedKey,
@@ -37,8 +37,6 @@ from modeling.encryption.keys import SubjectKey
 from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, key_id_of
 from utils.files import remove_leftovers
-from utils.text import composed
-from utils.text import composed
 
 _DAY_S = 86_400
 
@@ -58,7 +56,7 @@ class Keyring:
         self._wrapped_services: dict[str, bytes] = {}
         self._rows = RowSet(root)
         self._unwrapped: dict[bytes, bytes] = {}
-        self._only_composed = True  # no label is in another Unicode form than NFC
+        self._only_normalized = True  # every label is in the form that new labels get
         self._odd_tags: dict[str, list[bytes]] | None = None
         self._data_version: int | None = None
 
@@ -329,7 +327,7 @@ class Keyring:
         labels = {row.key_id: self.label_of(row) for row in self.rows}
         rows = self.rows
         if self._head.format != FORMAT:
-            self._only_composed = not self._uncomposed_tags()
+            self._only_normalized = not self._old_tags()
         root, head = new_root(self._head.keyring_id, master, self._head.epoch + 1)
         self._root, self._head, self._rows = root, head, RowSet(root)
         self._services["label"] = random_key()
@@ -373,10 +371,10 @@ class Keyring:
     def _put_head(self) -> None:
         """Write the head with the record that authenticates the present rows."""
         if self._head.format != FORMAT:  # the first write converts an older keyring
-            self._only_composed = not self._uncomposed_tags()
+            self._only_normalized = not self._old_tags()
             self._head = replace(self._head, format=FORMAT)
         sealed_sum = self._rows.sealed_sum(
-            self._root, self._head, self._wrapped_services, composed=self._only_composed
+            self._root, self._head, self._wrapped_services, normalized=self._only_normalized
         )
         self._head = replace(self._head, rows_mac=sealed_sum)
         self.store.put_head(self._head)
@@ -392,7 +390,7 @@ class Keyring:
             raise KeyringCorrupt(f"keyring {self.store.path} lacks a service key; restore a backup")
         rows = RowSet(self._root, self.store.rows())
         try:
-            self._only_composed = rows.authenticate(self._root, head, services)
+            self._only_normalized = rows.authenticate(self._root, head, services)
         except AuthenticationError:
             raise KeyringCorrupt(
                 f"rows of keyring {self.store.path} were edited, removed or put back; "
@@ -411,7 +409,7 @@ class Keyring:
         """Return the imported rows that have a key; no locator identifies those."""
         return [row for row in self._rows.imported.values() if row.wrapped is not None]
 
-    # ---- labels that are not composed ----------------------------------------------------------
+    # ---- labels of older versions ---------------------------------------------------------------
 
     def _tag(self, label: str) -> bytes:
         """Return the tag of a label in exactly this spelling."""
@@ -420,24 +418,24 @@ class Keyring:
     def _tags(self, subject: str) -> list[bytes]:
         """Return all tags that rows of a subject may have, the tag of new rows first."""
         tags = [self._tag(spelling) for spelling in spellings(subject)]
-        tags += self._uncomposed_tags().get(any_label(subject), ())
+        tags += self._old_tags().get(any_label(subject), ())
         return list(dict.fromkeys(tags))
 
-    def _uncomposed_tags(self) -> dict[str, list[bytes]]:
-        """Return the tags of rows whose labels are not in NFC, by the label in NFC.
+    def _old_tags(self) -> dict[str, list[bytes]]:
+        """Return the tags of rows whose labels are not normalised, by the normalised label.
 
-        Only format 1 has such rows, from versions that did not compose labels. They keep their
-        tags, as a tombstone has no label from which a new tag could be computed. ASCII labels are
-        affected too: U+212A (kelvin) composes to K.
+        Only rows from versions that did not normalise labels. They keep their tags, as a tombstone
+        has no label from which a new tag could be computed. Labels that normalise to ASCII are
+        affected too: U+212A (kelvin) becomes K.
         """
-        if self._only_composed:
+        if self._only_normalized:
             return {}
         if self._odd_tags is None:
             self._odd_tags = {}
             for row in self.rows:
                 label = self.label_of(row)
-                if label is not None and label != composed(label):
-                    self._odd_tags.setdefault(composed(label), []).append(row.subject_tag)
+                if label is not None and label != normalized(label):
+                    self._odd_tags.setdefault(normalized(label), []).append(row.subject_tag)
         return self._odd_tags
 
 

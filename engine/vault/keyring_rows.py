@@ -108,7 +108,7 @@ class RowSet:
         self._add(row)
 
     def sealed_sum(
-        self, root: bytes, head: HeadRow, services: Mapping[str, bytes], *, composed: bool
+        self, root: bytes, head: HeadRow, services: Mapping[str, bytes], *, normalized: bool
     ) -> bytes:
         """Return the record of format 2 that authenticates these rows.
 
@@ -116,16 +116,16 @@ class RowSet:
             root: Root key.
             head: Head of the keyring; the record is bound to its format, id and epoch.
             services: Wrapped service keys, which the record authenticates too.
-            composed: Whether every label is in Unicode form NFC.
+            normalized: Whether every label is in the form that new labels get.
         """
-        record = self._sum.to_bytes(_SUM_BYTES, "big") + bytes([composed])
+        record = self._sum.to_bytes(_SUM_BYTES, "big") + bytes([normalized])
         return seal(root, _SUM_CONTEXT, _sum_aad(head, services), record)
 
     def authenticate(self, root: bytes, head: HeadRow, services: Mapping[str, bytes]) -> bool:
         """Check these rows and the service keys against the head of their keyring.
 
         Returns:
-            Whether every label is known to be in Unicode form NFC.
+            Whether every label is known to be in the form that new labels get.
 
         Raises:
             AuthenticationError: A row or service key was edited, added, removed or put back.

@@ -1,9 +1,9 @@
 """Subject labels: whose key an image is sealed under, and how labels are compared.
 
-Unicode can write "é" as one character or as "e" followed by an accent, and file systems and
-keyboards differ in which they produce. Labels are therefore composed (NFC) before a key is made.
-Keyrings may contain labels from before this rule, so a subject is also looked up under its other
-spellings (`spellings`). Paths and tables are composed before they are compared.
+Labels that look the same must be the same subject, or erasing a person would miss files. Labels are
+therefore normalised (`normalized`) before a key is made. Keyrings may contain labels from before
+this rule, so a subject is also looked up under its other spellings (`spellings`). Paths and tables
+are composed (NFC) before they are compared.
 """
 
 from __future__ import annotations
@@ -15,23 +15,54 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from modeling.encryption.ised_errors import BadInput, UsageError
+from utils.files import check_regular
 from utils.text import composed
 
 SUBJECT_SOURCES = ("folder", "regex", "csv", "none")
-DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d"  # names as in Market-1501
+# File names as in Market-1501. Folders do not count: 0001_c1/0002_c1s1.png shows person 0002.
+DEFAULT_PATTERN = r"(?:^|/)(?P<subject>-?\d+)_c\d[^/]*$"
 
 SubjectOf = Callable[[str], str]
 
 _MAX_LABEL_BYTES = 1024
+_MAX_TABLE_BYTES = 1 << 28
+
+
+def normalized(label: str) -> str:
+    r"""Return a label without the differences that a reader cannot see.
+
+    Invisible format characters (such as U+200B) are removed, other white space becomes a blank,
+    blanks around each part of the label are removed, and accents are composed (NFC).
+
+    Example:
+        >>> normalized("set/Zoe\u0308\u200b ") == "set/Zo\u00eb"
+        True
+    """
+    visible = (char for char in label if unicodedata.category(char) != "Cf")
+    text = "".join(" " if char.isspace() else char for char in visible)
+    return composed("/".join(part.strip() for part in text.split("/")))
+
+
+def check_dataset(name: str) -> None:
+    """Raise UsageError unless a data set name can begin a label.
+
+    A "/" is not allowed: dataset ``x/B`` with folder ``C`` and dataset ``x`` with folder ``B/C``
+    would have the same label, and thus the same key.
+    """
+    if not name.isprintable() or "/" in name or name.strip() != name or name in ("", ".", ".."):
+        raise UsageError(
+            f"data set name {name!a}; expected printable text without '/' or blanks at its ends; "
+            "give another --dataset"
+        )
 
 
 def any_label(label: str) -> str:
-    """Return a composed label of any length; composing lengthens some labels (U+0958).
+    """Return a normalised label of any length; composing lengthens some labels (U+0958).
 
     Raises:
         BadInput: The label is empty, contains NUL, or has no UTF-8 form.
     """
-    label = composed(label)
+    label = normalized(label)
     try:
         encoded = label.encode()
     except UnicodeEncodeError:
@@ -42,7 +73,7 @@ def any_label(label: str) -> str:
 
 
 def checked_label(label: str) -> str:
-    """Return the composed label for a new key.
+    """Return the normalised label for a new key.
 
     Raises:
         BadInput: The label is empty, too long, contains NUL, or has no UTF-8 form.
@@ -57,12 +88,14 @@ def checked_label(label: str) -> str:
 def spellings(label: str) -> list[str]:
     """Return the forms under which a keyring may contain a label, without duplicates.
 
-    The first is the composed form, which new keys get. Then the decomposed and the given form.
+    The first is the normalised form, which new keys get. The others are those of older keyrings:
+    composed, decomposed, and as given.
 
     Raises:
         BadInput: The label is empty, contains NUL, or has no UTF-8 form.
     """
-    return list(dict.fromkeys((any_label(label), unicodedata.normalize("NFD", label), label)))
+    older = (composed(label), unicodedata.normalize("NFD", label), label)
+    return list(dict.fromkeys((any_label(label), *older)))
 
 
 def _invalid_label(encoded: bytes) -> BadInput:
@@ -85,9 +118,10 @@ def subject_rule(
         table: The CSV file.
 
     Raises:
-        UsageError: The source is unknown, the pattern is invalid, the table cannot be used, or a
-            pattern or table is given for a source that does not use it.
+        UsageError: The source is unknown, the data set name or the pattern is invalid, the table
+            cannot be used, or a pattern or table is given for a source that does not use it.
     """
+    check_dataset(dataset)
     rules: dict[str, Callable[[], SubjectOf]] = {
         "folder": lambda: _by_folder,
         "regex": lambda: _by_pattern(pattern),
@@ -105,7 +139,14 @@ def subject_rule(
         if given and source != user:
             raise UsageError(f"{option} needs --subject-from {user}; got --subject-from {source}")
     rule = rules[source]()
-    return lambda path: f"{dataset}/{rule(path)}"
+
+    def label(path: str) -> str:
+        subject = rule(path)
+        if not normalized(subject):
+            raise BadInput("the subject is empty; name it")
+        return f"{dataset}/{subject}"
+
+    return label
 
 
 def _by_folder(path: str) -> str:
@@ -145,27 +186,44 @@ def _by_table(table: Path | None) -> SubjectOf:
     if table is None:
         raise UsageError("--subject-from csv needs --subject-csv FILE with columns path, subject")
     try:
+        check_regular(table)
+        if table.stat().st_size > _MAX_TABLE_BYTES:
+            raise UsageError(f"{table}: larger than {_MAX_TABLE_BYTES >> 20} MiB; split the input")
         # utf-8-sig: spreadsheets write a byte order mark
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"path", "subject"} <= set(reader.fieldnames or ()):
-                raise UsageError(
-                    f"{table}: expected the columns path and subject in its first line"
-                )
-            subjects: dict[str, str] = {}
-            for row in reader:
-                subject = composed(row["subject"] or "")
-                if subjects.setdefault(composed(row["path"] or ""), subject) != subject:
-                    raise UsageError(
-                        f"{table}: line {reader.line_num} gives {row['path']!r} a second subject"
-                    )
+            subjects = _read_table(csv.DictReader(file), table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{table}: cannot be read as CSV ({error})") from None
 
     def rule(path: str) -> str:
         subject = subjects.get(composed(path))
-        if not subject:
+        if subject is None:
             raise BadInput(f"not in {table}; add a line for it")
         return subject
 
     return rule
+
+
+def _read_table(reader: csv.DictReader[str], table: Path) -> dict[str, str]:
+    """Return the normalised subject by composed path.
+
+    Raises:
+        UsageError: A column is missing or exists twice, a line has too many cells, or a path has
+            two subjects.
+    """
+    columns = list(reader.fieldnames or ())
+    if columns.count("path") != 1 or columns.count("subject") != 1:
+        raise UsageError(
+            f"{table}: expected the columns path and subject once each in its first line"
+        )
+    subjects: dict[str, str] = {}
+    for row in reader:
+        line = reader.line_num
+        if None in row:  # an unquoted comma would cut a subject short
+            raise UsageError(
+                f"{table}: line {line} has more cells than columns; put text with commas in quotes"
+            )
+        subject = normalized(row["subject"] or "")
+        if subjects.setdefault(composed(row["path"] or ""), subject) != subject:
+            raise UsageError(f"{table}: line {line} gives {row['path']!r} a second subject")
+    return subjects

@@ -14,6 +14,7 @@ from engine.vault.master import KeyFile
 from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
 from engine.vault.sources import decode_source
 from modeling.encryption.ised_errors import BadInput
+from tests.fixtures.keyrings import to_format_1
 from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools.protect import main
 
@@ -145,3 +146,43 @@ def test_postscript_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 16\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(BadInput, match="not an image"):
         decode_source(content, (16, 8))
+
+
+def test_a_folder_sealed_under_an_old_data_set_name_still_opens(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before names with a slash were rejected, dataset photos/0001 and folder 1 shared a key."""
+    draw(scene.root / "one/1/a.png", 1)
+    old = ["protect", str(scene.root / "one"), *scene.protect("--dataset", "photos/0001")[2:]]
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.vault.subjects.check_dataset", lambda name: None)
+        patch.setattr("engine.vault.protect.check_dataset", lambda name: None, raising=False)
+        assert main(old) == 0
+    assert _verify(scene) == 0
+    assert _open(scene) == 0
+    capsys.readouterr()
+    assert main(old) == 2
+    assert "data set name 'photos/0001'" in capsys.readouterr().err
+    with scene.keyring() as keyring:
+        assert keyring_admin.destroy(keyring, "photos/0001/1") == 1
+    assert _open(scene, "--overwrite") == 1
+
+
+def test_files_sealed_under_an_old_label_count_as_present(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before labels were normalised, a folder name with a trailing blank was its own subject."""
+    (scene.photos / "0001").rename(scene.photos / "0001 ")
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.vault.subjects.normalized", lambda text: text)
+        patch.setattr("engine.vault.keyring.normalized", lambda text: text)
+        assert main(scene.protect()) == 0
+    with scene.keyring() as keyring:
+        to_format_1(keyring)
+    capsys.readouterr()
+    assert main(scene.protect()) == 0
+    assert f"0 sealed, {COUNT} already present" in capsys.readouterr().out
+    with scene.keyring() as keyring:
+        assert keyring_admin.destroy(keyring, "photos/0001") == 1
+    assert _open(scene) == 1
+    assert len(list(scene.out.rglob("*.png"))) == COUNT - PEOPLE["0001"]

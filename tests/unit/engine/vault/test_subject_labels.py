@@ -1,4 +1,4 @@
-"""Labels in every Unicode form are one subject, also in keyrings with labels not composed."""
+"""Labels that look the same are one subject, also in keyrings from before this rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.vault import keyring_admin, subjects
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
-from engine.vault.subjects import checked_label, spellings
+from engine.vault.subjects import checked_label, normalized, spellings
 from modeling.encryption.ised_errors import BadInput, DestroyedKey, RevokedKey
 from tests.fixtures.keyrings import to_format_1
 from utils.text import composed
@@ -29,12 +29,12 @@ def keyring(tmp_path: Path) -> Keyring:
 
 
 def _as_before(keyring: Keyring, *labels: str) -> list[bytes]:
-    """Make keys the way they were made before labels were composed; return their ids."""
+    """Make keys the way they were made before labels were normalised; return their ids."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subjects, "composed", lambda text: text)
+        patch.setattr(subjects, "normalized", lambda text: text)
         patch.setattr(subjects, "spellings", lambda label: [label])
         patch.setattr("engine.vault.keyring.spellings", lambda label: [label])
-        patch.setattr(Keyring, "_uncomposed_tags", lambda self: {})
+        patch.setattr(Keyring, "_old_tags", lambda self: {})
         key_ids = [keyring.sealing_key(label).key_id for label in labels]
     to_format_1(keyring)
     return key_ids
@@ -118,15 +118,47 @@ def test_an_export_is_imported_under_the_composed_label(keyring: Keyring, tmp_pa
 
 
 @settings(max_examples=50)
-@given(st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text))
+@given(st.text(min_size=1, max_size=40).filter(lambda text: normalized(text) and "\0" not in text))
 def test_labels_in_any_unicode_form_are_equal(text: str) -> None:
     forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
-    assert {checked_label(form) for form in (text, *forms)} == {composed(text)}
-    assert set(spellings(text)) == {text, *forms}
-    assert spellings(text)[0] == forms[0]
+    assert {checked_label(form) for form in (text, *forms)} == {normalized(text)}
+    assert normalized(normalized(text)) == normalized(text)
+    assert set(spellings(text)) == {normalized(text), text, *forms}
+    assert spellings(text)[0] == normalized(text)
 
 
-@pytest.mark.parametrize("label", ["", "a\0b", "\udcff"])
+BLANKS = [
+    "set/anna ",
+    "set/ anna",
+    "set/an\u200bna",
+    "set/anna\ufeff",
+    "set/anna\u00a0",
+    "set /anna",
+]
+
+
+@pytest.mark.parametrize("label", BLANKS)
+def test_blanks_at_the_ends_and_invisible_characters_make_no_other_subject(
+    keyring: Keyring, label: str
+) -> None:
+    key_id = keyring.sealing_key("set/anna").key_id
+    assert keyring.sealing_key(label).key_id == key_id
+    assert keyring.sealing_key("set/an na").key_id != key_id
+
+
+@pytest.mark.parametrize("stored", BLANKS)
+def test_old_keys_of_labels_with_blanks_belong_to_the_subject(
+    keyring: Keyring, stored: str
+) -> None:
+    (old,) = _as_before(keyring, stored)
+    assert keyring.sealing_key("set/anna").key_id == keyring.sealing_key(stored).key_id == old
+    assert keyring_admin.destroy(keyring, "set/anna") == 1
+    for label in ("set/anna", stored):
+        with pytest.raises(DestroyedKey):
+            keyring.sealing_key(label)
+
+
+@pytest.mark.parametrize("label", ["", " ", "\u200b", "a\0b", "\udcff"])
 def test_invalid_labels_are_rejected(label: str) -> None:
     for check in (spellings, checked_label):
         with pytest.raises(BadInput, match="subject label"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from engine.vault.subjects import subject_rule
+from engine.vault.subjects import check_dataset, subject_rule
 from modeling.encryption.ised_errors import BadInput, UsageError
 
 
@@ -88,3 +89,61 @@ def test_a_pattern_is_not_composed(accent: str) -> None:
 def test_a_pattern_is_searched_in_the_composed_path_first() -> None:
     rule = subject_rule("regex", "set", pattern=r"^(\w)")
     assert rule("e\u0301/1.png") == "set/\u00e9"
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "x/B", "a\nb", " x", "x ", "x\u200b", "\udcff", "a\0b"]
+)
+def test_data_set_names_that_make_labels_ambiguous_are_rejected(name: str) -> None:
+    """Dataset x/B with folder C would have the label, and the key, of dataset x, folder B/C."""
+    with pytest.raises(UsageError, match="data set name"):
+        subject_rule("folder", name)
+    check_dataset("Zoe\u0308's photos, 2026 (1)")
+
+
+def test_the_default_pattern_reads_the_file_name_only() -> None:
+    rule = subject_rule("regex", "set")
+    assert rule("0001_c1/0002_c1s1.png") == "set/0002"
+    with pytest.raises(BadInput, match="does not match"):
+        rule("0001_c1/image.png")
+
+
+@pytest.mark.parametrize(
+    "columns", ["path,subject,subject", "path,path,subject", "path", "path;subject"]
+)
+def test_a_table_without_exactly_the_two_columns_is_rejected(table: Path, columns: str) -> None:
+    table.write_text(f"{columns}\na.png,anna,ben\n")
+    with pytest.raises(UsageError, match="once each"):
+        subject_rule("csv", "set", table=table)
+
+
+def test_a_line_with_too_many_cells_is_rejected(table: Path) -> None:
+    table.write_text("path,subject\na.png,anna\nb.png,Smith, John\n")
+    with pytest.raises(UsageError, match="line 3 has more cells"):
+        subject_rule("csv", "set", table=table)
+
+
+@pytest.mark.parametrize("subject", ["", " ", "\u200b"])
+def test_an_empty_subject_is_rejected(table: Path, subject: str) -> None:
+    table.write_text(f"path,subject\na.png,{subject}\n")
+    with pytest.raises(BadInput, match="the subject is empty"):
+        subject_rule("csv", "set", table=table)("a.png")
+
+
+def test_blanks_around_a_subject_in_a_table_do_not_count(table: Path) -> None:
+    table.write_text("path,subject\na.png,anna \na.png,anna\u200b\nb.png,anna\u00a0\n")
+    rule = subject_rule("csv", "set", table=table)
+    assert rule("a.png") == rule("b.png") == "set/anna"
+
+
+def test_a_table_that_is_a_pipe_is_rejected_without_waiting(table: Path) -> None:
+    os.mkfifo(table)
+    with pytest.raises(UsageError, match="not a regular file"):
+        subject_rule("csv", "set", table=table)
+
+
+def test_a_table_that_is_too_large_is_rejected_before_it_is_read(table: Path) -> None:
+    table.touch()
+    os.truncate(table, 1 << 40)
+    with pytest.raises(UsageError, match="larger than 256 MiB"):
+        subject_rule("csv", "set", table=table)
