@@ -1,23 +1,24 @@
-"""From the configuration to a trainer."""
+"""From the configuration to a training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from data.build import build_splits, build_train_loader
 from data.records import DatasetSplits
-from engine.checkpoint import load_networks
+from engine.checkpoint import NATIVE_NAMES, CheckpointError, load_networks, training_in
 from engine.distributed.parallel import over_processes, parallel_phases, shared_step
 from engine.distributed.processes import first_on_machine, from_main, is_main, world
-from engine.evaluation import build_evaluator, build_pictures
+from engine.evaluation import build_evaluator, build_image_grid
 from engine.model import Model, build_model, compile_model, load_pretrained, model_info
 from engine.run_folder import RunFolder, TrainPlan
 from engine.supervision import Supervision, UpgradePolicy
-from engine.train_step import BaselineStep, JointStep, SearchingStep, TrainStep, phases_of
+from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
 from engine.trainer import Trainer, ValidationRun
 from modeling.build import build_objectives
 from modeling.objectives import Objectives
@@ -30,10 +31,10 @@ from utils.metric_writer import MetricWriter, SilentWriter
 
 
 def build_trainer(cfg: CfgNode) -> Trainer:
-    """Build everything one training needs; with SOLVER.RESUME, as its last checkpoint left it.
+    """Build a training; with SOLVER.RESUME, in the state of its last checkpoint.
 
     Raises:
-        UserError: If the data, a checkpoint or a combination of values does not allow it.
+        UserError: The data, a checkpoint or a combination of values does not allow it.
     """
     splits = first_on_machine(lambda: build_splits(cfg))
     policy = _policy(cfg)
@@ -44,7 +45,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             "out"
         )
     label_of = splits.label_of
-    # One process of a machine may have to fetch the start weights for all.
+    # One process of each machine downloads the start weights, if necessary.
     model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
         load_networks(model.nets.official_networks, from_main(lambda: load_pretrained(cfg)))
@@ -52,26 +53,26 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     centers = nn.Identity() if objectives.centers is None else objectives.centers
     centers.to(model.device)
     optimizers = build_optimizers(cfg, model.nets, objectives.centers)
+    # cuDNN tries its kernels once for each shape and keeps the fastest. Runs may then differ in
+    # rounding, so an evaluation turns this off (engine.evaluation).
+    torch.backends.cudnn.benchmark = cfg.RUNTIME.CUDNN_BENCHMARK
     folder = RunFolder(
         Path(cfg.OUTPUT_DIR),
         model.nets.official_networks,
         model_info(cfg, label_of),
         writes=is_main(),
     )
+    from_main(lambda: _check_folder(cfg))
     epoch, saved = folder.load_latest() if cfg.SOLVER.RESUME else (0, None)
-    if saved is None and is_main():
-        folder.refuse_overwriting()
     supervision = Supervision(policy)
-    step = build_step(
-        model, objectives, optimizers, supervision, search_kernels=cfg.RUNTIME.CUDNN_BENCHMARK
-    )
+    step = build_step(model, objectives, optimizers, supervision)
     here = world()
     loader = build_train_loader(
         cfg, splits, model.device, rank=here.rank, world_size=here.size, sharers=here.local_size
     )
     compile_model(cfg, model, cfg.SOLVER.MAX_EPOCHS * loader.num_images)
     validation = _build_validation(cfg, model, splits)
-    if saved is not None:  # before the writer: a resume that is refused must drop no numbers
+    if saved is not None:  # before the writer, so that a refused resume deletes no numbers
         optimizers.load_state_dict(saved["optimizers"])
     trainer = Trainer(
         step=step,
@@ -87,8 +88,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             cfg.SOLVER.LOG_PERIOD,
         ),
         folder=folder,
-        # Last of all: it drops what an interrupted run wrote beyond the epoch resumed from; a run
-        # of its own drops nothing.
+        # Last, because on a resume it deletes the numbers of later epochs.
         writer=_build_writer(cfg, epoch, saved),
         validation=validation,
     )
@@ -98,10 +98,26 @@ def build_trainer(cfg: CfgNode) -> Trainer:
 
 
 def _start(cfg: CfgNode) -> CfgNode:
-    """Return the configuration to build networks from: a resume needs nobody's start weights."""
+    """Return the configuration to build networks from; a resume does not need start weights."""
     if not cfg.SOLVER.RESUME:
         return cfg
-    return changed(cfg, {"MODEL.PRETRAIN_CHOICE": "self"})  # the checkpoint replaces start values
+    return changed(cfg, {"MODEL.PRETRAIN_CHOICE": "self"})
+
+
+def _check_folder(cfg: CfgNode) -> None:
+    """Raise if there is no training to resume, or if a new one would overwrite another."""
+    folder = Path(cfg.OUTPUT_DIR)
+    latest, existing = folder / NATIVE_NAMES["latest"], training_in(folder)
+    if cfg.SOLVER.RESUME and not latest.is_file():
+        raise CheckpointError(
+            f"SOLVER.RESUME is True, but {latest} does not exist; expected the OUTPUT_DIR of an "
+            "interrupted training (leave SOLVER.RESUME out to start one)"
+        )
+    if not cfg.SOLVER.RESUME and existing is not None:
+        raise CheckpointError(
+            f"{existing} exists: OUTPUT_DIR contains a training; continue it with SOLVER.RESUME "
+            "True, or choose another OUTPUT_DIR"
+        )
 
 
 def build_step(
@@ -109,19 +125,17 @@ def build_step(
     objectives: Objectives,
     optimizers: Optimizers,
     supervision: Supervision,
-    *,
-    search_kernels: bool = False,
 ) -> TrainStep:
-    """Return the step of the joint model, or of the baseline; of several processes, shared."""
+    """Return the step of the joint model or of the baseline, over all processes of the run."""
     nets, objectives = model.nets, over_processes(objectives)
     phases = parallel_phases(nets, phases_of(nets, objectives))
-    how = (model.autocast, phases, model.memory_format)
+    settings = (model.autocast, phases, model.memory_format)
     step: TrainStep = (
-        JointStep(nets, objectives, optimizers, supervision, *how)
+        JointStep(nets, objectives, optimizers, supervision, *settings)
         if isinstance(nets, PrivacyNetworks)
-        else BaselineStep(nets, objectives, optimizers, *how)
+        else BaselineStep(nets, objectives, optimizers, *settings)
     )
-    return shared_step(SearchingStep(step) if search_kernels else step)
+    return shared_step(step)
 
 
 def _build_writer(
@@ -142,9 +156,9 @@ def _policy(cfg: CfgNode) -> UpgradePolicy:
 
 
 def _build_validation(cfg: CfgNode, model: Model, splits: DatasetSplits) -> ValidationRun | None:
-    """Return what scores the validation split and draws pictures of it; None without a split."""
+    """Return how the validation split is scored and drawn; None without such a split."""
     if not splits.has_validation:
         return None
-    # Nothing is encrypted here: keys change no decision, and each key state costs a pass.
+    # Without a cipher: keys do not change a decision, and each key state would cost a pass.
     evaluator = build_evaluator(cfg, model, splits, "val", None, {})
-    return ValidationRun(evaluator.evaluate, build_pictures(cfg, model, evaluator.query_samples))
+    return ValidationRun(evaluator.evaluate, build_image_grid(cfg, model, evaluator.query_samples))

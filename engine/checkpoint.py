@@ -1,68 +1,24 @@
-"""Whether a checkpoint belongs to the run or the evaluation that reads it.
+"""Checkpoints: the native file that a run resumes from, and the official files of each network.
 
-Checkpoints: one native file that a run continues from, and the official per-network files.
-
-``checkpoint_latest.pth`` holds everything a resume needs, ``checkpoint_best.pth`` the weights of
-the best validation; each is one file, so that what is read is never a mixture of two epochs. Beside
-them ``epoch_{latest,best}_net_{G,G_R,C,D1,D2}.pth`` are bare state dicts under the keys that
-published checkpoints have, for other people's scripts. All are written to a temporary file first
-and read with ``weights_only=True``: a checkpoint can be damaged or foreign, but runs no code.
+``checkpoint_latest.pth`` contains everything a resume needs, ``checkpoint_best.pth`` the weights of
+the best validation. Each is one file, so what is read is never a mixture of two epochs.
+``epoch_{latest,best}_net_{G,G_R,C,D1,D2}.pth`` next to them are bare state dicts under the keys of
+published checkpoints, for other people's scripts.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from modeling.weights import load_matching
+from utils.config_tree import changed_values
 from utils.errors import UserError
-from utils.files import atomic_write
-
-
-def differences(
-    was: Mapping[str, Any], now: Mapping[str, Any], leave_out: Collection[str] = ()
-) -> list[str]:
-    """Say which values of a checkpoint are others now; what it does not record is left out."""
-    return [
-        f"{name} {was[name]!r} (now {now[name]!r})"
-        for name in now
-        if name in was and name not in leave_out and was[name] != now[name]
-    ]
-
-
-def run_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in what a training differs from the one that a checkpoint is of.
-
-    Going on with other images or people would look like one training and be neither; a learning
-    rate or a number of epochs may change on the way.
-
-    Args:
-        was: What the native checkpoint says of itself (``engine.model.model_info``).
-        now: The same of the run that would go on.
-    """
-    found = differences(was.get("architecture", {}), now.get("architecture", {}))
-    found += [
-        f"INPUT.{text}" for text in differences(*(_desensitizer(info) for info in (was, now)))
-    ]
-    before, after = (info.get("pid_of_label") for info in (was, now))
-    if before is not None and after is not None and before != after:
-        found.append(
-            f"{len(before)} identities of {was.get('dataset')} "
-            f"(now {len(after)} others, of {now.get('dataset')})"
-        )
-    return found
-
-
-def _desensitizer(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.upper(): value for name, value in info.get("desensitizer", {}).items()}
-
+from utils.tensor_files import read_tensors, save_tensors
 
 FORMAT = "securereid-checkpoint"
 FORMAT_VERSION = 1
@@ -70,19 +26,19 @@ NATIVE_NAMES = {"latest": "checkpoint_latest.pth", "best": "checkpoint_best.pth"
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, foreign, or of another architecture."""
+    """A folder has no usable checkpoint, or one of another program, version or architecture."""
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Weights found in a folder.
+    """Weights that were read from a folder.
 
     Attributes:
         networks: State dict of each network by its letter: G, G_R, C, D1, D2.
         which: ``best`` or ``latest``.
-        source: The file or files they came from.
-        epoch: Their epoch; 0 where official files do not say.
-        info: What the native file says of the model (architecture, preprocessing); else empty.
+        source: The file or files they were read from.
+        epoch: Their epoch; 0 for official files, which do not record it.
+        info: Architecture and preprocessing from a native file; empty for official files.
     """
 
     networks: dict[str, dict[str, Tensor]]
@@ -97,16 +53,10 @@ def official_path(folder: Path, which: str, letter: str) -> Path:
     return folder / f"epoch_{which}_net_{letter}.pth"
 
 
-def save_file(content: Mapping[str, Any], path: Path) -> None:
-    """Write with ``torch.save`` so that ``path`` is the old file or the new one, never half."""
-    with atomic_write(path) as temporary:
-        torch.save(dict(content), temporary)
-
-
 def save_official(folder: Path, which: str, networks: Mapping[str, nn.Module]) -> None:
     """Write the bare state dict of each network, by letter."""
     for letter, network in networks.items():
-        save_file(network.state_dict(), official_path(folder, which, letter))
+        save_tensors(network.state_dict(), official_path(folder, which, letter))
 
 
 def save_native(
@@ -125,7 +75,7 @@ def save_native(
         networks: Networks by letter.
         epoch: Last finished epoch.
         info: Architecture and preprocessing; see ``engine.model.model_info``.
-        training: Optimisers, supervision and the rest a resume needs; ``latest`` only.
+        training: Optimisers, supervision and everything else a resume needs; ``latest`` only.
     """
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -136,47 +86,21 @@ def save_native(
     }
     if training is not None:
         content["training"] = dict(training)
-    save_file(content, folder / NATIVE_NAMES[which])
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, onto the CPU, without running anything it contains.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, or holds anything but tensors and plain
-            values.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected a checkpoint file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of tensors and plain values, and was not executed "
-            f"({_first_line(error)}); it is damaged or from another program"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({_first_line(error)}); restore it from a copy, or start again "
-            "from another checkpoint"
-        ) from error
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise CheckpointError(f"{path} holds a {kind}; expected a state dict or a native file")
-    return content
+    save_tensors(content, folder / NATIVE_NAMES[which])
 
 
 def read_native(folder: Path, which: str) -> dict[str, Any]:
-    """Read ``checkpoint_{which}.pth`` of a folder and check that it is one of ours.
+    """Return the content of ``checkpoint_{which}.pth`` in a folder.
 
     Raises:
-        CheckpointError: As of ``read_file``, or it is foreign or of another format version.
+        TensorFileError: The file is missing or damaged.
+        CheckpointError: It is from another program, or has another format version.
     """
     path = folder / NATIVE_NAMES[which]
-    content = read_file(path)
+    content = read_tensors(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is not a native checkpoint of this project (it holds "
+            f"{path} is not a native checkpoint of this project (it contains "
             f"{', '.join(map(str, list(content)[:3]))}, ...)"
         )
     if content.get("version") != FORMAT_VERSION:
@@ -191,16 +115,15 @@ def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
     """Read the best weights of a folder, or else the latest; native files before official ones.
 
     Args:
-        folder: MODEL.PRETRAIN_DIR: the OUTPUT_DIR of a training run, or official files.
-        needed: Letters of the networks that must be there.
+        folder: OUTPUT_DIR of a training, or a folder of official files.
+        needed: Letters of the networks that must be in it.
 
     Raises:
-        CheckpointError: If the folder or one of the networks is missing, or a file is damaged.
+        CheckpointError: The folder, a checkpoint or one of the networks is missing.
+        TensorFileError: A file is damaged.
     """
     if not folder.is_dir():
-        raise CheckpointError(
-            f"MODEL.PRETRAIN_DIR '{folder}' is not a folder; expected the OUTPUT_DIR of a training"
-        )
+        raise CheckpointError(f"'{folder}' is not a folder; expected the OUTPUT_DIR of a training")
     for which in ("best", "latest"):
         if (folder / NATIVE_NAMES[which]).is_file():
             content = read_native(folder, which)
@@ -209,7 +132,7 @@ def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
         elif official_path(folder, which, "C").is_file():
             present = [x for x in needed if official_path(folder, which, x).is_file()]
             networks = {
-                letter: read_file(official_path(folder, which, letter)) for letter in present
+                letter: read_tensors(official_path(folder, which, letter)) for letter in present
             }
             source = str(folder / f"epoch_{which}_net_{{{','.join(present)}}}.pth")
             epoch, info = 0, {}
@@ -218,20 +141,20 @@ def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
         _require(networks, needed, source)
         return LoadedWeights(networks, which, source, epoch, info)
     raise CheckpointError(
-        f"MODEL.PRETRAIN_DIR '{folder}' holds no checkpoint; expected {NATIVE_NAMES['best']}, "
+        f"'{folder}' contains no checkpoint; expected {NATIVE_NAMES['best']}, "
         f"{NATIVE_NAMES['latest']} or epoch_{{best,latest}}_net_C.pth"
     )
 
 
 def training_in(folder: Path) -> Path | None:
-    """Return a checkpoint of the training that a folder holds, or None where there is none."""
+    """Return the path of a checkpoint in a folder; None if the folder contains no training."""
     natives = (folder / name for name in NATIVE_NAMES.values())
     present = (path for path in (*natives, *sorted(folder.glob("epoch_*_net_*.pth"))))
     return next((path for path in present if path.exists()), None)
 
 
 def load_networks(networks: Mapping[str, nn.Module], weights: LoadedWeights) -> None:
-    """Copy weights into networks, by letter; says what matched and fails on any mismatch."""
+    """Copy weights into networks, by letter; logs what matches and raises on any mismatch."""
     for letter, network in networks.items():
         if letter in weights.networks:
             load_matching(network, weights.networks[letter], f"{weights.source} ({letter})")
@@ -242,9 +165,31 @@ def _require(networks: Mapping[str, Any], needed: tuple[str, ...], source: str) 
     if missing:
         raise CheckpointError(
             f"{source} has no network {', '.join(missing)} (it has {', '.join(networks)}); a "
-            "checkpoint of MODEL.MODE C holds C only: evaluate it with MODEL.MODE C"
+            "checkpoint of MODEL.MODE C contains only C: evaluate it with MODEL.MODE C"
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def training_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between a training and the checkpoint that it would resume from.
+
+    A training that continued with other images or identities would be neither of the two; learning
+    rate and number of epochs may change. What a checkpoint does not record is not compared.
+
+    Args:
+        before: ``info`` of the native checkpoint (``engine.model.model_info``).
+        now: The same of the training.
+    """
+    problems = changed_values(before.get("architecture", {}), now.get("architecture", {}))
+    problems += changed_values(_desensitizer(before), _desensitizer(now))
+    pids = [info.get("pid_of_label") for info in (before, now)]
+    if pids[0] is not None and pids[1] is not None and pids[0] != pids[1]:
+        problems.append(
+            f"{len(pids[0])} identities of {before.get('dataset')} "
+            f"(now {len(pids[1])} others, of {now.get('dataset')})"
+        )
+    return problems
+
+
+def _desensitizer(info: Mapping[str, Any]) -> dict[str, Any]:
+    values = info.get("desensitizer", {})
+    return {f"INPUT.{name.upper()}": value for name, value in values.items()}

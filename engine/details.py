@@ -1,8 +1,7 @@
-"""Everything a careful reader asks of one direction, as one record that goes into a JSON file.
+"""Files of an evaluation in addition to ``results.json``, from the features of its one pass.
 
-What an evaluation writes beyond the table, from the features of its one pass.
-
-``details.json`` and ``per_query.csv`` on request, ``calibration.json`` of a validation split.
+``details.json`` and ``per_query.csv`` (EVAL.DETAILS), and ``calibration.json`` of a validation
+split.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from data.records import Sample
-from engine.evaluation import Extraction, Scores
-from engine.results import DIRECTIONS
+from engine.evaluator import Extraction, Scores
+from engine.report import DIRECTIONS
 from engine.scoring.bootstrap import Interval, retrieval_intervals
 from engine.scoring.features import Features
 from engine.scoring.paired import PER_QUERY_NAME, Access
@@ -35,8 +34,16 @@ from utils.errors import UserError
 from utils.files import atomic_write, write_text
 from utils.logger import get_logger
 
+CALIBRATION_NAME = "calibration.json"
+DETAILS_NAME = "details.json"
+
 _SUMMARY = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _ROC_POINTS = 200
+_CALIBRATED_FPR = 1e-3
+_PER_QUERY = (
+    "pid", "camid", "num_matches", "first_rank", "last_rank", "average_precision",
+    "inverse_negative_penalty",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +51,10 @@ class ScoreDetails:
     """Retrieval, verification and single-shot scores of one query set in one gallery.
 
     Attributes:
-        retrieval: With the results of each query.
-        verification: Same person or not, over all pairs.
-        single_shot: Galleries with one image a person.
-        reranked: Retrieval after re-ranking; None where that was not asked for.
+        retrieval: Retrieval, with the result of each query.
+        verification: Whether two images show the same identity, over all pairs.
+        single_shot: Retrieval in galleries with one image of each identity.
+        reranked: Retrieval after re-ranking; None if it was not asked for.
     """
 
     retrieval: RetrievalScores
@@ -56,10 +63,10 @@ class ScoreDetails:
     reranked: RetrievalScores | None = None
 
     def to_json(self, *, per_query: bool = True) -> dict[str, Any]:
-        """Return plain numbers: rates with 95 % intervals over identities, curves, queries.
+        """Return plain numbers: rates with 95 % intervals over identities, and curves.
 
         Args:
-            per_query: Whether to include the results of each query.
+            per_query: Whether to add the result of each query.
         """
         content = dict(self._rates)
         if per_query:
@@ -71,7 +78,7 @@ class ScoreDetails:
 
     @cached_property
     def _rates(self) -> dict[str, Any]:
-        """All of it but the queries; a file and a table are made of one resampling."""
+        """Everything but the queries; cached, so that file and table show the same resampling."""
         retrieval = retrieval_intervals(self.retrieval)
         single = self.single_shot.intervals()
         content: dict[str, Any] = {
@@ -102,14 +109,14 @@ def score_details(
     memory_mib: float | None = None,
     seed: int = 1,
 ) -> ScoreDetails:
-    """Score one direction in every way.
+    """Return the retrieval, verification and single-shot scores of one direction.
 
     Args:
         query: Query set.
         gallery: Gallery.
         cross_camera: Whether images of the query's own camera are ignored.
-        memory_mib: Most memory to use besides the features (MiB); None: what is free.
-        seed: Of the single-shot galleries.
+        memory_mib: Memory limit in addition to the features (MiB); None for the free memory.
+        seed: Seed of the single-shot galleries.
 
     Raises:
         UserError: As for ``score_retrieval`` and ``score_verification``.
@@ -129,14 +136,14 @@ def _plain(intervals: dict[str, Interval], names: tuple[str, ...]) -> dict[str, 
 
 def _verification(scores: VerificationScores) -> dict[str, Any]:
     false, true, threshold = scores.roc()
-    # Points evenly spaced on a logarithmic axis, where the strict end of the curve can be seen.
+    # Evenly spaced on a logarithmic axis, which shows the curve at low false positive rates.
     rates = np.geomspace(1 / scores.num_impostor, 1.0, _ROC_POINTS)
     points = np.unique(np.searchsorted(false, rates * (1 + 1e-12), side="right") - 1)
     return {
         "num_genuine": scores.num_genuine,
         "num_impostor": scores.num_impostor,
-        "tpr_at_fpr": {f"{rate:g}": asdict(one) for rate, one in scores.tpr_intervals().items()},
-        **{name: asdict(one) for name, one in scores.curve_intervals().items()},
+        "tpr_at_fpr": {f"{rate:g}": asdict(tpr) for rate, tpr in scores.tpr_intervals().items()},
+        **{name: asdict(interval) for name, interval in scores.curve_intervals().items()},
         "roc": {
             "fpr": false[points].tolist(),
             "tpr": true[points].tolist(),
@@ -145,30 +152,28 @@ def _verification(scores: VerificationScores) -> dict[str, Any]:
     }
 
 
-CALIBRATION_NAME = "calibration.json"
-DETAILS_NAME = "details.json"
-_CALIBRATED_FPR = 1e-3
-_PER_QUERY = (
-    "pid", "camid", "num_matches", "first_rank", "last_rank", "average_precision",
-    "inverse_negative_penalty",
-)  # fmt: skip
-
-
 def detail_directions(
-    found: Extraction, key: str, *, cross_camera: bool, seed: int, reranked: Scores | None = None
+    extraction: Extraction,
+    key: str,
+    *,
+    cross_camera: bool,
+    seed: int,
+    reranked: Scores | None = None,
 ) -> dict[str, ScoreDetails]:
-    """Score ``raw->raw`` ... ``protected->protected`` in every way.
+    """Return the detailed scores of ``raw->raw`` ... ``protected->protected``.
 
     Args:
-        found: Features of query and gallery.
-        key: Key state whose protected images are meant, as in ``results.json``.
-        cross_camera: TEST.CROSS_CAMERA.
-        seed: Of what is drawn.
-        reranked: The same directions after re-ranking, where that was asked for.
+        extraction: Features of query and gallery.
+        key: Key state of the protected images, as in ``results.json``.
+        cross_camera: Whether images of the query's own camera are ignored.
+        seed: Seed of the single-shot galleries.
+        reranked: Scores of the same directions after re-ranking, if it was asked for.
     """
     return {
         "->".join(direction): replace(
-            score_details(*_features(found, direction, key), cross_camera=cross_camera, seed=seed),
+            score_details(
+                *_features(extraction, direction, key), cross_camera=cross_camera, seed=seed
+            ),
             reranked=None if reranked is None else reranked[_states(direction, key)],
         )
         for direction in DIRECTIONS
@@ -181,43 +186,43 @@ def save_details(
     query_samples: Sequence[Sample],
     folder: Path,
 ) -> None:
-    """Write ``details.json`` and, a row for each query and direction, ``per_query.csv``.
+    """Write ``details.json``, and ``per_query.csv`` with a row for each query and direction.
 
     Args:
-        details: What ``detail_directions`` gave.
+        details: Scores by direction, from ``detail_directions``.
         access: How protected images were read.
         query_samples: Samples of the queries.
-        folder: OUTPUT_DIR.
+        folder: Output folder.
     """
     content = {
-        name: asdict(access.of(name)) | one.to_json(per_query=False)
-        for name, one in details.items()
+        name: asdict(access.of(name)) | scores.to_json(per_query=False)
+        for name, scores in details.items()
     }
     _save_json(content, folder / DETAILS_NAME)
     with (
         atomic_write(folder / PER_QUERY_NAME) as temporary,
-        # A file name may be no UTF-8: its bytes are written as they are.
+        # File names need not be UTF-8; their bytes are written unchanged.
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file)
         writer.writerow(("direction", "key", "scheme", "path", *_PER_QUERY))
-        for name, one in details.items():
-            queries = one.retrieval.per_query
+        for name, scores in details.items():
+            queries = scores.retrieval.per_query
             columns = [getattr(queries, column).tolist() for column in _PER_QUERY]
             paths = [query_samples[index].path for index in queries.index.tolist()]
-            start = (name, *astuple(access.of(name)))
-            writer.writerows((*start, *row) for row in zip(paths, *columns, strict=True))
+            same = (name, *astuple(access.of(name)))
+            writer.writerows((*same, *row) for row in zip(paths, *columns, strict=True))
 
 
 def details_table(details: Mapping[str, ScoreDetails], access: Access) -> str:
-    """Return intervals, verification and single-shot rates for a terminal."""
+    """Return the main rates with their intervals as a table for a terminal."""
     head = ("rank-1", "mAP", "TPR at FPR 1e-3", "single-shot rank-1")
     lines = [
         f"protected images: {access}",
         f"{'95 % intervals over people':<28}" + "".join(f"{name:>24}" for name in head),
     ]
-    for name, one in details.items():
-        content = one.to_json(per_query=False)
+    for name, scores in details.items():
+        content = scores.to_json(per_query=False)
         cells = (
             content["retrieval"]["rank1"],
             content["retrieval"]["mAP"],
@@ -225,46 +230,49 @@ def details_table(details: Mapping[str, ScoreDetails], access: Access) -> str:
             content["single_shot"]["rank1"],
         )
         lines.append(f"  {name:<26}" + "".join(f"{_cell(cell):>24}" for cell in cells))
-        if again := content.get("reranked"):
-            rates = (f"{_cell(again[score]):>24}" for score in ("rank1", "mAP"))
+        if reranked := content.get("reranked"):
+            rates = (f"{_cell(reranked[score]):>24}" for score in ("rank1", "mAP"))
             lines.append(f"{'    re-ranked':<28}" + "".join(rates))
     return "\n".join(lines)
 
 
-def calibrations(found: Extraction, *, cross_camera: bool) -> dict[str, Calibration]:
-    """Choose a threshold for "same person?" in each direction, on validation features.
+def calibrations(extraction: Extraction, *, cross_camera: bool) -> dict[str, Calibration]:
+    """Return a threshold for "same identity" in each direction, from validation features.
 
     The false positive rate is 1e-3, or the smallest that the number of pairs can show. A direction
-    that allows none (degenerate features, too few people) is left out, which the log says.
+    that has no threshold (degenerate features, too few identities) is left out with a log line.
     """
-    chosen = {}
+    thresholds = {}
     for direction in DIRECTIONS:
         name = "->".join(direction)
         try:
             pairs = score_verification(
-                *_features(found, direction, "none"), cross_camera=cross_camera
+                *_features(extraction, direction, "none"), cross_camera=cross_camera
             )
             rate = max(_CALIBRATED_FPR, 1 / pairs.num_impostor)
-            chosen[name] = calibrate(pairs, false_positive_rate=rate)
+            thresholds[name] = calibrate(pairs, false_positive_rate=rate)
         except UserError as error:
             get_logger().warning("No threshold for %s in %s: %s", name, CALIBRATION_NAME, error)
-    return chosen
+    return thresholds
 
 
-def save_calibrations(chosen: Mapping[str, Calibration], folder: Path) -> None:
-    """Write ``calibration.json``, from which ``tools/match.py`` takes its threshold."""
-    _save_json({name: asdict(one) for name, one in chosen.items()}, folder / CALIBRATION_NAME)
+def save_calibrations(thresholds: Mapping[str, Calibration], folder: Path) -> None:
+    """Write ``calibration.json``, from which ``tools/match.py`` reads its threshold."""
+    content = {name: asdict(threshold) for name, threshold in thresholds.items()}
+    _save_json(content, folder / CALIBRATION_NAME)
 
 
-def _features(found: Extraction, direction: tuple[str, str], key: str) -> tuple[Features, Features]:
-    first, second = _states(direction, key)
-    return found.query.features[first], found.gallery.features[second]
+def _features(
+    extraction: Extraction, direction: tuple[str, str], key: str
+) -> tuple[Features, Features]:
+    query, gallery = _states(direction, key)
+    return extraction.query.features[query], extraction.gallery.features[gallery]
 
 
 def _states(direction: tuple[str, str], key: str) -> tuple[str, str]:
-    """Return what a direction's features and scores lie under: ``raw``, or the key state."""
-    first, second = (key if side == "protected" else "raw" for side in direction)
-    return first, second
+    """Return under which names features and scores of a direction are stored: raw or key state."""
+    query, gallery = (key if side == "protected" else "raw" for side in direction)
+    return query, gallery
 
 
 def _save_json(content: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stop a run whose losses are no longer numbers, and keep the batch that did it."""
+"""Stopping a run whose losses are NaN or infinite, and saving the batch at fault."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from data.records import Batch
-from engine.checkpoint import save_file
 from engine.distributed.processes import world
 from modeling.reid_network import LossDict
 from utils.errors import UserError
 from utils.files import WriteError
+from utils.tensor_files import save_tensors
 
 
 class NonFiniteLossError(UserError):
@@ -34,15 +34,15 @@ class _Pending:
 
 
 class LossGuard:
-    """Looks at the losses of every step without making the device wait.
+    """Checks the losses of every step without a synchronisation of host and device.
 
-    On CUDA the values travel to the host behind the step that made them and are read a few steps
-    later, when the device still has work queued; so the batch at fault is known exactly, and the
-    price is keeping the last few batches. On the CPU they are read at once.
+    On CUDA the losses are copied to the host asynchronously and checked a few steps later, while
+    the device still has work queued. The last few batches are kept, so the batch at fault is known.
+    On the CPU the losses are checked at once.
 
     Args:
-        folder: Where the bad batch is saved, as ``nan_batch.pth``.
-        depth: How many steps the host may be ahead of the check on CUDA.
+        folder: Where the batch at fault is saved, as ``nan_batch.pth``.
+        depth: On CUDA, how many steps the check may lag behind.
     """
 
     def __init__(self, folder: Path, depth: int = 4) -> None:
@@ -52,7 +52,7 @@ class LossGuard:
 
     @torch.no_grad()
     def observe(self, losses: LossDict, batch: Batch, step: int) -> None:
-        """Queue the losses of one step, and check those that are due.
+        """Queue the losses of one step, and check the losses that are due.
 
         Raises:
             NonFiniteLossError: If a loss of a due step is not finite.
@@ -60,7 +60,7 @@ class LossGuard:
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         arrived = None
         if values.is_cuda:
-            stream = torch.cuda.current_stream(values.device)  # not that of another, current GPU
+            stream = torch.cuda.current_stream(values.device)  # the current GPU may be another one
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             values = host.copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
@@ -69,10 +69,10 @@ class LossGuard:
         self._settle(keep=0 if arrived is None else self._depth)
 
     def check(self) -> None:
-        """Check everything queued; called before anything is saved.
+        """Check all queued losses; called before anything is saved.
 
         Raises:
-            NonFiniteLossError: Names the losses and says where the batch is.
+            NonFiniteLossError: Names the losses and the file of the batch.
         """
         self._settle(keep=0)
 
@@ -99,13 +99,12 @@ class LossGuard:
             "index": batch.index.cpu(),
         }
         try:
-            save_file(content, path)
+            save_tensors(content, path)
             kept = f"its batch is saved in {path}"
         except WriteError as error:
             kept = f"its batch could not be saved ({error})"
         names = ", ".join(f"{name} = {value}" for name, value in bad.items())
         raise NonFiniteLossError(
-            f"the loss is no longer finite at step {due.step} ({names}); {kept}; the "
-            "last checkpoint is untouched: lower SOLVER.BASE_LR or set "
-            "RUNTIME.PRECISION float32, then continue with SOLVER.RESUME True"
+            f"the loss is no longer finite at step {due.step} ({names}); {kept}; the last "
+            "checkpoint is unchanged"
         )

@@ -1,9 +1,10 @@
-"""A model as a whole: networks on their device, in their arithmetic, and what describes them."""
+"""A model: networks on their device with their precision, built from a configuration or weights."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from engine.checkpoint import (
-    CheckpointError,
-    LoadedWeights,
-    differences,
-    find_weights,
-    load_networks,
-)
+from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
 from engine.distributed.group import device_of_rank
 from engine.distributed.processes import world
 from engine.train_step import Autocast
@@ -27,38 +22,48 @@ from modeling.build import build_networks, memory_format_of
 from modeling.privacy_networks import Networks
 from modeling.weights import num_classes_of
 from utils.compiling import compile_in_place, resolve_compile
-from utils.config_tree import get_value
+from utils.config_tree import changed_values, get_value
 from utils.device import precision_name, resolve_precision
+from utils.errors import naming_keys
 from utils.logger import get_logger
 from utils.seeding import seed_everything
 
 _LOGGER = get_logger()
 
-# Network letters that evaluation needs, by MODEL.MODE.
+# Letters of the networks that evaluation needs, by MODEL.MODE.
 NEEDED = {"GCR": ("G", "G_R", "C"), "C": ("C",)}
 
-# Pixels of a training from which compiling pays: a million images of the published size, of which
-# each gains some tenth of a millisecond on a large GPU and which compile for some two minutes
-# (docs/PERFORMANCE.md). Not what is left after a resume: it must go on in the same arithmetic.
+# Pixels of a training above which compiling saves time: a million images of the published size. On
+# a large GPU each image gains some tenth of a millisecond, and compiling takes about two minutes
+# (docs/PERFORMANCE.md). A resume counts the whole training, so that its arithmetic does not change.
 _WORTH_COMPILING = 1_000_000 * 256 * 128
 
-# Keys that have to be those of the training for weights to mean the same.
-_ARCHITECTURE = (
-    "MODEL.MODE", "MODEL.NAME", "MODEL.LAST_STRIDE", "MODEL.STEM_RELU", "MODEL.NGF", "MODEL.NDF",
-    "UNET.NUM_DOWNS", "INPUT.IMG_SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD",
-)  # fmt: skip
+# Keys that the meaning of weights depends on. Native checkpoints record their values; these are
+# the values of the published official files, which do not record them.
+PUBLISHED_ARCHITECTURE: Mapping[str, Any] = {
+    "MODEL.MODE": "GCR",
+    "MODEL.NAME": "resnet50_nl",
+    "MODEL.LAST_STRIDE": 1,
+    "MODEL.STEM_RELU": False,
+    "MODEL.NGF": 64,
+    "MODEL.NDF": 64,
+    "UNET.NUM_DOWNS": 7,
+    "INPUT.IMG_SIZE": (256, 128),
+    "INPUT.PIXEL_MEAN": (0.485, 0.456, 0.406),
+    "INPUT.PIXEL_STD": (0.5, 0.5, 0.5),
+}
 
 
 @dataclass(frozen=True)
 class Model:
-    """Networks ready to run.
+    """Networks on their device, and what is needed to run them.
 
     Attributes:
-        nets: On their device.
-        device: Where they are.
-        precision: Type of the networks' arithmetic, float32 or bfloat16.
+        nets: The networks.
+        device: Their device.
+        precision: Type of their arithmetic, float32 or bfloat16.
         pixels: Pixel space of their images.
-        memory_format: In which their convolutions' weights lie, and images are best given.
+        memory_format: Memory format of their convolutions; images in the same one are fastest.
     """
 
     nets: Networks
@@ -69,19 +74,67 @@ class Model:
 
     @property
     def autocast(self) -> Autocast:
-        """Makes the context that the networks run in."""
+        """A function that returns the context in which the networks run."""
         return lambda: _autocast(self.device, self.precision)
 
 
 def build_model(cfg: CfgNode, num_classes: int) -> Model:
-    """Build networks with start values drawn from SOLVER.SEED, and move them to their device."""
-    device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
-    if device.type == "cuda":  # streams, events and pinned memory are those of the current GPU
+    """Build networks with start values drawn from SOLVER.SEED, on their device."""
+    return _model_on_device(cfg, lambda: build_networks(cfg, num_classes))
+
+
+def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
+    """Build the networks of a checkpoint, on their device, and load its weights."""
+    return _model_on_device(cfg, lambda: networks_of(weights, cfg))
+
+
+def networks_of(weights: LoadedWeights, cfg: CfgNode | None = None) -> Networks:
+    """Build the networks of a checkpoint on the CPU, and load its weights.
+
+    Args:
+        weights: The checkpoint's weights.
+        cfg: Configuration of the networks; None for the architecture that the checkpoint records.
+
+    Raises:
+        UserError: The weights do not fit the networks.
+    """
+    cfg = recorded_config(weights) if cfg is None else cfg
+    nets = build_networks(cfg, num_classes_of(weights.networks["C"], weights.source))
+    load_networks({x: nets.official_networks[x] for x in NEEDED[cfg.MODEL.MODE]}, weights)
+    return nets
+
+
+def recorded_config(weights: LoadedWeights) -> CfgNode:
+    """Return the configuration that builds the networks of a checkpoint: what the file records.
+
+    Only the keys that ``build_networks`` and ``PixelSpace`` need are in it.
+    """
+    recorded = weights.info.get("architecture", {})
+    values = dict(PUBLISHED_ARCHITECTURE) | {
+        name: recorded[name] for name in PUBLISHED_ARCHITECTURE if name in recorded
+    }
+    values |= {
+        "MODEL.PRETRAIN_CHOICE": "self",
+        "MODEL.OUTPUT_MODE": "both",
+        "SOLVER.GRAD_CHECKPOINT": False,
+        "RUNTIME.CHANNELS_LAST": True,
+    }
+    cfg = CfgNode()
+    for name, value in values.items():
+        section, _, leaf = name.partition(".")
+        cfg.setdefault(section, CfgNode())[leaf] = value
+    return cfg
+
+
+def _model_on_device(cfg: CfgNode, build: Callable[[], Networks]) -> Model:
+    with naming_keys("MODEL.DEVICE", "MODEL.DEVICE_ID"):
+        device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    if device.type == "cuda":  # streams, events and pinned memory belong to the current GPU
         torch.cuda.set_device(device)
     seed_everything(cfg.SOLVER.SEED)
-    nets = build_networks(cfg, num_classes).to(device)
+    nets = build().to(device)
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
-    # cuDNN rounds float32 inputs to TF32 (10 bits) unless told not to: float32 is the reference.
+    # By default cuDNN rounds float32 inputs to TF32 (10 bits); float32 is the reference here.
     torch.backends.cudnn.allow_tf32 = precision != torch.float32
     _LOGGER.info("Computing on %s in %s", device, precision_name(precision))
     pixels = PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
@@ -89,17 +142,16 @@ def build_model(cfg: CfgNode, num_classes: int) -> Model:
 
 
 def compile_model(cfg: CfgNode, model: Model, num_images: float = math.inf) -> None:
-    """Compile what a training step runs, as RUNTIME.COMPILE asks; not with SOLVER.GRAD_CHECKPOINT.
+    """Compile the networks of a training step if RUNTIME.COMPILE asks for it.
 
-    Of the re-ID network's head only the pooling goes over maps; what follows is small.
-
-    Nor in a run of several processes: there every batch norm talks to the others, so that a graph
-    would end at each, with nothing left between two of them that could be fused.
+    In the re-ID network's head only the pooling works on feature maps; the rest is small and is not
+    compiled. Nothing is compiled with SOLVER.GRAD_CHECKPOINT, nor in a distributed run: there
+    every batch norm communicates, which would end a graph, so nothing is left to fuse.
 
     Args:
         cfg: The configuration.
         model: Its networks are changed in place.
-        num_images: Images that the training goes through, repeated ones counted.
+        num_images: Images of the whole training, counted once per epoch.
     """
     if cfg.SOLVER.GRAD_CHECKPOINT:
         return
@@ -107,34 +159,32 @@ def compile_model(cfg: CfgNode, model: Model, num_images: float = math.inf) -> N
         if cfg.RUNTIME.COMPILE == "on":
             _LOGGER.info(
                 "Networks are not compiled (RUNTIME.COMPILE on): in a run of several processes "
-                "every batch norm asks the others, which leaves nothing to fuse"
+                "every batch norm communicates, which leaves nothing to fuse"
             )
         return
     worth = num_images * math.prod(cfg.INPUT.IMG_SIZE) >= _WORTH_COMPILING
     if not resolve_compile(cfg.RUNTIME.COMPILE, model.device, worth_it=worth):
         return
     reid = model.nets.reid
-    others = [one for one in model.nets.official_networks.values() if one is not reid]
-    compile_in_place(
-        [*others, reid.base, reid.global_pool],
-        # Who did not ask for it must not lose a training to a defect of the compiler.
-        forgiving=cfg.RUNTIME.COMPILE == "auto",
-    )
+    others = [network for network in model.nets.official_networks.values() if network is not reid]
+    # With auto, fall back to eager mode if compilation fails.
+    forgiving = cfg.RUNTIME.COMPILE == "auto"
+    compile_in_place([*others, reid.base, reid.global_pool], forgiving=forgiving)
     _LOGGER.info("The first steps take minutes longer: they compile the networks (RUNTIME.COMPILE)")
 
 
 def load_pretrained(cfg: CfgNode) -> LoadedWeights:
-    """Read the weights of MODEL.PRETRAIN_DIR: the best ones, or else the latest.
+    """Read the weights in MODEL.PRETRAIN_DIR: the best ones, or else the latest.
 
     Raises:
-        CheckpointError: If they are missing, damaged, or of another architecture than the
-            configuration asks for.
+        UserError: The weights are missing or damaged, or have another architecture than the
+            configuration.
     """
-    folder = Path(cfg.MODEL.PRETRAIN_DIR)
-    weights = find_weights(folder, NEEDED[cfg.MODEL.MODE])
-    # A checkpoint of the joint model holds all that the baseline needs: modes may differ.
-    recorded = weights.info.get("architecture", {})
-    differing = differences(recorded, architecture(cfg), leave_out=("MODEL.MODE",))
+    with naming_keys("MODEL.PRETRAIN_DIR"):
+        weights = find_weights(Path(cfg.MODEL.PRETRAIN_DIR), NEEDED[cfg.MODEL.MODE])
+    # A checkpoint of the joint model contains the baseline's network, so modes may differ.
+    recorded = {k: v for k, v in weights.info.get("architecture", {}).items() if k != "MODEL.MODE"}
+    differing = changed_values(recorded, architecture(cfg))
     if differing:
         raise CheckpointError(
             f"{weights.source} was trained with {', '.join(differing)}; give the same values to "
@@ -143,25 +193,17 @@ def load_pretrained(cfg: CfgNode) -> LoadedWeights:
     return weights
 
 
-def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
-    """Build a model with the number of classes of a checkpoint, and load it."""
-    model = build_model(cfg, num_classes_of(weights.networks["C"], weights.source))
-    needed = NEEDED[cfg.MODEL.MODE]
-    load_networks({x: model.nets.official_networks[x] for x in needed}, weights)
-    return model
-
-
 def architecture(cfg: CfgNode) -> dict[str, Any]:
-    """Return the keys that a checkpoint's weights depend on, as plain values."""
-    values = {name: get_value(cfg, name) for name in _ARCHITECTURE}
+    """Return the keys that the meaning of weights depends on, as plain values."""
+    values = {name: get_value(cfg, name) for name in PUBLISHED_ARCHITECTURE}
     return {k: list(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
 
 
 def model_info(cfg: CfgNode, label_of: dict[int, int]) -> dict[str, Any]:
-    """Return what a native checkpoint says of its model besides weights.
+    """Return what a native checkpoint records in addition to weights.
 
-    Everything a stranger needs to feed it images: architecture, size, pixel space, channel order,
-    metric, data set and the pid of each class.
+    It is everything that is needed to use the networks: architecture, image size, pixel space,
+    channel order, metric, data set and the pid of each class.
     """
     return {
         "architecture": architecture(cfg),

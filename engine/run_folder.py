@@ -1,10 +1,8 @@
-"""How long a training goes, and how far it has come.
-
-OUTPUT_DIR of a training: what is saved when, and what a resume reads.
-"""
+"""OUTPUT_DIR of a training: when checkpoints are saved, and what a resume or restart reads."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,24 +14,24 @@ from engine.checkpoint import (
     NATIVE_NAMES,
     CheckpointError,
     read_native,
-    run_differences,
     save_native,
     save_official,
-    training_in,
+    training_differences,
 )
 from engine.distributed.processes import from_main
 from modeling.weights import load_matching
+from utils.files import write_text
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """How long to train and how often to look.
+    """How long to train, and how often to validate, save and log.
 
     Attributes:
-        max_epochs: SOLVER.MAX_EPOCHS.
-        val_period: SOLVER.VAL_PERIOD, epochs; the last epoch is always validated.
-        checkpoint_period: SOLVER.CHECKPOINT_PERIOD, epochs; the last epoch is always saved.
-        log_period: SOLVER.LOG_PERIOD, iterations.
+        max_epochs: Number of the last epoch.
+        val_period: Epochs between validations; the last epoch is always validated.
+        checkpoint_period: Epochs between checkpoints; the last epoch is always saved.
+        log_period: Iterations between log lines.
     """
 
     max_epochs: int
@@ -42,7 +40,7 @@ class TrainPlan:
     log_period: int
 
     def due(self, epoch: int, period: int) -> bool:
-        """Tell whether something with this period happens after ``epoch``."""
+        """Return whether something with this period happens after ``epoch``."""
         return epoch % period == 0 or epoch == self.max_epochs
 
 
@@ -53,7 +51,8 @@ class Best:
     Attributes:
         epoch: Its epoch; 0 before the first.
         rank1: Rank-1 of raw queries in the protected gallery.
-        qualified: Whether it qualified for upgradation; one that did beats every one that did not.
+        qualified: Whether it qualified for upgradation. A qualified validation is better than any
+            that did not qualify.
     """
 
     epoch: int = 0
@@ -61,17 +60,17 @@ class Best:
     qualified: bool = False
 
     def beaten_by(self, rank1: float, *, qualified: bool) -> bool:
-        """Tell whether a validation takes its place."""
+        """Return whether another validation is better."""
         return (qualified, rank1) > (self.qualified, self.rank1)
 
 
 @dataclass
 class TrainState:
-    """What changes while training and is neither weights nor optimiser.
+    """The progress of a training, besides weights and optimisers.
 
     Attributes:
         epoch: Last finished epoch.
-        step: Iterations so far, the x axis of every curve.
+        step: Iterations so far; the x axis of every curve.
         best: Best validation so far.
     """
 
@@ -81,13 +80,13 @@ class TrainState:
 
 
 class RunFolder:
-    """OUTPUT_DIR of one training: what is saved when, and what a resume reads.
+    """Saves the checkpoints of one training to OUTPUT_DIR, and loads the latest one.
 
     Args:
         path: OUTPUT_DIR.
         networks: All networks by letter.
-        info: Architecture and preprocessing, kept in the native files.
-        writes: Whether this process saves; of several processes only the first does.
+        info: Architecture and preprocessing (``engine.model.model_info``), for the native files.
+        writes: Whether this process saves; in a distributed run only the first one does.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class RunFolder:
         self._info = dict(info)
 
     def save_latest(self, epoch: int, training: Mapping[str, Any]) -> None:
-        """Save the native file first: it is the one that a resume needs."""
+        """Save the latest weights: first the native file, which a resume needs."""
         if not self.writes:
             return
         save_native(self.path, "latest", self._networks, epoch, self._info, training)
@@ -117,27 +116,14 @@ class RunFolder:
         save_native(self.path, "best", self._networks, epoch, info)
         save_official(self.path, "best", self._networks)
 
-    def refuse_overwriting(self) -> None:
-        """Raise if a run is there already: a new one must not overwrite it.
-
-        Raises:
-            CheckpointError: If OUTPUT_DIR holds checkpoints, native or official.
-        """
-        path = training_in(self.path)
-        if path is not None:
-            raise CheckpointError(
-                f"{path} exists: OUTPUT_DIR holds a training already; continue it with "
-                "SOLVER.RESUME True, or choose another OUTPUT_DIR"
-            )
-
     def load_latest(self) -> tuple[int, dict[str, Any]]:
-        """Load the networks; returns the epoch and what ``save_latest`` was given.
+        """Load the networks; return the epoch and the state that ``save_latest`` was given.
 
-        The first process reads for all: only it needs the folder, and all resume from one point.
+        The first process reads the file and sends it to the others, so only it needs the folder.
 
         Raises:
-            CheckpointError: If the file is missing, damaged, of another architecture, or of a
-                training on other images or people.
+            CheckpointError: The file is missing or damaged, has another architecture, or belongs
+                to a training on other images or identities.
         """
         path = self.path / NATIVE_NAMES["latest"]
         content = from_main(lambda: self._read(path))
@@ -146,21 +132,64 @@ class RunFolder:
         return content["epoch"], content["training"]
 
     def _read(self, path: Path) -> dict[str, Any]:
-        if not path.is_file():
-            raise CheckpointError(
-                f"SOLVER.RESUME is True, but {path} does not exist; expected the OUTPUT_DIR of an "
-                "interrupted training (leave SOLVER.RESUME out to start one)"
-            )
         content = read_native(self.path, "latest")
         if set(content["networks"]) != set(self._networks):
             raise CheckpointError(
-                f"{path} holds networks {', '.join(content['networks'])}; this MODEL.MODE trains "
-                f"{', '.join(self._networks)}"
+                f"{path} contains networks {', '.join(content['networks'])}; this training "
+                f"has {', '.join(self._networks)}"
             )
-        differing = run_differences(content["info"], self._info)
+        differing = training_differences(content["info"], self._info)
         if differing:
             raise CheckpointError(
-                f"{path} was trained with {', '.join(differing)}; give the same values to go on, "
-                "or choose another OUTPUT_DIR"
+                f"{path} was trained with {', '.join(differing)}; give the same values to "
+                "continue, or choose another output folder"
             )
         return content
+
+
+_LAUNCH_NAME = ".torchrun"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of torchrun, whose restarts (``--max-restarts``) resume from the last checkpoint.
+
+    A restart must not resume a training that was in OUTPUT_DIR before, and that the first start
+    refused to overwrite. So the first start writes a file once it has accepted the folder, and a
+    restart resumes only if the file contains the identifier of its launch.
+
+    Attributes:
+        path: The file; None if torchrun did not start this process.
+        resumes: Whether to resume from the last checkpoint without SOLVER.RESUME.
+    """
+
+    path: Path | None
+    resumes: bool
+
+    @classmethod
+    def begin(cls, folder: Path, restarts: int) -> Launch:
+        """Return the launch of this process; a first start removes the file of an older launch.
+
+        Args:
+            folder: OUTPUT_DIR.
+            restarts: How often torchrun has restarted the processes.
+        """
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+        if run_id is None:
+            return cls(None, resumes=False)
+        path = folder / _LAUNCH_NAME
+        if not restarts:
+            path.unlink(missing_ok=True)
+            return cls(path, resumes=False)
+        accepted = path.is_file() and path.read_text("utf-8") == run_id
+        return cls(path, resumes=accepted and (folder / NATIVE_NAMES["latest"]).is_file())
+
+    def accepted(self) -> None:
+        """Record that this launch trains in the folder."""
+        if self.path is not None:
+            write_text(self.path, os.environ["TORCHELASTIC_RUN_ID"])
+
+    @staticmethod
+    def finished(folder: Path) -> None:
+        """Remove the file once everything is written: the next launch is another run."""
+        (folder / _LAUNCH_NAME).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Supervision upgradation: when the anonymizer's own output becomes the anonymization target.
 
-The decision is a pure function of the previous state and one validation, so that it can be tested
-as a table; :class:`Supervision` only keeps the frozen copy it decides about.
+The decision (:func:`decide`) is a pure function of the previous state and one validation, tested as
+a table. :class:`Supervision` keeps the frozen copy of the anonymizer.
 
 Source: M. Ye et al., "SecureReID: Privacy-Preserving Anonymization for Person Re-Identification",
 IEEE TIFS 2024.
@@ -23,7 +23,7 @@ _LOGGER = get_logger()
 
 @dataclass(frozen=True)
 class Validation:
-    """What one validation says about re-ID and privacy.
+    """The re-ID and privacy scores of one validation that upgradation depends on.
 
     Attributes:
         rank1: Rank-1 with raw queries and a protected gallery, in [0, 1].
@@ -40,13 +40,13 @@ class Validation:
 
 @dataclass(frozen=True)
 class UpgradePolicy:
-    """When a validation qualifies.
+    """The conditions under which a validation qualifies for upgradation.
 
     Attributes:
-        rank1: MODEL.VAL_R1, the rank-1 to reach; infinity never upgrades.
-        rank1_slack: How far below it still counts.
-        psnr_margin_db, ssim_margin: How much closer to raw than the desensitized images the
-            anonymized ones may be.
+        rank1: Rank-1 to reach, in [0, 1]; infinity turns upgradation off.
+        rank1_slack: How far below ``rank1`` a validation still qualifies.
+        psnr_margin_db, ssim_margin: How much closer to raw the anonymized images may be than the
+            desensitized ones.
     """
 
     rank1: float = float("inf")
@@ -56,34 +56,34 @@ class UpgradePolicy:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything can ever qualify."""
+        """Whether any validation can qualify."""
         return self.rank1 != float("inf")
 
-    def good_enough(self, seen: Validation) -> bool:
-        """Tell whether re-ID is good enough."""
-        return seen.rank1 > self.rank1 - self.rank1_slack
+    def good_enough(self, validation: Validation) -> bool:
+        """Return whether rank-1 is high enough."""
+        return validation.rank1 > self.rank1 - self.rank1_slack
 
-    def private_enough(self, seen: Validation) -> bool:
-        """Tell whether the anonymized images are hardly closer to raw than desensitized ones."""
+    def private_enough(self, validation: Validation) -> bool:
+        """Return whether PSNR and SSIM of anonymized images are within the privacy margins."""
         return (
-            seen.psnr_anonymized_db < seen.psnr_desensitized_db + self.psnr_margin_db
-            and seen.ssim_anonymized < seen.ssim_desensitized + self.ssim_margin
+            validation.psnr_anonymized_db < validation.psnr_desensitized_db + self.psnr_margin_db
+            and validation.ssim_anonymized < validation.ssim_desensitized + self.ssim_margin
         )
 
-    def qualifies(self, seen: Validation) -> bool:
-        """Tell whether re-ID is good enough *and* privacy holds."""
-        return self.good_enough(seen) and self.private_enough(seen)
+    def qualifies(self, validation: Validation) -> bool:
+        """Return whether both conditions hold."""
+        return self.good_enough(validation) and self.private_enough(validation)
 
 
 @dataclass(frozen=True)
 class UpgradeState:
-    """Where upgradation stands.
+    """The state of supervision upgradation.
 
     Attributes:
-        count: How often the target was upgraded so far.
+        count: Number of upgrades so far.
         best_rank1: Highest rank-1 of a qualifying validation; -1 before the first.
         epoch: Epoch of the last upgrade; 0 before the first.
-        in_force: Whether the frozen copy, rather than the desensitized image, is the target.
+        in_force: Whether the frozen copy's output is the target; else the desensitized image is.
     """
 
     count: int = 0
@@ -93,25 +93,26 @@ class UpgradeState:
 
 
 def decide(
-    state: UpgradeState, policy: UpgradePolicy, seen: Validation, epoch: int
+    state: UpgradeState, policy: UpgradePolicy, validation: Validation, epoch: int
 ) -> tuple[UpgradeState, bool]:
-    """Return the state after a validation, and whether the anonymizer is to be frozen anew.
+    """Return the state after a validation, and whether to freeze a new copy of the anonymizer.
 
-    A qualifying validation with the best rank-1 so far freezes a new copy. Any qualifying one
-    keeps the copy there is in force; any other puts the target back to desensitized images.
+    A qualifying validation with the best rank-1 so far freezes a new copy. Any other qualifying
+    validation puts the existing copy in force. If a validation does not qualify, the target is the
+    desensitized image again.
     """
-    if not policy.qualifies(seen):
+    if not policy.qualifies(validation):
         return replace(state, in_force=False), False
-    if seen.rank1 > state.best_rank1:
-        return UpgradeState(state.count + 1, seen.rank1, epoch, in_force=True), True
+    if validation.rank1 > state.best_rank1:
+        return UpgradeState(state.count + 1, validation.rank1, epoch, in_force=True), True
     return replace(state, in_force=True), False
 
 
 class Supervision:
-    """Gives the anonymization target of each batch, and upgrades it.
+    """Returns the anonymization target of each batch, and upgrades it after validations.
 
     Args:
-        policy: When a validation qualifies.
+        policy: Conditions under which a validation qualifies.
     """
 
     def __init__(self, policy: UpgradePolicy) -> None:
@@ -123,33 +124,33 @@ class Supervision:
     def target(self, raw: Tensor, desensitized: Tensor) -> Tensor:
         """Return the target (B, 3, H, W): desensitized, or the teacher's output once upgraded.
 
-        The teacher stays in evaluation mode: its images are the ones that were validated, whoever
-        else is in the batch.
+        The teacher stays in evaluation mode, so its images are those that were validated and do
+        not depend on the rest of the batch.
         """
         if not self.state.in_force or self.teacher is None:
             return desensitized
         return self.teacher(raw).float()
 
-    def update(self, seen: Validation, epoch: int, anonymizer: nn.Module) -> UpgradeState:
-        """Decide after a validation of ``epoch``; freeze a copy of the anonymizer if it is best."""
+    def update(self, validation: Validation, epoch: int, anonymizer: nn.Module) -> UpgradeState:
+        """Update the state after the validation of ``epoch``; freeze a copy if it is the best."""
         before = self.state
-        self.state, freeze = decide(before, self.policy, seen, epoch)
+        self.state, freeze = decide(before, self.policy, validation, epoch)
         if freeze:
             self.teacher = frozen_copy(anonymizer)
-        self._log(before, seen, epoch, freeze)
+        self._log(before, validation, epoch, freeze)
         return self.state
 
-    def _log(self, before: UpgradeState, seen: Validation, epoch: int, freeze: bool) -> None:
+    def _log(self, before: UpgradeState, validation: Validation, epoch: int, freeze: bool) -> None:
         if freeze:
             _LOGGER.info(
                 "Supervision upgraded at epoch %d (upgrade %d): raw->protected rank-1 %.1f%%, the "
                 "target is now the anonymizer of this epoch",
-                epoch, self.state.count, 100 * seen.rank1,
+                epoch, self.state.count, 100 * validation.rank1,
             )  # fmt: skip
         elif before.in_force and not self.state.in_force:
             _LOGGER.info(
                 "Supervision falls back to desensitized images at epoch %d: %s",
-                epoch, self.why_not(seen),
+                epoch, self.why_not(validation),
             )  # fmt: skip
         elif self.state.in_force and not before.in_force:
             _LOGGER.info(
@@ -157,31 +158,32 @@ class Supervision:
                 "%d", epoch, self.state.epoch,
             )  # fmt: skip
         elif self.policy.enabled and not self.state.in_force:
-            _LOGGER.info("No supervision upgrade at epoch %d: %s", epoch, self.why_not(seen))
+            _LOGGER.info("No supervision upgrade at epoch %d: %s", epoch, self.why_not(validation))
 
-    def why_not(self, seen: Validation) -> str:
-        """Say in words which condition of the policy a validation misses."""
+    def why_not(self, validation: Validation) -> str:
+        """Return in words which conditions of the policy a validation does not meet."""
         policy, reasons = self.policy, []
-        if not policy.good_enough(seen):
+        if not policy.good_enough(validation):
             reasons.append(
-                f"rank-1 {seen.rank1:.3f} is not above "
+                f"rank-1 {validation.rank1:.3f} is not above "
                 f"VAL_R1 - VAL_R1_SLACK = {policy.rank1 - policy.rank1_slack:.3f}"
             )
-        if not policy.private_enough(seen):
+        if not policy.private_enough(validation):
             reasons.append(
-                f"anonymized images are too close to raw (PSNR {seen.psnr_anonymized_db:.2f} dB, "
-                f"SSIM {seen.ssim_anonymized:.3f}; desensitized "
-                f"{seen.psnr_desensitized_db:.2f} dB, {seen.ssim_desensitized:.3f})"
+                f"anonymized images are too close to raw (PSNR "
+                f"{validation.psnr_anonymized_db:.2f} dB, "
+                f"SSIM {validation.ssim_anonymized:.3f}; desensitized "
+                f"{validation.psnr_desensitized_db:.2f} dB, {validation.ssim_desensitized:.3f})"
             )
         return "; ".join(reasons)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a resume needs: plain numbers and the teacher's tensors."""
+        """Return what a resume needs: plain numbers and the teacher's tensors."""
         teacher = None if self.teacher is None else self.teacher.state_dict()
         return {"state": asdict(self.state), "teacher": teacher}
 
     def load_state_dict(self, saved: dict[str, Any], anonymizer: nn.Module | None) -> None:
-        """Restore; ``anonymizer`` gives the shape of the teacher, none where there is none."""
+        """Restore ``state_dict()``; a teacher gets the shape of ``anonymizer``."""
         names = {field.name for field in fields(UpgradeState)}
         self.state = UpgradeState(**{k: v for k, v in saved["state"].items() if k in names})
         self.teacher = None
@@ -191,5 +193,5 @@ class Supervision:
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """Return a copy that no longer learns and uses its running statistics."""
+    """Return a copy without gradients, in evaluation mode."""
     return copy.deepcopy(module).eval().requires_grad_(False)

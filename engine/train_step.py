@@ -1,9 +1,4 @@
-"""One optimisation step: of the joint model, or of the baseline.
-
-Both take a batch and return its losses; the loop does not know which it runs.
-
-A batch that does not fit into memory ends the run with the size that would.
-"""
+"""One optimisation step of the joint model or of the baseline, from a batch to its losses."""
 
 from __future__ import annotations
 
@@ -36,12 +31,12 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step was like; 0-d tensors without gradients, still on the device.
+    """The numbers of one step; 0-d tensors without gradients, still on the device.
 
     Attributes:
         losses: Unweighted losses under stable names.
         total: Weighted sum that the anonymizer, re-ID and recovery networks were trained on.
-        accuracy: Share of training images, raw and protected, whose class scored highest.
+        accuracy: Share of the images, raw and protected, whose true class scored highest.
     """
 
     losses: LossDict
@@ -49,17 +44,17 @@ class StepOutput:
     accuracy: Tensor
 
     def numbers(self) -> LossDict:
-        """Return all of them under their names."""
+        """Return all numbers by name."""
         return self.losses | {"total": self.total, "accuracy": self.accuracy}
 
 
 @dataclass(frozen=True)
 class Phases:
-    """What of a step runs networks that learn; several processes wrap it (distributed.parallel).
+    """The two trainable parts of a step. Wrapped in DistributedDataParallel in a distributed run.
 
     Attributes:
-        forward: The networks but the discriminators, on raw (and desensitized) images.
-        judge: Losses of the discriminators from raw images, target and the networks' output.
+        forward: The networks without the discriminators, on raw (and desensitized) images.
+        judge: Losses of the discriminators from raw images, target and the output of ``forward``.
     """
 
     forward: Callable[..., Any]
@@ -77,11 +72,11 @@ def phases_of(nets: Networks, objectives: Objectives) -> Phases:
 
 
 class TrainStep(Protocol):
-    """What the loop needs of a step."""
+    """The step that the training loop calls."""
 
     @property
     def anonymizer(self) -> nn.Module | None:
-        """The anonymizer that learns, or None where there is none."""
+        """The anonymizer that is trained; None for the baseline."""
         ...
 
     def __call__(self, batch: Batch) -> StepOutput:
@@ -91,17 +86,17 @@ class TrainStep(Protocol):
 
 @dataclass(frozen=True)
 class JointStep:
-    """Mode GCR: discriminators first, then anonymizer, re-ID and recovery together.
+    """Step of mode GCR: the discriminators first, then anonymizer, re-ID and recovery together.
 
     Attributes:
         nets: All five networks, in training mode.
         objectives: Losses and their weights.
-        optimizers: Optimisers of everything that learns.
-        supervision: Gives the anonymization target.
-        autocast: Context that the networks run in; losses are float32 all the same.
+        optimizers: Optimisers of all networks and of the centres.
+        supervision: Returns the anonymization target.
+        autocast: Context of the networks; losses are computed in float32.
         phases: The forward passes.
-        memory_format: That of the networks. Images in another would be brought into it by every
-            convolution that they reach, and torch.compile would make a graph for each mixture.
+        memory_format: That of the networks. Images in another format would be converted by every
+            convolution, and torch.compile would make a graph for each mixture.
     """
 
     nets: PrivacyNetworks
@@ -114,7 +109,7 @@ class JointStep:
 
     @property
     def anonymizer(self) -> nn.Module:
-        """The anonymizer that learns."""
+        """The anonymizer that is trained."""
         return self.nets.anonymizer
 
     def __call__(self, batch: Batch) -> StepOutput:
@@ -128,7 +123,7 @@ class JointStep:
         weighted(judged).backward()
         self.optimizers.step_discriminators()
 
-        with self.autocast(), frozen(*nets.discriminators):  # gradients flow through, not into
+        with self.autocast(), frozen(*nets.discriminators):  # gradients flow through them only
             losses = generator_losses(nets, raw, target, out, objectives)
             losses |= reid_losses(out, batch.label, objectives)
         total = weighted(losses, objectives.weights)
@@ -139,15 +134,15 @@ class JointStep:
 
 @dataclass(frozen=True)
 class BaselineStep:
-    """Mode C: the re-ID network on raw and desensitized images.
+    """Step of mode C: the re-ID network on raw and desensitized images.
 
     Attributes:
         nets: The re-ID network, in training mode.
         objectives: Losses and their weights.
-        optimizers: Optimisers of the network and the centres.
-        autocast: Context that the network runs in; losses are float32 all the same.
-        phases: The forward pass; nothing is judged.
-        memory_format: That of the networks.
+        optimizers: Optimisers of the network and of the centres.
+        autocast: Context of the network; losses are computed in float32.
+        phases: The forward pass; ``judge`` is not used.
+        memory_format: That of the network.
     """
 
     nets: ReIDOnly
@@ -159,7 +154,7 @@ class BaselineStep:
 
     @property
     def anonymizer(self) -> None:
-        """There is none to upgrade supervision with."""
+        """None: the baseline has no anonymizer."""
         return None
 
     def __call__(self, batch: Batch) -> StepOutput:
@@ -174,68 +169,56 @@ class BaselineStep:
         return StepOutput(_detached(losses), total.detach(), _accuracy(out, batch.label))
 
 
-@dataclass(frozen=True)
-class SearchingStep:
-    """A step for whose convolutions cuDNN tries its kernels once and keeps the fastest.
-
-    Left to itself it takes what its rules say is fast. What is kept may differ from run to run, and
-    with it the rounding: so this is for training, whose batches have one size, and not for scores.
-
-    Attributes:
-        step: What is done.
-    """
-
-    step: TrainStep
-
-    @property
-    def anonymizer(self) -> nn.Module | None:
-        """The anonymizer that learns, or None where there is none."""
-        return self.step.anonymizer
-
-    def __call__(self, batch: Batch) -> StepOutput:
-        """Update the networks on one batch."""
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True
-        try:
-            return self.step(batch)
-        finally:
-            torch.backends.cudnn.benchmark = before
-
-
 def _detached(losses: LossDict) -> LossDict:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
 @torch.no_grad()
 def _accuracy(out: ReIDPair, label: Tensor) -> Tensor:
-    seen = [one for one in (out.reid_raw, out.reid_protected) if one is not None]
-    return torch.stack([(one.logits.argmax(1) == label).float().mean() for one in seen]).mean()
+    passes = [output for output in (out.reid_raw, out.reid_protected) if output is not None]
+    correct = [(output.logits.argmax(1) == label).float().mean() for output in passes]
+    return torch.stack(correct).mean()
 
 
-class BatchTooLarge(UserError):  # noqa: N818 - the name that says it
-    """A training step ran out of memory."""
+class BatchTooLarge(UserError):  # noqa: N818 - not every limit is an error
+    """A training step ran out of memory.
+
+    Args:
+        size: Images of the batch.
+        reason: The allocator's message.
+        fits: Largest number of images that was tried and fits; 0 if not even two identities fit,
+            None if none was tried.
+    """
 
     exit_code = 1
+
+    def __init__(self, size: int, reason: str, fits: int | None) -> None:
+        self.size, self.fits = size, fits
+        result = "" if not fits else f"; {fits} images were tried and fit"
+        if fits == 0:
+            result = "; no batch of two or more identities fits"
+        super().__init__(f"a batch of {size} images does not fit into memory ({reason}){result}")
 
 
 def step_that_fits(
     step: TrainStep, batch: Batch, *, num_instances: int, clean: Callable[[], None], alone: bool
 ) -> StepOutput:
-    """Run a step; where memory runs out, find the largest batch that fits and say so.
+    """Run a step; if memory runs out, find the largest batch that fits and raise.
 
-    Smaller batches are tried by running the step itself, halving the range each time. That trains
-    networks of a run that is over anyway; what is on disk is not touched. Compiled networks run as
-    they were written meanwhile: compiling for each size takes minutes, and saves memory if at all.
+    The step itself is run with smaller batches, by bisection. This changes the networks of a run
+    that ends anyway, not its checkpoints. Compiled networks run uncompiled meanwhile: compiling for
+    each size would take minutes.
 
     Args:
         step: Updates the networks.
-        batch: What to train on.
-        num_instances: Images of an identity, DATALOADER.NUM_INSTANCE; batches are multiples of it.
-        clean: Drops gradients that a failed step left.
-        alone: Whether this is the only process; others would wait for a step that nobody else runs.
+        batch: The training batch.
+        num_instances: Images of each identity in a batch; batch sizes are multiples of it.
+        clean: Drops the gradients of a failed step.
+        alone: Whether this is the only process. In a distributed run nothing is tried: the other
+            processes do not take part in these steps.
 
     Raises:
-        BatchTooLarge: Names the size that fits.
+        BatchTooLarge: Memory ran out.
     """
     try:
         return step(batch)
@@ -243,21 +226,14 @@ def step_that_fits(
         if not out_of_memory(error):
             raise
         reason = shortage(error)
-    # Only here is the traceback gone, and with it the activations of the failed step.
-    if alone:
-        advice = _advice(_largest(step, batch, num_instances, clean), len(batch))
-    else:
-        advice = "halve SOLVER.IMS_PER_BATCH (how much fits is only tried by a single process)"
-    raise BatchTooLarge(
-        f"a batch of {len(batch)} images does not fit into memory ({reason}): {advice}, set "
-        "SOLVER.GRAD_CHECKPOINT True, or keep images out of it (CACHE.MODE memory leaves a GPU's "
-        "alone, CACHE.MODE stream all); then go on with SOLVER.RESUME True"
-    )
+    # Outside of the except block, because the traceback keeps the failed step's activations.
+    fits = _largest(step, batch, num_instances, clean) if alone else None
+    raise BatchTooLarge(len(batch), reason, fits)
 
 
 def _largest(step: TrainStep, batch: Batch, num_instances: int, clean: Callable[[], None]) -> int:
-    """Return the most images that a step takes; 0 if not even two identities fit."""
-    fits, fails = 1, -(-len(batch) // num_instances)  # identities; one is too few to learn from
+    """Return the largest number of images that a step can take; 0 if two identities do not fit."""
+    fits, fails = 1, -(-len(batch) // num_instances)  # identities; training needs at least two
     with uncompiled():
         while fails - fits > 1:
             middle = (fits + fails) // 2
@@ -269,9 +245,9 @@ def _largest(step: TrainStep, batch: Batch, num_instances: int, clean: Callable[
 
 
 def _fits(step: TrainStep, batch: Batch, clean: Callable[[], None]) -> bool:
-    """Tell whether two steps fit: the first makes the optimisers' moments, beside the second."""
+    """Return whether two steps fit; the first one creates the optimisers' moments."""
     clean()
-    gc.collect()  # frames of the failed step, should anything still hold them in a circle
+    gc.collect()  # frames of the failed step, if a reference cycle still holds them
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
@@ -285,11 +261,5 @@ def _fits(step: TrainStep, batch: Batch, clean: Callable[[], None]) -> bool:
 
 
 def _first(batch: Batch, count: int) -> Batch:
-    """Return the first images of a batch, which holds the images of an identity side by side."""
+    """Return the first images of a batch, in which images of an identity are consecutive."""
     return Batch(**{field.name: getattr(batch, field.name)[:count] for field in fields(Batch)})
-
-
-def _advice(size: int, asked: int) -> str:
-    if not size:
-        return "no batch of two or more identities fits: make INPUT.IMG_SIZE or MODEL.NGF smaller"
-    return f"{size} images were tried and fit: set SOLVER.IMS_PER_BATCH {size} instead of {asked}"

@@ -1,4 +1,4 @@
-"""The training loop: train an epoch, validate, upgrade, save. This order is the method."""
+"""The training loop: train an epoch, validate, upgrade, save, in the order of the method."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 from data.loaders import TrainLoader
 from data.records import Batch
 from engine.guard import LossGuard
-from engine.results import EvalReport
+from engine.report import EvalReport
 from engine.run_folder import Best, RunFolder, TrainPlan, TrainState
 from engine.supervision import Supervision
 from engine.train_step import StepOutput, TrainStep, step_that_fits
-from engine.views import as_tensor, save_picture
+from engine.views import as_tensor, save_image
 from modeling.reid_network import LossDict
 from solver.optimizers import Optimizers, set_learning_rate
 from utils.logger import get_logger
@@ -29,11 +29,11 @@ _LOGGER = get_logger()
 
 @dataclass(frozen=True)
 class ValidationRun:
-    """What a validation does.
+    """How a training is validated.
 
     Attributes:
-        evaluate: Scores the validation split; takes the epoch of the weights.
-        draw: Draws a sheet of a few of its people in every kind of image.
+        evaluate: Returns the report of the validation split; takes the epoch of the weights.
+        draw: Returns an image grid of a few identities, with a column for every kind of image.
     """
 
     evaluate: Callable[[int], EvalReport]
@@ -42,19 +42,20 @@ class ValidationRun:
 
 @dataclass
 class Trainer:
-    """Everything one training needs; :meth:`fit` is the loop.
+    """One training; :meth:`fit` is the loop.
 
     Attributes:
         step: One optimisation step, of the joint model or of the baseline.
-        networks: All networks that learn; put into training mode at the start of an epoch.
+        networks: All networks that are trained; set to training mode at the start of an epoch.
         centers: Identity centres of the centre loss.
         loader: Training batches.
-        optimizers: Of every network and of the centres.
-        supervision: Gives the anonymization target, and upgrades it.
-        plan: How long, how often.
-        folder: Where checkpoints go.
+        optimizers: Optimisers of the networks and of the centres.
+        supervision: Returns the anonymization target, and upgrades it.
+        plan: How long to train, and how often to validate, save and log.
+        folder: Saves checkpoints.
         writer: TensorBoard and ``metrics.jsonl``.
-        validation: Scores and draws the validation split; None where there is none.
+        validation: Scores and draws the validation split; None without such a split.
+        state: Progress of the training.
     """
 
     step: TrainStep
@@ -70,12 +71,12 @@ class Trainer:
     state: TrainState = field(default_factory=TrainState)
 
     def fit(self) -> EvalReport | None:
-        """Train to the last epoch; returns the report of the last validation, if any."""
+        """Train to the last epoch; return the report of the last validation, if any."""
         report = None
         with self.writer:
-            # Saved before the first epoch and again on resuming: a run can be continued whenever
-            # it is killed, files that a kill kept from being written are there again, and a disk
-            # that cannot take a checkpoint is found before an epoch is spent.
+            # Saved before the first epoch and after resuming. So a run that is killed at any time
+            # can be resumed, files missing after a kill are written, and a full disk is found
+            # before the first epoch.
             self.folder.save_latest(self.state.epoch, self.training_state())
             for epoch in range(self.state.epoch + 1, self.plan.max_epochs + 1):
                 self._train_epoch(epoch)
@@ -133,9 +134,9 @@ class Trainer:
     def _validate(self, epoch: int, validation: ValidationRun) -> EvalReport:
         report = validation.evaluate(epoch)
         if self.folder.writes:
-            sheet = validation.draw()
-            save_picture(sheet, self.folder.path / "pictures" / f"epoch_{epoch:03d}.png")
-            self.writer.picture("pictures", as_tensor(sheet), step=self.state.step)
+            grid = validation.draw()
+            save_image(grid, self.folder.path / "pictures" / f"epoch_{epoch:03d}.png")
+            self.writer.picture("pictures", as_tensor(grid), step=self.state.step)
         for line in report.log_lines():
             _LOGGER.info(line)
         _LOGGER.info("\n%s", report.table())
@@ -158,15 +159,15 @@ class Trainer:
         return self.supervision.policy.enabled and self.step.anonymizer is not None
 
     def _upgrade(self, report: EvalReport, epoch: int) -> bool:
-        """Upgrade supervision where that is possible; tells whether the validation qualified."""
+        """Upgrade supervision if possible; return whether the validation qualified."""
         if not self._can_upgrade or self.step.anonymizer is None:
             return False
-        seen = report.validation
-        self.supervision.update(seen, epoch, self.step.anonymizer)
-        return self.supervision.policy.qualifies(seen)
+        validation = report.validation
+        self.supervision.update(validation, epoch, self.step.anonymizer)
+        return self.supervision.policy.qualifies(validation)
 
     def training_state(self) -> dict[str, Any]:
-        """Return what a resume needs besides the networks."""
+        """Return what a resume needs in addition to the networks."""
         return {
             "optimizers": self.optimizers.state_dict(),
             "centers": self.centers.state_dict(),
@@ -176,15 +177,15 @@ class Trainer:
         }
 
     def restore(self, epoch: int, saved: dict[str, Any]) -> None:
-        """Go on after ``epoch`` from what ``training_state`` gave.
+        """Continue after ``epoch`` from the values of ``training_state``.
 
-        Networks and optimisers are loaded already: what does not fit has been refused.
+        Networks and optimisers have been loaded before, and anything that does not fit refused.
 
         Args:
             epoch: Last finished epoch.
             saved: The ``training`` part of the native checkpoint.
         """
-        if epoch:  # rates are no part of what is loaded
+        if epoch:  # learning rates are not part of the loaded state
             set_learning_rate(self.optimizers, epoch)
         self.centers.load_state_dict(saved["centers"])
         self.supervision.load_state_dict(saved["supervision"], self.step.anonymizer)
@@ -193,7 +194,7 @@ class Trainer:
 
 
 class _Meter:
-    """Averages over the steps since it was made; its tensors are read only in :meth:`average`."""
+    """Averages of the numbers of several steps; the host waits for the device in `average` only."""
 
     def __init__(self) -> None:
         self._sums: LossDict = {}
@@ -206,6 +207,6 @@ class _Meter:
         self._steps += 1
 
     def average(self) -> dict[str, float]:
-        """Return the averages. This is where the host waits for the device."""
+        """Return the averages."""
         values = torch.stack([value.float() for value in self._sums.values()]) / self._steps
         return dict(zip(self._sums, values.tolist(), strict=True))

@@ -1,7 +1,4 @@
-"""The images that a batch turns into: anonymized, encrypted, read back with each key, recovered.
-
-Picture grids: what happens to an image on its way, side by side, for human eyes.
-"""
+"""The views of a batch (anonymized, encrypted, decrypted, recovered images), and grids of them."""
 
 from __future__ import annotations
 
@@ -24,12 +21,12 @@ from utils.files import atomic_write
 
 @dataclass(frozen=True)
 class Views:
-    """The images that one batch of B raw images turns into, all normalised (B, 3, H, W).
+    """The images computed from one batch of B raw images, all normalised (B, 3, H, W).
 
     Attributes:
-        kinds: Images whose quality is measured against raw, by name.
-        protected: What the re-ID network is given as the protected image, by key state.
-        num_refused: How many images each key state's holder could not open.
+        kinds: Images whose quality is measured against raw, by kind.
+        protected: Protected images as the re-ID network gets them, by key state.
+        num_refused: Number of images that could not be opened, by key state.
     """
 
     kinds: dict[str, Tensor]
@@ -38,7 +35,7 @@ class Views:
 
 
 class ViewMaker(Protocol):
-    """Turns a batch into its views; the joint model and the baseline differ only here."""
+    """Returns the views of a batch; the joint model and the baseline have different ones."""
 
     @property
     def reid(self) -> ReIDNetwork:
@@ -46,12 +43,12 @@ class ViewMaker(Protocol):
         ...
 
     def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:
-        """Return the views of a batch whose images belong to these subject labels."""
+        """Return the views of a batch; ``subjects`` are the subject labels of its images."""
         ...
 
 
 class BaselineViews:
-    """Mode C: the protected image is the desensitized one, and nothing is encrypted."""
+    """Views of mode C: the protected image is the desensitized one, and nothing is encrypted."""
 
     def __init__(self, nets: ReIDOnly) -> None:
         self.reid = nets.reid
@@ -62,13 +59,12 @@ class BaselineViews:
 
 
 class JointViews:
-    """Mode GCR: anonymized, encrypted, decrypted and recovered images.
+    """Views of mode GCR: anonymized, encrypted, decrypted and recovered images.
 
     Args:
         nets: The joint model, in evaluation mode.
-        cipher: Encrypts anonymized images; None leaves out everything that needs it.
-        recover_with_key: TEST.RECOVERY_WITH_KEY: whether recovery is given the decrypted or the
-            encrypted image.
+        cipher: Encrypts anonymized images; None leaves out encrypted and decrypted images.
+        recover_with_key: Whether the recovery network gets the decrypted or the encrypted image.
     """
 
     def __init__(
@@ -80,7 +76,7 @@ class JointViews:
         self._recover_with_key = recover_with_key
 
     def __call__(self, batch: Batch, subjects: Sequence[str]) -> Views:
-        """Anonymize a batch, encrypt it, and read it back with each key."""
+        """Anonymize a batch, encrypt it, and decrypt it with each key state."""
         anonymized = self._nets.anonymizer(batch.raw).float()
         kinds = {"desensitized": batch.desensitized, "anonymized": anonymized}
         protected, refused = {"none": anonymized}, {}
@@ -90,7 +86,7 @@ class JointViews:
             for state in ("right", "wrong", "ciphertext"):
                 reading = read_sealed(self._cipher, sealed, state)
                 protected[state], refused[state] = reading.images, reading.num_refused
-            if refused["wrong"] == len(sealed):  # all are shown as an observer sees them: one pass
+            if refused["wrong"] == len(sealed):  # all equal to the ciphertext view: one pass saved
                 protected["wrong"] = protected["ciphertext"]
             kinds |= {"encrypted": protected["ciphertext"], "decrypted": protected["right"]}
             to_recover = protected["right" if self._recover_with_key else "ciphertext"]
@@ -104,16 +100,16 @@ def images_by_kind(
     """Return the images of some batches in every kind, raw first, each (images, 3, H, W).
 
     Args:
-        views: Makes the kinds besides raw.
-        batches: Batches of a loader over ``samples``; it may have left some of them out.
-        samples: Give the subject labels.
+        views: Returns all kinds but raw.
+        batches: Batches of a loader over ``samples``, which may leave some of them out.
+        samples: Samples with the subject labels.
     """
-    found: dict[str, list[Tensor]] = {}
+    images_of: dict[str, list[Tensor]] = {}
     for batch in batches:
         subjects = [samples[index].subject for index in batch.index.tolist()]
         for kind, images in {"raw": batch.raw, **views(batch, subjects).kinds}.items():
-            found.setdefault(kind, []).append(images)
-    return {kind: torch.cat(parts) for kind, parts in found.items()}
+            images_of.setdefault(kind, []).append(images)
+    return {kind: torch.cat(parts) for kind, parts in images_of.items()}
 
 
 _GAP = 4
@@ -121,21 +117,21 @@ _BACKGROUND = (255, 255, 255)
 _INK = (20, 20, 20)
 
 
-def picture_grid(
+def image_grid(
     columns: Mapping[str, Tensor], pixels: PixelSpace, row_names: Sequence[str] = ()
 ) -> Image.Image:
-    """Draw images side by side under the names of their kinds.
+    """Return an image with the given images side by side, a column for each kind.
 
     Args:
-        columns: For each kind of image the normalised images (B, 3, H, W) of the same B photos.
-        pixels: Pixel space of the images; values beyond [0, 1] are clamped for display.
+        columns: Normalised images (B, 3, H, W) by kind; row b of every kind shows the same image.
+        pixels: Pixel space of the images; values outside [0, 1] are clamped.
         row_names: A caption for each row, or none.
 
     Returns:
-        RGB picture with one row per photo and one column per kind.
+        RGB image with B rows.
 
     Raises:
-        ValueError: If there is nothing to draw or the columns differ in shape.
+        ValueError: There are no columns, or their shapes differ.
     """
     shapes = {tuple(images.shape) for images in columns.values()}
     if len(shapes) != 1:
@@ -149,28 +145,28 @@ def picture_grid(
         left + len(columns) * (cell + _GAP) + _GAP,
         top + count * (height + _GAP) + _GAP,
     )
-    sheet = Image.new("RGB", size, _BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(grid)
     for column, (name, images) in enumerate(columns.items()):
         x = left + _GAP + column * (cell + _GAP)
         draw.text((x + (cell - font.getlength(name)) / 2, 3), name, _INK, font)
         array = pixels.to_uint8(images.cpu()).permute(0, 2, 3, 1).contiguous().numpy()
         for row in range(count):
             y = top + row * (height + _GAP)
-            sheet.paste(Image.fromarray(array[row]), (x + (cell - width) // 2, y))
+            grid.paste(Image.fromarray(array[row]), (x + (cell - width) // 2, y))
     for row, name in enumerate(row_names):
         draw.text((_GAP, top + row * (height + _GAP) + height / 2 - 6), name, _INK, font)
-    return sheet
+    return grid
 
 
-def save_picture(sheet: Image.Image, path: Path) -> None:
-    """Write a PNG atomically; the folder is made."""
+def save_image(grid: Image.Image, path: Path) -> None:
+    """Write a PNG file atomically; its folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        grid.save(temporary, format="PNG")
 
 
-def as_tensor(sheet: Image.Image) -> Tensor:
-    """Return a picture as uint8 (3, H, W), as TensorBoard takes it."""
-    data = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
-    return data.view(sheet.height, sheet.width, 3).permute(2, 0, 1)
+def as_tensor(grid: Image.Image) -> Tensor:
+    """Return an RGB image as uint8 (3, H, W), for TensorBoard."""
+    data = torch.frombuffer(bytearray(grid.tobytes()), dtype=torch.uint8)
+    return data.view(grid.height, grid.width, 3).permute(2, 0, 1)

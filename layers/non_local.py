@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layers.collectives import over_processes, update_running
+from layers.collectives import update_running
 from utils.precision import full_precision
 
 
@@ -25,15 +25,10 @@ class NonLocalBlock(nn.Module):
 
     Args:
         channels: Channels C of the feature map.
-
-    Attributes:
-        synchronized: Whether the batch is that of all processes of a run together. Two numbers for
-            each travel then, where a synchronised batch norm of W(y) would send 2 C.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.synchronized = False
         self.g = nn.Conv2d(channels, 1, 1)
         self.W = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels))
         self.theta = nn.Conv2d(channels, 1, 1)
@@ -48,7 +43,7 @@ class NonLocalBlock(nn.Module):
         """Map (B, C, H, W) to the same shape, type and memory format."""
         response = self._response(features)
         norm = self.W[1]
-        if type(norm) is not nn.BatchNorm2d:  # another kind of norm: the plain form
+        if type(norm) is not nn.BatchNorm2d:  # synchronised over processes: the plain form
             return features + self.W(response.to(features.dtype))
         with full_precision(features):
             scale, shift = self._affine(response)
@@ -73,12 +68,8 @@ class NonLocalBlock(nn.Module):
         weight, bias = conv.weight.flatten(), _bias(conv)
         if norm.training:
             variance, mean = torch.var_mean(response, correction=0)
-            count = response.numel()
-            if self.synchronized:
-                mean, variance, num_processes = over_processes(mean, variance)
-                count *= num_processes
             channel_mean, channel_var = weight * mean + bias, weight.square() * variance
-            update_running(norm, channel_mean, channel_var, count)
+            update_running(norm, channel_mean, channel_var, response.numel())
         else:
             assert norm.running_mean is not None
             assert norm.running_var is not None

@@ -17,6 +17,7 @@ from torchvision.models import get_weight
 
 from utils.errors import UserError
 from utils.logger import get_logger
+from utils.tensor_files import read_tensors
 
 _LOGGER = get_logger()
 
@@ -189,7 +190,7 @@ def load_imagenet_weights(
     _LOGGER.info("ImageNet weights of %s: %s (%s)", weights.architecture, file, known.what)
     load_matching(
         backbone,
-        _read(file),
+        read_tensors(file),
         file,
         may_miss=weights.may_miss,
         may_ignore=weights.may_ignore,
@@ -290,16 +291,6 @@ def _fetch(known: KnownFile, file: Path) -> None:
     torch.hub.download_url_to_file(
         get_weight(known.torchvision).url, str(file), hash_prefix=known.digest_start, progress=True
     )
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling makes of a foreign file
-        raise UserError(f"{file} cannot be read as PyTorch weights: {error}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{file} holds a {type(state).__name__}; expected a state dict")
-    return state
 
 
 def _sha256(file: Path) -> str:

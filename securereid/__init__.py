@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from configs.loading import load as load_config
     from engine.api import Anonymizer
-    from engine.results import EvalReport
+    from engine.report import EvalReport
     from engine.scoring.features import Features
     from engine.scoring.retrieval import score_retrieval
     from engine.vault.keyring import Keyring

@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from engine.details import DETAILS_NAME
-from engine.results import DIRECTIONS
+from engine.report import DIRECTIONS
 from engine.scoring.bootstrap import Interval
 from engine.scoring.paired import differences, read_queries, unlike
 from tools.lib.command_line import Parser, exit_code_of

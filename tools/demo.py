@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from data.build import build_splits
 from engine.distributed.group import refuse_sharing
-from engine.results import Results
+from engine.report import Results
 from tools.benchmarks.measuring import seconds
 from tools.benchmarks.networks import evaluation_flops, step_flops
 from tools.benchmarks.step import make_step

@@ -25,7 +25,7 @@ from engine.attacks.frontier import (
 )
 from engine.attacks.suite import Suite, chosen_attacks
 from engine.distributed.group import refuse_sharing
-from engine.views import save_picture
+from engine.views import save_image
 from tools.attack import add_settings, checkpoint_config, make_plan, prepared
 from tools.lib.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
@@ -122,7 +122,7 @@ def frontier(args: argparse.Namespace) -> None:
         prepared(args.output / way.folder)
     measured = [measure(way, args) for way in wanted]
     points = [point for point, _ in measured]
-    save_picture(frontier_chart(points), args.output / "frontier.png")
+    save_image(frontier_chart(points), args.output / "frontier.png")
     content = [point.to_json() | made for point, made in measured]
     for name, text in (
         ("frontier.json", json.dumps(content, indent=2)),

@@ -24,12 +24,17 @@ from engine.details import (
     save_calibrations,
     save_details,
 )
-from engine.distributed.group import Launch, joined, leave
-from engine.distributed.processes import from_main, is_main
-from engine.evaluation import Evaluation, Extraction, Scored, build_evaluation
-from engine.results import EvalReport
+from engine.distributed.group import joined, leave
+from engine.distributed.processes import all_gather, from_main, is_main, world
+from engine.evaluation import Evaluation, build_evaluation
+from engine.evaluator import Extraction, Scored
+from engine.guard import NonFiniteLossError
+from engine.report import RESULTS_NAME, EvalReport
+from engine.run_folder import Launch
 from engine.scoring.paired import Access
-from engine.views import save_picture
+from engine.train_step import BatchTooLarge
+from engine.trainer import Trainer
+from engine.views import save_image
 from tools.lib.command_line import Parser, exit_code_of
 from utils.config_tree import changed
 from utils.device import set_threads
@@ -45,7 +50,7 @@ _EXAMPLES = """examples:
       DATASETS.NAMES "('market1501_val')" INPUT.TYPE mosaic INPUT.RADIUS 24.0 \\
       OUTPUT_DIR ./log/base MODEL.MODE C
   the full method: leave out MODEL.MODE C and add MODEL.VAL_R1 0.75
-  go on after an interruption: the same command and SOLVER.RESUME True
+  continue after an interruption: the same command and SOLVER.RESUME True
   test: the same command with DATASETS.NAMES market1501, another OUTPUT_DIR and
     TEST.EVALUATE_ONLY on MODEL.PRETRAIN_CHOICE self MODEL.PRETRAIN_DIR ./log/base
 
@@ -53,14 +58,20 @@ Every key, its meaning and its allowed values are in docs/configuration.md.
 """
 
 
-def run(cfg: CfgNode) -> EvalReport | None:
-    """Train, unless TEST.EVALUATE_ONLY is on, and evaluate; writes everything to OUTPUT_DIR.
+class TrainingStopped(UserError):  # noqa: N818 - also memory that runs out
+    """A training cannot continue with these values."""
 
-    After a training the best weights (the latest where nothing was validated) are scored on the
-    validation split, or, where there is none, on the test split.
+    exit_code = 1
+
+
+def run(cfg: CfgNode) -> EvalReport | None:
+    """Train, unless TEST.EVALUATE_ONLY is on, and evaluate; write everything to OUTPUT_DIR.
+
+    After a training the best weights (the latest without validations) are scored on the validation
+    split, or, without one, on the test split.
 
     Returns:
-        The report; None in processes of a distributed run besides the first.
+        The report; None in all but the first process of a distributed run.
     """
     logger = _start(cfg)
     set_threads(cfg.RUNTIME.THREADS)
@@ -69,33 +80,31 @@ def run(cfg: CfgNode) -> EvalReport | None:
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
     cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)
-    found = evaluation.evaluator.extract()
+    extraction = evaluation.evaluator.extract()
     if not is_main():
         return None
-    scored = evaluation.evaluator.score(found)
-    report = evaluation.evaluator.report(found, scored, evaluation.epoch)
-    report.save(output_dir / "results.json")
-    save_picture(evaluation.draw(), output_dir / "pictures.png")
+    scored = evaluation.evaluator.score(extraction)
+    report = evaluation.evaluator.report(extraction, scored, evaluation.epoch)
+    report.save(output_dir / RESULTS_NAME)
+    save_image(evaluation.draw(), output_dir / "pictures.png")
     for line in report.log_lines():
         logger.info(line)
     logger.info("\n%s", report.table())
-    _extras(cfg, evaluation, found, scored)
-    Launch.done(output_dir)
-    logger.info(
-        "Results are in %s, pictures in pictures.png beside it", output_dir / "results.json"
-    )
+    _write_details(cfg, evaluation, extraction, scored)
+    Launch.finished(output_dir)
+    logger.info("Results are in %s, images in pictures.png", output_dir / RESULTS_NAME)
     return report
 
 
 def _start(cfg: CfgNode) -> logging.Logger:
-    """Prepare OUTPUT_DIR and the log; of several processes only the first writes."""
+    """Prepare OUTPUT_DIR and the log; in a distributed run only the first process writes."""
     if not is_main():
         return setup_logger(level=logging.WARNING)
     output_dir = ensure_folder(cfg.OUTPUT_DIR)
     attacks = output_dir / SETTINGS_NAME
     if attacks.is_file():
         raise UserError(
-            f"{attacks} exists: OUTPUT_DIR '{output_dir}' holds attacks, whose config.yml and "
+            f"{attacks} exists: OUTPUT_DIR '{output_dir}' contains attacks, whose config.yml and "
             "results.json would be replaced; choose another OUTPUT_DIR"
         )
     for folder in (output_dir, output_dir / "pictures"):
@@ -103,35 +112,41 @@ def _start(cfg: CfgNode) -> logging.Logger:
     return setup_logger(output_dir)
 
 
-def _extras(cfg: CfgNode, evaluation: Evaluation, found: Extraction, scored: Scored) -> None:
-    """Write what is asked for beyond the table, and the thresholds that validation gives."""
+def _write_details(
+    cfg: CfgNode, evaluation: Evaluation, extraction: Extraction, scored: Scored
+) -> None:
+    """Write the details that EVAL.DETAILS asks for, and the thresholds of a validation split."""
     output_dir, cross_camera = Path(cfg.OUTPUT_DIR), cfg.TEST.CROSS_CAMERA
     if cfg.EVAL.SPLIT == "val":
-        save_calibrations(calibrations(found, cross_camera=cross_camera), output_dir)
+        save_calibrations(calibrations(extraction, cross_camera=cross_camera), output_dir)
     if cfg.EVAL.DETAILS == "on":
         evaluator = evaluation.evaluator
         key = evaluator.template.headline_key
         access = Access() if key == "none" else Access(key, cfg.ISED.SCHEME)
         details = detail_directions(
-            found, key, cross_camera=cross_camera, seed=cfg.SOLVER.SEED, reranked=scored.reranked
+            extraction,
+            key,
+            cross_camera=cross_camera,
+            seed=cfg.SOLVER.SEED,
+            reranked=scored.reranked,
         )
         save_details(details, access, evaluator.query_samples, output_dir)
         get_logger().info("\n%s", details_table(details, access))
 
 
 def _evaluation_alone(cfg: CfgNode) -> CfgNode:
-    """Return the configuration of an evaluation, which is saved unless it would hide another."""
+    """Return the configuration of an evaluation; write it unless it would replace a training's."""
     output_dir = Path(cfg.OUTPUT_DIR)
     if cfg.SOLVER.RESUME:
-        return _evaluating_output(cfg)  # config.yml there is that of the training
+        return _evaluating_output(cfg)  # config.yml in OUTPUT_DIR is that of the training
     if not is_main():
         return cfg
     training = training_in(output_dir)
     if training is not None:
         raise UserError(
-            f"{training} exists: OUTPUT_DIR '{output_dir}' holds a training, whose config.yml and "
-            "results.json an evaluation would replace; choose another OUTPUT_DIR, or "
-            "SOLVER.RESUME True to evaluate that training in its place"
+            f"{training} exists: OUTPUT_DIR '{output_dir}' contains a training, whose config.yml "
+            "and results.json an evaluation would replace; choose another OUTPUT_DIR, or "
+            "SOLVER.RESUME True to evaluate that training and replace its results.json"
         )
     loading.dump(cfg, output_dir / "config.yml")
     return cfg
@@ -139,55 +154,80 @@ def _evaluation_alone(cfg: CfgNode) -> CfgNode:
 
 def _evaluating_output(cfg: CfgNode) -> CfgNode:
     """Return the configuration that evaluates the checkpoint in OUTPUT_DIR."""
-    own = {"MODEL.PRETRAIN_CHOICE": "self", "MODEL.PRETRAIN_DIR": cfg.OUTPUT_DIR}
-    return changed(cfg, own)
+    weights = {"MODEL.PRETRAIN_CHOICE": "self", "MODEL.PRETRAIN_DIR": cfg.OUTPUT_DIR}
+    return changed(cfg, weights)
 
 
 def _train(cfg: CfgNode) -> CfgNode:
-    """Train; returns the configuration that evaluates what came out."""
+    """Train; return the configuration that evaluates the result."""
     folder = Path(cfg.OUTPUT_DIR)
-    launched = from_main(lambda: Launch.begin(folder))
-    cfg = _resuming(cfg) if launched.resumes else cfg
+    # With several machines, only the one whose process failed counts the restart.
+    restarts = max(all_gather(world().restarts))
+    launch = from_main(lambda: Launch.begin(folder, restarts))
+    if launch.resumes:
+        get_logger().info("Restarted by torchrun: resuming from the last checkpoint")
+        cfg = changed(cfg, {"SOLVER.RESUME": True})
     trainer = build_trainer(cfg)
     if is_main():
         if cfg.SOLVER.RESUME:
-            _tell_changes(cfg, folder / "config.yml", trainer.state.epoch)
+            _log_changes(cfg, folder / "config.yml", trainer.state.epoch)
         loading.dump(cfg, folder / "config.yml")
-        launched.accepted()
-    trainer.fit()
+        launch.accepted()
+    _fit(trainer)
     split = "test" if trainer.validation is None else "val"
     return changed(_evaluating_output(cfg), {"EVAL.SPLIT": split})
 
 
-def _resuming(cfg: CfgNode) -> CfgNode:
-    """Return the configuration of a run that torchrun has restarted."""
-    get_logger().info("Restarted by torchrun: going on from the last checkpoint")
-    return changed(cfg, {"SOLVER.RESUME": True})
+def _fit(trainer: Trainer) -> None:
+    """Run the training; add to its errors which keys to change.
+
+    Raises:
+        TrainingStopped: The batch does not fit into memory, or a loss is not finite.
+    """
+    try:
+        trainer.fit()
+    except NonFiniteLossError as error:
+        raise TrainingStopped(
+            f"{error}: lower SOLVER.BASE_LR or set RUNTIME.PRECISION float32, then continue with "
+            "SOLVER.RESUME True"
+        ) from error
+    except BatchTooLarge as error:
+        if error.fits is None:
+            advice = "halve SOLVER.IMS_PER_BATCH (only a single process tries how much fits)"
+        elif error.fits:
+            advice = f"set SOLVER.IMS_PER_BATCH {error.fits} instead of {error.size}"
+        else:
+            advice = "make INPUT.IMG_SIZE or MODEL.NGF smaller"
+        raise TrainingStopped(
+            f"{error}: {advice}, set SOLVER.GRAD_CHECKPOINT True, or keep the data set's images "
+            "out of it (CACHE.MODE memory: not on the GPU, CACHE.MODE stream: not in memory); then "
+            "continue with SOLVER.RESUME True"
+        ) from error
 
 
-def _tell_changes(cfg: CfgNode, path: Path, epoch: int) -> None:
-    """Log what a resume changes of the configuration in OUTPUT_DIR, which is then written anew.
+def _log_changes(cfg: CfgNode, path: Path, epoch: int) -> None:
+    """Log which values a resume changes in the config.yml that it is about to replace.
 
-    The log is appended to, so that with ``config.yml``, the last values, it tells the values that
-    each part of the training was made with. What must not change has been refused before.
+    The log is appended to. So log and config.yml together show the values of each part of the
+    training. Changes that are not allowed have been refused before.
     """
     try:
         before = loading.load(path)
-    except UserError as error:  # lost, or written when there were other keys
+    except UserError as error:  # missing, or written by a version with other keys
         get_logger().warning("What changed at this resume is not known: %s", error)
         return
-    own = {"OUTPUT_DIR", "SOLVER.RESUME"}  # the folder may have been moved
-    told = [
-        f"{name} {was!r} -> {now!r}"
-        for name, (was, now) in loading.changes(before, cfg).items()
-        if name not in own
+    expected = {"OUTPUT_DIR", "SOLVER.RESUME"}  # the folder may have been moved
+    changes = [
+        f"{name} {old!r} -> {new!r}"
+        for name, (old, new) in loading.changes(before, cfg).items()
+        if name not in expected
     ]
-    if told:
-        get_logger().info("Values changed after epoch %d: %s", epoch, ", ".join(told))
+    if changes:
+        get_logger().info("Values changed after epoch %d: %s", epoch, ", ".join(changes))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit code."""
+    """Run from the command line; return the exit code."""
     parser = Parser(
         description="Train and evaluate person re-identification on anonymized images.",
         epilog=_EXAMPLES,
@@ -203,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
             run(from_main(lambda: loading.load(args.config_file, args.opts)))
 
     return exit_code_of(
-        work, "interrupted; a training goes on with the same command and SOLVER.RESUME True"
+        work, "interrupted; to continue a training, repeat the command with SOLVER.RESUME True"
     )
 
 

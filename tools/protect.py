@@ -23,18 +23,20 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
 if __name__ != "__mp_main__":  # worker processes import this file too and must not load torch
-    from engine.api import PUBLISHED, Anonymizer
+    from engine.api import Anonymizer
     from engine.distributed.group import device_of_rank, joined, leave
     from engine.distributed.processes import is_main, share
-    from engine.distributed.signals import handling
+    from engine.model import PUBLISHED_ARCHITECTURE
     from engine.vault.opening import (
         OpenedFile,
         OpenOptions,
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     run: Command = arguments.run
 
     def work() -> int:
-        with handling({signal.SIGTERM: _interrupt}), joined() as world:
+        with _handling({signal.SIGTERM: _interrupt}), joined() as world:
             if world.size > 1 and run is not _protect:
                 raise UsageError(
                     "torchrun started several processes, but only `protect` can share its work; "
@@ -82,6 +84,19 @@ def main(argv: list[str] | None = None) -> int:
 
     interrupted = _CONTINUES if run in (_protect, _open, _recover) else "interrupted"
     return exit_code_of(work, interrupted, line=error_line, failed=ENVIRONMENT)
+
+
+@contextmanager
+def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Handle signals in the context; only the main thread may."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, new) for number, new in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(*_: object) -> None:
@@ -188,7 +203,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
     with open_keyring(arguments) as keyring:
         model = _load_model(arguments)
-        with handling(finishing), Progress(total, "Protect") as bar:
+        with _handling(finishing), Progress(total, "Protect") as bar:
 
             def report(outcome: Outcome) -> None:
                 bar.update()
@@ -210,7 +225,8 @@ def _protect(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> int:
     """Write anonymized images as PNG files."""
     if arguments.checkpoint is None:
-        pixels = PixelSpace(PUBLISHED["INPUT.PIXEL_MEAN"], PUBLISHED["INPUT.PIXEL_STD"])
+        published = PUBLISHED_ARCHITECTURE
+        pixels = PixelSpace(published["INPUT.PIXEL_MEAN"], published["INPUT.PIXEL_STD"])
     else:
         pixels = Anonymizer.from_checkpoint(arguments.checkpoint, device="cpu").pixels
     return _write(arguments, OpenOptions(pixels, exact=arguments.exact))

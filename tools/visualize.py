@@ -12,7 +12,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from engine.distributed.group import refuse_sharing
-from engine.results import DIRECTIONS
+from engine.report import DIRECTIONS
 from tools.attack import checkpoint_config
 from tools.lib.command_line import Parser, exit_code_of, whole_number
 from tools.lib.drawing import Drawing

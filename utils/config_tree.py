@@ -1,4 +1,4 @@
-"""Configuration trees by dotted names: read a value, or copy a frozen tree with other values."""
+"""Configuration trees by dotted names: read, change and compare values."""
 
 from __future__ import annotations
 
@@ -41,3 +41,17 @@ def changed(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
         node[leaf] = value
     copy.freeze()
     return copy
+
+
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return ``NAME 1 (now 2)`` for every value that differs, for messages.
+
+    Args:
+        before: Old values by name.
+        now: New values by name. A name that only one of the two has is not compared.
+    """
+    return [
+        f"{name} {before[name]!r} (now {value!r})"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]

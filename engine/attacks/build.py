@@ -26,7 +26,7 @@ from modeling.privacy_networks import PrivacyNetworks
 from modeling.unet import UNet
 from utils.device import precision_name, resolve_precision
 from utils.environment import environment_report
-from utils.errors import UserError
+from utils.errors import UserError, naming_keys
 
 FORMAT = 3  # raise it with every change that makes earlier results others, or their record
 BATCH = 32
@@ -90,7 +90,8 @@ def plan_attacks(
         budget = min(_DEFAULT_BUDGET, sum(sample.pid not in held_out for sample in splits.train))
     settings = Settings(seed, budget, epochs, people, tuple(levels), keys, start)
     chosen = cast(budget)
-    device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
+    with naming_keys("MODEL.DEVICE", "MODEL.DEVICE_ID"):
+        device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
     return Plan(
         settings,
         _record(cfg, settings, splits, device),

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.attacks.measures import Measure, Result
-from engine.views import picture_grid
+from engine.views import image_grid
 from layers.pixels import PixelSpace
 
 _FAILS, _HOLDS, _FLOOR = "#c0392b", "#1f6fb4", "#9a9a9a"
@@ -110,7 +110,7 @@ def picture_sheet(
         name: pixels.normalize(torch.cat([pictures[name] for pictures in filled.values()]))
         for name in names
     }
-    return picture_grid(sheet, pixels, rows)
+    return image_grid(sheet, pixels, rows)
 
 
 def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:

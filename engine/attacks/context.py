@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from engine.attacks.levels import ImageSet, Protector, Stored, own_key_per_person, seal
 from engine.attacks.measures import Result
 from engine.attacks.training import HeldOut, Workbench, train_reid
-from engine.checkpoint import CheckpointError, save_file
 from engine.scoring.features import Features
 from modeling.objectives import Objectives
 from modeling.reid_network import ReIDNetwork
 from modeling.weights import load_matching
 from utils.logger import get_logger
+from utils.tensor_files import TensorFileError, read_tensors, save_tensors
 
 _LOGGER = get_logger()
 
@@ -167,7 +166,7 @@ class AttackContext:
             else:
                 network = self._fit(network, "raw", "Re-ID on raw images")
                 if path is not None:
-                    save_file(network.state_dict(), path)
+                    save_tensors(network.state_dict(), path)
             self._public_reid = network.to(self.bench.device).eval()
         return self._public_reid
 
@@ -201,12 +200,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the weights of an attacker's network that an earlier run kept.
 
     Raises:
-        CheckpointError: The file is damaged.
+        TensorFileError: The file is damaged.
     """
     try:
-        found = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is damaged; delete it to train the network again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no weights; delete it to train the network again")
-    return found
+        return read_tensors(path)
+    except TensorFileError as error:
+        raise TensorFileError(f"{error}; delete it to train the network again") from error

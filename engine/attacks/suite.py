@@ -25,7 +25,7 @@ from engine.attacks.measures import FAILS, NOT_APPLICABLE, SETTINGS_NAME, Result
 from engine.attacks.network_attacks import AuthorisedReID, ModelAttack, PublicReID, TunedReID
 from engine.attacks.pairs import Difference, KnownPlaintext
 from engine.attacks.tampering import Malleability, StorageRoundTrip, WrongKey
-from engine.views import save_picture
+from engine.views import save_image
 from utils.errors import UserError
 from utils.files import ensure_folder, write_text
 from utils.logger import get_logger
@@ -291,7 +291,7 @@ class Suite:
         if not any(result.applies for result in results):
             return
         title = f"{attack.name}: {attack.question}"
-        save_picture(verdict_chart(results, title), self.folder / f"{attack.name}.png")
+        save_image(verdict_chart(results, title), self.folder / f"{attack.name}.png")
         columns = {level: outcome.columns for level, outcome in outcomes.items()}
         further = {
             "curve": curve_chart(results, title),
@@ -299,7 +299,7 @@ class Suite:
         }
         for name, picture in further.items():
             if picture is not None:
-                save_picture(picture, self.folder / f"{attack.name}_{name}.png")
+                save_image(picture, self.folder / f"{attack.name}_{name}.png")
 
     def _kept(self, name: str) -> list[Result] | None:
         content = self._content(name)

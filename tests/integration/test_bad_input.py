@@ -180,7 +180,7 @@ def test_a_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFi
     _fails(capsys, argv, "nowhere", "is not a folder")
     # A resume in another mode.
     argv = tiny.arguments(tmp_path, "SOLVER.RESUME", "True")
-    _fails(capsys, argv, "holds networks C", "G, G_R, C, D1, D2")
+    _fails(capsys, argv, "contains networks C", "G, G_R, C, D1, D2")
 
 
 def test_a_loss_that_is_no_number(
@@ -255,5 +255,5 @@ def test_a_folder_of_attacks_is_not_written_over(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.json").write_text("{}", "utf-8")
     assert command.main(tiny.arguments(tmp_path)) == 2
-    assert "holds attacks" in capsys.readouterr().err
+    assert "contains attacks" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]

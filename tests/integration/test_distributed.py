@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from yacs.config import CfgNode
 
 from engine.train_step import StepOutput
+from engine.trainer import Trainer
 from engine.vault.keyring import Keyring
 from solver import build as solver_build
 from tests.fixtures import ranks, tiny
@@ -95,131 +97,149 @@ def test_evaluation_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
             assert (alone / name).read_bytes() == (together / name).read_bytes(), name
 
 
-def _wait_until(condition: Callable[[], bool], processes: list[BaseProcess]) -> None:
-    give_up = time.monotonic() + 60
-    while not condition():
-        assert all(process.exitcode is None for process in processes), "ended before its time"
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
-
-
 def _has_epoch(folder: Path, epoch: int) -> bool:
     return any(line["epoch"] >= epoch for line in read_metrics(folder / "metrics.jsonl"))
 
 
+def _wait_for_epoch(folder: Path, epoch: int, *processes: BaseProcess) -> None:
+    end = time.monotonic() + 60
+    while not _has_epoch(folder, epoch):
+        assert all(process.exitcode is None for process in processes), "ended too early"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def _slow(patch: pytest.MonkeyPatch) -> None:
-    """Leave time to disturb a run."""
-    total = StepOutput.numbers
+    """Make steps slow enough to disturb a run."""
+    numbers = StepOutput.numbers
 
-    def numbers(self: StepOutput) -> Any:
+    def slowly(self: StepOutput) -> Any:
         time.sleep(0.05)
-        return total(self)
+        return numbers(self)
 
-    patch.setattr(StepOutput, "numbers", numbers)
+    patch.setattr(StepOutput, "numbers", slowly)
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_killed_process_ends_the_run_and_a_restart_ends_like_it_had_not(
-    tmp_path: Path, victim: int
-) -> None:
+def test_a_killed_rank_is_named_and_the_run_restarts(tmp_path: Path, victim: int) -> None:
+    """With --max-restarts 1 the run ends like one that was not disturbed."""
     plan = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
-    parts = tmp_path / "parts"
-    processes = ranks.start_program(tmp_path, *plan, output="parts", prepare=_slow)
-    _wait_until(lambda: _has_epoch(parts, 2), processes)
-    processes[victim].kill()
-    codes = ranks.wait(processes, PROMPTLY_S)
-    assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == 1, ranks.terminal(tmp_path)
-    assert tiny.native(parts)["epoch"] in (1, 2)
-    if victim == 1:
-        assert "rank 1 ended without a word" in (parts / "log.txt").read_text("utf-8")
-        assert "Traceback" not in ranks.terminal(tmp_path)
-    # as torchrun --max-restarts does it: the same command again
-    ranks.run_program(tmp_path, *plan, output="parts", restarts=1)
-    assert "Restarted by torchrun" in (parts / "log.txt").read_text("utf-8")
+    agent = ranks.launch(tmp_path, *plan, output="parts", restarts=1, prepare=_slow)
+    _wait_for_epoch(tmp_path / "parts", 2, agent)
+    os.kill(ranks.pid_of_rank(tmp_path, victim), signal.SIGKILL)
+    assert ranks.wait([agent], PROMPTLY_S) == [0], ranks.terminal(tmp_path)
+    terminal = ranks.terminal(tmp_path)
+    assert re.search(rf"exitcode: -9\) local_rank: {victim} ", terminal), terminal
+    log = (tmp_path / "parts" / "log.txt").read_text("utf-8")
+    assert log.count("Restarted by torchrun") == log.count("Resumed after epoch") == 1
+    assert not list((tmp_path / "parts").glob(".*"))
     whole = ranks.run_program(tmp_path, *plan, output="whole")
-    tiny.assert_same_end(whole, parts)
+    tiny.assert_same_end(whole, tmp_path / "parts")
+
+
+def _fails_in_epoch_2(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("engine.distributed.group._WAIT_FOR_AGENT_S", 1.0)
+    if os.environ["RANK"] == "1":
+        train = Trainer._train_epoch
+
+        def fail(self: Trainer, epoch: int) -> None:
+            if epoch == 2:
+                raise RuntimeError("the fan has stopped")
+            train(self, epoch)
+
+        patch.setattr(Trainer, "_train_epoch", fail)
+
+
+def test_an_error_in_a_rank_is_reported_and_the_same_command_resumes(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    agent = ranks.launch(tmp_path, output="parts", prepare=_fails_in_epoch_2)
+    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    report = ranks.terminal(tmp_path).partition("Root Cause")[2]
+    assert re.search(r"rank +: 1 .*RuntimeError: the fan has stopped", report, re.DOTALL), report
+    assert tiny.native(parts)["epoch"] == 1
+    ranks.run_program(tmp_path, *RESUME, output="parts")
+    tiny.assert_same_end(ranks.run_program(tmp_path, output="whole"), parts)
+
+
+def _torchrun(folder: Path, *options: str, plan: tuple[str, ...], **environment: str) -> Any:
+    """Start torchrun itself on the program; its output goes to ``terminal_torchrun.txt``."""
+    script = str(ROOT / "tests/fixtures/tiny_program.py")
+    argv = tiny.arguments(folder, *plan, output="parts")
+    with (folder / "terminal_torchrun.txt").open("a") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options, script, *argv],
+            stdout=stream,
+            stderr=stream,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        )
+
+
+def _kill_last_rank(agent: Any, folder: Path) -> None:
+    """Kill a process of an agent in epoch 2 or later."""
+    end = time.monotonic() + 120
+    while not _has_epoch(folder / "parts", 2):
+        assert agent.poll() is None, ranks.terminal(folder)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text("ascii")
+    os.kill(max(map(int, children.split())), signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("restarts", [0, 1])
-def test_torchrun_restarts_a_killed_process(tmp_path: Path, restarts: int) -> None:
-    """With torchrun itself: it names who was killed, or goes on from the last checkpoint."""
+def test_torchrun_itself(tmp_path: Path, restarts: int) -> None:
+    """It reports the killed rank, or restarts from the last checkpoint."""
     plan = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
     options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
-    script = str(ROOT / "tests/fixtures/tiny_program.py")
-    argv = tiny.arguments(tmp_path, *plan, output="parts")
-    parts = tmp_path / "parts"
-    with (tmp_path / "terminal.txt").open("w") as stream:
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *options, script, *argv],
-            stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        give_up = time.monotonic() + 120
-        while not _has_epoch(parts, 2):
-            assert agent.poll() is None, (tmp_path / "terminal.txt").read_text("utf-8")
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
-        victim = _children(agent.pid)[-1]
-        os.kill(victim, signal.SIGKILL)
-        code = agent.wait(120)
-    text = (tmp_path / "terminal.txt").read_text("utf-8")
-    assert code == (0 if restarts else 1), text
+    agent = _torchrun(tmp_path, *options, plan=plan)
+    _kill_last_rank(agent, tmp_path)
+    code, terminal = agent.wait(120), ranks.terminal(tmp_path)
+    assert code == (0 if restarts else 1), terminal
     if not restarts:
-        assert "exitcode  : -9" in text.replace(": -9 ", ": -9")
-        assert "ended without a word" in (parts / "log.txt").read_text("utf-8")
+        report = terminal.partition("Root Cause")[2]
+        assert re.search(r"rank +: 1 .*Signal 9 \(SIGKILL\)", report, re.DOTALL), terminal
         ranks.run_program(tmp_path, *plan, *RESUME, output="parts")
     whole = ranks.run_program(tmp_path, *plan, output="whole")
-    tiny.assert_same_end(whole, parts)
+    tiny.assert_same_end(whole, tmp_path / "parts")
 
 
 @pytest.mark.slow
 def test_machines_restart_together(tmp_path: Path) -> None:
-    """Two agents of torchrun, each a machine: only that of the killed process counts a restart."""
+    """Two agents, each a machine: only that of the killed process counts a restart."""
     plan = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
-    meeting = f"127.0.0.1:{ranks.free_port()}"
     options = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_id=two", "--rdzv_backend=c10d")
-    options += (f"--rdzv_endpoint={meeting}", "--max-restarts=1")
-    script = str(ROOT / "tests/fixtures/tiny_program.py")
-    argv = tiny.arguments(tmp_path, *plan, output="parts")
-    parts, terminal = tmp_path / "parts", tmp_path / "terminal.txt"
-    with terminal.open("w") as stream:
-        agents = [
-            subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", *options, script, *argv],
-                stdout=stream, stderr=stream, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-            for _ in range(2)
-        ]  # fmt: skip
-        try:
-            give_up = time.monotonic() + 120
-            while not _has_epoch(parts, 2):
-                assert all(agent.poll() is None for agent in agents), terminal.read_text("utf-8")
-                assert time.monotonic() < give_up
-                time.sleep(0.01)
-            os.kill(_children(agents[1].pid)[-1], signal.SIGKILL)
-            codes = [agent.wait(120) for agent in agents]
-        finally:
-            for agent in agents:
-                agent.kill()
-    assert codes == [0, 0], terminal.read_text("utf-8")
-    assert "Restarted by torchrun" in (parts / "log.txt").read_text("utf-8")
-    tiny.assert_same_end(ranks.run_program(tmp_path, *plan, output="whole"), parts)
+    options += (f"--rdzv_endpoint=127.0.0.1:{ranks.free_port()}", "--max-restarts=1")
+    new_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    agents = [_torchrun(tmp_path, *options, plan=plan, **new_store) for _ in range(2)]
+    try:
+        _kill_last_rank(agents[1], tmp_path)
+        codes = [agent.wait(120) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert codes == [0, 0], ranks.terminal(tmp_path)
+    log = (tmp_path / "parts" / "log.txt").read_text("utf-8")
+    assert "Restarted by torchrun" in log
+    tiny.assert_same_end(ranks.run_program(tmp_path, *plan, output="whole"), tmp_path / "parts")
 
 
-def _children(pid: int) -> list[int]:
-    """Processes started by a process, in the order of their numbers."""
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
-    return sorted(map(int, text.split()))
+@pytest.mark.slow
+def test_machines_need_a_new_store_for_restarts(tmp_path: Path) -> None:
+    options = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_id=two", "--rdzv_backend=c10d")
+    options += (f"--rdzv_endpoint=127.0.0.1:{ranks.free_port()}", "--max-restarts=1")
+    agents = [_torchrun(tmp_path, *options, plan=()) for _ in range(2)]
+    assert 0 not in [agent.wait(120) for agent in agents]
+    assert "needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in ranks.terminal(tmp_path)
 
 
-def test_a_restart_leaves_alone_what_the_first_start_refused(tmp_path: Path) -> None:
+def test_a_restart_does_not_resume_what_the_first_start_refused(tmp_path: Path) -> None:
     old = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     before = (old / LATEST).read_bytes()
-    for restarts in (0, 1):
-        processes = ranks.start_program(tmp_path, restarts=restarts)
-        assert ranks.wait(processes)[0] == 2
-        assert "holds a training already" in ranks.terminal(tmp_path, 0)
+    agent = ranks.launch(tmp_path, restarts=1)
+    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    assert ranks.terminal(tmp_path).count("error: ") == 2, ranks.terminal(tmp_path)
+    assert "OUTPUT_DIR contains a training" in ranks.terminal(tmp_path)
     assert (old / LATEST).read_bytes() == before
 
 
@@ -239,7 +259,8 @@ def _not_a_number(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_not_a_number_anywhere_stops_all_before_anything_is_saved(tmp_path: Path) -> None:
-    processes = ranks.start_program(tmp_path, *tiny.PERMISSIVE, prepare=_not_a_number)
+    argv = tiny.arguments(tmp_path, *tiny.PERMISSIVE)
+    processes = ranks.start(ranks.program, argv, _not_a_number, folder=tmp_path)
     codes = ranks.wait(processes, PROMPTLY_S)
     text = ranks.terminal(tmp_path)
     assert codes == [1, 1], text
@@ -251,75 +272,34 @@ def test_not_a_number_anywhere_stops_all_before_anything_is_saved(tmp_path: Path
 
 
 def _full_disk(patch: pytest.MonkeyPatch) -> None:
-    """Let no picture be written by rank 0."""
-
     def fail(*_: object) -> None:
         raise WriteError("cannot write pictures: No space left on device")
 
-    patch.setattr("engine.trainer.save_picture", fail)
+    patch.setattr("engine.trainer.save_image", fail)
 
 
-def test_a_full_disk_of_the_first_process_ends_all(tmp_path: Path) -> None:
-    processes = ranks.start_program(tmp_path, prepare=_full_disk)
-    codes = ranks.wait(processes, PROMPTLY_S)
-    text = ranks.terminal(tmp_path)
-    assert None not in codes, text
-    assert 0 not in codes, text
-    assert text.count("error: cannot write pictures: No space left on device") == 1
-    assert "Traceback" not in text
+def test_a_full_disk_of_the_first_rank_ends_all(tmp_path: Path) -> None:
+    agent = ranks.launch(tmp_path, prepare=_full_disk)
+    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    terminal = ranks.terminal(tmp_path)
+    assert terminal.count("error: cannot write pictures: No space left on device") == 1
+    assert re.search(r"Root Cause.*rank +: 0 .*WriteError", terminal, re.DOTALL), terminal
     assert tiny.native(tmp_path / "run")["epoch"] == 0
 
 
-def test_an_error_of_another_process_is_told_by_the_first(tmp_path: Path) -> None:
-    processes = ranks.start_program(tmp_path, prepare=_other_fails)
-    codes = ranks.wait(processes, PROMPTLY_S)
-    assert None not in codes
-    assert 0 not in codes
-    assert "stopped: rank 1: RuntimeError: the fan has stopped" in (
-        tmp_path / "run" / "log.txt"
-    ).read_text("utf-8")
-
-
-def _other_fails(patch: pytest.MonkeyPatch) -> None:
-    if os.environ["RANK"] == "1":
-
-        def fail(self: object) -> None:
-            raise RuntimeError("the fan has stopped")
-
-        patch.setattr("solver.optimizers.Optimizers.step_main", fail)
-
-
-def test_the_keyboard_ends_all(tmp_path: Path) -> None:
-    processes = ranks.start_program(tmp_path, prepare=_slow)
-    _wait_until(lambda: _has_epoch(tmp_path / "run", 1), processes)
-    for process in processes:  # a terminal interrupts all of them
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGINT)
-    codes = ranks.wait(processes, PROMPTLY_S)
-    text = ranks.terminal(tmp_path)
-    assert codes == [130, 130], text
-    assert text.count("interrupted") == 1
-    assert "Traceback" not in text
-
-
-def _second_sleeps(patch: pytest.MonkeyPatch) -> None:
-    if os.environ["RANK"] == "1":
-        patch.setattr("solver.optimizers.Optimizers.step_main", lambda self: time.sleep(120))
-
-
-@pytest.mark.slow
-def test_the_keyboard_ends_a_process_that_waits_in_a_collective(tmp_path: Path) -> None:
-    """Python's handler cannot run there: the other one never comes, and is not interrupted."""
-    processes = ranks.start_program(tmp_path, prepare=_second_sleeps)
-    _wait_until(lambda: "Images: 3" in ranks.terminal(tmp_path, 0), processes)
-    time.sleep(3)
-    assert processes[0].pid is not None
-    os.kill(processes[0].pid, signal.SIGINT)
-    assert ranks.wait(processes, PROMPTLY_S) == [130, 130], ranks.terminal(tmp_path)
+def test_an_interrupt_ends_all(tmp_path: Path) -> None:
+    """Ctrl-C interrupts torchrun, whose agent interrupts the ranks."""
+    agent = ranks.launch(tmp_path, prepare=_slow)
+    _wait_for_epoch(tmp_path / "run", 1, agent)
+    assert agent.pid is not None
+    os.kill(agent.pid, signal.SIGINT)
+    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    assert ranks.terminal(tmp_path).count("interrupted; to continue") == 1, ranks.terminal(tmp_path)
 
 
 def test_a_batch_that_cannot_be_shared_is_told_once(tmp_path: Path) -> None:
-    processes = ranks.start_program(tmp_path, "SOLVER.IMS_PER_BATCH", "12")
+    argv = tiny.arguments(tmp_path, "SOLVER.IMS_PER_BATCH", "12")
+    processes = ranks.start(ranks.program, argv, None, folder=tmp_path)
     codes = ranks.wait(processes, PROMPTLY_S)
     text = ranks.terminal(tmp_path)
     assert None not in codes
@@ -355,7 +335,6 @@ def test_a_process_alone_has_no_group(tmp_path: Path, monkeypatch: pytest.Monkey
         raise AssertionError("a single process needs no process group")
 
     monkeypatch.setattr(torch.distributed, "init_process_group", fail)
-    monkeypatch.setattr("engine.distributed.watch.Watch.__init__", fail)
     tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)

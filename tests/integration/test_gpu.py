@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from configs.loading import load
 from engine.build import build_step, build_trainer
@@ -24,8 +23,6 @@ from engine.scoring.retrieval import score_retrieval
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BatchTooLarge, step_that_fits
 from engine.trainer import Trainer
-from layers import collectives as synced_norm
-from layers.collectives import SyncedBatchNorm
 from modeling.build import build_objectives
 from solver.build import build_optimizers
 from tests.fixtures import tiny
@@ -110,37 +107,6 @@ def test_training_never_makes_the_host_wait(
         finally:
             torch.cuda.set_sync_debug_mode("default")
     guard.check()
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_norm_over_processes(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype) -> None:
-    """Two processes with the same images each have what one has; the host never waits."""
-    plain = nn.BatchNorm2d(6).to(GPU)
-    synced = SyncedBatchNorm(6).to(GPU)
-    nn.init.normal_(plain.weight)
-    synced.load_state_dict(plain.state_dict())
-    monkeypatch.setattr(synced_norm, "gathered", lambda rows: torch.cat((rows, rows)))
-    monkeypatch.setattr(synced_norm.distributed, "all_reduce", lambda sums: sums.mul_(2))
-    images = torch.randn(4, 6, 8, 5, device=GPU).to(precision)
-    slope = torch.randn_like(images)
-    found = []
-    for norm in (plain, synced):
-        own = images.contiguous(memory_format=torch.channels_last).requires_grad_()
-        torch.cuda.set_sync_debug_mode("error" if norm is synced else "default")
-        try:
-            out = norm(own)
-            out.backward(slope)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert out.is_contiguous(memory_format=torch.channels_last)
-        found.append((out, own.grad, norm.weight.grad, norm.bias.grad, norm.running_mean))
-    for one, other in zip(*found, strict=True):
-        assert one.dtype == other.dtype
-        torch.testing.assert_close(other, one, rtol=0.02 if precision != torch.float32 else 1e-4,
-                                   atol=0.02 if precision != torch.float32 else 1e-5)  # fmt: skip
-    assert synced.num_batches_tracked == 1
-    # Twice the values, of which the unbiased variance is a little smaller.
-    torch.testing.assert_close(synced.running_var, plain.running_var, rtol=0.01, atol=0)
 
 
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data import train_split
-from engine.results import DIRECTIONS
+from engine.report import DIRECTIONS
 from tests.fixtures import tiny, trees
 from tests.fixtures.paths import ROOT
 from tools import main as command

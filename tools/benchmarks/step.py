@@ -120,10 +120,8 @@ def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -
     centers = nn.Identity() if objectives.centers is None else objectives.centers
     centers.to(model.device)
     optimizers = build_optimizers(cfg, model.nets, objectives.centers)
-    step = build_step(
-        model, objectives, optimizers, Supervision(UpgradePolicy()),
-        search_kernels=cfg.RUNTIME.CUDNN_BENCHMARK,
-    )  # fmt: skip
+    torch.backends.cudnn.benchmark = cfg.RUNTIME.CUDNN_BENCHMARK
+    step = build_step(model, objectives, optimizers, Supervision(UpgradePolicy()))
     batch = random_batch(cfg, count, model.device)
     model.nets.train()
 

@@ -14,9 +14,10 @@ from yacs.config import CfgNode
 from data.build import build_eval_loader
 from data.loaders import EvalLoader
 from data.records import Sample
-from engine.evaluation import Extraction, build_evaluation
+from engine.evaluation import build_evaluation
+from engine.evaluator import Extraction
 from engine.scoring.retrieval import score_retrieval
-from engine.views import picture_grid, save_picture
+from engine.views import image_grid, save_image
 from engine.visualization import (
     Pixels,
     activation_maps,
@@ -118,7 +119,7 @@ class Drawing:
                 [[images[index] for index in ranked.gallery] for ranked in lists],
             )
             path = self._output / f"ranks_{query_side}-{gallery_side}.png"
-            save_picture(sheet, path)
+            save_image(sheet, path)
             paths.append(path)
         return paths
 
@@ -136,8 +137,8 @@ class Drawing:
                 columns.setdefault(name, []).append(images.cpu())
                 columns.setdefault(f"{name}: response", []).append(pixels.normalize(drawn))
         path = self._output / "maps.png"
-        grid = picture_grid({name: torch.cat(parts) for name, parts in columns.items()}, pixels)
-        save_picture(grid, path)
+        grid = image_grid({name: torch.cat(parts) for name, parts in columns.items()}, pixels)
+        save_image(grid, path)
         return path
 
     def strips(self, chosen: Sequence[int]) -> Path:
@@ -168,10 +169,10 @@ class Drawing:
             for name, images in stages.items():
                 columns.setdefault(name, []).append(images.cpu())
         path = self._output / "strips.png"
-        grid = picture_grid(
+        grid = image_grid(
             {name: torch.cat(parts) for name, parts in columns.items()}, self._evaluator.pixels
         )
-        save_picture(grid, path)
+        save_image(grid, path)
         return path
 
     def _state(self, side: str, key: str) -> str:

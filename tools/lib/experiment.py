@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from configs import loading
 from configs.comparability import OF_A_RESULT, OF_A_TRAINING, differing
 from engine.checkpoint import NATIVE_NAMES
-from engine.results import RESULTS_NAME, Results
+from engine.report import RESULTS_NAME, Results
 from engine.scoring.paired import PER_QUERY_NAME
 from tools.main import run
 from utils.errors import UserError

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs.defaults import KEY_BY_NAME
 from configs.published import STRENGTHS, published_rank1
-from engine.results import DIRECTIONS, IMAGE_KINDS
+from engine.report import DIRECTIONS, IMAGE_KINDS
 from tools.lib.report_charts import cmc_chart, percent, training_curves, upgrade_timeline
 from tools.lib.run_files import RunFiles, read_run
 from utils.errors import UserError

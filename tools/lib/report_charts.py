@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from engine.results import DIRECTIONS
+from engine.report import DIRECTIONS
 from engine.supervision import UpgradePolicy, Validation
 from tools.lib.run_files import RunFiles, by_epoch
 

@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from configs.published import TOLERANCE, published_rank1
-from engine.results import DIRECTIONS, Results, Spread
+from engine.report import DIRECTIONS, Results, Spread
 from engine.scoring.paired import differences, mean_of, read_queries, unlike
 from tools.compare import points
 from tools.lib.experiment import Experiment

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from engine.results import RESULTS_NAME
+from engine.report import RESULTS_NAME
 from utils.errors import UserError
 from utils.metric_writer import read_metrics
 

@@ -1,4 +1,4 @@
-"""What is built from a configuration: a sheet of any batch size, and a history that is kept."""
+"""Building a training: image grids, the folder it may use, and the history it keeps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from configs.loading import load
 from engine.build import build_trainer
+from engine.checkpoint import NATIVE_NAMES
 from engine.trainer import Trainer
 from tests.fixtures import tiny
 from utils.errors import UserError
@@ -20,24 +21,24 @@ def _trainer(folder: Path, *overrides: str) -> Trainer:
     return build_trainer(load(config.split("=")[1], words))
 
 
-def test_the_sheet_does_not_depend_on_the_batch_size(
+def test_the_image_grid_does_not_depend_on_the_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.install(monkeypatch)
-    sheets = []
-    for size in ("1", "2", "16"):  # three people: three batches, two of which one is short, one
+    grids = []
+    for size in ("1", "2", "16"):  # 3 identities: 3 batches, 2 of which one is short, 1
         validation = _trainer(tmp_path, "TEST.IMS_PER_BATCH", size).validation
         assert validation is not None
-        sheets.append(validation.draw())
-    assert sheets[0].size == sheets[1].size == sheets[2].size
-    raw = [sheet.crop((0, 0, 40, sheet.height)).tobytes() for sheet in sheets]
+        grids.append(validation.draw())
+    assert grids[0].size == grids[1].size == grids[2].size
+    raw = [grid.crop((0, 0, 40, grid.height)).tobytes() for grid in grids]
     assert raw[0] == raw[1] == raw[2]
 
 
-def test_a_new_training_drops_no_numbers_of_an_earlier_one(
+def test_a_new_training_keeps_the_numbers_of_an_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checkpoints were moved away; what it wrote is still somebody's."""
+    """The checkpoints were moved away, but metrics.jsonl of the earlier training is there."""
     tiny.install(monkeypatch)
     with MetricWriter(tmp_path / "run") as writer:
         writer.scalars({"loss/total": 1.5}, epoch=7, step=70)
@@ -60,8 +61,8 @@ def test_a_resume_needs_no_start_weights(tmp_path: Path, monkeypatch: pytest.Mon
     tiny.assert_equal(dict(trainer.step.nets.reid.state_dict()), dict(saved))
 
 
-def test_a_refused_resume_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after epoch 2, before its checkpoint: its numbers wait for a resume that is right."""
+def test_a_refused_resume_changes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of epoch 2, after the last checkpoint, are deleted only by an accepted resume."""
     tiny.install(monkeypatch)
     run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     with MetricWriter(run) as writer:
@@ -75,3 +76,21 @@ def test_a_refused_resume_costs_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="MODEL.CENTER_LOSS"):
         _trainer(tmp_path, "MODEL.MODE", "C", "MODEL.CENTER_LOSS", "off", "SOLVER.RESUME", "True")
     assert kept() == before
+
+
+@pytest.mark.parametrize("name", [*NATIVE_NAMES.values(), "epoch_latest_net_C.pth"])
+def test_a_new_training_overwrites_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    tiny.install(monkeypatch)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_bytes(b"content")
+    with pytest.raises(UserError, match=rf"{name} exists.* SOLVER.RESUME True, or choose another"):
+        _trainer(tmp_path, "MODEL.MODE", "C")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
+def test_a_resume_needs_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.install(monkeypatch)
+    with pytest.raises(UserError, match="SOLVER.RESUME is True, but .* does not exist"):
+        _trainer(tmp_path, "MODEL.MODE", "C", "SOLVER.RESUME", "True")

@@ -5,24 +5,32 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import checkpoint
 from engine.checkpoint import (
     CheckpointError,
     LoadedWeights,
     find_weights,
     load_networks,
-    read_file,
     read_native,
     save_native,
     save_official,
+    training_differences,
 )
 from engine.run_folder import RunFolder
 from utils.errors import UserError
+from utils.tensor_files import TensorFileError, read_tensors
+
+INFO: dict[str, Any] = {
+    "architecture": {"MODEL.NAME": "resnet18", "INPUT.IMG_SIZE": [32, 32]},
+    "desensitizer": {"type": "mosaic", "radius": 8.0},
+    "dataset": "market1501_val",
+    "pid_of_label": [2, 7, 11],
+}
 
 
 def _networks(seed: int = 0, width: int = 3) -> dict[str, nn.Module]:
@@ -128,7 +136,7 @@ def test_every_truncation_is_damage(tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in (*range(0, 64, 7), *range(64, len(data), len(data) // 40), len(data) - 1):
         path.write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        with pytest.raises(TensorFileError, match=re.escape(str(path))):
             read_native(tmp_path, "latest")
 
 
@@ -138,7 +146,7 @@ def test_every_truncation_is_damage(tmp_path: Path) -> None:
 def test_foreign_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "checkpoint_best.pth"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+    with pytest.raises(TensorFileError, match=re.escape(str(path))):
         find_weights(tmp_path, ("C",))
 
 
@@ -160,7 +168,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, writer: str) -> None:
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(CheckpointError, match="was not executed"):
+    with pytest.raises(TensorFileError, match="was not executed"):
         find_weights(tmp_path, ("C",))
     assert not trace.exists()
 
@@ -168,8 +176,8 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, writer: str) -> None:
 def test_other_contents_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_latest.pth"
     torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match="holds a list"):
-        read_file(path)
+    with pytest.raises(TensorFileError, match="contains a list"):
+        read_tensors(path)
     torch.save({"state_dict": {}, "epoch": 3}, path)
     with pytest.raises(CheckpointError, match="not a native checkpoint.*state_dict, epoch"):
         read_native(tmp_path, "latest")
@@ -182,10 +190,10 @@ def test_other_contents_are_told_apart(tmp_path: Path) -> None:
 def test_missing_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere' is not a folder"):
         find_weights(tmp_path / "nowhere", ("C",))
-    with pytest.raises(CheckpointError, match="holds no checkpoint; expected checkpoint_best.pth"):
+    with pytest.raises(CheckpointError, match=r"contains no checkpoint; expected \S+best.pth"):
         find_weights(tmp_path, ("C",))
-    with pytest.raises(CheckpointError, match="does not exist"):
-        read_file(tmp_path / "a.pth")
+    with pytest.raises(TensorFileError, match="does not exist"):
+        read_tensors(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("kind", ["native", "official"])
@@ -221,27 +229,53 @@ def test_networks_that_a_checkpoint_lacks_stay(tmp_path: Path) -> None:
 
 def test_a_run_folder_goes_on(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, _networks(1), {"dataset": "synthetic"})
-    folder.refuse_overwriting()
     folder.save_best(2, {"epoch": 2, "rank1": 0.5, "qualified": True})
     folder.save_latest(3, {"step": 30})
-    with pytest.raises(CheckpointError, match="SOLVER.RESUME True, or choose another"):
-        folder.refuse_overwriting()
     networks = _networks(2)
     assert RunFolder(tmp_path, networks, {}).load_latest() == (3, {"step": 30})
     _assert_same(networks["D2"].state_dict(), _networks(1)["D2"].state_dict())
     assert read_native(tmp_path, "best")["info"]["best"]["rank1"] == 0.5
 
 
-@pytest.mark.parametrize("name", [*checkpoint.NATIVE_NAMES.values(), "epoch_latest_net_C.pth"])
-def test_no_kind_of_checkpoint_is_overwritten(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"precious")
-    with pytest.raises(CheckpointError, match=re.escape(name)):
-        RunFolder(tmp_path, _networks(), {}).refuse_overwriting()
-
-
 def test_resuming_needs_the_same_networks(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="SOLVER.RESUME is True, but .* does not exist"):
-        RunFolder(tmp_path, _networks(), {}).load_latest()
     RunFolder(tmp_path, {"C": _networks()["C"]}, {}).save_latest(1, {})
-    with pytest.raises(CheckpointError, match="holds networks C; this MODEL.MODE trains G, G_R"):
+    with pytest.raises(CheckpointError, match="contains networks C; this training has G, G_R"):
         RunFolder(tmp_path, _networks(), {}).load_latest()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": {"MODEL.NAME": "resnet50"}}, "MODEL.NAME 'resnet18' (now 'resnet50')"),
+        (
+            {"desensitizer": {"type": "blur", "radius": 8.0}},
+            "INPUT.TYPE 'mosaic' (now 'blur')",
+        ),
+        ({"desensitizer": {"type": "mosaic", "radius": 4.0}}, "INPUT.RADIUS 8.0 (now 4.0)"),
+        (
+            {"dataset": "cuhk03_val", "pid_of_label": [1, 2]},
+            "3 identities of market1501_val (now 2 others, of cuhk03_val)",
+        ),
+    ],
+)
+def test_resuming_needs_the_same_training(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    assert training_differences(INFO, INFO | change) == [message]
+    network = nn.Linear(2, 2)
+    RunFolder(tmp_path, {"C": network}, INFO).save_latest(3, {"step": 1})
+    before = network.weight.detach().clone()
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    with pytest.raises(CheckpointError, match="was trained with") as error:
+        RunFolder(tmp_path, {"C": network}, INFO | change).load_latest()
+    assert message in str(error.value)
+    assert torch.equal(network.weight, before + 1.0)  # nothing was loaded
+
+
+def test_the_data_set_may_have_moved(tmp_path: Path) -> None:
+    assert training_differences(INFO, INFO | {"dataset": "folder:/elsewhere"}) == []
+    assert training_differences({}, INFO) == []
+    network = nn.Linear(2, 2)
+    RunFolder(tmp_path, {"C": network}, INFO).save_latest(3, {"step": 1})
+    assert RunFolder(tmp_path, {"C": network}, INFO).load_latest() == (3, {"step": 1})

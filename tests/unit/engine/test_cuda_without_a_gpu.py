@@ -21,14 +21,12 @@ from engine.model import Model
 from engine.scoring.image_quality import QualityAccumulator
 from engine.supervision import Supervision, UpgradePolicy, UpgradeState, frozen_copy
 from engine.views import JointViews
-from layers import collectives as synced_norm
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, build_objectives
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
 from modeling.privacy_networks import PrivacyNetworks
 from solver.build import build_optimizers
-from tests.fixtures import norm_kernels
 from tests.fixtures.fake_cuda import (
     CUDA,
     HostWaitsError,
@@ -137,22 +135,6 @@ def test_a_step_never_makes_the_host_wait(
                 output = step(_batch())
     assert {value.device for value in output.numbers().values()} == {CUDA}
     assert {value.dtype for value in output.numbers().values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
-def test_a_norm_over_processes_never_makes_the_host_wait(
-    gpu: None, monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
-) -> None:
-    """Torch's own layer does, three times: where it leaves out processes without images."""
-    norm_kernels.install(monkeypatch)
-    monkeypatch.setattr(synced_norm, "gathered", lambda rows: torch.cat((rows, rows)))
-    norm = moved(synced_norm.SyncedBatchNorm(4))
-    images = torch.empty(2, 4, 8, 6, dtype=precision, device=CUDA)
-    images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
-    with NoWaiting():
-        out = norm(images)
-    assert (out.dtype, out.device, out.shape) == (precision, CUDA, images.shape)
-    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Resident:

@@ -15,9 +15,10 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.evaluation import Evaluator, build_evaluator, build_pictures
+from engine.evaluation import build_evaluator, build_image_grid
+from engine.evaluator import Evaluator
 from engine.model import Model, build_model
-from engine.results import DIRECTIONS, EvalReport
+from engine.report import DIRECTIONS, EvalReport
 from engine.scoring.image_quality import QualityAccumulator
 from modeling.build import CIPHERS
 from modeling.encryption.additive import AdditiveCipher
@@ -252,7 +253,7 @@ def test_a_sheet_of_pictures_is_drawn_in_evaluation_mode_and_leaves_no_trace(
     """Batch statistics would mix the people shown, and move what the networks have learnt."""
     scene = make_scene()
     nets = scene.model.nets
-    draw = build_pictures(scene.cfg, scene.model, scene.splits.query)
+    draw = build_image_grid(scene.cfg, scene.model, scene.splits.query)
     nets.eval()
     expected = draw()
     before = {name: value.clone() for name, value in nets.train().state_dict().items()}

@@ -75,7 +75,7 @@ def test_a_full_disk_does_not_hide_the_reason(
     def full(content: object, path: Path) -> None:
         raise WriteError("no space left")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "save_tensors", full)
     with pytest.raises(NonFiniteLossError, match="a = nan.*could not be saved .no space left"):
         LossGuard(tmp_path).observe({"a": torch.tensor(float("nan"))}, _batch(), 1)
 

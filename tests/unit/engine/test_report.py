@@ -1,17 +1,20 @@
-"""The report: the published schema, the published row, and the lines that scripts look for."""
+"""The report: its published schema and row, its log lines, and reading results.json."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from engine.results import DIRECTIONS, EvalReport, RetrievalRow
+from engine.report import DIRECTIONS, RESULTS_NAME, EvalReport, Results, RetrievalRow, Spread
 from engine.scoring.image_quality import ImageQuality
+from utils.errors import UserError
 
 ROW_KEYS = [
     "query", "gallery", "key", "rank1", "rank5", "rank10", "mAP", "mINP", "num_queries",
@@ -156,3 +159,73 @@ def test_a_caution_is_one_line_under_the_scores() -> None:
     assert "ciphertext" in lines[place - 1]
     assert lines[place + 1] == ""
     assert "noise matches noise" not in _report().table()
+
+
+def _content() -> dict[str, Any]:
+    """Results whose rank-1 encodes the direction (tens) and the key (units)."""
+    rows = []
+    for number, (query, gallery) in enumerate(DIRECTIONS):
+        for unit, key in enumerate(("none", "right", "ciphertext")):
+            if key == "none" or number:
+                rate = (10 * number + unit) / 100
+                rows.append(
+                    {"query": query, "gallery": gallery, "key": key, "rank1": rate, "mAP": rate / 2}
+                )
+    quality = {"recovered": {"psnr_db": None, "ssim": 1}}
+    return {
+        "headline_key": "right", "retrieval": rows, "image_quality": quality, "versions": {"a": "b"}
+    }  # fmt: skip
+
+
+def _save(folder: Path, content: object) -> Path:
+    (folder / RESULTS_NAME).write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(("key", "unit"), [("right", 1), ("ciphertext", 2), ("none", 0)])
+def test_results_are_those_of_the_headline_key(tmp_path: Path, key: str, unit: int) -> None:
+    results = Results.load(_save(tmp_path, _content() | {"headline_key": key}))
+    names = ["->".join(way) for way in DIRECTIONS]
+    # raw->raw does not depend on keys.
+    expected = [0.0, *((10 * number + unit) / 100 for number in (1, 2, 3))]
+    assert results.rank1 == pytest.approx(dict(zip(names, expected, strict=True)))
+    assert results.mAP == pytest.approx({name: rate / 2 for name, rate in results.rank1.items()})
+    assert results.psnr_db == {"recovered": math.inf}
+    assert (results.ssim, results.versions) == ({"recovered": 1.0}, {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        [],
+        {"retrieval": []},
+        {"retrieval": 3},
+        {"headline_key": "right", "retrieval": [{"query": "raw"}]},
+        _content() | {"image_quality": []},
+        _content() | {"image_quality": {"recovered": {"psnr_db": "much", "ssim": 1}}},
+    ],
+)
+def test_damaged_results_are_refused(tmp_path: Path, damage: object) -> None:
+    with pytest.raises(UserError, match=r"results\.json is not the report .* evaluate"):
+        Results.load(_save(tmp_path, damage))
+    (tmp_path / RESULTS_NAME).write_text('{"retr', "utf-8")
+    with pytest.raises(UserError, match="is not the report"):
+        Results.load(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        Results.load(tmp_path / "nowhere")
+
+
+def test_psnr_0_is_not_read_as_infinite(tmp_path: Path) -> None:
+    worst = {"image_quality": {"encrypted": {"psnr_db": 0.0, "ssim": 0}}}
+    assert Results.load(_save(tmp_path, _content() | worst)).psnr_db == {"encrypted": 0.0}
+
+
+def test_spread_is_the_sample_deviation() -> None:
+    values = [0.871, 0.866, 0.874]
+    results = Spread.of(values)
+    assert results.mean == pytest.approx(sum(values) / 3)
+    assert results.deviation == pytest.approx(statistics.stdev(values))
+    assert results.text(scale=100) == "87.0 ± 0.4"
+    assert Spread.of([0.5]) == Spread(0.5, None)
+    assert Spread.of([0.5]).text(2) == "0.50"
+    assert Spread.of([math.inf, math.inf]).text() == "inf"  # PSNR of equal images

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.loading import load
 from engine import model
 from engine.build import build_trainer
-from engine.evaluation import Evaluator
-from engine.results import EvalReport
+from engine.evaluator import Evaluator, Extraction
+from engine.report import EvalReport
 from engine.trainer import Trainer
 from tests.fixtures import tiny
 from tests.fixtures.curves import Curve, curve_of, worst_difference
@@ -181,29 +181,27 @@ def test_auto_compiles_long_trainings(
 
 
 @pytest.mark.parametrize("choice", ["True", "False"])
-def test_cudnn_searches_in_steps_alone(
+def test_cudnn_tries_its_kernels_in_trainings_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    """Their backward passes too; a validation between them is scored by the rules."""
     tiny.install(monkeypatch)
-    seen: list[bool] = []
-    backward, evaluate = Tensor.backward, Evaluator.evaluate
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    settings: dict[str, bool] = {}
+    fit, extract = Trainer.fit, Evaluator.extract
 
-    def looking(self: Tensor) -> None:
-        seen.append(torch.backends.cudnn.benchmark)
-        backward(self)
+    def fitting(self: Trainer) -> EvalReport | None:
+        settings["training"] = torch.backends.cudnn.benchmark
+        return fit(self)
 
-    def scoring(self: Evaluator, epoch: int) -> EvalReport:
-        assert not torch.backends.cudnn.benchmark
-        return evaluate(self, epoch)
+    def extracting(self: Evaluator) -> Extraction:
+        settings["evaluation"] = torch.backends.cudnn.benchmark
+        return extract(self)
 
-    monkeypatch.setattr(Tensor, "backward", looking)
-    monkeypatch.setattr(Evaluator, "evaluate", scoring)
-    config, *words = tiny.arguments(tmp_path, "RUNTIME.CUDNN_BENCHMARK", choice)
-    trainer = build_trainer(load(config.split("=")[1], words))
-    assert trainer.fit() is not None
-    assert set(seen) == {choice == "True"}
-    assert not torch.backends.cudnn.benchmark
+    monkeypatch.setattr(Trainer, "fit", fitting)
+    monkeypatch.setattr(Evaluator, "extract", extracting)
+    options = ("RUNTIME.CUDNN_BENCHMARK", choice, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    tiny.run(tmp_path, *options)
+    assert settings == {"training": choice == "True", "evaluation": False}
 
 
 def test_several_processes_are_not_compiled(

@@ -192,7 +192,7 @@ def test_only_the_head_and_counters_may_differ(
 def test_a_file_that_is_no_state_dict_is_named(fake: FakeWeights) -> None:
     fake.content["V1"] = b"not a pickle"
     fake.put("V1", "pretrained")
-    with pytest.raises(UserError, match="cannot be read as PyTorch weights"):
+    with pytest.raises(UserError, match="is not a file of tensors"):
         load_imagenet_weights(backbone(), fake.weights, fetch=no_network)
 
 

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from configs import loading
 from configs.published import STRENGTHS
-from engine.results import DIRECTIONS
+from engine.report import DIRECTIONS
 from engine.scoring.paired import Access
 from tests.fixtures import trees
 from tests.fixtures.paths import ROOT

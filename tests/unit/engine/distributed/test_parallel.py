@@ -14,20 +14,18 @@ from configs.loading import load
 from data.records import Batch
 from engine.build import build_trainer
 from engine.distributed.group import joined
-from engine.distributed.parallel import synchronize_norms
 from engine.distributed.processes import is_main, world
 from engine.supervision import UpgradeState, frozen_copy
 from engine.trainer import Trainer
-from layers.collectives import SyncedBatchNorm
+from layers.collectives import CPUSyncBatchNorm, synchronize_norms
 from layers.non_local import NonLocalBlock
 from modeling.privacy_networks import PrivacyNetworks
-from tests.fixtures import norm_kernels, ranks, tiny
+from tests.fixtures import ranks, tiny
 from tests.fixtures.paths import ROOT
 
 CASES: dict[str, tuple[str, ...]] = {
     "evaluation-mode": (),
     "synchronised": (),
-    "kernels": (),
     "teacher": (),
     "batch-hard": ("MODEL.WEIGHT_REGULARIZED_TRIPLET", "off", "MODEL.GAN_MODE", "lsgan"),
     "protected-only": ("MODEL.OUTPUT_MODE", "protected", "MODEL.CENTER_LOSS", "off"),
@@ -55,8 +53,6 @@ def gradients(folder: Path, case: str) -> dict[str, Tensor]:
     words = [*tiny.TINY, *SETTING, *CASES[case], *places]
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch, NonLocalBackbone)
-        if case == "kernels":
-            norm_kernels.install(patch)
         return _gradients(build_trainer(load(ROOT / "configs/demo.yml", words)), case)
 
 
@@ -162,8 +158,8 @@ def test_a_norm_keeps_its_parameters_keys_and_evaluation(layer: nn.Module) -> No
     keys = list(net.state_dict())
     images = torch.randn((2, 4, 3, 3) if isinstance(layer, nn.BatchNorm2d) else (2, 4))
     expected = net.eval()(images)
-    synchronize_norms(net)
-    assert isinstance(net[0], SyncedBatchNorm)
+    synchronize_norms(net, torch.device("cpu"))
+    assert isinstance(net[0], CPUSyncBatchNorm)
     assert list(net.state_dict()) == keys
     assert all(parameter is before[name] for name, parameter in net.named_parameters())
     assert torch.equal(net.eval()(images), expected)

@@ -1,7 +1,4 @@
-"""The one result of an evaluation: for training, upgradation, evaluate-only, files and people.
-
-Results of finished evaluations, read back: numbers of one, mean and spread of several.
-"""
+"""The report of an evaluation: its tables and log lines, and ``results.json``, written and read."""
 
 from __future__ import annotations
 
@@ -19,7 +16,9 @@ from engine.supervision import Validation
 from utils.errors import UserError
 from utils.files import write_text
 
-# Query -> gallery, in the order of the published "a/b/c/d" cells.
+RESULTS_NAME = "results.json"
+
+# (query, gallery), in the order of the published "a/b/c/d" cells.
 DIRECTIONS = (
     ("raw", "raw"),
     ("raw", "protected"),
@@ -41,7 +40,7 @@ _METRIC_DEFINITION = (
 class RetrievalRow:
     """Scores of one direction under one key state; rates in [0, 1].
 
-    ``refused`` says that a wrong key opened nothing: then what an observer sees was scored.
+    ``refused`` is set if a wrong key opened no image; the scores are then those of the ciphertext.
     """
 
     query: str
@@ -62,7 +61,7 @@ class RetrievalRow:
     def of(
         cls, direction: tuple[str, str], key: str, scores: RetrievalScores, *, refused: bool = False
     ) -> RetrievalRow:
-        """Make the row of one scored direction."""
+        """Return the row of one scored direction."""
         names = ("rank1", "rank5", "rank10", "mAP", "mINP", "num_queries", "num_gallery")
         values = {name: getattr(scores, name) for name in names}
         return cls(
@@ -76,25 +75,25 @@ class RetrievalRow:
 
     @property
     def name(self) -> str:
-        """The direction in words, ``raw->protected``."""
+        """The direction, such as ``raw->protected``."""
         return f"{self.query}->{self.gallery}"
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """Everything one evaluation found.
+    """All scores of one evaluation; training, upgradation and evaluate-only use the same report.
 
     Attributes:
-        dataset, split: What was scored; split is ``test`` or ``val``.
-        mode: MODEL.MODE of the model.
+        dataset, split: Data set and split that were scored; the split is ``test`` or ``val``.
+        mode: ``GCR`` or ``C``.
         epoch: Epoch of the weights.
-        headline_key: Key state of the published row: what TEST.RETRIEVE_WITH_KEY asks for.
+        headline_key: Key state of the published row.
         retrieval: A row for each direction and key state.
-        image_quality: Against raw, by kind of image.
-        reranked: The same rows after k-reciprocal re-ranking, where asked for.
-        notes: Facts a reader needs beside the numbers.
-        caution: A line under the retrieval scores of encrypted images; '' for none.
-        versions: Software and machine.
+        image_quality: Quality against raw, by kind of image.
+        reranked: The same rows after k-reciprocal re-ranking; empty if it was not asked for.
+        notes: Facts that a reader needs in addition to the numbers.
+        caution: A line below the retrieval scores of encrypted images, or ''.
+        versions: Versions of the software, and the machine.
     """
 
     dataset: str
@@ -110,10 +109,10 @@ class EvalReport:
     versions: dict[str, str] = field(default_factory=dict)
 
     def row(self, query: str, gallery: str, key: str = "none") -> RetrievalRow:
-        """Return one row; raw->raw involves nothing encrypted and has key ``none`` only.
+        """Return one row; raw->raw does not depend on keys, so its key state is always ``none``.
 
         Raises:
-            KeyError: If that direction was not scored under that key state.
+            KeyError: The direction was not scored under that key state.
         """
         wanted = (query, gallery, "none" if (query, gallery) == ("raw", "raw") else key)
         for row in self.retrieval:
@@ -123,12 +122,12 @@ class EvalReport:
 
     @property
     def rank1(self) -> float:
-        """Rank-1 of raw queries in a protected gallery: what validation looks at."""
+        """Rank-1 of raw queries in a protected gallery, by which validations are compared."""
         return self.row("raw", "protected").rank1
 
     @property
     def validation(self) -> Validation:
-        """What supervision upgradation decides on; for the joint model only."""
+        """The scores that supervision upgradation depends on; for the joint model only."""
         quality = self.image_quality
         return Validation(
             self.rank1,
@@ -139,7 +138,7 @@ class EvalReport:
         )
 
     def published_row(self) -> str:
-        """Return the four rank-1 percentages as the published tables print them, a/b/c/d."""
+        """Return the four rank-1 percentages in the form of the published tables, a/b/c/d."""
         rows = (self.row(*direction, self.headline_key) for direction in DIRECTIONS)
         return "/".join(f"{100 * row.rank1:.1f}" for row in rows)
 
@@ -184,7 +183,7 @@ class EvalReport:
         write_text(path, text)
 
     def table(self) -> str:
-        """Return the tables for a terminal, every number under its own name."""
+        """Return the tables for a terminal."""
         lines = [
             f"{self.dataset}, {self.split} split, mode {self.mode}, epoch {self.epoch}"
             + "".join(f"; {key}: {value}" for key, value in self.notes.items()),
@@ -207,7 +206,7 @@ class EvalReport:
         return "\n".join(lines)
 
     def log_lines(self) -> list[str]:
-        """Return the lines that scripts look for: raw->protected under the headline's key."""
+        """Return the log lines that scripts parse: raw->protected, under the headline's key."""
         row = self.row("raw", "protected", self.headline_key)
         lines = [f"Validation Results - Epoch: {self.epoch}", f"mINP: {row.mINP:.1%}"]
         lines.append(f"mAP: {row.mAP:.1%}")
@@ -217,13 +216,13 @@ class EvalReport:
 
 
 def _finite(value: float) -> float | None:
-    """Return a number JSON has a word for: the PSNR of equal images is infinite, so null."""
+    """Return a finite number, else None: equal images have an infinite PSNR, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
 def _row_json(row: RetrievalRow) -> dict[str, Any]:
     content = asdict(row)
-    # Flags appear only where they say something, so that the published schema stays as it is.
+    # Flags are left out unless they are set, so that the published schema does not change.
     for flag in ("num_skipped", "degenerate", "refused"):
         if not content[flag]:
             del content[flag]
@@ -252,17 +251,14 @@ def _retrieval_lines(title: str, rows: Iterable[RetrievalRow]) -> list[str]:
     return lines
 
 
-RESULTS_NAME = "results.json"
-
-
 @dataclass(frozen=True)
 class Results:
-    """Numbers of one evaluation.
+    """The numbers of one ``results.json``.
 
     Attributes:
-        rank1, mAP: By direction, ``raw->protected``; in [0, 1], under the headline's key.
-        psnr_db, ssim: Against raw, by kind of image.
-        versions: Software and machine.
+        rank1, mAP: By direction, such as ``raw->protected``; in [0, 1], for the headline's key.
+        psnr_db, ssim: Quality against raw, by kind of image.
+        versions: Versions of the software, and the machine.
     """
 
     rank1: Mapping[str, float]
@@ -273,10 +269,10 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> Results:
-        """Read ``results.json`` in the OUTPUT_DIR of an evaluation.
+        """Read ``results.json`` in the output folder of an evaluation.
 
         Raises:
-            UserError: There is none, or it is damaged.
+            UserError: The file does not exist or is damaged.
         """
         path = folder / RESULTS_NAME
         try:
@@ -286,25 +282,25 @@ class Results:
             return cls(
                 {name: float(row["rank1"]) for name, row in rows.items()},
                 {name: float(row["mAP"]) for name, row in rows.items()},
-                {kind: _psnr_db(one) for kind, one in quality.items()},
-                {kind: float(q["ssim"]) for kind, q in quality.items()},
+                {kind: _psnr_db(scores) for kind, scores in quality.items()},
+                {kind: float(scores["ssim"]) for kind, scores in quality.items()},
                 content["versions"],
             )
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; evaluate first") from None
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is no result of an evaluation ({error!r}); delete it and evaluate again"
+                f"{path} is not the report of an evaluation ({error!r}); delete it, then evaluate"
             ) from None
 
 
 def _psnr_db(quality: Mapping[str, Any]) -> float:
-    """Return a PSNR; null stands for the infinite one of equal images."""
+    """Return a PSNR; null means the infinite PSNR of equal images."""
     return math.inf if quality["psnr_db"] is None else float(quality["psnr_db"])
 
 
 def _headline(content: Mapping[str, Any], query: str, gallery: str) -> Mapping[str, Any]:
-    """Return the row of a direction; what involves nothing encrypted has the key ``none`` only."""
+    """Return the row of a direction; raw->raw, and every row of mode C, has key state ``none``."""
     rows = {
         r["key"]: r for r in content["retrieval"] if (r["query"], r["gallery"]) == (query, gallery)
     }
@@ -314,11 +310,11 @@ def _headline(content: Mapping[str, Any], query: str, gallery: str) -> Mapping[s
 
 @dataclass(frozen=True)
 class Spread:
-    """One number over several seeds.
+    """Mean and standard deviation of one number over several seeds.
 
     Attributes:
-        mean: Their mean.
-        deviation: Their sample standard deviation; None of a single one, or of infinite ones.
+        mean: The mean.
+        deviation: The sample standard deviation; None for a single value or infinite values.
     """
 
     mean: float
@@ -326,12 +322,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise at least one value."""
+        """Return mean and deviation of at least one value."""
         has_one = len(values) > 1 and all(map(math.isfinite, values))
         deviation = statistics.stdev(values) if has_one else None
         return cls(statistics.fmean(values), deviation)
 
     def text(self, digits: int = 1, scale: float = 1.0) -> str:
-        """Return ``87.1 ± 0.4``, or the value alone where there is one."""
+        """Return ``87.1 ± 0.4``, or ``87.1`` without a deviation."""
         mean = f"{scale * self.mean:.{digits}f}"
         return mean if self.deviation is None else f"{mean} ± {scale * self.deviation:.{digits}f}"
