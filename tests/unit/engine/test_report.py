@@ -161,7 +161,7 @@ def test_a_caution_is_one_line_under_the_scores() -> None:
     assert "noise matches noise" not in _report().table()
 
 
-def _content() -> dict[str, Any]:
+def content() -> dict[str, Any]:
     """Results whose rank-1 encodes the direction (tens) and the key (units)."""
     rows = []
     for number, (query, gallery) in enumerate(DIRECTIONS):
@@ -184,7 +184,7 @@ def _save(folder: Path, content: object) -> Path:
 
 @pytest.mark.parametrize(("key", "unit"), [("right", 1), ("ciphertext", 2), ("none", 0)])
 def test_results_are_those_of_the_headline_key(tmp_path: Path, key: str, unit: int) -> None:
-    results = Results.load(_save(tmp_path, _content() | {"headline_key": key}))
+    results = Results.load(_save(tmp_path, content() | {"headline_key": key}))
     names = ["->".join(way) for way in DIRECTIONS]
     # raw->raw does not depend on keys.
     expected = [0.0, *((10 * number + unit) / 100 for number in (1, 2, 3))]
@@ -201,8 +201,8 @@ def test_results_are_those_of_the_headline_key(tmp_path: Path, key: str, unit: i
         {"retrieval": []},
         {"retrieval": 3},
         {"headline_key": "right", "retrieval": [{"query": "raw"}]},
-        _content() | {"image_quality": []},
-        _content() | {"image_quality": {"recovered": {"psnr_db": "much", "ssim": 1}}},
+        content() | {"image_quality": []},
+        content() | {"image_quality": {"recovered": {"psnr_db": "much", "ssim": 1}}},
     ],
 )
 def test_damaged_results_are_refused(tmp_path: Path, damage: object) -> None:
@@ -217,7 +217,7 @@ def test_damaged_results_are_refused(tmp_path: Path, damage: object) -> None:
 
 def test_psnr_0_is_not_read_as_infinite(tmp_path: Path) -> None:
     worst = {"image_quality": {"encrypted": {"psnr_db": 0.0, "ssim": 0}}}
-    assert Results.load(_save(tmp_path, _content() | worst)).psnr_db == {"encrypted": 0.0}
+    assert Results.load(_save(tmp_path, content() | worst)).psnr_db == {"encrypted": 0.0}
 
 
 def test_spread_is_the_sample_deviation() -> None:

@@ -17,7 +17,7 @@ from engine.report import DIRECTIONS
 from engine.scoring.paired import Access
 from tests.fixtures import trees
 from tests.fixtures.paths import ROOT
-from tests.unit.engine.test_results import content
+from tests.unit.engine.test_report import content
 from tools import reproduce
 from tools.lib import experiment
 
