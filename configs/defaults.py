@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from configs.schema import Flag, Key, Number, OneOf, OnOff, PathText, Registered, Sequence, Text
 
-BACKBONES = Registered("modeling.backbones.registry:REID_DESIGNS")
+BACKBONES = Registered("modeling.backbones.registry:REID_DESIGNS", prefix="timm:")
 DESENSITIZERS = Registered("data.desensitize:DESENSITIZERS")
 CIPHERS = Registered("modeling.build:CIPHERS")
 GAN_LOSSES = Registered("layers.losses:GAN_LOSSES")
@@ -31,7 +31,8 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.DEVICE_ID", "0", Text("the number of one GPU, such as 0", r"\d+"),
         "which GPU `cuda` and `auto` mean"),
     Key("MODEL.NAME", "resnet50_nl", BACKBONES,
-        "backbone of the re-ID network; _nl has non-local blocks and generalised-mean pooling"),
+        "backbone of the re-ID network; _nl has non-local blocks and generalised-mean pooling; "
+        "timm:<name> is any model of the timm package, such as timm:tf_efficientnet_lite0"),
     Key("MODEL.LAST_STRIDE", 1, Number(whole=True, low=1, high=2), "stride of the last stage"),
     Key("MODEL.STEM_RELU", False, Flag(), "ReLU after the stem; AGW checkpoints have none"),
     Key("MODEL.PRETRAIN_CHOICE", "imagenet", OneOf(("imagenet", "self", "none")),

@@ -116,9 +116,12 @@ class Registered:
 
     Attributes:
         place: ``package.module:DICT``.
+        prefix: Names that start with it are allowed, too, if it is not empty; what uses the value
+            checks the rest of the name.
     """
 
     place: str
+    prefix: str = ""
 
     @property
     def registry(self) -> Mapping[str, Any]:
@@ -129,11 +132,15 @@ class Registered:
 
     def convert(self, given: object) -> str:
         """Return the name, whose case must be right."""
+        value = text_of(given)
+        if self.prefix and value.startswith(self.prefix) and value != self.prefix:
+            return value
         return self._names().convert(given)
 
     def describe(self) -> str:
         """Return the names."""
-        return self._names().describe()
+        names = self._names().describe()
+        return f"{names}, or {self.prefix}<name>" if self.prefix else names
 
     def _names(self) -> OneOf:
         return OneOf(tuple(sorted(self.registry)))

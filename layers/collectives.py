@@ -7,6 +7,8 @@ and the backward pass of a collective sums the gradients of all processes.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather, all_reduce
@@ -39,10 +41,21 @@ def synchronize_norms(network: nn.Module, device: torch.device) -> None:
     for name, child in network.named_children():
         if not isinstance(child, _BatchNorm):
             synchronize_norms(child, device)
-        elif device.type == "cuda":
-            setattr(network, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
-        else:
-            setattr(network, name, CPUSyncBatchNorm.like(child))
+            continue
+        on_cuda = device.type == "cuda"
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm if on_cuda else CPUSyncBatchNorm.like
+        synced = convert(child)
+        # timm's BatchNormAct2d applies dropout and activation after the normalisation.
+        for module in child.children():
+            synced.register_forward_hook(partial(_apply_to_output, module))
+        setattr(network, name, synced)
+
+
+def _apply_to_output(
+    module: nn.Module, _norm: nn.Module, _inputs: object, output: Tensor
+) -> Tensor:
+    applied: Tensor = module(output)
+    return applied
 
 
 class CPUSyncBatchNorm(_BatchNorm):

@@ -15,8 +15,10 @@ from layers.losses import (
     batch_hard_triplet_loss,
     weighted_regularized_triplet_loss,
 )
+from layers.pixels import PixelSpace
 from layers.recompute import set_recompute
 from modeling.backbones.registry import imagenet_weights
+from modeling.backbones.timm_backbone import TimmBackbone
 from modeling.discriminator import PatchDiscriminator
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.aead import AeadCipher
@@ -113,8 +115,12 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
         cfg.MODEL.NAME,
         last_stride=cfg.MODEL.LAST_STRIDE,
         stem_relu=cfg.MODEL.STEM_RELU,
+        image_size=tuple(cfg.INPUT.IMG_SIZE),
+        pixels=PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
     )
-    if choice == "imagenet":
+    if choice == "imagenet" and isinstance(reid.base, TimmBackbone):
+        reid.base.load_imagenet_weights(cfg.MODEL.PRETRAIN_PATH)
+    elif choice == "imagenet":
         load_imagenet_weights(reid.base, imagenet_weights(cfg.MODEL.NAME), cfg.MODEL.PRETRAIN_PATH)
     elif choice == "none":
         _LOGGER.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from layers.pixels import PixelSpace
+from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from modeling.backbones.registry import reid_design
 from utils.precision import full_precision
 
@@ -58,6 +60,7 @@ class PrivacyOutput(ReIDPair):
 
 
 CLASSIFIER_DEVIATION = 0.001
+PUBLISHED_PIXELS = PixelSpace((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 
 
 class ReIDNetwork(nn.Module):
@@ -72,9 +75,11 @@ class ReIDNetwork(nn.Module):
 
     Args:
         num_classes: Training identities N.
-        name: Key of ``REID_DESIGNS``.
+        name: Key of ``REID_DESIGNS``, or ``timm:<name>``.
         last_stride: Stride of the backbone's last stage, 1 or 2.
         stem_relu: Whether a ReLU follows the stem's batch norm.
+        image_size: Height and width of the images in pixels; only timm models depend on it.
+        pixels: Pixel space of the images; only timm models depend on it.
 
     Raises:
         UserError: If the name is unknown, or the backbone cannot be built so.
@@ -87,14 +92,17 @@ class ReIDNetwork(nn.Module):
         *,
         last_stride: int = 1,
         stem_relu: bool = False,
+        image_size: tuple[int, int] = (256, 128),
+        pixels: PixelSpace = PUBLISHED_PIXELS,
     ) -> None:
         super().__init__()
-        design = reid_design(name)
+        design = reid_design(name, image_size, pixels)
         self.name = name
         self.num_classes = num_classes
         self.base = design.backbone(last_stride=last_stride, stem_relu=stem_relu)
         self.feature_size = self.base.out_channels
-        self.global_pool = design.pooling()
+        by_sign = AveragePooling if self.base.signed else GeneralizedMeanPooling
+        self.global_pool = (design.pooling or by_sign)()
         self.bottleneck = nn.BatchNorm1d(self.feature_size)
         self.bottleneck.bias.requires_grad_(False)
         self.classifier = nn.Linear(self.feature_size, num_classes, bias=False)

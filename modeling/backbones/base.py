@@ -12,9 +12,12 @@ class Backbone(nn.Module):
 
     Attributes:
         out_channels: Channels C of the feature map.
+        signed: Whether about half of the features are negative. Generalised-mean pooling would
+            replace them by 0.
     """
 
     out_channels: int
+    signed: bool = False
 
     def forward(self, image: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to features (B, C, H', W')."""

@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from layers.pixels import PixelSpace
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from modeling.backbones.base import MakeBackbone
 from modeling.backbones.resnet import (
@@ -17,6 +18,7 @@ from modeling.backbones.resnet import (
     RESNET101_WEIGHTS,
     ResNetBackbone,
 )
+from modeling.backbones.timm_backbone import PREFIX, TimmBackbone
 from modeling.weights import ImageNetWeights
 from utils.errors import UserError
 
@@ -27,12 +29,13 @@ class ReIDDesign:
 
     Attributes:
         backbone: Class of the backbone, or a function that builds it.
-        pooling: Turns its map (B, C, H', W') into features (B, C).
+        pooling: Turns its map (B, C, H', W') into features (B, C); None for generalised-mean
+            pooling, or average pooling if the features are signed.
         imagenet: Its ImageNet weights; None if it has none.
     """
 
     backbone: MakeBackbone
-    pooling: Callable[[], nn.Module]
+    pooling: Callable[[], nn.Module] | None
     imagenet: ImageNetWeights | None = None
 
 
@@ -55,15 +58,26 @@ REID_DESIGNS: dict[str, ReIDDesign] = {
 }
 
 
-def reid_design(name: str) -> ReIDDesign:
+def reid_design(name: str, image_size: tuple[int, int], pixels: PixelSpace) -> ReIDDesign:
     """Return the design of a MODEL.NAME.
 
+    Args:
+        name: Key of ``REID_DESIGNS``, or ``timm:<name>``.
+        image_size: Height and width of the images in pixels; for timm models.
+        pixels: Pixel space of the images; for timm models.
+
     Raises:
-        UserError: If there is none of that name.
+        UserError: If the name is unknown.
     """
+    if name.startswith(PREFIX):
+        timm_name = name.removeprefix(PREFIX)
+        return ReIDDesign(
+            partial(TimmBackbone, timm_name, image_size=image_size, pixels=pixels), pooling=None
+        )
     if name not in REID_DESIGNS:
         raise UserError(
-            f"MODEL.NAME is {name!r}; expected one of {', '.join(sorted(REID_DESIGNS))}"
+            f"MODEL.NAME is {name!r}; expected one of {', '.join(sorted(REID_DESIGNS))}, or "
+            f"{PREFIX}<name>"
         )
     return REID_DESIGNS[name]
 
@@ -72,9 +86,9 @@ def imagenet_weights(name: str) -> ImageNetWeights:
     """Return which ImageNet weights the backbone of a MODEL.NAME starts from.
 
     Raises:
-        UserError: It has none, or there is no backbone of that name.
+        UserError: If it has none.
     """
-    weights = reid_design(name).imagenet
+    weights = REID_DESIGNS[name].imagenet
     if weights is None:
         others = (other for other, design in REID_DESIGNS.items() if design.imagenet is not None)
         raise UserError(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.checks import CheckOptions, _fit_problems
-from data.consistency import check_positives, count_positives, positive_problems
+from data.positives import check_positives, count_positives, positive_problems
 from data.problems import DatasetError
 from data.records import DatasetSplits, Sample
 
