@@ -134,10 +134,11 @@ class KeyringStore:
         """Return the row about the keyring."""
         names = ", ".join(field.name for field in fields(HeadRow))
         rows = self._connection.execute(f"SELECT {names} FROM keyring").fetchall()
+        head: HeadRow
         (head,) = self._typed(HeadRow, rows if len(rows) == 1 else [()])
         if head.epoch < 0:  # the authentication encodes it as an unsigned number
             raise KeyringCorrupt(f"keyring {self.path} has epoch {head.epoch}; restore a backup")
-        return head  # type: ignore[no-any-return]
+        return head
 
     def services(self) -> dict[str, bytes]:
         """Return the wrapped service keys by name."""
@@ -177,11 +178,11 @@ class KeyringStore:
 
     def _typed(self, record: type[Any], rows: Any) -> list[Any]:
         """Return rows as records. Checks the type of every column: SQLite itself does not."""
-        allowed = {
-            "int": {int},
-            "str": {str},
-            "bytes": {bytes},
-            "bytes | None": {bytes, type(None)},
+        allowed: dict[str, tuple[type, ...]] = {
+            "int": (int,),
+            "str": (str,),
+            "bytes": (bytes,),
+            "bytes | None": (bytes, type(None)),
         }
         types = [allowed[str(field.type)] for field in fields(record)]
         records = []
