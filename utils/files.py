@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import UserError
 
-_RUN = secrets.token_hex(3)  # mark of this process, since process numbers are reused
+PRIVATE_MODE = 0o600
+# Also the names of earlier versions, which contain a process number.
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.(\d+-[0-9a-f]+|[0-9a-f]{16})\.tmp(?P<end>-journal|\.[^.]+)?"
+)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
 _NEARLY_FULL = 1 << 20
 _REASONS = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -33,56 +39,88 @@ _REASONS = {
 
 
 class WriteError(UserError, OSError):
-    """A file or folder could not be written; an earlier file of that name is unchanged."""
+    """A file or folder could not be written; an earlier file of that name is unchanged.
+
+    Attributes:
+        cause: The error of the operating system.
+    """
+
+    cause: OSError
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; on success rename it to ``path``.
+def atomic_write(
+    path: str | Path,
+    *,
+    mode: int | None = None,
+    overwrite: bool = True,
+    keep_name: bool = False,
+    sync_names: bool = True,
+) -> Iterator[Path]:
+    """Yield a temporary file in the folder of ``path``; on success it becomes ``path``.
 
-    The renaming is atomic and durable: at any time, also after a kill or a power cut, ``path`` is
-    the complete old file or the complete new one. On any error the temporary file is removed and
-    the old file stays.
+    This is atomic and durable: at any time, also after a kill or a power cut, ``path`` is the
+    complete old file or the complete new one. On any error the temporary file is removed and the
+    old file stays.
 
     Args:
         path: The file; its folder is created if necessary.
+        mode: Permissions; by default those of the old file, or the usual ones for a new file.
+        overwrite: Replace an old file. Otherwise exactly one of several processes succeeds.
+        keep_name: Use the whole name, instead of the stem, for the name of the temporary file.
+        sync_names: Sync the folder too. False if the caller does that, once for many files.
 
     Yields:
-        Path to write to, which does not exist yet. It has the same suffix, by which some writers
-        choose a format.
+        Path of the temporary file, empty and locked. It has the same suffix, by which some writers
+        choose a format, unless ``keep_name`` is set.
 
     Raises:
+        FileExistsError: ``path`` exists and ``overwrite`` is False.
+        FileNotFoundError: The block wrote nothing.
         WriteError: The folder cannot be written to, or the device is full.
     """
     path = Path(path)
     ensure_folder(path.parent)
-    temporary = temporary_beside(path)
-    try:
-        yield temporary
-        _sync(temporary, os.O_RDWR)
-        _keep_mode(path, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        if isinstance(error, UserError) or error.errno not in _REASONS:
+    with contextlib.ExitStack() as stack:
+        try:
+            usual = 0o666 if mode is None else mode
+            temporary = stack.enter_context(_temporary_file(path, usual, keep_name=keep_name))
+            yield temporary
+            _check_written(temporary)
+            _sync(temporary, os.O_RDWR)
+            if overwrite:
+                if mode is None:
+                    _keep_mode(path, temporary)
+                temporary.replace(path)
+            else:
+                _link(temporary, path)
+            if sync_names:
+                sync_folder(path.parent)
+        except OSError as error:
+            taken = isinstance(error, FileExistsError) and not overwrite
+            if taken or isinstance(error, UserError) or error.errno not in _REASONS:
+                raise
+            raise _write_error(path, error) from error
+        except RuntimeError as error:
+            # On a full disk torch's zip writer raises a RuntimeError with its own message.
+            torn = any(word in str(error) for word in ("inline_container", "iostream", "writ"))
+            if torn and free_bytes(path.parent) < _NEARLY_FULL:
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise _write_error(path, full) from error
             raise
-        raise WriteError(_sentence(path, error)) from error
-    except RuntimeError as error:
-        # On a full disk torch's zip writer raises a RuntimeError with a message of its own format.
-        torn = any(word in str(error) for word in ("inline_container", "iostream", "writ"))
-        if torn and free_bytes(path.parent) < _NEARLY_FULL:
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise WriteError(_sentence(path, full)) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    sync_folder_if_possible(path.parent)
 
 
-def sync_folder_if_possible(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, if its file system supports that."""
-    with contextlib.suppress(OSError):
-        _sync(folder, os.O_RDONLY)
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, if its file system supports that.
+
+    Raises:
+        OSError: The device failed.
+    """
+    try:
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -111,56 +149,40 @@ def ensure_folder(path: str | Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(_sentence(path, error)) from error
+        raise _write_error(path, error) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise WriteError(_sentence(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
+        raise _write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     return path
 
 
-def temporary_beside(path: Path, *, suffix: bool = True) -> Path:
-    """Return a temporary name in the folder of a file; `remove_leftovers` finds it after a kill.
-
-    Args:
-        path: The file that is to be written.
-        suffix: Whether the name ends in the file's suffix.
-    """
-    stem, end = (path.stem, path.suffix) if suffix else (path.name, "")
-    return path.with_name(f".{stem}.{os.getpid()}-{_RUN}{secrets.token_hex(4)}.tmp{end}")
-
-
 def remove_leftovers(folder: str | Path, of: str = "") -> int:
-    """Remove temporary files that killed processes left in a folder; return how many.
+    """Remove the temporary files that killed processes left in a folder; return how many.
 
-    Files of running processes are kept. In containers every run has the same process number, so a
-    file with this process's number but without its random mark is from an earlier run.
+    A running process holds a lock on its temporary files, so an unlocked one is a leftover. Process
+    numbers would not do: they are reused, and other containers have their own.
 
     Args:
         folder: The folder.
         of: Name of the file whose temporary files are removed; '' for all files.
     """
     removed = 0
-    for path in Path(folder).glob(".*.*-*.tmp*"):
-        start, _, middle = path.name.rsplit(".tmp", 1)[0].rpartition(".")
-        process, _, rest = middle.partition("-")
-        if (of and start != f".{of}") or not process.isdigit():
+    for path in sorted(Path(folder).glob(".*.tmp*")):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or (of and match["name"] != of):
             continue
-        own = int(process) == os.getpid()
-        if not rest.startswith(_RUN) if own else not is_running(int(process)):
+        if match["end"] == "-journal":  # SQLite's, of a temporary file
+            leftover = not os.path.lexists(str(path).removesuffix("-journal"))
+            lock: int | None = None
+        else:
+            lock = _try_lock(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            leftover = lock is not None and stat.S_ISREG(os.fstat(lock).st_mode)
+        if leftover:
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1
+        if lock is not None:
+            os.close(lock)
     return removed
-
-
-def is_running(process: int) -> bool:
-    """Return whether a process with this number runs on this machine, of any user."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def free_bytes(folder: str | Path) -> int:
@@ -168,9 +190,84 @@ def free_bytes(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _sentence(path: Path, error: OSError) -> str:
+@contextlib.contextmanager
+def _temporary_file(path: Path, mode: int, *, keep_name: bool) -> Iterator[Path]:
+    """Yield a new empty file in the folder of ``path``, locked until it is removed at the end."""
+    stem, suffix = (path.name, "") if keep_name else (path.stem, path.suffix)
+    while True:
+        temporary = path.with_name(f".{stem}.{secrets.token_hex(8)}.tmp{suffix}")
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, mode)
+        try:
+            os.utime(descriptor, (0, 0))  # see _check_written
+            if not _lock(descriptor, temporary):
+                continue  # another process removed it before it was locked
+            yield temporary
+            return
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _check_written(temporary: Path) -> None:
+    """Raise FileNotFoundError if a temporary file is as `_temporary_file` created it."""
+    status = temporary.stat()
+    if status.st_size == 0 and status.st_mtime_ns == 0:
+        raise FileNotFoundError(errno.ENOENT, "nothing was written to the file", str(temporary))
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file or folder until it is closed; return False if it was removed before.
+
+    On file systems without locks it stays unlocked, and `_try_lock` fails for it.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(path: Path, flags: int) -> int | None:
+    """Open and lock a file or folder; return its descriptor, or None if a process uses it."""
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its final name, which must be free.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # A file system without hard links: reserve the name, then replace it.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_MODE))
+        temporary.replace(path)
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
     remedy = _REASONS.get(error.errno or 0, "choose another folder")
-    return f"cannot write {path}: {error.strerror or error}; {remedy} (nothing was overwritten)"
+    reason = error.strerror or error
+    write_error = WriteError(f"cannot write {path}: {reason}; {remedy} (nothing was overwritten)")
+    write_error.cause = error
+    return write_error
 
 
 def _sync(path: Path, flags: int) -> None:
@@ -205,40 +302,57 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target)
-    tag = f"{socket.gethostname()}-{os.getpid()}"
+    tag = secrets.token_hex(8)
     staging = target.with_name(f".{target.name}.partial-{tag}")
     aside = target.with_name(f".{target.name}.replaced-{tag}")
-    staging.mkdir()
-    try:
-        yield staging
-        if overwrite and target.exists():
-            target.rename(aside)
+    with contextlib.ExitStack() as stack:
+        staging.mkdir()
+        stack.enter_context(_held(staging))
         try:
-            staging.rename(target)
-        except OSError as error:
-            if aside.exists():
-                aside.rename(target)
-            raise UserError(f"{target} cannot be created ({error.strerror}); try again") from error
-        sync_folder_if_possible(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if target.exists():  # never delete the only copy
-            shutil.rmtree(aside, ignore_errors=True)
+            yield staging
+            if overwrite and target.exists():
+                stack.enter_context(_held(target))
+                target.rename(aside)
+            try:
+                staging.rename(target)
+            except OSError as error:
+                if aside.exists():
+                    aside.rename(target)
+                raise UserError(
+                    f"{target} cannot be created ({error.strerror}); try again"
+                ) from error
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if target.exists():  # never delete the only copy
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover(target: Path) -> None:
     """Remove the folders that killed runs left next to ``target``, or restore the replaced one."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(.+)-(\d+)")
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-.+")
     for folder in sorted(target.parent.glob(f".{target.name}.*")):
         match = pattern.fullmatch(folder.name)
-        if match is None or match[2] != socket.gethostname() or _is_used(int(match[3])):
+        if match is None:
             continue
-        if match[1] == "replaced" and not target.exists():
-            folder.rename(target)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+        lock = _try_lock(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if lock is None:  # a running process fills it
+            continue
+        try:
+            if match[1] == "replaced" and not target.exists():
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
-def _is_used(pid: int) -> bool:
-    """Return whether another running process uses a staging folder."""
-    return pid != os.getpid() and is_running(pid)
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, under any name, so that `recover` leaves it alone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)

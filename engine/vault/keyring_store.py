@@ -36,9 +36,13 @@ _PRAGMAS = (
     "PRAGMA trusted_schema = OFF",
     "PRAGMA cell_size_check = ON",
     "PRAGMA journal_mode = DELETE",
-    "PRAGMA synchronous = FULL",
+    # FULL does not sync the folder after the journal is deleted. A power cut could bring the
+    # journal back, which undoes the transaction.
+    "PRAGMA synchronous = EXTRA",
     "PRAGMA secure_delete = ON",
 )
+# For a file that nothing reads before it is complete.
+_NO_JOURNAL_FILE = "PRAGMA journal_mode = MEMORY"
 
 
 class KeyringStore:
@@ -67,10 +71,11 @@ class KeyringStore:
 
     @classmethod
     def create(cls, path: Path) -> KeyringStore:
-        """Write the schema into an empty file and open it."""
+        """Write the schema into an empty temporary file and open it."""
         store = cls.__new__(cls)
         store.path = path
         with store._connected(BUSY_TIMEOUT_MS):
+            store._connection.execute(_NO_JOURNAL_FILE)
             store._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             store._connection.executescript(_SCHEMA)
         return store
@@ -168,10 +173,11 @@ class KeyringStore:
         self._upsert("keys", [field.name for field in fields(row)], astuple(row))
 
     def copy_to(self, path: Path) -> None:
-        """Copy a consistent state into an empty file (SQLite's online backup)."""
+        """Copy a consistent state into an empty temporary file (SQLite's online backup)."""
         with self.translated():
             target = sqlite3.connect(path)
             try:
+                target.execute(_NO_JOURNAL_FILE)
                 self._connection.backup(target)
             finally:
                 target.close()

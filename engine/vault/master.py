@@ -17,7 +17,7 @@ from typing import ClassVar
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from engine.vault.keyring_rows import FORMAT, FORMATS, HeadRow, KeyRow
-from engine.vault.secret_files import read_private, sync_folder, write_new_private
+from engine.vault.secret_files import read_private, write_new_private
 from modeling.encryption.ised_errors import (
     AuthenticationError,
     KeyringCorrupt,
@@ -29,7 +29,7 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.primitives import KEY_BYTES, open_sealed, random_key, seal
 from utils.errors import UserError
-from utils.files import remove_leftovers
+from utils.files import remove_leftovers, sync_folder
 
 KDF_FILE = "file"
 KDF_ARGON2ID = "argon2id"

@@ -27,7 +27,6 @@ from engine.vault.sealed_folder import (
     publish,
     storage_error,
 )
-from engine.vault.secret_files import sync_folder
 from engine.vault.sources import decode_source, read_bytes
 from layers.pixels import PixelSpace
 from modeling.encryption import png_format
@@ -42,7 +41,7 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.keys import KeySource
 from modeling.encryption.sealed_image import Metadata, OpenedImage, open_image
-from utils.files import remove_leftovers
+from utils.files import remove_leftovers, sync_folder
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.vault.secret_files import PRIVATE_MODE, link_without_clobber
 from modeling.encryption.ised_errors import (
     AuthenticationError,
     BadInput,
@@ -20,7 +20,7 @@ from modeling.encryption.ised_errors import (
     UsageError,
 )
 from modeling.encryption.primitives import open_sealed, seal
-from utils.files import atomic_write, check_regular, temporary_beside
+from utils.files import PRIVATE_MODE, WriteError, atomic_write, check_regular
 
 MANIFEST_NAME = "manifest.ised"
 SEALED_SUFFIX = ".png"
@@ -49,8 +49,9 @@ class Manifest:
     def save(self, folder: Path, key: bytes) -> None:
         """Write the manifest into a folder, atomically; file and folder get modification time 0."""
         text = json.dumps({"dataset": self.dataset, "files": dict(sorted(self.files.items()))})
-        with atomic_write(folder / MANIFEST_NAME) as temporary:
-            temporary.touch(PRIVATE_MODE)
+        path = folder / MANIFEST_NAME
+        mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else PRIVATE_MODE
+        with atomic_write(path, mode=mode) as temporary:
             temporary.write_bytes(seal(key, _CONTEXT, _AAD, text.encode()))
             os.utime(temporary, (0, 0))
         with suppress(PermissionError):  # only the owner of a folder may set its date
@@ -91,25 +92,18 @@ def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
         OutputExists: The name is taken and ``overwrite`` is False.
         StorageError: The disk is full, read-only or failing; no temporary file is left.
     """
-    temporary = temporary_beside(path)
     try:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, PRIVATE_MODE), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.utime(file.fileno(), (0, 0))  # dates would reveal when each image was sealed
-            os.fsync(file.fileno())
-        if overwrite:
-            temporary.replace(path)
-        else:
-            link_without_clobber(temporary, path)
+        with atomic_write(
+            path, mode=PRIVATE_MODE, overwrite=overwrite, sync_names=False
+        ) as temporary:
+            temporary.write_bytes(content)
+            os.utime(temporary, (0, 0))  # dates would reveal when each image was sealed
     except FileExistsError:
         raise OutputExists(f"{path} exists already; it was kept, --overwrite replaces it") from None
+    except WriteError as error:
+        raise storage_error(path, error.cause) from None
     except OSError as error:
         raise storage_error(path, error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def storage_error(path: Path, error: OSError) -> OSError | StorageError:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from engine.vault.key_snapshot import KeySnapshot
 from engine.vault.sealed_folder import publish
-from engine.vault.secret_files import sync_folder
 from engine.vault.sources import SourceImage, decode_source, read_bytes
 from modeling.encryption import png_format
 from modeling.encryption.ised_errors import IsedError, OutputExists
@@ -32,6 +31,7 @@ from modeling.encryption.sealed_image import (
     open_image,
     seal_image,
 )
+from utils.files import sync_folder
 
 
 @dataclass(frozen=True)

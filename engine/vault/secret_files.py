@@ -1,34 +1,31 @@
-"""Files that hold secrets: made for their owner alone, never through a link, never overwritten."""
+"""Files that contain secrets: readable by their owner only, never a link, never overwritten."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from modeling.encryption.ised_errors import InsecurePermissions, KeyringMissing, StorageError
-from utils.files import remove_leftovers, temporary_beside
-
-PRIVATE_MODE = 0o600
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+from utils.files import PRIVATE_MODE, WriteError, atomic_write, remove_leftovers
 
 
 def check_private(path: Path, what: str) -> os.stat_result:
-    """Refuse a secret file that somebody else may read or have put there.
+    """Raise if another user can read a secret file or may have put it there.
 
     Args:
         path: The file.
-        what: What it is, for the message.
+        what: Name of its purpose, for the message.
 
     Returns:
-        What the system knows of the file that was checked.
+        The status of the file that was checked.
 
     Raises:
         KeyringMissing: It does not exist.
-        InsecurePermissions: It is a link or no file, another user's, or readable by others.
+        InsecurePermissions: It is a link or not a file, belongs to another user, or is readable by
+            others.
     """
     try:
         status = path.lstat()
@@ -37,7 +34,7 @@ def check_private(path: Path, what: str) -> os.stat_result:
     except OSError as error:
         raise KeyringMissing(f"{what} {path} cannot be reached: {error.strerror}") from None
     if stat.S_ISLNK(status.st_mode):
-        raise InsecurePermissions(f"{what} {path} is a symbolic link; name the file itself")
+        raise InsecurePermissions(f"{what} {path} is a symbolic link; give the path of the file")
     if not stat.S_ISREG(status.st_mode):
         raise InsecurePermissions(f"{what} {path} is not a regular file")
     if status.st_uid != os.geteuid():
@@ -47,93 +44,57 @@ def check_private(path: Path, what: str) -> os.stat_result:
         )
     if status.st_mode & 0o077:
         raise InsecurePermissions(
-            f"{what} {path} may be read by others (mode {stat.S_IMODE(status.st_mode):03o}); "
+            f"{what} {path} can be read by others (mode {stat.S_IMODE(status.st_mode):03o}); "
             f"run: chmod 600 {path}"
         )
     return status
 
 
 def read_private(path: Path, what: str, limit: int = 1 << 20) -> bytes:
-    """Return the content of a secret file after checking it.
+    """Return the content of a secret file after checking it, at most ``limit`` bytes.
 
     Raises:
-        KeyringMissing, InsecurePermissions: As for `check_private`, or another file took its place
-            after it was checked.
+        KeyringMissing, InsecurePermissions: See `check_private`; or another file replaced it after
+            the check.
     """
     checked = check_private(path, what)
-    # Not to wait: in place of the file a pipe may lie there by now.
+    # Non-blocking: a pipe may have replaced the file.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not os.path.samestat(checked, os.fstat(descriptor)):
             raise InsecurePermissions(
-                f"{what} {path} was replaced while it was read; see who may write in {path.parent}"
+                f"{what} {path} was replaced while it was read; check who can write to "
+                f"{path.parent}"
             )
         return file.read(limit)
 
 
 @contextmanager
 def new_private_file(path: Path) -> Iterator[Path]:
-    """Give an empty temporary file (0600) that takes its final name only if the block succeeds.
+    """Yield an empty temporary file (0600) that becomes ``path`` only if the block succeeds.
 
-    The final name is linked, never replaced: of several processes exactly one wins.
+    The final name is linked, never replaced: of several processes exactly one succeeds.
 
     Raises:
         FileExistsError: The final name is taken.
-        StorageError: The folder cannot be written to.
+        StorageError: The folder cannot be written to, or the disk is full.
     """
+    if not path.parent.is_dir():
+        raise StorageError(f"cannot write {path}: {path.parent} is not a folder; create it first")
     remove_leftovers(path.parent)  # a killed process may have left a copy of a secret
-    temporary = temporary_beside(path, suffix=False)
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
-        os.close(os.open(temporary, flags, PRIVATE_MODE))
-    except OSError as error:
-        raise StorageError(f"cannot write in {path.parent}: {error.strerror}") from None
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        link_without_clobber(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        with atomic_write(path, mode=PRIVATE_MODE, overwrite=False, keep_name=True) as temporary:
+            yield temporary
+    except WriteError as error:
+        raise StorageError(str(error)) from None
 
 
 def write_new_private(path: Path, content: bytes) -> None:
     """Write a secret file that does not exist yet.
 
     Raises:
-        FileExistsError: It exists; it is left as it is.
+        FileExistsError: It exists; it stays unchanged.
         StorageError: It cannot be written.
     """
     with new_private_file(path) as temporary:
-        try:
-            temporary.write_bytes(content)
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from None
-
-
-def link_without_clobber(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its final name; the temporary name stays.
-
-    Raises:
-        FileExistsError: The final name is taken.
-    """
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:  # a file system without hard links: reserve the name, then replace it
-        if error.errno not in _NO_LINKS:
-            raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_MODE))
-        temporary.replace(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        temporary.write_bytes(content)

@@ -16,8 +16,16 @@ import pytest
 import torch
 
 from tests.fixtures.paths import ROOT
+from utils import files
 from utils.errors import UserError
-from utils.files import WriteError, atomic_write, ensure_folder, remove_leftovers, write_text
+from utils.files import (
+    WriteError,
+    atomic_write,
+    ensure_folder,
+    recover,
+    remove_leftovers,
+    write_text,
+)
 
 OLD = b"old " * 100
 
@@ -192,15 +200,126 @@ def test_a_reader_never_sees_a_mixture(kept: Path) -> None:
     assert reads
 
 
-def test_leftovers_of_an_earlier_process_with_the_same_number_are_removed(tmp_path: Path) -> None:
-    """In containers every run is process 1."""
-    left = tmp_path / f".kept.{os.getpid()}-0badcafe0badcafe.tmp.pth"
+@pytest.mark.parametrize("process", [os.getpid(), os.getppid(), 99_999_999])
+def test_process_numbers_do_not_matter(tmp_path: Path, process: int) -> None:
+    """Earlier versions put them into names. A number is reused, and every container has a 1."""
+    left = tmp_path / f".kept.{process}-0badcafe0badcafe.tmp.pth"
     left.write_bytes(b"half")
     with atomic_write(tmp_path / "kept.pth") as temporary:
         temporary.write_bytes(b"new")
         assert remove_leftovers(tmp_path) == 1
         assert not left.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["kept.pth"]
+
+
+def test_a_temporary_file_of_a_zombie_is_a_leftover(kept: Path) -> None:
+    """A killed process whose parent has not waited for it still has its number."""
+    command = [sys.executable, "-c", KILLED, str(kept)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+        process.stdout.read()  # until its files are closed
+        os.kill(process.pid, 0)  # the number is in use
+        assert remove_leftovers(kept.parent) == 1
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_a_temporary_file_removed_before_it_is_locked_is_made_again(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, removed = files._lock, []
+
+    def late(descriptor: int, path: Path) -> bool:
+        if not removed:
+            removed.append(remove_leftovers(kept.parent))
+        return lock(descriptor, path)
+
+    monkeypatch.setattr(files, "_lock", late)
+    with atomic_write(kept) as temporary:
+        temporary.write_bytes(b"new")
+    assert removed == [1]
+    assert kept.read_bytes() == b"new"
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_names_of_other_files_and_other_kinds_are_kept(tmp_path: Path) -> None:
+    (tmp_path / ".notes.2024.tmp.txt").write_text("mine")
+    (tmp_path / ".x.0badcafe0badcafe.tmp").mkdir()
+    os.mkfifo(tmp_path / ".y.0badcafe0badcafe.tmp")
+    (tmp_path / ".z.0badcafe0badcafe.tmp").symlink_to("target")
+    (tmp_path / "target").write_text("mine")
+    assert remove_leftovers(tmp_path) == 0
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_journal_of_a_leftover_database_is_removed_with_it(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "k.db", keep_name=True) as temporary:
+        temporary.write_bytes(b"new")
+        journal = Path(f"{temporary}-journal")
+        journal.touch()
+        assert remove_leftovers(tmp_path) == 0
+        left = tmp_path / ".k.db.99-0badcafe.tmp"
+        left.touch()
+        Path(f"{left}-journal").touch()
+        assert remove_leftovers(tmp_path) == 2
+    assert remove_leftovers(tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["k.db"]
+
+
+def test_one_of_several_writers_that_do_not_overwrite_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with atomic_write(path, overwrite=False, mode=0o600) as temporary:
+        temporary.write_bytes(b"first")
+        with pytest.raises(FileExistsError):  # noqa: SIM117
+            with atomic_write(path, overwrite=False) as other:
+                other.write_bytes(b"second")
+                path.write_bytes(b"taken")
+        path.unlink()
+    assert path.read_bytes() == b"first"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from utils.files import staged_folder
+with staged_folder(Path(sys.argv[1])) as staging:
+    (staging / "half").touch()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_staged_folder_is_kept_while_its_process_runs(tmp_path: Path) -> None:
+    target = tmp_path / "set"
+    old = tmp_path / ".set.partial-host-1"  # as earlier versions named it
+    old.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(target)], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert not old.exists()
+        recover(target)
+        (staging,) = tmp_path.iterdir()
+        assert (staging / "half").exists()
+        process.kill()
+    recover(target)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_replaced_folder_is_restored_if_there_is_no_new_one(tmp_path: Path, exists: bool) -> None:
+    target, replaced = tmp_path / "set", tmp_path / ".set.replaced-0badcafe0badcafe"
+    replaced.mkdir()
+    (replaced / "old").touch()
+    if exists:
+        target.mkdir()
+    recover(target)
+    assert list(tmp_path.iterdir()) == [target]
+    assert (target / "old").exists() != exists
 
 
 def test_leftovers_of_one_file_can_be_removed(tmp_path: Path) -> None:

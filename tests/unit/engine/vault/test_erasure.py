@@ -59,12 +59,12 @@ def test_no_hidden_name_outlives_a_master_that_is_destroyed(tmp_path: Path, call
     path, master = folders[0] / "k.db", folders[1] / "m.key"
     base = ["--keyring", str(path), "--master", str(master)]
     child = (
-        "import os, sys; from engine.vault import secret_files; from tools import keyring\n"
+        "import os, sys; from utils import files; from tools import keyring\n"
         "left = [int(sys.argv.pop(1))]\n"
         "def kill(folder):\n"
         "    left[0] -= 1\n"
         "    left[0] or os.kill(os.getpid(), 9)\n"
-        "secret_files.sync_folder = kill; keyring.main(sys.argv[1:])\n"
+        "files.sync_folder = kill; keyring.main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", child, str(calls), *base, "init"]
     assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL

@@ -583,7 +583,7 @@ def test_a_file_system_without_hard_links_never_replaces_a_secret(
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
     monkeypatch.setattr(os, "link", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         secret_files.write_new_private(tmp_path / "other", b"third")
     assert list(tmp_path.iterdir()) == [path]
 

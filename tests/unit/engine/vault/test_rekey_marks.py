@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.vault import keyring_admin, secret_files
+from engine.vault import keyring_admin
 from engine.vault import master as new_master
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Passphrase, claim_of, mark_of
@@ -16,6 +16,7 @@ from engine.vault.secret_files import write_new_private
 from modeling.encryption.ised_errors import UsageError, WrongMaster
 from tests.fixtures.keyrings import Scene, killed
 from tools import keyring as tool
+from utils import files
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_stale_mark_makes_no_key_of_another_keyring_acceptable(scene: Scene) -
 def test_an_error_after_a_name_was_linked_leaves_neither(
     scene: Scene, error: BaseException, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, synced = scene.files(), secret_files.sync_folder
+    before, synced = scene.files(), files.sync_folder
     left = [calls]
 
     def failing(folder: Path) -> None:
@@ -59,7 +60,7 @@ def test_an_error_after_a_name_was_linked_leaves_neither(
         if left[0] == 0:
             raise error
 
-    monkeypatch.setattr(secret_files, "sync_folder", failing)
+    monkeypatch.setattr(files, "sync_folder", failing)
     assert tool.main(scene.command) == (130 if isinstance(error, KeyboardInterrupt) else 3)
     assert left[0] == 0
     assert scene.files() == before
