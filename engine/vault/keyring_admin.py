@@ -27,6 +27,7 @@ from engine.vault.master import (
     drop_mark,
 )
 from engine.vault.secret_files import new_private_file, read_private, write_new_private
+from engine.vault.subjects import checked_label
 from modeling.encryption.ised_errors import (
     DestroyedKey,
     FormatError,
@@ -280,7 +281,7 @@ def _parse_export(content: bytes) -> tuple[str, list[tuple[bytes, bytes]]]:
     try:
         parsed = json.loads(content)
         keys = [(bytes.fromhex(k["key_id"]), bytes.fromhex(k["key"])) for k in parsed["keys"]]
-        subject = str(parsed["subject"])
+        subject = checked_label(str(parsed["subject"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise Tampered("the export has a content that this program does not write") from None
     if any(len(key_id) != LOCATOR_BYTES or len(key) != KEY_BYTES for key_id, key in keys):
