@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import HeadRow, KeyRow
 from engine.vault.master import (
+    EXPORT_LIMITS,
     KDF_SALT_BYTES,
     Argon2Cost,
     KeyFile,
@@ -31,10 +31,12 @@ from engine.vault.subjects import checked_label
 from modeling.encryption.ised_errors import (
     DestroyedKey,
     FormatError,
+    KeyringCorrupt,
     KeyringError,
     KeyringExists,
     MissingKey,
     Tampered,
+    UsageError,
     WrongKey,
 )
 from modeling.encryption.primitives import KEY_BYTES, open_sealed, random_key, seal
@@ -42,6 +44,7 @@ from modeling.encryption.sealed_image import LOCATOR_BYTES
 from utils.errors import UserError
 
 _EXPORT_MAGIC = b"ISEX\x01"
+_MAX_EXPORT_BYTES = 1 << 20  # about 6,000 keys
 
 
 @dataclass(frozen=True)
@@ -92,25 +95,27 @@ def rotate(keyring: Keyring, subject: str) -> KeyInfo:
 def revoke(keyring: Keyring, subject: str) -> int:
     """Forbid the use of a subject's keys until `restore`; return how many changed.
 
+    Returns 0 if they were revoked already, so that a killed command can be run again.
+
     Raises:
-        MissingKey: No key of the subject is in use.
+        MissingKey: The subject has no key, or its keys were destroyed.
     """
-    return _set_state(keyring, subject, "revoked", lambda row: row.state in ("active", "retired"))
+    return _set_state(keyring, subject, "revoked", ("active", "retired"))
 
 
 def restore(keyring: Keyring, subject: str) -> int:
-    """Undo `revoke`; return how many keys changed.
+    """Undo `revoke`; return how many keys changed, 0 if `revoke` was undone already.
 
     The newest key that is not imported becomes active if no key is; the others become retired.
 
     Raises:
-        MissingKey: No key of the subject is revoked.
+        MissingKey: The subject has no key, or its keys were destroyed.
     """
     with keyring.writing():
         rows = _rows_of(keyring, subject)
+        if all(row.state == "destroyed" for row in rows):
+            raise MissingKey(f"no key of subject {subject!r} is revoked: all were destroyed")
         revoked = [row for row in rows if row.state == "revoked"]
-        if not revoked:
-            raise MissingKey(f"no key of subject {subject!r} is revoked")
         active = next((row.key_id for row in rows if row.state == "active"), None)
         if active is None:
             active = next((row.key_id for row in reversed(revoked) if not row.imported), None)
@@ -123,13 +128,15 @@ def restore(keyring: Keyring, subject: str) -> int:
 def destroy(keyring: Keyring, subject: str) -> int:
     """Destroy every key of a subject: its files can never be opened again. Return how many.
 
+    Returns 0 if they were destroyed already, so that a killed command can be run again.
+
     A tombstone without key and label stays, so that no new key is created by accident. Earlier
     copies of the keyring still contain the keys, under their root key: docs/ISED.md.
 
     Raises:
-        MissingKey: The subject has no key that is not destroyed.
+        MissingKey: The keyring has never had a key of the subject.
     """
-    return _set_state(keyring, subject, "destroyed", lambda row: row.state != "destroyed")
+    return _set_state(keyring, subject, "destroyed", ("active", "retired", "revoked"))
 
 
 def rekey(keyring: Keyring, master: Master) -> None:
@@ -209,17 +216,23 @@ def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passp
     Raises:
         MissingKey: The subject has no usable key.
         KeyringExists: The target exists.
+        UsageError: The passphrase is too short, or its cost above `EXPORT_LIMITS`.
     """
     passphrase.check_strength()
+    params = str(passphrase.cost)
+    try:
+        Argon2Cost.parse(params, EXPORT_LIMITS)
+    except KeyringCorrupt as error:
+        raise UsageError(f"{error}; choose a lower cost for an export") from None
     keyring.refresh()
     usable = [row for row in keyring.rows_of(subject) if row.state in ("active", "retired")]
     if not usable:
         raise MissingKey(f"subject {subject!r} has no usable key to export")
     keys = [{"key_id": row.key_id.hex(), "key": keyring.unwrap(row).hex()} for row in usable]
     content = {"subject": subject, "keys": keys}
-    params, salt = str(passphrase.cost).encode(), random_key()
-    head = _EXPORT_MAGIC + bytes([len(params)]) + params + salt
-    key = passphrase.unlock(params.decode(), salt)
+    salt = random_key()
+    head = _EXPORT_MAGIC + bytes([len(params)]) + params.encode() + salt
+    key = passphrase.unlock(params, salt)
     try:
         write_new_private(path, head + seal(key, "export", head, json.dumps(content).encode()))
     except FileExistsError:
@@ -239,7 +252,9 @@ def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tupl
         Tampered: It was changed.
         DestroyedKey: One of its keys was destroyed in this keyring.
     """
-    stored = read_private(path, "exported keys")
+    stored = read_private(path, "exported keys", _MAX_EXPORT_BYTES + 1)
+    if len(stored) > _MAX_EXPORT_BYTES:
+        raise FormatError(f"{path} is larger than any file of exported keys", _MAX_EXPORT_BYTES)
     head, params, salt = _split_export(stored)
     key = passphrase.unlock(params, salt)
     try:
@@ -268,9 +283,11 @@ def _split_export(stored: bytes) -> tuple[bytes, str, bytes]:
     end = start + stored[start - 1]
     head = stored[: end + KDF_SALT_BYTES]
     try:
-        params = str(Argon2Cost.parse(stored[start:end].decode("ascii")))
-    except ValueError:
+        params = str(Argon2Cost.parse(stored[start:end].decode("ascii"), EXPORT_LIMITS))
+    except UnicodeDecodeError:
         raise FormatError("the passphrase parameters of the export are damaged", start) from None
+    except KeyringCorrupt as error:
+        raise FormatError(f"the export is damaged or hostile: {error}", start) from None
     if len(head) < end + KDF_SALT_BYTES:
         raise FormatError("truncated inside the salt", len(stored))
     return head, params, head[end:]
@@ -289,14 +306,17 @@ def _parse_export(content: bytes) -> tuple[str, list[tuple[bytes, bytes]]]:
     return subject, keys
 
 
-def _set_state(
-    keyring: Keyring, subject: str, state: str, applies: Callable[[KeyRow], bool]
-) -> int:
-    """Change the state of those keys of a subject to which it applies; return how many."""
+def _set_state(keyring: Keyring, subject: str, state: str, changed: tuple[str, ...]) -> int:
+    """Give those keys of a subject that are in a state of ``changed`` a new state; return how many.
+
+    Raises:
+        MissingKey: No key is in one of these states, or in the new state already.
+    """
     with keyring.writing():
-        rows = [row for row in _rows_of(keyring, subject) if applies(row)]
-        if not rows:
+        rows = _rows_of(keyring, subject)
+        if not any(row.state in (*changed, state) for row in rows):
             raise MissingKey(f"subject {subject!r} has no key that could become {state}")
+        rows = [row for row in rows if row.state in changed]
         for row in rows:
             if state == "destroyed":
                 # The label, from which other spellings are found, is erased: use the usual tag.

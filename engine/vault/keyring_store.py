@@ -41,6 +41,11 @@ _PRAGMAS = (
     "PRAGMA synchronous = EXTRA",
     "PRAGMA secure_delete = ON",
 )
+# Bounds on values, checked before they are read: SQLite would allow 1 GB for each.
+_TOO_LONG = """SELECT EXISTS (SELECT 1 FROM keyring WHERE max(length(keyring_id),
+    length(kdf_params), length(kdf_salt), length(root_wrap), length(rows_mac)) > 256)
+  OR EXISTS (SELECT 1 FROM service WHERE length(wrapped) > 256)
+  OR EXISTS (SELECT 1 FROM keys WHERE length(label_ct) > 2048 OR length(wrapped) > 256)"""
 # For a file that nothing reads before it is complete.
 _NO_JOURNAL_FILE = "PRAGMA journal_mode = MEMORY"
 
@@ -68,6 +73,8 @@ class KeyringStore:
                 raise KeyringCorrupt(
                     f"the tables of {path} are not those of a keyring; restore a backup"
                 )
+            if _single_value(self._connection, _TOO_LONG):
+                raise KeyringCorrupt(f"{path} contains values that are too long; restore a backup")
 
     @classmethod
     def create(cls, path: Path) -> KeyringStore:
@@ -114,7 +121,8 @@ class KeyringStore:
             if any(word in text for word in ("full", "I/O", "readonly", "unable to open")):
                 raise StorageError(f"keyring {self.path}: {text}; check the disk") from None
             raise KeyringCorrupt(f"keyring {self.path}: {text}; restore a backup") from None
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            # sqlite3 raises UnicodeDecodeError for damaged text, also in its own messages.
             raise KeyringCorrupt(f"keyring {self.path}: {error}; restore a backup") from None
 
     @contextmanager
@@ -221,7 +229,10 @@ def _single_value(connection: sqlite3.Connection, query: str) -> Any:
 
 def _schema_of(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
     """Return every definition in a database, triggers and views included."""
-    query = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    query = (
+        "SELECT type, name, substr(sql, 1, 2048) FROM sqlite_master "
+        "WHERE sql IS NOT NULL ORDER BY name LIMIT 9"
+    )
     return connection.execute(query).fetchall()
 
 

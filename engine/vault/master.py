@@ -36,12 +36,27 @@ KDF_ARGON2ID = "argon2id"
 KDF_SALT_BYTES = 32
 MIN_PASSPHRASE_CHARS = 8
 
-_MEMORY_KIB = (8 * 1024, 4 * 1024 * 1024)
-_ITERATIONS = (1, 64)
-_LANES = (1, 64)
 _PARAMS = re.compile(r"m=(\d{1,8}),t=(\d{1,3}),p=(\d{1,3})")
 # Version of the root's wrap. Not the format of the keyring, whose conversion keeps the wrap.
 _ROOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Argon2Limits:
+    """Bounds of stored Argon2id parameters, checked before memory or time is spent.
+
+    Attributes:
+        memory_kib, iterations, lanes: Smallest and largest value.
+    """
+
+    memory_kib: tuple[int, int]
+    iterations: tuple[int, int]
+    lanes: tuple[int, int]
+
+
+KEYRING_LIMITS = Argon2Limits((8 * 1024, 4 * 1024 * 1024), (1, 64), (1, 64))
+# An export may come from anybody, and its parameters are used before it is authenticated.
+EXPORT_LIMITS = Argon2Limits((8 * 1024, 512 * 1024), (1, 8), (1, 8))
 
 
 @dataclass(frozen=True)
@@ -63,8 +78,8 @@ class Argon2Cost:
         return f"m={self.memory_kib},t={self.iterations},p={self.lanes}"
 
     @classmethod
-    def parse(cls, text: str) -> Argon2Cost:
-        """Parse a stored form; bounds are checked before memory is allocated.
+    def parse(cls, text: str, limits: Argon2Limits = KEYRING_LIMITS) -> Argon2Cost:
+        """Parse a stored form.
 
         Raises:
             KeyringCorrupt: The text is malformed or a number is out of bounds.
@@ -73,24 +88,16 @@ class Argon2Cost:
         if match is None:
             raise KeyringCorrupt(f"passphrase parameters {text!a} are not m=..,t=..,p=..")
         cost = cls(*(int(number) for number in match.groups()))
-        cost.check()
-        return cost
-
-    def check(self) -> None:
-        """Raise if a value is out of bounds.
-
-        Raises:
-            KeyringCorrupt: A value is out of bounds.
-        """
         for name, value, (low, high) in (
-            ("m", self.memory_kib, _MEMORY_KIB),
-            ("t", self.iterations, _ITERATIONS),
-            ("p", self.lanes, _LANES),
+            ("m", cost.memory_kib, limits.memory_kib),
+            ("t", cost.iterations, limits.iterations),
+            ("p", cost.lanes, limits.lanes),
         ):
             if not low <= value <= high:
                 raise KeyringCorrupt(
                     f"passphrase parameter {name}={value}; allowed {low} to {high}"
                 )
+        return cost
 
 
 @dataclass(frozen=True)

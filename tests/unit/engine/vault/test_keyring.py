@@ -154,8 +154,18 @@ def test_revoke_is_reversible_and_never_opens(keyring: Keyring) -> None:
     assert keyring_admin.restore(keyring, SUBJECT) == 2
     assert _states(keyring) == [(1, "retired"), (2, "active")]
     assert _opens(keyring, sealed)
-    with pytest.raises(MissingKey, match="is revoked"):
-        keyring_admin.restore(keyring, SUBJECT)
+
+
+def test_revoke_and_its_undo_can_be_repeated(keyring: Keyring) -> None:
+    _seal(keyring)
+    for act, count in (
+        (keyring_admin.restore, 0),
+        (keyring_admin.revoke, 1),
+        (keyring_admin.revoke, 0),
+        (keyring_admin.restore, 1),
+        (keyring_admin.restore, 0),
+    ):
+        assert act(keyring, SUBJECT) == count
 
 
 def test_destroy_erases_key_and_label_from_the_file(path: Path, keyring: Keyring) -> None:
@@ -175,8 +185,10 @@ def test_destroy_erases_key_and_label_from_the_file(path: Path, keyring: Keyring
         keyring.opening_key(sealed.chunk)
     with pytest.raises(DestroyedKey, match="rotate"):
         keyring.sealing_key(SUBJECT)
-    with pytest.raises(MissingKey):
-        keyring_admin.destroy(keyring, SUBJECT)
+    assert keyring_admin.destroy(keyring, SUBJECT) == 0  # the command may have been killed
+    for act in (keyring_admin.revoke, keyring_admin.restore):
+        with pytest.raises(MissingKey):
+            act(keyring, SUBJECT)
     keyring_admin.rotate(keyring, SUBJECT)
     assert _opens(keyring, _seal(keyring))
 
@@ -335,16 +347,39 @@ def test_an_export_that_another_program_wrote_is_refused(
         (b"PK\x03\x04 something else", "not a file of exported keys"),
         (b"ISEX\x01", "not a file of exported keys"),
         (b"ISEX\x01\x0em=8192,t=1,p=1" + bytes(31), "truncated inside the salt"),
-        (b"ISEX\x01\x0em=9192,t=0,p=1" + bytes(99), "parameters of the export are damaged"),
+        (b"ISEX\x01\x0em=9192,t=0,p=1" + bytes(99), "parameter t=0; allowed 1 to 8"),
+        (b"ISEX\x01\x11m=4194304,t=3,p=4" + bytes(99), "m=4194304; allowed 8192 to 524288"),
+        (b"ISEX\x01\x10m=262144,t=9,p=4" + bytes(99), "t=9; allowed 1 to 8"),
+        (b"ISEX\x01\x0e\xff=8192,t=1,p=1" + bytes(99), "parameters of the export are damaged"),
+        (b"ISEX\x01\x0em=8192,t=1,p=1" + bytes(1 << 20), "larger than any file of exported"),
     ],
 )
 def test_a_file_that_is_no_export_is_named(
-    tmp_path: Path, keyring: Keyring, content: bytes, message: str
+    tmp_path: Path,
+    keyring: Keyring,
+    content: bytes,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     exported = tmp_path / "two.keys"
     secret_files.write_new_private(exported, content)
+
+    def refuse(self: Passphrase, params: str, salt: bytes) -> bytes:
+        raise AssertionError("memory and time were spent before the check")
+
+    monkeypatch.setattr(Passphrase, "unlock", refuse)
     with pytest.raises(FormatError, match=message):
         import_subject(keyring, exported, Passphrase("for the court"))
+
+
+def test_an_export_that_no_import_would_accept_is_not_made(
+    tmp_path: Path, keyring: Keyring
+) -> None:
+    _seal(keyring)
+    phrase = Passphrase("for the court", Argon2Cost(memory_kib=1 << 20))
+    with pytest.raises(UsageError, match="lower cost for an export"):
+        export_subject(keyring, SUBJECT, tmp_path / "two.keys", phrase)
+    assert not (tmp_path / "two.keys").exists()
 
 
 def test_what_is_no_file_is_no_secret(tmp_path: Path) -> None:
@@ -373,6 +408,9 @@ EDITS = {
     "unknown format": "UPDATE keyring SET format = 3",
     "trigger": "CREATE TRIGGER t AFTER UPDATE ON keys BEGIN SELECT 1; END",
     "view": "CREATE VIEW v AS SELECT * FROM keys",
+    "huge label": "UPDATE keys SET label_ct = zeroblob(3000)",
+    "huge key": "UPDATE keys SET wrapped = zeroblob(300000000) WHERE rowid = 1",
+    "huge head": "UPDATE keyring SET kdf_params = zeroblob(3000)",
     "no head": "DELETE FROM keyring",
     "other application": "PRAGMA application_id = 1",
 }
@@ -468,6 +506,16 @@ def test_damaged_pages_are_corrupt_or_harmless(
                 assert {row.key_id for row in opened.rows} == ids
         except (KeyringError, StorageError):
             continue
+
+
+def test_a_damaged_schema_is_named(path: Path, master: KeyFile, keyring: Keyring) -> None:
+    """SQLite quotes the damaged text in its message, which then is not UTF-8."""
+    keyring.close()
+    good = path.read_bytes()
+    for word in (b"keyring_id BLOB", b"TABLE keys", b"one_active ON", b"sqlite_autoindex_keys"):
+        path.write_bytes(good.replace(word, b"\xff" + word[1:]))
+        with pytest.raises(KeyringCorrupt):
+            Keyring.open(path, master)
 
 
 def test_missing_and_existing_keyring(path: Path, master: KeyFile) -> None:
