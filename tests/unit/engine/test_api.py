@@ -20,10 +20,15 @@ from tests.fixtures.protection import save_checkpoint
 from utils.errors import UserError
 
 
+_MODELS: list[Anonymizer] = []  # loaded once: no test changes it
+
+
 @pytest.fixture
 def model(make_cfg: Callable[..., CfgNode], tmp_path: Path) -> Anonymizer:
-    save_checkpoint(make_cfg, tmp_path / "trained")
-    return Anonymizer.from_checkpoint(tmp_path / "trained", device="cpu", precision="float32")
+    if not _MODELS:
+        save_checkpoint(make_cfg, tmp_path)
+        _MODELS.append(Anonymizer.from_checkpoint(tmp_path, device="cpu", precision="float32"))
+    return _MODELS[0]
 
 
 def _array(seed: int = 0, size: tuple[int, int] = (50, 30)) -> np.ndarray:
