@@ -21,6 +21,7 @@ _MOVES_NOTHING = frozenset((
     "DATALOADER.NUM_WORKERS", "CACHE.MODE", "CACHE.LIMIT_MIB", "TEST.IMS_PER_BATCH",
     "RUNTIME.CHANNELS_LAST", "RUNTIME.COMPILE", "RUNTIME.CUDNN_BENCHMARK", "RUNTIME.THREADS",
     "SOLVER.GRAD_CHECKPOINT", "SOLVER.RESUME", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD",
+    "EVAL.REPORT",
 ))  # fmt: skip
 # Read where something is scored. A training is moved by one of them: validations choose by it.
 _OF_A_TEST = ("TEST.", "EVAL.", "ISED.")

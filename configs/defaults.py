@@ -154,6 +154,7 @@ KEYS: tuple[Key, ...] = (
     Key("EVAL.SPLIT", "test", OneOf(("test", "val")), "split that TEST.EVALUATE_ONLY scores"),
     Key("EVAL.DETAILS", "off", OnOff(),
         "also write intervals, verification rates, single-shot scores and per-query results"),
+    Key("EVAL.REPORT", "on", OnOff(), "write report.html, one page about the run"),
     Key("ISED.SCHEME", "additive", CIPHERS,
         "encryption of anonymized images; additive is the published one and not secure"),
     Key("OUTPUT_DIR", "./log/run", PathText(), "folder for logs, checkpoints and results"),

@@ -50,6 +50,7 @@ SMALL = (
     "SOLVER.VAL_PERIOD", "1",
     "SOLVER.LOG_PERIOD", "1",
     "TEST.IMS_PER_BATCH", "16",
+    "EVAL.REPORT", "off",
 )  # fmt: skip
 
 

@@ -123,20 +123,30 @@ def _reading(full: Outcome) -> list[str]:
     psnr_db = full.results.psnr_db
     gain = psnr_db["recovered"] - psnr_db["anonymized"]
     matched = full.results.rank1["protected->protected"]
-    test, training = full.experiment.test_folder, full.experiment.folder
     return [
         "",
         f"For {matched:.0%} of the anonymized queries the closest image in the anonymized gallery",
         f"shows the same person. Recovered images are {gain:.1f} dB closer to raw than anonymized",
         "ones, so the key to an anonymized image is the key to the raw image (docs/ISED.md).",
-        "",
-        "Next, open",
-        f"  {test / 'pictures.png'}    raw, desensitized, anonymized, encrypted, recovered",
-        f"  {test / 'results.json'}    every number of the table above",
-        f"  {training / 'pictures'}    the same people at each validation",
-        f"  tensorboard --logdir {training.parent}    all curves",
-        "  README.md    the same on Market-1501, MSMT17, CUHK03 or your own images",
     ]
+
+
+def report(outcomes: Mapping[str, Outcome], output: Path) -> str:
+    """Write one HTML page about all runs; return its path and the next commands."""
+    from tools.lib.report import REPORT_NAME, write_report  # loads matplotlib
+
+    experiments = [outcome.experiment for outcome in outcomes.values()]
+    folders = [experiment.test_folder for experiment in experiments]
+    folders += [experiment.folder for experiment in experiments]
+    path = write_report(folders, output / REPORT_NAME, title="The method on synthetic people")
+    return "\n".join(
+        [
+            "",
+            f"Report: {path}    scores, images, curves and upgradation on one page",
+            "Next:   make attack    what attackers achieve against each protection",
+            f"        python3 tools/visualize.py ranks {experiments[-1].folder}    who is found",
+        ]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,7 +176,9 @@ def main(argv: list[str] | None = None) -> int:
         if remaining:
             minutes = expected_seconds(remaining) / 60
             print(f"Expected time on this machine: about {max(1, round(minutes))} minutes.")
-        print(summary({name: train_and_test(each) for name, each in experiments.items()}))
+        outcomes = {name: train_and_test(each) for name, each in experiments.items()}
+        print(summary(outcomes))
+        print(report(outcomes, args.output))
 
     return exit_code_of(work, "interrupted; the same command resumes the demo")
 

@@ -91,6 +91,8 @@ def run(cfg: CfgNode) -> EvalReport | None:
         logger.info(line)
     logger.info("\n%s", report.table())
     _write_details(cfg, evaluation, extraction, scored)
+    if cfg.EVAL.REPORT == "on":
+        _write_report(output_dir)
     Launch.finished(output_dir)
     logger.info("Results are in %s, images in pictures.png", output_dir / RESULTS_NAME)
     return report
@@ -132,6 +134,18 @@ def _write_details(
         )
         save_details(details, access, evaluator.query_samples, output_dir)
         get_logger().info("\n%s", details_table(details, access))
+
+
+def _write_report(folder: Path) -> None:
+    """Write report.html; a failure is a warning, because all results are already written."""
+    from tools.lib.report import REPORT_NAME, write_report  # loads matplotlib
+
+    try:
+        path = write_report([folder], folder / REPORT_NAME)
+    except UserError as error:
+        get_logger().warning("No report was written: %s", error)
+    else:
+        get_logger().info("The report is %s", path)
 
 
 def _evaluation_alone(cfg: CfgNode) -> CfgNode:

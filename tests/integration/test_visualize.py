@@ -1,4 +1,4 @@
-"""tools/visualize.py on a tiny model."""
+"""tools/visualize.py on a tiny model, and the report of a run."""
 
 from __future__ import annotations
 
@@ -72,3 +72,22 @@ def test_options_without_effect_are_refused(
     with pytest.raises(SystemExit):
         draw(tmp_path, tmp_path, "strips", option, "3")
     assert f"{option} has no effect on strips" in capsys.readouterr().err
+
+
+def test_a_run_writes_its_report(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        folder = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "EVAL.REPORT", "on")
+    page = (folder / "report.html").read_text("utf-8")
+    assert "When was the supervision upgraded?" in page and "data:image/png" in page
+    assert "report.html" in (folder / "log.txt").read_text("utf-8")
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run" / "attacks").mkdir(parents=True)
+    (tmp_path / "run" / "attacks" / "results.json").write_text("{")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        folder = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "EVAL.REPORT", "on")
+    assert (folder / "results.json").is_file() and not (folder / "report.html").exists()
+    assert "No report was written" in (folder / "log.txt").read_text("utf-8")
