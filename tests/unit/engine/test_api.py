@@ -19,7 +19,6 @@ from engine.model import build_model
 from tests.fixtures.protection import save_checkpoint
 from utils.errors import UserError
 
-
 _MODELS: list[Anonymizer] = []  # loaded once: no test changes it
 
 
