@@ -1,4 +1,4 @@
-"""Looking data sets over: before training, and for ``tools/data.py check``."""
+"""Checks of data sets without training: ``tools/data.py check``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data import problems as wrong
+from data.consistency import copy_problems, positive_problems
 from data.datasets import cuhk03
 from data.datasets.layout import SUBSETS, Counts, LoadedData, LoadRequest, list_folders
 from data.datasets.market1501 import read_validation_tree
 from data.images import BadImage, read_rgb
-from data.positives import positive_problems
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits
 from data.registry import DATASETS, load_data
@@ -24,15 +24,15 @@ _ABSENT = ("not-found", "kind-absent")
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What a data set is held against.
+    """The settings that a data set is checked for.
 
     Attributes:
         msmt17_protocol: ``train`` or ``trainval``.
-        cuhk03_kind: ``labeled`` or ``detected``; '' for all there are.
+        cuhk03_kind: ``labeled`` or ``detected``; '': every kind that is present.
         cross_camera: TEST.CROSS_CAMERA.
         batch_size: SOLVER.IMS_PER_BATCH.
         num_instances: DATALOADER.NUM_INSTANCE.
-        open_images: Decode every picture.
+        open_images: Whether to decode every image.
     """
 
     msmt17_protocol: str = "train"
@@ -45,17 +45,17 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found out about one data set.
+    """The result of checking one data set.
 
     Attributes:
-        name: As DATASETS.NAMES wants it.
-        title: For people.
-        layout: Which of the known layouts, empty if it cannot be loaded.
-        folder: Where it lies.
-        counts: Found per subset.
-        expected: Published per subset, where there is such a number.
-        notes: Facts that results will carry.
-        problems: Everything found wrong.
+        name: As in DATASETS.NAMES.
+        title: Name in messages.
+        layout: The layout; empty if the data set cannot be loaded.
+        folder: The folder of the data set.
+        counts: Size per subset.
+        expected: Published size per subset, if there is one.
+        notes: Facts that reports of runs will contain.
+        problems: All problems.
     """
 
     name: str
@@ -69,11 +69,11 @@ class DataReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether nothing found stops a training."""
+        """Whether no problem is an error."""
         return all(problem.level != "error" for problem in self.problems)
 
-    def forgiving(self, code: str) -> DataReport:
-        """Return the same with the problems of one name turned into warnings."""
+    def with_warnings_for(self, code: str) -> DataReport:
+        """Return the report with the errors of one code as warnings."""
         return replace(
             self,
             problems=tuple(
@@ -83,17 +83,17 @@ class DataReport:
 
 
 def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
-    """Look over every data set below a folder; nothing is written.
+    """Check every data set below a folder; nothing is written.
 
     Raises:
-        DatasetError: There is none; the text says what was looked for.
+        DatasetError: No data set was found; the text contains what was searched for.
     """
     reports: list[DataReport] = []
     elsewhere: list[DatasetError] = []
     absent: list[str] = []
     for request in _requests(root, options):
         try:
-            reports.append(describe(load_data(request), options))
+            reports.append(describe(load_data(request, compare_images=True), options))
         except DatasetError as error:
             if error.problem.code in ("wrong-root", "no-root"):
                 elsewhere.append(error)
@@ -101,26 +101,25 @@ def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
                 absent.append(error.problem.text)
             else:
                 reports.append(_unusable(request.name, error.problem))
-    reports += _synthetic_sets(root, options)
+    reports += _check_synthetic(root, options)
     if not reports:
         raise _nothing_found(root, elsewhere, absent)
     return reports
 
 
 def check_named(name: str, root: Path, options: CheckOptions) -> list[DataReport]:
-    """Look over one data set, by the name that DATASETS.NAMES takes; nothing is written."""
+    """Check one data set by its name in DATASETS.NAMES; nothing is written."""
     if name == "synthetic":
-        text = f"no drawn people in {root} yet; they are drawn there when they are first used"
+        text = f"no synthetic data set in {root} yet; it is drawn there when it is first used"
         absent = Problem("not-found", text, "error")
-        return _synthetic_sets(root, options) or [_unusable(name, absent)]
-    return [_checked(request, options) for request in _requests_of(name, root, options)]
-
-
-def _checked(request: LoadRequest, options: CheckOptions) -> DataReport:
-    try:
-        return describe(load_data(request), options)
-    except DatasetError as error:
-        return _unusable(request.name, error.problem)
+        return _check_synthetic(root, options) or [_unusable(name, absent)]
+    reports = []
+    for request in _requests_of(name, root, options):
+        try:
+            reports.append(describe(load_data(request, compare_images=True), options))
+        except DatasetError as error:
+            reports.append(_unusable(request.name, error.problem))
+    return reports
 
 
 def _unusable(name: str, problem: Problem) -> DataReport:
@@ -137,7 +136,7 @@ def _requests(root: Path, options: CheckOptions) -> list[LoadRequest]:
 
 
 def _requests_of(name: str, root: Path, options: CheckOptions) -> list[LoadRequest]:
-    """Return what to load under a name: CUHK03 may lie there in two kinds."""
+    """Return the requests for a name: a folder may contain both kinds of CUHK03."""
     request = LoadRequest(name, root, options.msmt17_protocol, list_only=True)
     if name != "cuhk03":
         return [request]
@@ -145,8 +144,8 @@ def _requests_of(name: str, root: Path, options: CheckOptions) -> list[LoadReque
     return [replace(request, cuhk03_kind=kind) for kind in kinds]
 
 
-def _synthetic_sets(root: Path, options: CheckOptions) -> list[DataReport]:
-    # Imported here: drawing people is code that no other data set needs.
+def _check_synthetic(root: Path, options: CheckOptions) -> list[DataReport]:
+    # Imported here because no other data set needs the code that draws people.
     from data.datasets.synthetic import check_complete
 
     reports = []
@@ -155,27 +154,28 @@ def _synthetic_sets(root: Path, options: CheckOptions) -> list[DataReport]:
             try:
                 check_complete(folder)  # as training does
                 loaded = read_validation_tree(folder, LoadRequest("synthetic", root), "Synthetic")
+                loaded = loaded.with_problems(*copy_problems(loaded.splits))
                 reports.append(describe(loaded, options))
             except UserError as error:
-                problem = Problem("incomplete", str(error), "error")
-                reports.append(DataReport("synthetic", "Synthetic", problems=(problem,)))
+                reports.append(_unusable("synthetic", Problem("incomplete", str(error), "error")))
     return reports
 
 
 def _nothing_found(root: Path, elsewhere: list[DatasetError], absent: list[str]) -> DatasetError:
-    # One wrong level looks wrong to every loader; the one that knows the folder's name knows best.
+    # Every loader reports a root at the wrong level. Prefer one that recognised the folder's name.
     if elsewhere:
         return min(elsewhere, key=lambda error: "rename it" in error.problem.text)
-    looked_for = "".join(f"\n  {text}" for text in absent)
+    searched = "".join(f"\n  {text}" for text in absent)
     return DatasetError(
         "not-found",
-        f"no data set in {root}; give the folder above them, check one's own data with --name "
-        f"folder:PATH, let people be drawn (DATASETS.NAMES synthetic), or bring one:{looked_for}",
+        f"no data set in {root}; give the folder above the data sets, check your own data with "
+        "--name folder:PATH, use drawn people (DATASETS.NAMES synthetic), or copy a data set "
+        f"there:{searched}",
     )
 
 
 def describe(loaded: LoadedData, options: CheckOptions) -> DataReport:
-    """Say all there is to say about a data set that could be loaded."""
+    """Return the report of a data set that could be loaded."""
     splits = loaded.splits
     problems = [*loaded.problems, *_fit_problems(splits, options)]
     if options.open_images:
@@ -193,18 +193,20 @@ def describe(loaded: LoadedData, options: CheckOptions) -> DataReport:
 
 
 def _fit_problems(splits: DatasetSplits, options: CheckOptions) -> list[Problem]:
-    """What would stop a training or an evaluation with these settings."""
-    found: list[Problem] = []
+    """Return what would end a training or an evaluation with these options."""
+    problems: list[Problem] = []
     pairs = [("test", splits.query, splits.gallery)]
     if splits.has_validation:
         pairs.append(("validation", splits.val_query, splits.val_gallery))
     for title, query, gallery in pairs:
         try:
-            found += positive_problems(
+            problems += positive_problems(
                 query, gallery, cross_camera=options.cross_camera, title=title
             )
         except DatasetError as error:
-            found.append(error.problem)
+            problems.append(error.problem)
+    if not splits.train:  # it can still be evaluated
+        return problems
     try:
         with naming_keys("SOLVER.IMS_PER_BATCH", "DATALOADER.NUM_INSTANCE"):
             IdentitySampler(
@@ -213,15 +215,15 @@ def _fit_problems(splits: DatasetSplits, options: CheckOptions) -> list[Problem]
                 num_instances=options.num_instances,
             )
     except UserError as error:
-        found.append(Problem("too-few-identities", str(error), "error"))
-    return found
+        problems.append(Problem("too-few-identities", str(error), "error"))
+    return problems
 
 
 def bad_images(splits: DatasetSplits) -> list[Problem]:
-    """Decode every picture, and name those that cannot be."""
+    """Decode every image; return an error that names those that cannot be decoded."""
     paths = sorted({s.path for subset in SUBSETS for s in getattr(splits, subset)})
     bad: list[BadImage] = []
-    with ThreadPoolExecutor() as pool, Progress(len(paths), "opening pictures") as bar:
+    with ThreadPoolExecutor() as pool, Progress(len(paths), "opening images") as bar:
         for error in pool.map(_open, paths):
             if error is not None:
                 bad.append(error)
@@ -230,7 +232,7 @@ def bad_images(splits: DatasetSplits) -> list[Problem]:
         return []
     named = wrong.examples([f"{error.path} ({error.reason})" for error in bad], 5)
     text = (
-        f"{len(bad)} of {len(paths)} pictures cannot be decoded: {named}; copy them again, or "
+        f"{len(bad)} of {len(paths)} images cannot be decoded: {named}; copy them again, or "
         "leave them out with CACHE.SKIP_BAD True (--skip-bad)"
     )
     return [Problem("bad-images", text, "error")]

@@ -1,16 +1,18 @@
-"""Every data set by name, and the one function that loads any of them."""
+"""All data sets by name, and the functions that load one."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from data.consistency import copy_problems, identity_problems, notes_of
 from data.datasets import csv_table, cuhk03, folder, market1501, msmt17
 from data.datasets.layout import SUBSETS, Counts, LoadedData, Loader, LoadRequest
 from data.datasets.market1501 import read_validation_tree
-from data.problems import DatasetError, wrong_counts
+from data.problems import DatasetError, Problem, wrong_counts
 from data.records import DatasetSplits
 from utils.logger import get_logger
 
@@ -18,15 +20,15 @@ _LOGGER = get_logger()
 
 
 def load_synthetic(request: LoadRequest) -> LoadedData:
-    """Draw the embedded data set where it is not there yet, and load it."""
-    # Imported here: drawing people is code that no other data set needs.
+    """Draw the synthetic data set if it does not exist yet, and load it."""
+    # Imported here because no other data set needs the code that draws people.
     from data.datasets.synthetic import ensure_synthetic
 
     tree = ensure_synthetic(request.root, **request.synthetic_options)
     return read_validation_tree(tree, request, "Synthetic")
 
 
-# A data set is added with one file and one line.
+# To add a data set, write a module with a loader and add one line here.
 DATASETS: dict[str, Loader] = {
     "market1501": market1501.load,
     "market1501_val": market1501.load_validation,
@@ -36,22 +38,27 @@ DATASETS: dict[str, Loader] = {
     "cuhk03_val": cuhk03.load_validation,
     "synthetic": load_synthetic,
 }
-# One's own data: the name is this word, a colon and a path.
+# Your own data: the name is this word, a colon and a path.
 OWN_DATA: dict[str, Loader] = {
     "folder": folder.load,
     "csv": csv_table.load,
 }
 
 
+def is_own_data(name: str) -> bool:
+    """Return whether a name is ``folder:PATH`` or ``csv:FILE``."""
+    kind, colon, path = name.partition(":")
+    return bool(colon and path and kind in OWN_DATA)
+
+
 def find_loader(name: str) -> Loader:
-    """Look a data set up.
+    """Return the loader of a name.
 
     Raises:
-        DatasetError: There is none of that name; the text lists the choices and the nearest.
+        DatasetError: The name is unknown; the text contains all names and the nearest one.
     """
-    kind, colon, path = name.partition(":")
-    if colon and path and kind in OWN_DATA:
-        return OWN_DATA[kind]
+    if is_own_data(name):
+        return OWN_DATA[name.partition(":")[0]]
     if name in DATASETS:
         return DATASETS[name]
     choices = [*DATASETS, *(f"{kind}:PATH" for kind in OWN_DATA)]
@@ -62,16 +69,30 @@ def find_loader(name: str) -> Loader:
     )
 
 
-def load_data(request: LoadRequest) -> LoadedData:
-    """Load a data set with all that was found out about it, and without a word in the log."""
+def load_data(request: LoadRequest, *, compare_images: bool = False) -> LoadedData:
+    """Load a data set with its problems; nothing is logged.
+
+    Args:
+        request: What to load.
+        compare_images: Whether to look for images that are in two subsets; it reads every file.
+    """
     loaded = find_loader(request.name)(request)
-    return loaded.with_problems(
-        *(
-            wrong_counts(loaded.title, subset, str(found), str(expected))
-            for subset, expected in loaded.expected.items()
-            if (found := Counts.of(getattr(loaded.splits, subset))) != expected
-        )
-    )
+    problems = [
+        wrong_counts(loaded.title, subset, str(counts), str(expected))
+        for subset, expected in loaded.expected.items()
+        if (counts := Counts.of(getattr(loaded.splits, subset))) != expected and counts.images
+    ]
+    if not loaded.splits.train:
+        text = f"{loaded.title} has no training images: it can be evaluated, but not trained on"
+        problems.append(Problem("no-training-images", text, "note"))
+    if is_own_data(request.name):
+        problems += identity_problems(loaded.splits)
+    if compare_images:
+        copies = copy_problems(loaded.splits)
+        problems += copies
+        notes = loaded.splits.notes | notes_of(copies)
+        loaded = replace(loaded, splits=replace(loaded.splits, notes=notes))
+    return loaded.with_problems(*problems)
 
 
 def load_splits(
@@ -82,22 +103,22 @@ def load_splits(
     cuhk03_kind: str = "labeled",
     synthetic_options: Mapping[str, int] | None = None,
 ) -> DatasetSplits:
-    """Load a data set, print its banner and warn of what is wrong with it.
+    """Load a data set; log its banner and its problems.
 
     Args:
         name: A key of ``DATASETS``, ``folder:PATH`` or ``csv:FILE``.
-        root: Folder that holds the data sets (DATASETS.ROOT_DIR).
+        root: Folder that contains the data sets (DATASETS.ROOT_DIR).
         msmt17_protocol: ``train`` or ``trainval``.
         cuhk03_kind: ``labeled`` or ``detected``.
         synthetic_options: ``identities``, ``cameras``, ``images`` and ``seed`` of ``synthetic``.
 
     Raises:
-        DatasetError: Unknown name, or the data cannot be used as it lies there.
+        DatasetError: The name is unknown, or the data cannot be used.
     """
     request = LoadRequest(
         name, Path(root).expanduser(), msmt17_protocol, cuhk03_kind, dict(synthetic_options or {})
     )
-    loaded = load_data(request)
+    loaded = load_data(request, compare_images=True)
     for line in banner(loaded):
         _LOGGER.info(line)
     for problem in loaded.problems:
@@ -106,7 +127,7 @@ def load_splits(
 
 
 def banner(loaded: LoadedData) -> list[str]:
-    """Table of what was loaded, as people's scripts look for it."""
+    """Return the table of counts, in the published format."""
     rule = "-" * 46
     lines = [
         f"=> {loaded.title} loaded",
@@ -124,3 +145,18 @@ def banner(loaded: LoadedData) -> list[str]:
     lines.append(rule)
     lines += [f"{key}: {value}" for key, value in loaded.splits.notes.items()]
     return lines
+
+
+def split_command(name: str, root: str | Path) -> str:
+    """Return how to get a validation split for a data set without one: the name and the command."""
+    if is_own_data(name):
+        kind, _, path = name.partition(":")
+        own = Path(path) if kind == "folder" else Path(path).with_suffix("")
+        return (
+            f"train on 'folder:{own}_val', which `python3 data/train_split.py --dataset_name "
+            f"'{name}'` writes"
+        )
+    return (
+        f"train on '{name}_val', which `python3 data/train_split.py --dataset_root_dir '{root}' "
+        f"--dataset_name '{name}'` writes"
+    )

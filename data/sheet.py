@@ -1,4 +1,4 @@
-"""Contact sheets: a look at a data set on one picture, such as docs/images/synthetic.png."""
+"""Contact sheets: images of a data set with one identity per row and one camera per column."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from PIL import Image
 from data.images import BadImage, read_rgb
 from data.records import Sample
 
-_NOTHING = (128, 128, 128)
+_EMPTY = (128, 128, 128)
 
 
 @dataclass(frozen=True)
 class ContactSheet:
-    """A sheet, and what is on it.
+    """A contact sheet and its contents.
 
     Attributes:
-        image: The picture.
-        pids, camids: Identities of the rows, and cameras of the columns (counted from 0).
-        bad: Pictures that cannot be decoded.
+        image: The sheet.
+        pids, camids: Identities of the rows, and cameras of the columns (from 0).
+        bad: Images that cannot be decoded.
     """
 
     image: Image.Image
@@ -37,17 +37,17 @@ def contact_sheet(
     tile: tuple[int, int] = (64, 128),
     gap: int = 2,
 ) -> ContactSheet:
-    """Lay out pictures with one identity a row and one camera a column.
+    """Draw a contact sheet, for example docs/images/synthetic.png.
 
     Args:
-        samples: Pictures, at least one; of one identity and camera the first by path is taken.
-        people: Identities shown at most, the lowest first.
-        cameras: Cameras shown at most, the lowest first.
-        tile: Width and height that each picture is brought to, in pixels.
-        gap: White pixels between pictures.
+        samples: At least one; the first path of each identity and camera is drawn.
+        people: Largest number of identities, lowest pid first.
+        cameras: Largest number of cameras, lowest number first.
+        tile: Width and height of each image, px.
+        gap: White pixels between images.
 
     Returns:
-        RGB image; a place without a picture is grey, one whose picture cannot be decoded black.
+        RGB image. A tile without an image is grey; one whose image cannot be decoded is black.
     """
     chosen: dict[tuple[int, int], Sample] = {}
     for sample in sorted(samples, key=lambda sample: sample.path):
@@ -60,12 +60,12 @@ def contact_sheet(
     bad: list[BadImage] = []
     for row, pid in enumerate(pids):
         for column, camid in enumerate(camids):
-            picture = Image.new("RGB", tile, _NOTHING)
+            image = Image.new("RGB", tile, _EMPTY)
             if (pid, camid) in chosen:
                 try:
-                    picture = read_rgb(chosen[pid, camid].path).resize(tile)
+                    image = read_rgb(chosen[pid, camid].path).resize(tile)
                 except BadImage as error:
                     bad.append(error)
-                    picture = Image.new("RGB", tile, "black")
-            sheet.paste(picture, (column * (width + gap), row * (height + gap)))
+                    image = Image.new("RGB", tile, "black")
+            sheet.paste(image, (column * (width + gap), row * (height + gap)))
     return ContactSheet(sheet, tuple(pids), tuple(camids), tuple(bad))

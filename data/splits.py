@@ -1,6 +1,6 @@
-"""Dividing identities: a validation set out of a training set, and persons into three parts.
+"""Divide samples: a validation set from a training set, or persons into three subsets.
 
-Pure functions of samples and a seed; nothing here touches a file.
+Pure functions of samples and a seed; no files are read or written.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ NameOf = Callable[[Sample], str]
 
 
 def base_name(sample: Sample) -> str:
-    """File name of a sample without its folder."""
+    """Return the file name of a sample."""
     return Path(sample.path).name
 
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """A training set divided.
+    """The result of dividing a training set.
 
     Attributes:
-        train: What is left to train on.
+        train: The remaining training set.
         val_query: Queries of the validation.
         val_gallery: Gallery of the validation.
     """
@@ -45,20 +45,20 @@ def split_by_identity(
     fraction: float = DEFAULT_FRACTION,
     name_of: NameOf = base_name,
 ) -> ValidationSplit:
-    """Move a share of the identities into validation; no identity is on both sides.
+    """Move a fraction of the identities to validation; no identity is in both subsets.
 
-    Only identities seen by two cameras or more are drawn, so that a query can have a match. Of the
-    validation images, at most ``fraction`` become queries: one per identity and camera at most,
-    every identity getting one before any gets a second, and each keeping a match in another camera.
+    Only identities with images from two cameras are drawn, so that queries can have matches. At
+    most ``fraction`` of the validation images become queries: at most one per identity and camera,
+    one for every identity before a second for any, and each with a match in another camera.
 
     Args:
         samples: The whole training set.
-        seed: The same seed and samples give the same split, whatever the order of the samples.
-        fraction: Share of the identities, and of their images at most to become queries.
-        name_of: Name by which samples are ordered before anything is drawn.
+        seed: The same seed and samples give the same split, in any order of the samples.
+        fraction: Fraction of the identities, and largest fraction of their images for queries.
+        name_of: Name by which samples are sorted before drawing.
 
     Raises:
-        DatasetError: There are not at least two identities, or none is seen by two cameras.
+        DatasetError: There are fewer than two identities, or none has images from two cameras.
     """
     by_pid = _by_pid(samples, name_of)
     eligible = [pid for pid, images in by_pid.items() if _can_be_queried(images)]
@@ -66,10 +66,10 @@ def split_by_identity(
     if len(by_pid) < 2 or not eligible:
         raise DatasetError(
             "too-few-identities",
-            f"no validation split can be made of {len(by_pid)} identities of which {len(eligible)} "
-            "are seen by two cameras; it needs two identities, and one of them in two cameras",
+            f"{len(by_pid)} identities, {len(eligible)} of them with images from two cameras, are "
+            "too few for a validation split; it needs two, and one of them with two cameras",
         )
-    generator = random.Random(seed)  # noqa: S311 - a division of a data set is no secret
+    generator = random.Random(seed)  # noqa: S311 - a split is not a secret
     chosen = set(generator.sample(eligible, min(wanted, len(eligible), len(by_pid) - 1)))
     held_out = [s for pid in sorted(chosen) for s in by_pid[pid]]
     budget = max(1, int(fraction * len(held_out)))
@@ -87,10 +87,11 @@ def split_as_published(
     fraction: float = DEFAULT_FRACTION,
     name_of: NameOf = base_name,
 ) -> ValidationSplit:
-    """Divide by the published rule: the first share of the sorted files, of those a drawn share.
+    """Divide by the published rule: the first ``fraction`` of the sorted files, for validation.
 
-    The last identity of the validation may also be in training, and a query may have no match:
-    scores then leave it out. For comparison with published numbers only. Arguments as above.
+    A drawn ``fraction`` of these become queries. The last validation identity may also be in
+    training, and queries may have no match; scores leave those out. Use it only to reproduce
+    published numbers. The arguments are those of :func:`split_by_identity`.
 
     Raises:
         DatasetError: There are too few images.
@@ -115,14 +116,14 @@ STRATEGIES = {"identity": split_by_identity, "published": split_as_published}
 
 
 def divide_persons(samples: Sequence[Sample], seed: int = 1) -> dict[str, tuple[Sample, ...]]:
-    """Divide a set that came without subsets: 3 of 5 persons train, 1 validation, 1 test.
+    """Divide persons into training, validation and test, 3 : 1 : 1.
 
-    Persons without two pictures to compare train; where few others are left, half of those validate
-    and half test. One picture per person and camera becomes a query, as long as the person keeps
-    another picture (in another camera, where the set has more than one).
+    Persons without two images to compare are in training. If few others remain, half of them are in
+    validation and half in test. One image per person and camera becomes a query, if the person
+    keeps another image (from another camera, if the set has several).
 
     Raises:
-        DatasetError: There are fewer than 3 persons with two pictures.
+        DatasetError: Fewer than 3 persons have two images.
     """
     by_pid = _by_pid(samples)
     several_cameras = len({s.camid for s in samples}) > 1
@@ -134,13 +135,13 @@ def divide_persons(samples: Sequence[Sample], seed: int = 1) -> dict[str, tuple[
     if len(usable) < 3:
         raise DatasetError(
             "too-few-identities",
-            f"{len(usable)} of {len(by_pid)} persons have two pictures"
-            f"{' in different cameras' if several_cameras else ''}; three are needed to divide "
+            f"{len(usable)} of {len(by_pid)} persons have two images"
+            f"{' from different cameras' if several_cameras else ''}; three are needed to divide "
             "them into training, validation and test",
         )
     generator = random.Random(seed)  # noqa: S311 - as above
     generator.shuffle(usable)
-    # Where few can be queried, validation and test share them: neither is ever empty.
+    # If few persons can be queried, validation and test get half of them each.
     share = max(1, min(len(by_pid) // 5, len(usable) // 2))
     test, validation = set(usable[:share]), set(usable[share : 2 * share])
     parts = {"train": tuple(s for s in _ordered(samples) if s.pid not in test | validation)}
@@ -168,7 +169,7 @@ def _ordered(samples: Sequence[Sample], name_of: NameOf = base_name) -> list[Sam
 
 
 def _by_pid(samples: Sequence[Sample], name_of: NameOf = base_name) -> dict[int, list[Sample]]:
-    """Samples of each identity, everything in an order that no file system decides."""
+    """Return the samples of each identity, sorted by name, not in the order of the file system."""
     groups: dict[int, list[Sample]] = defaultdict(list)
     for sample in _ordered(samples, name_of):
         groups[sample.pid].append(sample)
@@ -186,14 +187,14 @@ def _draw_queries(
     *,
     cross_camera: bool = True,
 ) -> list[Sample]:
-    """Draw up to ``budget`` queries, going round the persons and giving each one camera a turn."""
+    """Draw up to ``budget`` queries in rounds; each person gets at most one query per round."""
     turns = [_candidates(images, generator) for images in persons]
     left = [Counter(s.camid for s in images) for images in persons]
     asked: list[list[int]] = [[] for _ in persons]
     queries: list[Sample] = []
     while any(turns):
         order = [i for i, turn in enumerate(turns) if turn]
-        # When the budget ends within a round, chance decides who is left out.
+        # If the budget ends within a round, the remaining persons are random.
         generator.shuffle(order)
         for i in order:
             candidate = turns[i].pop()
@@ -207,7 +208,7 @@ def _draw_queries(
 
 
 def _candidates(images: Sequence[Sample], generator: random.Random) -> list[Sample]:
-    """One picture of each camera, in a drawn order."""
+    """Draw one image of each camera, in random order."""
     by_camera: dict[int, list[Sample]] = defaultdict(list)
     for sample in images:
         by_camera[sample.camid].append(sample)
@@ -217,7 +218,7 @@ def _candidates(images: Sequence[Sample], generator: random.Random) -> list[Samp
 
 
 def _keeps_match(left: Counter[int], asked: list[int], camid: int, cross_camera: bool) -> bool:
-    """Whether every query of a person, and this one, would still find a match in the gallery."""
+    """Return whether all queries of a person, and a new one, keep a match in the gallery."""
     after = left - Counter([camid])
     total = after.total()
     return all(total - (after[camera] if cross_camera else 0) > 0 for camera in [*asked, camid])

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make a validation split out of a training set: ``D/market1501`` becomes ``D/market1501_val``.
+"""Make a validation split from a training set: ``D/market1501`` becomes ``D/market1501_val``.
 
-The new folder has the layout of Market-1501 with two more folders, whatever the layout of the old:
+For every layout of the source, the new folder has the layout of Market-1501 with two more folders:
 bounding_box_train, bounding_box_val_query, bounding_box_val_gallery, query, bounding_box_test.
-Pictures are linked, not copied, where the file system allows.
+Images are linked, not copied, if the file system allows it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 import argparse
 import shutil
+from dataclasses import replace
 
+from data.consistency import count_positives
+from data.datasets.folder import resolve
 from data.datasets.layout import LoadedData, LoadRequest
-from data.positives import count_positives
+from data.problems import DatasetError
 from data.records import Sample
-from data.registry import DATASETS, banner, load_data
+from data.registry import DATASETS, banner, is_own_data, load_data
 from data.splits import STRATEGIES
-from data.tree_writer import arrange, fill, market_names, refuse_existing, write_record
+from data.tree_writer import arrange, check_target, fill, market_names, write_record
 from tools.lib.command_line import MAX_SEED, Parser, exit_code_of, whole_number
+from utils.errors import UserError
 from utils.files import staged_folder
 
-# Data sets that are loaded with such a split, too.
+# Published data sets for which NAME_val can be loaded.
 NAMES = tuple(name for name in DATASETS if f"{name}_val" in DATASETS)
 
 _EXAMPLES = """\
@@ -36,13 +40,15 @@ examples:
   python3 data/train_split.py --dataset_root_dir 'D' --dataset_name 'msmt17' --strategy published
   python3 data/train_split.py --dataset_root_dir '/read/only' --dataset_name 'cuhk03' \\
       --output_dir '/scratch'
+  python3 data/train_split.py --dataset_name 'folder:my/people'      # writes my/people_val
+  python3 data/train_split.py --dataset_name 'csv:my/people.csv'     # writes my/people_val
 
 strategies:
-  identity   20 % of the training identities, drawn with the seed, become validation; of their
-             images up to 20 % become queries, one per identity and camera at most, each of which
-             keeps a match in another camera. No identity is on both sides.
+  identity   20 % of the training identities, drawn with the seed, become validation; up to 20 % of
+             their images become queries, at most one per identity and camera, each with a match
+             in another camera. No identity is in both training and validation.
   published  the first 20 % of the sorted files become validation, a drawn 20 % of them queries;
-             an identity may be on both sides and a query without a match. To repeat old numbers.
+             an identity may be in both, and queries may have no match. To reproduce old numbers.
 """
 
 
@@ -57,32 +63,29 @@ def make_split(
     msmt17_protocol: str = "train",
     cuhk03_kind: str = "labeled",
 ) -> Path:
-    """Write ``<name>_val`` below ``output_dir``, or below ``root`` without one.
+    """Write ``<name>_val`` and return its folder.
 
     Args:
-        root: Folder that holds the data set; left alone where ``output_dir`` is given.
-        name: One of ``NAMES``.
-        output_dir: Where to write instead.
+        root: Folder that contains the data set; not changed if ``output_dir`` is given.
+        name: One of ``NAMES``, ``folder:PATH`` or ``csv:FILE``.
+        output_dir: Folder to write to; None: ``root``, or the folder that contains PATH or FILE.
         strategy: A key of ``data.splits.STRATEGIES``.
         seed: The same seed gives the same split on every machine.
-        overwrite: Replace an existing split.
+        overwrite: Whether to replace an existing split.
         msmt17_protocol: Divide list_train (``train``) or also list_val (``trainval``).
         cuhk03_kind: ``labeled`` or ``detected``.
 
-    Returns:
-        The folder.
-
     Raises:
-        UserError: The data cannot be read or divided, or the folder exists.
+        UserError: The data cannot be loaded or divided, or the folder exists.
         OSError: The folder cannot be written.
     """
-    target = (output_dir or root) / f"{name}_val"
-    refuse_existing(target, overwrite=overwrite)
+    request = LoadRequest(name, root, msmt17_protocol, cuhk03_kind)
+    target = _target(request, output_dir)
+    check_target(target, overwrite=overwrite)
     with staged_folder(target, overwrite=overwrite) as staging:
         scratch = staging / ".extracted" if output_dir else None
-        loaded = load_data(
-            LoadRequest(name, root, msmt17_protocol, cuhk03_kind, extract_to=scratch)
-        )
+        loaded = load_data(replace(request, extract_to=scratch))
+        _check_divisible(loaded)
         print("\n".join(banner(loaded)))
         for problem in loaded.problems:
             print(f"{problem.level}: {problem.text}", file=sys.stderr)
@@ -90,7 +93,7 @@ def make_split(
         folders = arrange(parts, names)
         way = fill(staging, folders)
         if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)  # pictures in neither training nor test
+            shutil.rmtree(scratch, ignore_errors=True)  # images in neither training nor test
         matches = count_positives(parts["val_query"], parts["val_gallery"], cross_camera=True)
         facts = {
             "dataset": name,
@@ -103,14 +106,37 @@ def make_split(
     return target
 
 
+def _target(request: LoadRequest, output_dir: Path | None) -> Path:
+    if not is_own_data(request.name):
+        return (output_dir or request.root) / f"{request.name}_val"
+    source = resolve(request)
+    title = source.stem if source.is_file() else source.resolve().name
+    return (output_dir or source.parent) / f"{title}_val"
+
+
+def _check_divisible(loaded: LoadedData) -> None:
+    """Raise an error if a data set has a validation split already, or no training images."""
+    if loaded.splits.has_validation:
+        raise DatasetError(
+            "has-validation",
+            f"{loaded.splits.name} ({loaded.layout}) has a validation split; train on it directly",
+        )
+    if not loaded.splits.train:
+        raise DatasetError(
+            "no-training-images", f"{loaded.splits.name} has no training images to divide"
+        )
+
+
 def _divide(
     loaded: LoadedData, strategy: str, seed: int
 ) -> tuple[dict[str, tuple[Sample, ...]], dict[str, str]]:
-    """Return the five subsets, and every picture's new name by its path."""
+    """Return the five subsets, and the new name of every image by its path."""
     whole = loaded.splits
-    names = market_names(whole.train, loaded.market_names)
-    names |= market_names((*whole.query, *whole.gallery), loaded.market_names)
-    # By new name, which is the same for every layout of a data set: so is the split.
+    # Names in your own data contain cameras as they are numbered there.
+    first = 0 if is_own_data(whole.name) else 1
+    names = market_names(whole.train, loaded.market_names, first)
+    names |= market_names((*whole.query, *whole.gallery), loaded.market_names, first)
+    # Sorted by the new names, which every layout of a data set shares, so that the split is equal.
     split = STRATEGIES[strategy](whole.train, seed, name_of=lambda s: names[s.path])
     parts = {
         "train": split.train,
@@ -123,7 +149,7 @@ def _divide(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     options = _parser().parse_args(argv)
     return exit_code_of(
         lambda: _split(options),
@@ -133,10 +159,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _split(options: argparse.Namespace) -> None:
-    """Make the split that was asked for, and say how to train with it."""
+    """Make the split, and print how to train with it."""
+    name = options.dataset_name
+    if name not in NAMES and not is_own_data(name):
+        raise UserError(
+            f"--dataset_name is {name!r}; expected one of {', '.join(NAMES)}, folder:PATH, csv:FILE"
+        )
+    if options.dataset_root_dir is None and not is_own_data(name):
+        raise UserError(f"--dataset_name {name} needs --dataset_root_dir D")
     target = make_split(
-        Path(options.dataset_root_dir).expanduser(),
-        options.dataset_name,
+        Path(options.dataset_root_dir or ".").expanduser(),
+        name,
         output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
         strategy=options.strategy,
         seed=options.seed,
@@ -144,24 +177,31 @@ def _split(options: argparse.Namespace) -> None:
         msmt17_protocol=options.msmt17_protocol,
         cuhk03_kind=options.cuhk03_kind,
     )
-    loaded = load_data(LoadRequest(target.name, target.parent))
-    print("\n".join(banner(loaded)))
-    print(
-        f"wrote {target}; train with DATASETS.ROOT_DIR '{target.parent}' "
-        f"DATASETS.NAMES \"('{target.name}')\""
-    )
+    if is_own_data(name):
+        made, setting = f"folder:{target}", ""
+    else:
+        made, setting = target.name, f"DATASETS.ROOT_DIR '{target.parent}' "
+    print("\n".join(banner(load_data(LoadRequest(made, target.parent)))))
+    print(f"wrote {target}; train with {setting}DATASETS.NAMES \"('{made}')\"")
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Make a validation split out of a training set.", epilog=_EXAMPLES)
+    parser = Parser(description="Make a validation split from a training set.", epilog=_EXAMPLES)
     add = parser.add_argument
-    add("--dataset_root_dir", required=True, metavar="D", help="folder that holds the data set")
-    add("--dataset_name", required=True, choices=NAMES, help="which data set")
-    add("--output_dir", metavar="O", help="write O/<name>_val and leave D alone (default: D)")
-    add("--strategy", choices=tuple(STRATEGIES), default="identity", help="default: identity")
     add(
-        "--seed", type=whole_number(0, MAX_SEED), default=1, help="of everything drawn (default: 1)"
+        "--dataset_root_dir",
+        metavar="D",
+        help="folder that contains the data set (not needed for folder:PATH and csv:FILE)",
     )
+    add(
+        "--dataset_name",
+        required=True,
+        metavar="NAME",
+        help=f"{', '.join(NAMES)}, folder:PATH or csv:FILE",
+    )
+    add("--output_dir", metavar="O", help="write O/<name>_val and do not change D (default: D)")
+    add("--strategy", choices=tuple(STRATEGIES), default="identity", help="default: identity")
+    add("--seed", type=whole_number(0, MAX_SEED), default=1, help="seed of the draws (default: 1)")
     add("--overwrite", action="store_true", help="replace an existing split")
     add(
         "--msmt17_protocol",

@@ -1,4 +1,4 @@
-"""Writing the tree of a validation split: linked pictures, a record, then the final name."""
+"""Write the folders of a validation split: linked images and a record."""
 
 from __future__ import annotations
 
@@ -12,43 +12,47 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.datasets.layout import Counts, LoadedData, parse_market_name
-from data.datasets.market1501 import VALIDATION_FOLDERS, tree_hash
+from data.datasets.market1501 import SPLIT_RECORD, VALIDATION_FOLDERS, tree_hash
 from data.problems import DatasetError
 from data.records import Sample
 from utils.errors import UserError
 from utils.progress import Progress
 
-RECORD = "split.json"
 Parts = Mapping[str, Sequence[Sample]]
 
 
-def market_names(samples: Sequence[Sample], known: Mapping[str, str]) -> dict[str, str]:
-    """Choose a Market-style name for every picture, by its path.
+def market_names(
+    samples: Sequence[Sample], known: Mapping[str, str], first_camera: int = 1
+) -> dict[str, str]:
+    """Return a Market-style name for every image, by its path.
 
-    A name that already says identity and camera is kept. Others (MSMT17's) become
-    ``PPPP_cC_IIII.jpg`` with the camera not padded and IIII counting the person's pictures.
+    A name that contains identity and camera is kept. Others (such as MSMT17's) become
+    ``PPPP_cC_IIII.jpg`` with a camera without leading zeros and IIII the index among the person's
+    images.
 
     Args:
-        samples: Pictures of persons that are numbered together: a training set, or a test set.
-        known: Names by path that are to be taken, where the loader knows better.
+        samples: Samples whose pids are numbered together: a training set, or a test set.
+        known: Names by path that the loader gives.
+        first_camera: Number of camera 0 in names.
     """
     names: dict[str, str] = {}
     numbers: Counter[int] = Counter()
     for sample in sorted(samples, key=lambda s: s.path):
         name = known.get(sample.path) or Path(sample.path).name
-        if not _says(name, sample):
+        if not _contains(name, sample, first_camera):
             suffix = Path(sample.path).suffix.lower()
-            name = f"{sample.pid:04d}_c{sample.camid + 1}_{numbers[sample.pid]:04d}{suffix}"
+            camera, number = sample.camid + first_camera, numbers[sample.pid]
+            name = f"{sample.pid:04d}_c{camera}_{number:04d}{suffix}"
             numbers[sample.pid] += 1
         names[sample.path] = name
     return names
 
 
 def arrange(parts: Parts, names: Mapping[str, str]) -> dict[str, dict[str, Path]]:
-    """Sort the pictures into the five folders; returns for each the paths by new name.
+    """Assign the images to the five folders; return the paths by new name for each folder.
 
     Raises:
-        DatasetError: Two pictures of a folder would have the same name.
+        DatasetError: Two images of a folder would have the same name.
     """
     folders: dict[str, dict[str, Path]] = {name: {} for name in VALIDATION_FOLDERS.values()}
     for subset, samples in parts.items():
@@ -64,50 +68,51 @@ def arrange(parts: Parts, names: Mapping[str, str]) -> dict[str, dict[str, Path]
     return folders
 
 
-def _says(name: str, sample: Sample) -> bool:
+def _contains(name: str, sample: Sample, first_camera: int) -> bool:
     who = parse_market_name(name)
-    return who is not None and (who.pid, who.camera - 1) == (sample.pid, sample.camid)
+    return who is not None and (who.pid, who.camera - first_camera) == (sample.pid, sample.camid)
 
 
-def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Refuse to touch what stands under the final name, unless asked to, and if it is a split.
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Check that the target folder does not exist, or is a split that may be overwritten.
 
     Raises:
-        UserError: With the reason.
+        UserError: It exists, and ``overwrite`` is False or it is not a split.
     """
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
         raise UserError(
-            f"{target} exists; use it as it is, give --overwrite to make it anew, or --output_dir "
-            "to write elsewhere"
+            f"{target} exists; use it, replace it with --overwrite, or write to another folder "
+            "with --output_dir"
         )
-    ours = (target / RECORD).is_file() or (target / VALIDATION_FOLDERS["val_query"]).is_dir()
-    if target.is_symlink() or not ours:
+    parts = (SPLIT_RECORD, VALIDATION_FOLDERS["val_query"])
+    is_split = any((target / name).exists() for name in parts)
+    if target.is_symlink() or not is_split:
         raise UserError(
-            f"{target} is not a validation split, so --overwrite will not delete it; move it away"
+            f"{target} is not a validation split, so --overwrite does not delete it; move it away"
         )
 
 
 def fill(staging: Path, folders: Mapping[str, Mapping[str, Path]]) -> str:
-    """Put every picture under its new name; returns how most of them got there.
+    """Create every image under its new name; return the method used for most images.
 
-    A hard link costs nothing and outlives the original's name; where the file system has none, or
-    the data lies on another one, a symbolic link; failing that a copy. Pictures that were made
-    inside ``staging`` are moved.
+    Hard links take no space and stay valid when the original is renamed. If they are not possible,
+    for example on another file system, symbolic links are used, and copies as the last resort.
+    Images that were extracted into ``staging`` are moved.
     """
     ways: dict[str, int] = {}
     with Progress(sum(map(len, folders.values())), "linking") as bar:
         for folder, names in folders.items():
             (staging / folder).mkdir()
             for name, source in names.items():
-                way = _place(source, staging / folder / name, staging)
+                way = _link(source, staging / folder / name, staging)
                 ways[way] = ways.get(way, 0) + 1
                 bar.update(1)
     return max(ways, key=lambda way: ways[way])
 
 
-def _place(source: Path, target: Path, staging: Path) -> str:
+def _link(source: Path, target: Path, staging: Path) -> str:
     if source.is_relative_to(staging):
         source.rename(target)
         return "extracted"
@@ -131,7 +136,7 @@ def write_record(
     folders: Mapping[str, Mapping[str, Path]],
     facts: Mapping[str, object],
 ) -> None:
-    """Write ``split.json``: what was divided, how, into how many, and its hash."""
+    """Write ``split.json``: source, strategy, counts and the hash of the names."""
     record = {
         "schema": 1,
         **facts,
@@ -145,7 +150,7 @@ def write_record(
             f"{folder}/{name}" for folder, names in folders.items() for name in names
         ),
     }
-    path = staging / RECORD
+    path = staging / SPLIT_RECORD
     with path.open("w", encoding="utf-8") as stream:
         json.dump(record, stream, indent=2)
         stream.write("\n")

@@ -10,8 +10,8 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits
+from data.consistency import check_positives
 from data.loaders import EvalLoader
-from data.positives import check_positives
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import LoadedWeights
 from engine.distributed.processes import all_gather, first_on_machine, from_main, world

@@ -20,9 +20,9 @@ from engine.report import Results
 from tools.benchmarks.measuring import seconds
 from tools.benchmarks.networks import evaluation_flops, step_flops
 from tools.benchmarks.step import make_step
-from tools.compare import difference_table
 from tools.lib.command_line import Parser, exit_code_of
 from tools.lib.experiment import METHODS, Experiment
+from tools.lib.query_differences import difference_table
 from utils.device import resolve_device, set_threads
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
             name: Experiment(CONFIG, name, args.output / name, tuple(args.opts)) for name in methods
         }
         for experiment in experiments.values():
-            experiment.refuse_another()
+            experiment.check_folder()
         remaining = [
             experiment for experiment in experiments.values() if not experiment.is_finished
         ]

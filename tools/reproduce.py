@@ -1,4 +1,4 @@
-"""Train table rows over several seeds: mean and spread, beside the published numbers."""
+"""Train rows of the published tables over several seeds; compare means with published numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from utils.logger import get_logger
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "AGW_baseline.yml"
 
-_One = TypeVar("_One")
+_Value = TypeVar("_Value")
 _EXAMPLES = """examples:
   one cell of the published table, three seeds (Market-1501 below D):
     python3 tools/reproduce.py --datasets market1501 --desensitizers mosaic --methods full \\
@@ -41,15 +41,15 @@ _EXAMPLES = """examples:
     python3 tools/reproduce.py --datasets market1501,msmt17,cuhk03 \\
       --desensitizers blur,mosaic,noise \\
       DATASETS.ROOT_DIR D
-  what the demo's numbers are worth:
+  the spread of the demo's numbers:
     python3 tools/reproduce.py --config_file configs/demo.yml --datasets synthetic \\
       --seeds 1,2,3,4,5 --output log/demo-seeds
-  --plan lists the trainings and does none.
+  --plan lists the trainings and runs none.
 
-The same command again keeps what is finished and goes on with a training that was interrupted. So
-several GPUs share the work by a command each, with seeds of its own (MODEL.DEVICE_ID 0 --seeds 1),
-and the command with all seeds then makes the table. It stands in OUTPUT/reproduction.md and .json
-and grows with every training that ends.
+The same command again keeps finished trainings and resumes an interrupted one. For
+several GPUs start one command each, with different seeds (MODEL.DEVICE_ID 0 --seeds 1), and then
+the command with all seeds. The table is in OUTPUT/reproduction.md and .json and is updated after
+every training.
 
 Exit code: 0 done, 1 a mean is farther from the published number than the tolerance, or a disk or
 device failed, 2 wrong input, 130 interrupted.
@@ -75,17 +75,17 @@ class Desensitizer:
             ) from None
 
 
-def _several(read: Callable[[str], _One]) -> Callable[[str], list[_One]]:
-    """Return what reads values with commas between them, as KEY VALUE pairs may follow."""
+def _several(read: Callable[[str], _Value]) -> Callable[[str], list[_Value]]:
+    """Return a function that reads comma-separated values (spaces separate KEY VALUE pairs)."""
 
-    def read_all(text: str) -> list[_One]:
+    def read_all(text: str) -> list[_Value]:
         return list(dict.fromkeys(read(part) for part in text.split(",")))
 
     return read_all
 
 
 def _datasets(text: str) -> list[str]:
-    return [text] if ":" in text else _several(str)(text)  # a path may hold commas
+    return [text] if ":" in text else _several(str)(text)  # a path may contain commas
 
 
 def _method(text: str) -> str:
@@ -95,7 +95,7 @@ def _method(text: str) -> str:
 
 
 def rows_of(args: argparse.Namespace) -> list[Row]:
-    """Return the rows of the table that was asked for, each with an experiment a seed.
+    """Return the rows of the table, each with one experiment per seed.
 
     Raises:
         UserError: The configuration is wrong.
@@ -105,7 +105,7 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder")
     cfg = loading.load(args.config_file, args.opts)
-    # As on the published command line, which alone says when a model is good enough.
+    # As on the published command lines; the configuration files contain no MODEL.VAL_R1.
     val_r1 = VAL_R1 if math.isinf(cfg.MODEL.VAL_R1) else cfg.MODEL.VAL_R1
     return [
         _row(args, dataset, desensitizer, method, val_r1)
@@ -139,29 +139,29 @@ def _row(
     }
     seed, first = next(iter(experiments.items()))
     published = experiment(CONFIG, (), seed, own(STRENGTHS.get(kind, radius), VAL_R1))
-    return Row(dataset, kind, radius, method, experiments, tuple(first.unlike(published)))
+    return Row(dataset, kind, radius, method, experiments, tuple(first.differences_from(published)))
 
 
 def plan(rows: Sequence[Row]) -> str:
-    """Return what is finished, begun and still to do, a line each.
+    """Return one line for each experiment: finished, to resume or to do.
 
     Raises:
-        UserError: There is no such data set, or a folder holds a training of other values.
+        UserError: The data set does not exist, or a folder contains a training with other values.
     """
     lines = []
     for row in rows:
         find_loader(row.dataset)
         for experiment in row.experiments.values():
-            begun = "to go on" if experiment.has_begun else "to do"
-            experiment.refuse_another()
-            state = "finished" if experiment.is_finished else begun
+            unfinished = "to resume" if experiment.has_begun else "to do"
+            experiment.check_folder()
+            state = "finished" if experiment.is_finished else unfinished
             lines.append(f"{state:<9} {shown(str(experiment.folder))}")
     return "\n".join(lines)
 
 
 def work_through(rows: Sequence[Row], output: Path) -> Table:
-    """Run what is not finished, a seed of every row before the next; the table grows with it."""
-    table = Table.of(rows)  # now: a damaged result is told before the trainings
+    """Run unfinished experiments, one seed of every row before the next; return the table."""
+    table = Table.of(rows)  # before the trainings, so that damaged results are reported first
     left = [
         (row, seed)
         for seed in rows[0].experiments
@@ -190,16 +190,16 @@ def _saved(table: Table, output: Path) -> Table:
 
 
 def _prepare(experiments: Sequence[Experiment]) -> None:
-    """See that all data are there before the first training, and make missing validation splits."""
-    for one in {one.test_dataset: one for one in experiments}.values():
-        cfg = one.training
+    """Check that all data sets exist before training, and create missing validation splits."""
+    for dataset, experiment in {e.test_dataset: e for e in experiments}.items():
+        cfg = experiment.training
         request = LoadRequest(
-            one.test_dataset, Path(cfg.DATASETS.ROOT_DIR), cfg.MSMT17.PROTOCOL, cfg.CUHK03.KIND,
+            dataset, Path(cfg.DATASETS.ROOT_DIR), cfg.MSMT17.PROTOCOL, cfg.CUHK03.KIND,
             list_only=True,
         )  # fmt: skip
-        if one.test_dataset != "synthetic":  # which is made where it is missing
+        if dataset != "synthetic":  # it is created if it is missing
             load_data(request)
-        if one.test_dataset in NAMES:
+        if dataset in NAMES:
             _ensure_split(request)
 
 
@@ -213,13 +213,13 @@ def _ensure_split(request: LoadRequest) -> None:
             cuhk03_kind=request.cuhk03_kind,
         )  # fmt: skip
     except UserError:
-        if not split.exists():  # else another command that shares the work was faster
+        if not split.exists():  # otherwise another command that shares the work created it
             raise
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit code."""
-    args = _parser().parse_intermixed_args(argv)  # keys may stand on both sides of an option
+    """Run from the command line; return the exit code."""
+    args = _parser().parse_intermixed_args(argv)  # keys may be on both sides of an option
 
     def work() -> int:
         refuse_sharing("tools/reproduce.py")
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{table.markdown}\nin {shown(str(args.output / 'reproduction.md'))}")
         return 0 if all(summary.agrees for summary in table.summaries) else 1
 
-    return exit_code_of(work, "interrupted; the same command goes on where it stopped")
+    return exit_code_of(work, "interrupted; the same command resumes")
 
 
 def _parser() -> Parser:
@@ -240,11 +240,11 @@ def _parser() -> Parser:
     add("--config_file", type=Path, default=CONFIG, metavar="FILE", help="(AGW_baseline.yml)")
     add(
         "--datasets", type=_datasets, metavar="NAME[,NAME]",
-        help="names that DATASETS.NAMES takes, without _val; default: that of the configuration",
+        help="values of DATASETS.NAMES without _val; default: the one configured",
     )  # fmt: skip
     add(
         "--desensitizers", type=_several(Desensitizer.parse), metavar="TYPE[:RADIUS][,TYPE]",
-        help="blur, mosaic, noise, at the published strength; default: that of the configuration",
+        help="blur, mosaic, noise, at the published strength; default: the one configured",
     )  # fmt: skip
     add("--methods", type=_several(_method), default=list(METHODS), metavar="METHOD[,METHOD]",
         help="of base, without, full (all three)")  # fmt: skip
@@ -256,7 +256,7 @@ def _parser() -> Parser:
         help="(1)",
     )
     add("--output", type=Path, default=Path("log/reproduce"), help="folder (log/reproduce)")
-    add("--plan", action="store_true", help="list the trainings and how far they are; do none")
+    add("--plan", action="store_true", help="list the trainings and their state; run none")
     add("opts", nargs="*", metavar="KEY VALUE", help="keys that override the file")
     return parser
 

@@ -1,46 +1,64 @@
-"""One's own pictures in a table: ``csv:FILE`` with the columns path, pid, camid and split."""
+"""Your own images in a table: ``csv:FILE`` with the columns path, pid, camid and split."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.folder import not_there, resolve
 from data.datasets.layout import (
+    JUNK_PID,
     SUBSETS,
     LoadedData,
     LoadRequest,
     pid_of_text,
+    split_of,
     subject_of,
     whole_number,
+    without_decimals,
 )
-from data.datasets.market1501 import JUNK_PID, split_of
-from data.positives import stranger_problems
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
+from utils.text import composed, existing_path
 
 COLUMNS = ("path", "pid", "camid", "split")
 
 
-def load(request: LoadRequest) -> LoadedData:
-    """Load ``csv:FILE``; relative picture paths count from the table's folder.
+@dataclass
+class _Identities:
+    """How identities are written in a table.
 
-    ``split`` is one of train, query, gallery, val_query and val_gallery; ``camid`` a number;
-    ``pid`` a number or a name; pid -1 is junk and dropped.
+    Attributes:
+        written: First text by pid.
+        decimals, integers: Examples of numbers with and without decimals.
+    """
+
+    written: dict[int, str] = field(default_factory=dict)
+    decimals: list[str] = field(default_factory=list)
+    integers: list[str] = field(default_factory=list)
+
+
+def load(request: LoadRequest) -> LoadedData:
+    """Load ``csv:FILE``; relative image paths start at the folder of the table.
+
+    ``split`` is train, query, gallery, val_query or val_gallery, and rows with train are needed for
+    training only. ``camid`` is a whole number. ``pid`` is a whole number or a name; pid -1 is junk
+    and is dropped. Numbers may have decimals of zero (7.0), as pandas writes them.
 
     Raises:
-        DatasetError: A column, a value or a picture is wrong; the text names the line.
+        DatasetError: A column, a value or an image is wrong; the text contains the line.
     """
     table = resolve(request)
     if not table.is_file():
         raise not_there(request, f"{table} is not a file")
     parts: dict[str, list[Sample]] = {subset: [] for subset in SUBSETS}
-    numbers: dict[int, str] = {}
+    identities = _Identities()
     missing = []
     for line, row in _rows(table):
-        sample, subset = _sample(table, line, row, numbers)
+        sample, subset = _sample(table, line, row, identities)
         if sample.pid == JUNK_PID:
             continue
         parts[subset].append(sample)
@@ -49,43 +67,53 @@ def load(request: LoadRequest) -> LoadedData:
     if missing:
         raise DatasetError(
             "images-missing",
-            f"{len(missing)} pictures of {table} do not exist ({wrong.examples(missing)}); "
-            "relative paths count from the table's folder",
+            f"{len(missing)} images of {table} do not exist ({wrong.examples(missing)}); relative "
+            "paths start at the folder of the table",
         )
-    lacking = [subset for subset in ("train", "query", "gallery") if not parts[subset]]
+    lacking = [subset for subset in ("query", "gallery") if not parts[subset]]
     if lacking:
         raise DatasetError(
             "missing-split", f"{table} has no row with split {' or '.join(lacking)}; add some"
         )
     ordered = {subset: tuple(sorted(rows, key=lambda s: s.path)) for subset, rows in parts.items()}
-    splits = DatasetSplits(
-        request.name,
-        train=ordered["train"],
-        query=ordered["query"],
-        gallery=ordered["gallery"],
-        val_query=ordered["val_query"],
-        val_gallery=ordered["val_gallery"],
-        notes={"layout": "table"},
+    return LoadedData(
+        DatasetSplits(request.name, **ordered, notes={"layout": "table"}),
+        composed(table.stem),
+        "table",
+        table,
+        problems=(*_repeated_rows(table, ordered), *_mixed_numbers(table, identities)),
+        identity_names={
+            pid: text for pid, text in identities.written.items() if whole_number(text) is None
+        },
     )
-    problems = [*stranger_problems(splits), *_listed_twice(table, splits)]
-    return LoadedData(splits, table.stem, "table", table, problems=tuple(problems))
 
 
-def _listed_twice(table: Path, splits: DatasetSplits) -> list[Problem]:
-    """Warn of a picture that several rows name: as query and gallery it finds itself."""
-    times = Counter(sample.path for subset in SUBSETS for sample in getattr(splits, subset))
-    twice = [path for path, count in times.items() if count > 1]
-    if not twice:
+def _repeated_rows(table: Path, parts: dict[str, tuple[Sample, ...]]) -> list[Problem]:
+    """Return a warning for images that are in several rows."""
+    times = Counter(sample.path for samples in parts.values() for sample in samples)
+    repeated = [path for path, count in times.items() if count > 1]
+    if not repeated:
         return []
     text = (
-        f"{len(twice)} pictures are in several rows of {table} ({wrong.examples(twice)}); a "
-        "picture that is both query and gallery finds itself: keep one row of each"
+        f"{len(repeated)} images are in several rows of {table} ({wrong.examples(repeated)}); keep "
+        "one row of each"
     )
-    return [Problem("same-picture-twice", text)]
+    return [Problem("same-image-twice", text)]
+
+
+def _mixed_numbers(table: Path, identities: _Identities) -> list[Problem]:
+    """Return a note if some identities are written as 7.0 and others as 7."""
+    if not identities.decimals or not identities.integers:
+        return []
+    text = (
+        f"{table} writes some pids with decimals ({wrong.examples(identities.decimals)}) and "
+        f"others without ({wrong.examples(identities.integers)}); 7.0 and 7 are one identity"
+    )
+    return [Problem("mixed-numbers", text)]
 
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read the rows with their line numbers; the first line names the columns."""
+    """Return the rows with their line numbers; the first line contains the column names."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
@@ -93,7 +121,7 @@ def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
             if lacking:
                 raise DatasetError(
                     "missing-column",
-                    f"{table} lacks the column {', '.join(lacking)}; its first line has to name "
+                    f"{table} lacks the column {', '.join(lacking)}; its first line must contain "
                     f"{','.join(COLUMNS)} (found {','.join(reader.fieldnames or ()) or 'nothing'})",
                 )
             return [
@@ -104,7 +132,7 @@ def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _sample(
-    table: Path, line: int, row: dict[str, str], numbers: dict[int, str]
+    table: Path, line: int, row: dict[str, str], identities: _Identities
 ) -> tuple[Sample, str]:
     subset = row["split"]
     if subset not in SUBSETS:
@@ -112,19 +140,30 @@ def _sample(
             "bad-value",
             f"{table} line {line}: split is {subset!r}; expected one of {', '.join(SUBSETS)}",
         )
-    camera = whole_number(row["camid"])
+    camera = whole_number(without_decimals(row["camid"]))
     if not row["path"] or not row["pid"] or camera is None:
         raise DatasetError(
             "bad-value",
             f"{table} line {line}: path is {row['path']!r}, pid {row['pid']!r}, camid "
             f"{row['camid']!r}; expected a path, a number or name, and a number from 0",
         )
-    pid = pid_of_text(row["pid"])
-    spelled = numbers.setdefault(pid, row["pid"])
-    if not spelled.isdigit() and spelled != row["pid"]:
+    pid = _pid(table, line, row["pid"], identities)
+    path = existing_path(table.parent / Path(row["path"]).expanduser())
+    subject = subject_of(composed(table.stem), split_of(subset), pid)
+    return Sample(str(path), pid, camera, subject), subset
+
+
+def _pid(table: Path, line: int, text: str, identities: _Identities) -> int:
+    number = without_decimals(composed(text))
+    if number != composed(text):
+        identities.decimals.append(text)
+    elif number.isdigit():
+        identities.integers.append(text)
+    pid = pid_of_text(number)
+    written = identities.written.setdefault(pid, number)
+    if not written.isdigit() and written != number:
         raise DatasetError(
             "same-person-twice",
-            f"{table} line {line}: {spelled!r} and {row['pid']!r} are one number",
+            f"{table} line {line}: {written!r} and {number!r} are one identity",
         )
-    path = table.parent / Path(row["path"]).expanduser()
-    return Sample(str(path), pid, camera, subject_of(table.stem, split_of(subset), pid)), subset
+    return pid

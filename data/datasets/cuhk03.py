@@ -1,9 +1,7 @@
-"""CUHK03 as the new protocol's list and the pictures it names, extracted or in ``cuhk-03.mat``.
+"""CUHK03 in the new protocol: 1,467 identities, 767 to train and 700 to test, two cameras each.
 
-CUHK03 in the new protocol: 1,467 identities, 767 to train and 700 to test, two cameras each.
-
-People have it as the original ``cuhk-03.mat``, as extracted pictures, or as CUHK03-NP folders.
-Every route gives the same identities, cameras and pixels, in the same order.
+It exists as the original ``cuhk-03.mat``, as extracted images, and as CUHK03-NP folders. All give
+the same identities, cameras and pixels, in the same order.
 """
 
 from __future__ import annotations
@@ -31,141 +29,23 @@ from data.datasets.layout import (
     named_children,
     not_found,
     search_below,
+    split_of,
     subject_of,
 )
 from data.datasets.market1501 import (
     FOLDERS,
+    TEST_FOLDERS,
     load_validation_tree,
     missing_folders,
     read_market_tree,
-    split_of,
 )
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 
 TITLE = "CUHK03"
 KINDS = ("labeled", "detected")
-# Pictures each kind has in all, train and test.
+# Number of images of each kind, of all subsets.
 _LISTED = {"labeled": 14_096, "detected": 14_097}
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a folder has of one kind."""
-
-    home: Path
-    kind: str
-    images: Path | None
-    mat: Path | None
-    config: Path | None
-
-    @classmethod
-    def find(cls, home: Path, kind: str) -> Sources:
-        """Look in and below a folder."""
-        return cls(
-            home,
-            kind,
-            find_part(home, f"images_{kind}"),
-            find_part(home, "cuhk-03.mat"),
-            find_part(home, config_name(kind)),
-        )
-
-
-def find_part(home: Path, name: str) -> Path | None:
-    """First file or folder of a name in ``home`` or up to two levels below."""
-    folder = search_below(home, lambda f: (f / name).exists(), 2)
-    return folder / name if folder else None
-
-
-def load_listed(sources: Sources, request: LoadRequest) -> LoadedData:
-    """Load by the protocol's list, extracting the pictures once if need be.
-
-    Raises:
-        DatasetError: The list is missing, broken, or not that of the pictures.
-    """
-    kind = sources.kind
-    if sources.config is None:
-        raise _no_config(sources)
-    protocol = read_protocol(sources.config)
-    images, files, layout = _pictures(sources, request)
-    problems = _check_kind(protocol, files, images, kind, sources.config)
-    names: dict[str, str] = {}
-    parts = {
-        subset: _samples(protocol, subset, files, request.base_name, names)
-        for subset in ("train", "query", "gallery")
-    }
-    splits = DatasetSplits(
-        request.name, train=parts["train"], query=parts["query"], gallery=parts["gallery"]
-    )
-    return LoadedData(splits, TITLE, layout, images.parent, {}, problems, names)
-
-
-def _pictures(sources: Sources, request: LoadRequest) -> tuple[Path, dict[str, Path], str]:
-    """Find or extract the pictures; returns their folder, their paths by stem, and the layout."""
-    layout = "extracted images with the new protocol's config"
-    images = sources.images
-    if images is None:
-        if sources.mat is None:
-            raise AssertionError("a source has extracted images or a .mat")
-        layout = "cuhk-03.mat with the new protocol's config"
-        beside = cache_folder(sources.mat, sources.kind, sources.home)
-        images = request.extract_to or beside
-        if request.list_only and not images.is_dir():
-            names = list_names(sources.mat, sources.kind)
-            return images, {Path(name).stem: images / name for name in names}, layout
-        extract(sources.mat, sources.kind, images)
-    return images, {path.stem: path for path in list_images(images)}, layout
-
-
-def _samples(
-    protocol: Protocol, subset: str, files: dict[str, Path], dataset: str, names: dict[str, str]
-) -> tuple[Sample, ...]:
-    """Make the samples of a subset, and note the name each picture has in CUHK03-NP."""
-    keyed = []
-    for place in protocol.subsets[subset]:
-        path = files[Path(protocol.names[place]).stem]
-        pid, camera = int(protocol.labels[place]), int(protocol.cameras[place])
-        sample = Sample(str(path), pid, camera - 1, subject_of(dataset, split_of(subset), pid))
-        names[sample.path] = f"{pid:04d}_c{camera}_{place + 1}{path.suffix.lower()}"
-        keyed.append(((pid, camera, int(place)), sample))
-    return tuple(sample for _, sample in sorted(keyed, key=lambda item: item[0]))
-
-
-def _check_kind(
-    protocol: Protocol, files: dict[str, Path], images: Path, kind: str, config: Path
-) -> tuple[Problem, ...]:
-    """See that list and pictures belong together: boxes of the two kinds bear the same names."""
-    other = next(k for k in KINDS if k != kind)
-    listed = {Path(name).stem for name in protocol.names}
-    missing, extra = sorted(listed - files.keys()), sorted(files.keys() - listed)
-    swapped = len(listed) != len(files) and _LISTED[other] in (len(listed), len(files))
-    if swapped or (missing and extra):
-        raise wrong.kind_mismatch(config, images, kind, other, (missing or extra)[0])
-    if missing:
-        raise DatasetError(
-            "images-missing",
-            f"{len(missing)} of the {len(listed)} pictures listed in {config} are not in {images} "
-            f"({wrong.examples(missing)}); extract them again, both being the {kind} ones",
-        )
-    if extra:
-        text = f"{len(extra)} pictures in {images} are in no list ({wrong.examples(extra)})"
-        return (Problem("unlisted-images", text, "note"),)
-    return ()
-
-
-def _no_config(sources: Sources) -> DatasetError:
-    kind = sources.kind
-    other = next(k for k in KINDS if k != kind)
-    stray = find_part(sources.home, config_name(other))
-    images = sources.images or sources.mat
-    if stray is not None:
-        return wrong.kind_mismatch(stray, images, kind, other, None)
-    return DatasetError(
-        "no-protocol",
-        f"{images} has no new protocol beside it: put {config_name(kind)} into {sources.home}",
-    )
-
-
 ROOTS = ("cuhk03", "cuhk03-np", "cuhk-03")
 ORIGIN = Origin(
     TITLE,
@@ -185,7 +65,7 @@ EXPECTED = {
         "gallery": Counts(700, 5_332, 2),
     },
 }
-# The first of the five camera pairs alone, in NP folders: complete, but nobody's protocol.
+# The first of the five camera pairs in NP folders: complete, but not a published protocol.
 CAMERA_PAIR_1 = {
     "train": Counts(643, 6_228, 2),
     "query": Counts(200, 400, 2),
@@ -194,10 +74,10 @@ CAMERA_PAIR_1 = {
 
 
 def load(request: LoadRequest) -> LoadedData:
-    """Load ``cuhk03``: the whole training set, no validation.
+    """Load ``cuhk03``: the whole training set, without a validation split.
 
     Raises:
-        DatasetError: It is not there, or not what it should be.
+        DatasetError: It was not found, or is not complete.
     """
     kind = request.cuhk03_kind
     if kind not in KINDS:
@@ -214,12 +94,12 @@ def load(request: LoadRequest) -> LoadedData:
         if sources.images or sources.mat:
             return _described(load_listed(sources, request), request)
     for home in homes:
-        _explain_what_is_there(home, kind)
+        _explain_incomplete(home, kind)
     raise not_found(request.root, ORIGIN, _is_any)
 
 
 def kinds_present(root: Path) -> tuple[str, ...]:
-    """Kinds of box that a root has; the default kind where the folders do not say."""
+    """Return the kinds of box in a root; the default kind if the folder names have none."""
     kinds = tuple(
         kind for kind in KINDS if any(_has(home, kind) for home in named_children(root, ROOTS))
     )
@@ -227,25 +107,25 @@ def kinds_present(root: Path) -> tuple[str, ...]:
 
 
 def _has(home: Path, kind: str) -> bool:
-    """Whether a folder has pictures of a kind, or the original with the kind's list."""
+    """Return whether a folder has images of a kind, or the original with the list of the kind."""
     if find_part(home, f"images_{kind}") or find_part(home, f"{kind}/query"):
         return True
     return bool(find_part(home, "cuhk-03.mat") and find_part(home, config_name(kind)))
 
 
 def load_validation(request: LoadRequest) -> LoadedData:
-    """Load ``cuhk03_val``, made by ``data/train_split.py``."""
+    """Load ``cuhk03_val``, which ``data/train_split.py`` writes."""
     return load_validation_tree(request, TITLE)
 
 
 def _is_np(folder: Path, kind: str) -> bool:
     others = set(KINDS) - {kind}
-    here = has_folders(folder, FOLDERS) and folder.name.lower() not in others
-    return here or has_folders(folder / kind, FOLDERS)
+    here = has_folders(folder, TEST_FOLDERS) and folder.name.lower() not in others
+    return here or has_folders(folder / kind, TEST_FOLDERS)
 
 
 def _np_folder(folder: Path, kind: str) -> Path:
-    return folder / kind if has_folders(folder / kind, FOLDERS) else folder
+    return folder / kind if has_folders(folder / kind, TEST_FOLDERS) else folder
 
 
 def _is_any(folder: Path) -> bool:
@@ -258,43 +138,45 @@ def _load_np(folder: Path, request: LoadRequest) -> LoadedData:
     splits, problems = read_market_tree(folder, request.base_name)
     splits = replace(
         splits,
-        train=tuple(sorted(splits.train, key=_place)),
-        query=tuple(sorted(splits.query, key=_place)),
-        gallery=tuple(sorted(splits.gallery, key=_place)),
+        train=tuple(sorted(splits.train, key=_list_order)),
+        query=tuple(sorted(splits.query, key=_list_order)),
+        gallery=tuple(sorted(splits.gallery, key=_list_order)),
     )
     return _described(LoadedData(splits, TITLE, "CUHK03-NP folders", folder, {}, problems), request)
 
 
-def _place(sample: Sample) -> tuple[int, int, int, str]:
-    """Order by person, camera and place in the file list: the same whatever the route."""
+def _list_order(sample: Sample) -> tuple[int, int, int, str]:
+    """Return the sort key: person, camera, index in the file list. It is equal for all layouts."""
     name = Path(sample.path).name
     number = re.search(r"_(\d+)\.", name)
     return sample.pid, sample.camid, int(number[1]) if number else 0, name
 
 
 def _described(loaded: LoadedData, request: LoadRequest) -> LoadedData:
-    """Say which protocol it is, and hold it against the published size."""
+    """Add the protocol and the published size."""
     kind = request.cuhk03_kind
     splits = loaded.splits
-    found = {subset: Counts.of(getattr(splits, subset)) for subset in ("train", "query", "gallery")}
+    counts = {
+        subset: Counts.of(getattr(splits, subset)) for subset in ("train", "query", "gallery")
+    }
     notes = {"protocol": f"CUHK03 new protocol, {kind}"}
     expected = EXPECTED[kind]
-    if found == CAMERA_PAIR_1:
+    if counts == CAMERA_PAIR_1:
         notes = {"protocol": "CUHK03, camera pair 1 (not a published protocol)"}
         expected = CAMERA_PAIR_1
     other = next(k for k in KINDS if k != kind)
-    if found == EXPECTED[other]:
+    if counts == EXPECTED[other]:
         text = (
-            f"{loaded.folder} holds the {other} boxes while CUHK03.KIND is {kind}; "
-            f"set CUHK03.KIND {other}, or bring the {kind} ones"
+            f"{loaded.folder} contains the {other} boxes, but CUHK03.KIND is {kind}; "
+            f"set CUHK03.KIND {other}, or copy the {kind} boxes there"
         )
         raise DatasetError("kind-mismatch", text)
     splits = replace(splits, notes=notes)
     return replace(loaded, splits=splits, expected=expected)
 
 
-def _explain_what_is_there(home: Path, kind: str) -> None:
-    """Raise what is known about a CUHK03 folder that nothing could be loaded from."""
+def _explain_incomplete(home: Path, kind: str) -> None:
+    """Raise the error for a CUHK03 folder from which nothing could be loaded."""
     other = next(k for k in KINDS if k != kind)
     has_other = search_below(home, lambda f: _is_np(f, other), 2) or find_part(
         home, f"images_{other}"
@@ -305,9 +187,126 @@ def _explain_what_is_there(home: Path, kind: str) -> None:
             raise wrong.kind_mismatch(config, find_part(home, f"images_{other}"), other, kind, None)
         raise DatasetError(
             "kind-absent",
-            f"CUHK03.KIND is {kind}, but {home} only holds the {other} boxes; set "
-            f"CUHK03.KIND {other}, or bring the {kind} ones",
+            f"CUHK03.KIND is {kind}, but {home} only has the {other} boxes; set "
+            f"CUHK03.KIND {other}, or copy the {kind} boxes there",
         )
     partial = search_below(home, lambda f: any((f / name).is_dir() for name in FOLDERS), 2)
     if partial is not None:
         raise missing_folders(partial, TITLE)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of one kind in a folder."""
+
+    home: Path
+    kind: str
+    images: Path | None
+    mat: Path | None
+    config: Path | None
+
+    @classmethod
+    def find(cls, home: Path, kind: str) -> Sources:
+        """Search in and below a folder."""
+        return cls(
+            home,
+            kind,
+            find_part(home, f"images_{kind}"),
+            find_part(home, "cuhk-03.mat"),
+            find_part(home, config_name(kind)),
+        )
+
+
+def find_part(home: Path, name: str) -> Path | None:
+    """Return the first file or folder of a name in ``home`` or up to two levels below."""
+    folder = search_below(home, lambda f: (f / name).exists(), 2)
+    return folder / name if folder else None
+
+
+def load_listed(sources: Sources, request: LoadRequest) -> LoadedData:
+    """Load by the protocol's list; images in a .mat file are extracted once.
+
+    Raises:
+        DatasetError: The list is missing or damaged, or does not belong to the images.
+    """
+    kind = sources.kind
+    if sources.config is None:
+        raise _no_config(sources)
+    protocol = read_protocol(sources.config)
+    images, files, layout = _pictures(sources, request)
+    problems = _check_kind(protocol, files, images, kind, sources.config)
+    names: dict[str, str] = {}
+    parts = {
+        subset: _samples(protocol, subset, files, request.base_name, names)
+        for subset in ("train", "query", "gallery")
+    }
+    splits = DatasetSplits(
+        request.name, train=parts["train"], query=parts["query"], gallery=parts["gallery"]
+    )
+    return LoadedData(splits, TITLE, layout, images.parent, {}, problems, names)
+
+
+def _pictures(sources: Sources, request: LoadRequest) -> tuple[Path, dict[str, Path], str]:
+    """Find or extract the images; return their folder, their paths by stem, and the layout."""
+    layout = "extracted images with the new protocol's config"
+    images = sources.images
+    if images is None:
+        if sources.mat is None:
+            raise AssertionError("load_listed needs extracted images or a .mat file")
+        layout = "cuhk-03.mat with the new protocol's config"
+        usual = cache_folder(sources.mat, sources.kind, sources.home)
+        images = request.extract_to or usual
+        if request.list_only and not images.is_dir():
+            names = list_names(sources.mat, sources.kind)
+            return images, {Path(name).stem: images / name for name in names}, layout
+        extract(sources.mat, sources.kind, images)
+    return images, {path.stem: path for path in list_images(images)}, layout
+
+
+def _samples(
+    protocol: Protocol, subset: str, files: dict[str, Path], dataset: str, names: dict[str, str]
+) -> tuple[Sample, ...]:
+    """Return the samples of a subset; add the name of each image in CUHK03-NP to ``names``."""
+    keyed = []
+    for index in protocol.subsets[subset]:
+        path = files[Path(protocol.names[index]).stem]
+        pid, camera = int(protocol.labels[index]), int(protocol.cameras[index])
+        sample = Sample(str(path), pid, camera - 1, subject_of(dataset, split_of(subset), pid))
+        names[sample.path] = f"{pid:04d}_c{camera}_{index + 1}{path.suffix.lower()}"
+        keyed.append(((pid, camera, int(index)), sample))
+    return tuple(sample for _, sample in sorted(keyed, key=lambda item: item[0]))
+
+
+def _check_kind(
+    protocol: Protocol, files: dict[str, Path], images: Path, kind: str, config: Path
+) -> tuple[Problem, ...]:
+    """Check that list and images are of one kind; boxes of the two kinds have the same names."""
+    other = next(k for k in KINDS if k != kind)
+    listed = {Path(name).stem for name in protocol.names}
+    missing, extra = sorted(listed - files.keys()), sorted(files.keys() - listed)
+    swapped = len(listed) != len(files) and _LISTED[other] in (len(listed), len(files))
+    if swapped or (missing and extra):
+        raise wrong.kind_mismatch(config, images, kind, other, (missing or extra)[0])
+    if missing:
+        raise DatasetError(
+            "images-missing",
+            f"{len(missing)} of the {len(listed)} images listed in {config} are not in {images} "
+            f"({wrong.examples(missing)}); extract the {kind} images again",
+        )
+    if extra:
+        text = f"{len(extra)} images in {images} are not in the list ({wrong.examples(extra)})"
+        return (Problem("unlisted-images", text, "note"),)
+    return ()
+
+
+def _no_config(sources: Sources) -> DatasetError:
+    kind = sources.kind
+    other = next(k for k in KINDS if k != kind)
+    stray = find_part(sources.home, config_name(other))
+    images = sources.images or sources.mat
+    if stray is not None:
+        return wrong.kind_mismatch(stray, images, kind, other, None)
+    return DatasetError(
+        "no-protocol",
+        f"{images} lacks the new protocol: copy {config_name(kind)} to {sources.home}",
+    )

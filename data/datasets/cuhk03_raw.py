@@ -1,8 +1,6 @@
-"""Opening MATLAB files: what really lies under a ``.mat`` name, and the optional readers.
+"""CUHK03's MATLAB files: the new protocol (MATLAB 5) and the original images (v7.3, which is HDF5).
 
-CUHK03's new protocol: which picture is whose, and in which subset, from its MATLAB 5 file.
-
-Taking the pictures out of CUHK03's original ``cuhk-03.mat`` (MATLAB v7.3, which is HDF5).
+Both readers are optional packages: scipy for the protocol, h5py for ``cuhk-03.mat``.
 """
 
 from __future__ import annotations
@@ -26,10 +24,14 @@ from utils.files import staged_folder
 from utils.progress import Progress
 
 Format = Literal["hdf5", "matlab5"]
+Indices = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
+_CELLS_PER_CAMERA = 5
 _FORMAT_NAMES = {"hdf5": "a MATLAB v7.3 file (HDF5)", "matlab5": "a MATLAB 5 file"}
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# MATLAB v7.3 puts 512 bytes of its own before the HDF5 file; HDF5 itself allows any power of two.
+# MATLAB v7.3 writes 512 bytes before the HDF5 file. HDF5 allows any power of two.
 _USER_BLOCKS = (0, 512, 1024, 2048)
 
 
@@ -37,7 +39,7 @@ def require(module: str, why: str) -> ModuleType:
     """Import an optional reader.
 
     Raises:
-        DatasetError: It is not installed; the text says which command installs it.
+        DatasetError: It is not installed; the text contains the command that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -45,8 +47,8 @@ def require(module: str, why: str) -> ModuleType:
         package = module.split(".")[0]
         raise DatasetError(
             f"missing-{package}",
-            f"{why} needs {package}, not installed here; run `python3 -m pip install {package}`, "
-            "or bring the pictures extracted (CUHK03-NP folders)",
+            f"{why} needs {package}, which is not installed; run `python3 -m pip install "
+            f"{package}`, or use extracted images (CUHK03-NP folders)",
         ) from error
 
 
@@ -77,18 +79,15 @@ def _format_of(head: bytes) -> Format | None:
     return "matlab5" if head.startswith(b"MATLAB 5.0") else None
 
 
-Indices = NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class Protocol:
-    """One kind's list of n pictures and its division.
+    """The list of n images of one kind, and their subsets.
 
     Attributes:
-        names: ``K_PPP_V_II.png`` (pair, identity, camera, cell) of every picture.
-        labels: Identity of every picture, int64 (n,), 1..1467.
-        cameras: Camera of every picture, int64 (n,), from 1.
-        subsets: Places, counted from 0, of ``train``, ``query`` and ``gallery``.
+        names: ``K_PPP_V_II.png`` (pair, identity, camera, cell) of every image.
+        labels: Identity of every image, int64 (n,), 1..1467.
+        cameras: Camera of every image, int64 (n,), from 1.
+        subsets: Indices, from 0, of ``train``, ``query`` and ``gallery``.
     """
 
     names: tuple[str, ...]
@@ -98,7 +97,7 @@ class Protocol:
 
 
 def config_name(kind: str) -> str:
-    """File name the protocol of a kind goes by."""
+    """Return the file name of the protocol of a kind."""
     return f"cuhk03_new_protocol_config_{kind}.mat"
 
 
@@ -106,7 +105,7 @@ def read_protocol(path: Path) -> Protocol:
     """Read a ``cuhk03_new_protocol_config_*.mat``.
 
     Raises:
-        DatasetError: scipy is missing, or the file is not such a protocol.
+        DatasetError: scipy is not installed, or the file is not such a protocol.
     """
     check_format(path, "matlab5")
     scipy_io = require("scipy.io", "reading CUHK03's new protocol")
@@ -114,22 +113,22 @@ def read_protocol(path: Path) -> Protocol:
         content = scipy_io.loadmat(str(path))
         names = tuple(str(np.asarray(cell).item()) for cell in content["filelist"].ravel())
         labels, cameras = _integers(content["labels"]), _integers(content["camId"])
-        # int64 before the arithmetic: in the file they are uint16, where 0 - 1 is 65535.
+        # Converted to int64 first: the file has uint16, in which 0 - 1 is 65535.
         subsets = {
             subset: _integers(content[f"{subset}_idx"]) - 1
             for subset in ("train", "query", "gallery")
         }
-    except Exception as error:  # scipy lets through whatever the broken stream made it stumble over
+    except Exception as error:  # scipy raises many types on damaged files
         raise _broken(path, f"{type(error).__name__}: {error}") from error
     if not len(names) == len(labels) == len(cameras):
         raise _broken(path, f"{len(names)} names, {len(labels)} labels, {len(cameras)} cameras")
-    for subset, places in subsets.items():
-        if len(places) == 0 or places.min() < 0 or places.max() >= len(names):
-            raise _broken(path, f"{subset}_idx does not lie within 1..{len(names)}")
+    for subset, indices in subsets.items():
+        if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(names):
+            raise _broken(path, f"{subset}_idx is not within 1..{len(names)}")
     return Protocol(names, labels, cameras, subsets)
 
 
-def _integers(values: Any) -> Indices:  # noqa: ANN401 - whatever scipy made of the MATLAB array
+def _integers(values: Any) -> Indices:  # noqa: ANN401 - the type depends on the file
     return np.asarray(values).astype(np.int64).ravel()
 
 
@@ -140,28 +139,23 @@ def _broken(path: Path, why: str) -> DatasetError:
     )
 
 
-Pixels = NDArray[np.uint8]
-
-_CELLS_PER_CAMERA = 5
-
-
 def iterate_images(path: Path, kind: str) -> Iterator[tuple[str, Pixels]]:
-    """Yield ``K_PPP_V_II.png`` and the pixels (H, W, 3) of every picture of a kind.
+    """Yield ``K_PPP_V_II.png`` and the pixels (H, W, 3) of every image of a kind.
 
     Raises:
-        DatasetError: h5py is missing, or the file is not CUHK03's.
+        DatasetError: h5py is not installed, or the file is not CUHK03's.
     """
     for name, data in _walk(path, kind):
         yield name, np.ascontiguousarray(data[:].T)
 
 
 def list_names(path: Path, kind: str) -> list[str]:
-    """Names of all pictures of a kind, without reading a pixel; raises like ``iterate_images``."""
+    """Return the names of :func:`iterate_images` without reading pixels; raises the same errors."""
     return [name for name, _ in _walk(path, kind)]
 
 
 def _walk(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
-    """Yield name and HDF5 data set of every picture."""
+    """Yield name and HDF5 dataset of every image."""
     check_format(path, "hdf5")
     h5py = require("h5py", "reading CUHK03's original cuhk-03.mat")
     try:
@@ -174,10 +168,10 @@ def _walk(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def _pictures(mat: Any, kind: str) -> Iterator[tuple[str, Any]]:
-    """Walk the list of camera pairs and the M x 10 cells of each, five cells per camera.
+    """Yield the M x 10 cells of each camera pair, five cells per camera.
 
-    MATLAB stores columns first, so every level is transposed, the picture too. An empty cell points
-    at one shared array without a third dimension.
+    MATLAB stores columns first, so every level is transposed, and the image too. An empty cell
+    refers to one shared array without a third dimension.
     """
     for pair_index, pair_ref in enumerate(mat[kind][0]):
         cells = mat[pair_ref][:].T
@@ -192,12 +186,12 @@ def _pictures(mat: Any, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def extract(path: Path, kind: str, target: Path) -> Path:
-    """Write every picture of a kind as PNG, once; ``target`` appears only when it is whole.
+    """Write every image of a kind as PNG, once; ``target`` exists only when it is complete.
 
     Args:
         path: The ``cuhk-03.mat``.
         kind: ``labeled`` or ``detected``.
-        target: Folder to make.
+        target: Folder to create.
 
     Returns:
         ``target``.
@@ -214,27 +208,27 @@ def extract(path: Path, kind: str, target: Path) -> Path:
             Progress(len(list_names(path, kind)), f"Extracting {kind} boxes") as progress,
         ):
             for name, pixels in iterate_images(path, kind):
-                # Level 1: the same pixels as level 6 in a third of the time, a tenth more bytes.
+                # Level 1 takes a third of the time of level 6 and a tenth more bytes.
                 Image.fromarray(pixels).save(staging / name, compress_level=1)
                 progress.update()
     except UserError as error:
-        # Another run was quicker: its pictures are the same.
+        # Another run was faster; its images are the same.
         if isinstance(error, DatasetError) or not target.is_dir():
             raise
     return target
 
 
 def cache_folder(path: Path, kind: str, home: Path) -> Path:
-    """Choose where the pictures go: beside the data like everybody has them, else the user's cache.
+    """Return the folder for extracted images: next to the data, or in the user's cache.
 
     Args:
         path: The ``cuhk-03.mat``.
         kind: ``labeled`` or ``detected``.
         home: The data set's folder.
     """
-    beside = home / f"images_{kind}"
-    if beside.is_dir() or os.access(home, os.W_OK):
-        return beside
+    usual = home / f"images_{kind}"
+    if usual.is_dir() or os.access(home, os.W_OK):
+        return usual
     stat = path.stat()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "securereid" / f"cuhk03-{stat.st_size}-{stat.st_mtime_ns}" / f"images_{kind}"

@@ -1,10 +1,6 @@
-"""What every loader takes and returns.
+"""What all data set loaders use: their input and output, file names, and the search for folders.
 
-File names: which files are pictures, and who and which camera a name says.
-
-Only the base name counts: a parent folder such as ``exp01_c9`` must not decide about a camera.
-
-Finding a data set below the root folder, and saying what is wrong when it is not there.
+Only the base name of a path counts: a parent folder such as ``exp01_c9`` has no effect.
 """
 
 from __future__ import annotations
@@ -12,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,21 +16,27 @@ from typing import NamedTuple
 from data.images import is_image_name, is_litter
 from data.problems import DatasetError, Problem, examples
 from data.records import DatasetSplits, Sample
+from utils.text import composed
+
+SUBSETS = ("train", "val_query", "val_gallery", "query", "gallery")
+JUNK_PID = -1
+MARKET_PATTERN = "PPPP_cC[sS]_..., such as 0002_c1s1_000451_03.jpg"
+CAMERA_PATTERN = "_c3_, cam3_, camera_3 or camA_, such as shop_cam3_0001.jpg"
 
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What is asked of a loader.
+    """The input of a loader.
 
     Attributes:
-        name: As asked for, such as ``market1501_val`` or ``folder:PATH``.
-        root: Folder that holds the data sets.
+        name: As in DATASETS.NAMES, for example ``market1501_val`` or ``folder:PATH``.
+        root: Folder that contains the data sets.
         msmt17_protocol: Train on list_train (``train``) or also on list_val (``trainval``).
         cuhk03_kind: Boxes drawn by hand (``labeled``) or found by a detector (``detected``).
         synthetic_options: Keyword arguments of the synthetic set.
-        extract_to: Folder for pictures taken out of CUHK03's .mat file; ``None`` puts them where
-            everybody has them, ``cuhk03/images_<kind>``.
-        list_only: Look, but extract nothing: paths of such pictures may not exist yet.
+        extract_to: Folder for images extracted from CUHK03's .mat file; None: the usual
+            ``cuhk03/images_<kind>``.
+        list_only: Extract nothing; paths of images in a .mat file need not exist.
     """
 
     name: str
@@ -47,7 +49,7 @@ class LoadRequest:
 
     @property
     def base_name(self) -> str:
-        """Name without ``_val``: a split does not change whom a key belongs to."""
+        """Name without ``_val``; subjects are the same before and after a split."""
         return self.name.removesuffix("_val")
 
 
@@ -60,27 +62,28 @@ class Counts:
     cameras: int
 
     @classmethod
-    def of(cls, samples: tuple[Sample, ...]) -> Counts:
-        """Count a subset."""
+    def of(cls, samples: Sequence[Sample]) -> Counts:
+        """Count identities, images and cameras."""
         return cls(len({s.pid for s in samples}), len(samples), len({s.camid for s in samples}))
 
     def __str__(self) -> str:
-        """Show the three numbers in words."""
+        """Return the three numbers with their units."""
         return f"{self.ids:,} ids / {self.images:,} images / {self.cameras} cameras"
 
 
 @dataclass(frozen=True)
 class LoadedData:
-    """What a loader found.
+    """The output of a loader.
 
     Attributes:
         splits: The samples.
-        title: Name for people, such as ``Market1501``.
-        layout: Which of the known layouts it is.
-        folder: Where it lies.
-        expected: Published size per subset; empty where there is none to hold it against.
-        problems: What was found wrong but can be lived with.
-        market_names: Market-style name by path, for pictures whose own name is none.
+        title: Name in messages, such as ``Market1501``.
+        layout: The layout that was found.
+        folder: The folder of the data set.
+        expected: Published size per subset; empty without a published size.
+        problems: Problems that do not prevent the use of the data set.
+        market_names: Market-style name by path, for images with other names.
+        identity_names: Identity as written in the data, by pid, where it is not a number.
     """
 
     splits: DatasetSplits
@@ -90,38 +93,48 @@ class LoadedData:
     expected: Mapping[str, Counts] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     market_names: Mapping[str, str] = field(default_factory=dict)
+    identity_names: Mapping[int, str] = field(default_factory=dict)
 
     def with_problems(self, *problems: Problem) -> LoadedData:
-        """Return the same with more problems."""
+        """Return the same data with more problems."""
         return replace(self, problems=(*self.problems, *problems))
 
 
 Loader = Callable[[LoadRequest], LoadedData]
 
-SUBSETS = ("train", "val_query", "val_gallery", "query", "gallery")
+
+def split_of(subset: str) -> str:
+    """Return ``train`` or ``test``, the second field of a subject; validation is part of train."""
+    return "test" if subset in ("query", "gallery") else "train"
 
 
 def subject_of(dataset: str, split: str, pid: int) -> str:
-    """Label a person is encrypted under; ``split`` is ``train`` (with validation) or ``test``."""
+    """Return the subject of a person; ``split`` as returned by :func:`split_of`."""
     return f"{dataset}/{split}/{pid}"
 
 
-MARKET_PATTERN = "PPPP_cC[sS]_..., such as 0002_c1s1_000451_03.jpg"
+# --- Names of files and identities
 
-# The separator after the digits is what keeps camera 14 from being read as camera 1.
+# The separator after the digits prevents reading camera 14 as camera 1.
 _MARKET = re.compile(r"(?P<pid>-?\d+)_c(?P<camera>\d+)(?:s\d+)?_")
+_CAMERA = re.compile(
+    r"(?:^|[^a-z0-9])(?:(?:camera|cam|c)[ _-]?(?P<number>\d+)(?:s\d+)?|"
+    r"(?:camera|cam)[ _-]?(?P<letter>[a-z]))(?=[^a-z0-9]|$)",
+    re.IGNORECASE,
+)
 _TOO_LARGE = 2**63  # identities and cameras become int64
+_LARGEST_EXACT_FLOAT = 2**53
 
 
 class PersonAndCamera(NamedTuple):
-    """What a file name says; ``camera`` as written, which is from 1 in the public sets."""
+    """Identity and camera in a file name; ``camera`` as written, from 1 in the public sets."""
 
     pid: int
     camera: int
 
 
 def parse_market_name(name: str) -> PersonAndCamera | None:
-    """Read identity and camera of a Market-style base name, ``None`` if it is not one.
+    """Return identity and camera of a Market-style base name; None for other names.
 
     >>> parse_market_name("-1_c3s1_000551_04.jpg")
     PersonAndCamera(pid=-1, camera=3)
@@ -131,92 +144,162 @@ def parse_market_name(name: str) -> PersonAndCamera | None:
     match = _MARKET.match(Path(name).name)
     if match is None:
         return None
-    found = PersonAndCamera(int(match["pid"]), int(match["camera"]))
-    return found if max(abs(found.pid), found.camera) < _TOO_LARGE else None
+    parsed = PersonAndCamera(int(match["pid"]), int(match["camera"]))
+    return parsed if max(abs(parsed.pid), parsed.camera) < _TOO_LARGE else None
 
 
-def list_images(folder: Path) -> list[Path]:
-    """List the pictures directly in a folder, sorted by name whatever the file system's order."""
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if is_image_name(e.name) and _is_file_or_dead_link(e)]
-    return [folder / name for name in sorted(names)]
+def parse_camera(name: str) -> int | None:
+    """Return the camera in the name of a file or folder as written; letters count from A = 1.
 
-
-def _is_file_or_dead_link(entry: os.DirEntry[str]) -> bool:
-    """Tell files, and links whose target is gone: opened, they get their name in an error.
-
-    Left out here, the pictures of a split whose source was moved would be missed in silence.
+    >>> [parse_camera(name) for name in ("shop_cam12_1.jpg", "C01-0.jpg", "camB_0.jpg", "me.jpg")]
+    [12, 1, 2, None]
     """
-    try:
-        return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
-    except OSError:  # a link that leads round in a circle
-        return True
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """List the sub-folders of a folder, sorted, without hidden ones and ``__MACOSX``."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [
-                entry.name for entry in entries if not is_litter(entry.name) and entry.is_dir()
-            ]
-    except OSError:  # unreadable, or gone meanwhile: nothing to find there
-        return []
-    return [folder / name for name in sorted(names)]
-
-
-def upper_case_names(paths: list[Path]) -> list[str]:
-    """Base names whose suffix is not in lower case."""
-    return [path.name for path in paths if path.suffix != path.suffix.lower()]
+    match = _CAMERA.search(name)
+    if match is None:
+        return None
+    if match["letter"]:
+        return ord(match["letter"].lower()) - ord("a") + 1
+    return whole_number(match["number"])
 
 
 def whole_number(text: str) -> int | None:
-    """Read digits, of any script, that an int64 holds; None for anything else.
+    """Return the value of decimal digits of any script that fits into an int64, else None.
 
     >>> whole_number("0042"), whole_number("4²"), whole_number("9" * 30), whole_number("")
     (42, None, None, None)
     """
-    # isdigit would let superscripts through, which int refuses.
+    # isdigit would accept superscripts, on which int raises an error.
     if not text.isdecimal() or len(text) > 19 or int(text) >= _TOO_LARGE:
         return None
     return int(text)
 
 
-def pid_of_text(text: str) -> int:
-    """Turn an identity written in any way into a number that never changes.
+def without_decimals(text: str) -> str:
+    """Return a whole number without its decimals, as pandas writes columns with missing values.
 
-    Digits are taken as they are, as far as an int64 holds them; a name becomes a number above 2**32
-    from its SHA-256, so adding a person later moves nobody else's number, and with it nobody's key.
+    >>> without_decimals("7.0"), without_decimals("-1.0"), without_decimals("7.5")
+    ('7', '-1', '7.5')
+    """
+    if re.fullmatch(r"[+-]?[0-9]+(?:\.0*)?(?:[eE][+-]?[0-9]+)?", text) and not text.isdigit():
+        value = float(text)
+        if value.is_integer() and abs(value) < _LARGEST_EXACT_FLOAT:
+            return str(int(value))
+    return text
+
+
+def pid_of_text(text: str) -> int:
+    """Return the pid of an identity that is written as a number or a name.
+
+    Digits are the number itself, if an int64 holds it. A name becomes a number above 2**32 from the
+    SHA-256 of its NFC form. So a new person does not change the pid, and the key, of another one.
 
     >>> pid_of_text("0042")
     42
     >>> pid_of_text("alice") == pid_of_text("alice") > 2**32
     True
     """
-    text = text.strip()
+    text = composed(text.strip())
     if re.fullmatch(r"-?[0-9]{1,19}", text) and abs(int(text)) < _TOO_LARGE:
         return int(text)
-    # Names of folders may hold bytes that are no UTF-8.
+    # Folder names may contain bytes that are not UTF-8.
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-    return 2**32 + int.from_bytes(digest[:7], "big") // 2  # stays below 2**62: an int64 holds it
+    return 2**32 + int.from_bytes(digest[:7], "big") // 2  # below 2**62, so an int64 holds it
 
+
+def upper_case_names(paths: list[Path]) -> list[str]:
+    """Return the base names whose suffix is not lower case."""
+    return [path.name for path in paths if path.suffix != path.suffix.lower()]
+
+
+# --- Folders and their images
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images directly in a folder, sorted by name."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if is_image_name(e.name) and _is_file_or_dead_link(e)]
+    return [folder / name for name in sorted(names)]
+
+
+def _is_file_or_dead_link(entry: os.DirEntry[str]) -> bool:
+    """Return True for files and for links without a target.
+
+    Opening a dead link gives an error that names it. If it were left out here, the images of a
+    split whose source was moved would be missing without a message.
+    """
+    try:
+        return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    except OSError:  # a circle of links
+        return True
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Return the sub-folders of a folder, sorted by name, without litter."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name for entry in entries if not is_litter(entry.name) and entry.is_dir()
+            ]
+    except OSError:  # not readable, or deleted meanwhile
+        return []
+    return [folder / name for name in sorted(names)]
+
+
+def folders_below(folder: Path) -> Iterator[Path]:
+    """Yield a folder and all its sub-folders, sorted, without litter.
+
+    Links to folders are followed; a folder in a circle of links is yielded once.
+    """
+    visited: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) not in visited:
+            visited.add((status.st_dev, status.st_ino))
+            yield current
+            waiting += reversed(list_folders(current))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the images in a folder and all its sub-folders, sorted within each folder."""
+    return [path for current in folders_below(folder) for path in list_images(current)]
+
+
+def images_left_out(home: Path, used: set[str], why: str) -> list[Problem]:
+    """Return a warning for the images below a folder that are not used.
+
+    Args:
+        home: The folder.
+        used: Paths of the images that are used, or left out for a reason that is reported.
+        why: What to do about the others.
+    """
+    unused = [path for path in images_below(home) if str(path) not in used]
+    if not unused:
+        return []
+    example = unused[0].relative_to(home)
+    text = f"{len(unused)} images below {home} are not used (for example {example}); {why}"
+    return [Problem("images-left-out", text)]
+
+
+# --- The search for the folder of a data set
 
 Test = Callable[[Path], bool]
 
 
 def has_folders(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a folder has all of these sub-folders."""
+    """Return whether a folder has all of these sub-folders."""
     return all((folder / name).is_dir() for name in names)
 
 
 def named_children(root: Path, names: Sequence[str]) -> list[Path]:
-    """Sub-folders with one of these names in any case, in the order of the names."""
+    """Return sub-folders with one of these names in any case, in the order of the names."""
     children = list_folders(root)
     return [child for name in names for child in children if child.name.lower() == name.lower()]
 
 
 def search_below(start: Path, test: Test, depth: int) -> Path | None:
-    """First folder that passes, breadth first: ``start``, then up to ``depth`` levels below."""
+    """Return the first folder that passes, breadth first, up to ``depth`` levels below."""
     level = [start]
     for _ in range(depth + 1):
         for folder in level:
@@ -227,30 +310,30 @@ def search_below(start: Path, test: Test, depth: int) -> Path | None:
 
 
 def find_below(root: Path, names: Sequence[str], test: Test, depth: int = 2) -> Path | None:
-    """First folder that passes ``test`` in or below a child of ``root`` with one of the names.
+    """Return the first folder that passes ``test`` in or below a child of ``root``.
 
     Args:
-        root: Folder that holds the data sets.
-        names: Names the data set's folder goes by, preferred first.
+        root: Folder that contains the data sets.
+        names: Names of the child, preferred first.
         test: Whether a folder is the data set.
-        depth: How many folders may be nested between (archives unpacked into archives).
+        depth: How many levels below the child (archives unpacked into archives).
     """
     for child in named_children(root, names):
-        found = search_below(child, test, depth)
-        if found is not None:
-            return found
+        match = search_below(child, test, depth)
+        if match is not None:
+            return match
     return None
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What to tell somebody who lacks a data set.
+    """What to report to a user who does not have a data set.
 
     Attributes:
-        title: Name for people.
-        names: Names its folder goes by, preferred first.
-        needs: What its folder has to hold, in words.
-        page: Where its authors hand it out.
+        title: Name in messages.
+        names: Names of its folder, preferred first.
+        needs: What its folder must contain.
+        page: Web page of its authors.
     """
 
     title: str
@@ -260,17 +343,18 @@ class Origin:
 
 
 def not_found(root: Path, origin: Origin, test: Test) -> DatasetError:
-    """Explain why ``find_below`` found nothing: no root, wrong level, or not there.
+    """Return the error for an unsuccessful ``find_below``: no root, wrong level, or not there.
 
     Args:
         root: Folder that was searched.
-        origin: What was looked for.
-        test: Whether a folder is (at least a part of) the data set.
+        origin: What was searched for.
+        test: Whether a folder is at least a part of the data set.
     """
     if not root.is_dir():
         return DatasetError(
             "no-root",
-            f"DATASETS.ROOT_DIR {root} is not a folder; give the one that holds {origin.names[0]}/",
+            f"DATASETS.ROOT_DIR {root} is not a folder; give the one that contains "
+            f"{origin.names[0]}/",
         )
     return (
         _too_deep(root, origin.title, origin.names, test)
@@ -287,24 +371,23 @@ def _too_deep(root: Path, title: str, names: Sequence[str], test: Test) -> Datas
             continue
         known = next((f for f in (folder, folder.parent) if f.name.lower() in lower), None)
         if known is not None:
-            remedy = f"give the folder above: DATASETS.ROOT_DIR {known.parent}"
+            fix = f"give the folder above: DATASETS.ROOT_DIR {known.parent}"
         elif folder == root.parent:
-            continue  # that folders named alike lie beside the root says nothing
+            continue  # folders of these names next to the root prove nothing
         else:
-            remedy = (
+            fix = (
                 f"rename it to {names[0]} and give the folder above (DATASETS.ROOT_DIR "
-                f"{folder.parent}), or use it as one's own data: DATASETS.NAMES folder:{folder}"
+                f"{folder.parent}), or load it as your own data: DATASETS.NAMES folder:{folder}"
             )
         return DatasetError(
-            "wrong-root", f"DATASETS.ROOT_DIR {root} is one level too deep for {title}; {remedy}"
+            "wrong-root", f"DATASETS.ROOT_DIR {root} is one level too deep for {title}; {fix}"
         )
     return None
 
 
 def _too_high(root: Path, title: str, names: Sequence[str], test: Test) -> DatasetError | None:
     for child in list_folders(root):
-        candidates = [child, *list_folders(child)]
-        for folder in candidates:
+        for folder in [child, *list_folders(child)]:
             if find_below(folder, names, test) is not None:
                 return DatasetError(
                     "wrong-root",
@@ -315,10 +398,10 @@ def _too_high(root: Path, title: str, names: Sequence[str], test: Test) -> Datas
 
 
 def _absent(root: Path, origin: Origin) -> DatasetError:
-    found = [child.name + "/" for child in list_folders(root)]
+    present = [child.name + "/" for child in list_folders(root)]
     return DatasetError(
         "not-found",
         f"{origin.title} is not in {root}: expected {' or '.join(f'{n}/' for n in origin.names)} "
-        f"with {origin.needs}; found {examples(found, 6) if found else 'no folder'}; nothing is "
-        f"downloaded here: its authors give it for research, on their terms, at {origin.page}",
+        f"with {origin.needs}; found {examples(present, 6) if present else 'no folder'}; nothing "
+        f"is downloaded; its authors provide it for research, on their terms, at {origin.page}",
     )

@@ -1,18 +1,20 @@
-"""Folders of pictures named as in Market-1501, and the trees of ``data/train_split.py``.
+"""Market-1501, and every other data set in its layout.
 
-Market-1501 (v15.09.15): 6 cameras, 1,501 identities, detected boxes.
+Market-1501 (v15.09.15) has 6 cameras, 1,501 identities and detected boxes. Copies of other data
+sets, ``folder:PATH`` and the splits of ``data/train_split.py`` use its folders and file names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.layout import (
+    JUNK_PID,
     MARKET_PATTERN,
     Counts,
     LoadedData,
@@ -20,9 +22,12 @@ from data.datasets.layout import (
     Origin,
     find_below,
     has_folders,
+    images_below,
+    list_folders,
     list_images,
     not_found,
     parse_market_name,
+    split_of,
     subject_of,
     upper_case_names,
 )
@@ -30,6 +35,7 @@ from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 
 FOLDERS = ("bounding_box_train", "bounding_box_test", "query")
+TEST_FOLDERS = ("bounding_box_test", "query")  # enough for an evaluation
 VALIDATION_FOLDERS = {
     "train": "bounding_box_train",
     "val_query": "bounding_box_val_query",
@@ -37,33 +43,98 @@ VALIDATION_FOLDERS = {
     "query": "query",
     "gallery": "bounding_box_test",
 }
-JUNK_PID = -1
+SPLIT_RECORD = "split.json"
+
+TITLE = "Market1501"
+ROOTS = ("market1501", "Market-1501-v15.09.15", "Market-1501", "Market")
+ORIGIN = Origin(
+    TITLE,
+    ROOTS,
+    ", ".join(FOLDERS),
+    "https://zheng-lab.cecs.anu.edu.au/Project/project_reid.html",
+)
+# Without junk. The identities of the gallery include pid 0, the distractors.
+EXPECTED = {
+    "train": Counts(751, 12_936, 6),
+    "query": Counts(750, 3_368, 6),
+    "gallery": Counts(751, 15_913, 6),
+}
+
+
+def load(request: LoadRequest) -> LoadedData:
+    """Load ``market1501``: the whole training set, without a validation split.
+
+    Raises:
+        DatasetError: It was not found, or is not Market-1501.
+    """
+    folder = locate(request.root)
+    splits, problems = read_market_tree(folder, request.base_name)
+    _check_gallery(folder, splits)
+    distractors = folder / "images"
+    if distractors.is_dir():
+        text = (
+            f"{distractors} (the 500k distractors, {len(list_images(distractors)):,} images) is "
+            "not used: scores are those of the standard gallery"
+        )
+        problems = (*problems, Problem("distractors-unused", text, "note"))
+    return LoadedData(splits, TITLE, "Market-1501", folder, EXPECTED, problems)
+
+
+def load_validation(request: LoadRequest) -> LoadedData:
+    """Load ``market1501_val``, which ``data/train_split.py`` writes."""
+    loaded = load_validation_tree(request, TITLE)
+    _check_gallery(loaded.folder, loaded.splits)
+    return loaded
+
+
+def locate(root: Path) -> Path:
+    """Return the folder that contains ``bounding_box_test`` and ``query``.
+
+    Raises:
+        DatasetError: It was not found; the text contains what was found instead.
+    """
+    complete = find_below(root, ROOTS, lambda folder: has_folders(folder, TEST_FOLDERS))
+    if complete is not None:
+        return complete
+    partial = find_below(root, ROOTS, _is_part)
+    if partial is not None:
+        raise missing_folders(partial, TITLE)
+    raise not_found(root, ORIGIN, _is_part)
+
+
+def _is_part(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in FOLDERS)
+
+
+def _check_gallery(folder: Path, splits: DatasetSplits) -> None:
+    """Raise an error if gt_bbox is in the place of the gallery.
+
+    The names of hand-drawn boxes end in _00, those of detected boxes in _01 and higher. The queries
+    are among the hand-drawn boxes, so every score would be far too good.
+    """
+    if all(Path(s.path).stem.split(".")[0].endswith("_00") for s in splits.gallery):
+        raise wrong.ground_truth_as_gallery(folder / "bounding_box_test")
 
 
 @dataclass(frozen=True)
 class FolderContent:
-    """Samples of one folder and what was wrong with it."""
+    """The samples of one folder, and its problems."""
 
     samples: tuple[Sample, ...]
-    problems: tuple[Problem, ...]
-
-
-def split_of(subset: str) -> str:
-    """Part of a subject's label: query and gallery share theirs, validation is part of training."""
-    return "test" if subset in ("query", "gallery") else "train"
+    problems: tuple[Problem, ...] = ()
 
 
 def read_folder(folder: Path, dataset: str, subset: str, first_camera: int = 1) -> FolderContent:
-    """Read one folder of Market-style names; junk (pid -1) is dropped, distractors (pid 0) stay.
+    """Read a folder of Market-style names; junk (pid -1) is dropped, distractors (pid 0) are kept.
 
     Args:
-        folder: Holds the pictures.
+        folder: The folder.
         dataset: First field of the subjects.
-        subset: One of ``train``, ``val_query``, ``val_gallery``, ``query``, ``gallery``.
-        first_camera: Number in the names that becomes camera 0.
+        subset: One of ``SUBSETS``.
+        first_camera: The number in names that becomes camera 0.
 
     Raises:
-        DatasetError: The folder is empty, or none of its names can be read.
+        DatasetError: The folder is empty, or no name is Market-style.
     """
     paths = list_images(folder)
     if not paths:
@@ -72,41 +143,52 @@ def read_folder(folder: Path, dataset: str, subset: str, first_camera: int = 1) 
     unread = [path.name for path, who in parsed if who is None]
     if len(unread) == len(paths):
         raise wrong.no_name_matches(folder, unread, MARKET_PATTERN)
-    found = []
+    problems = []
     if unread:
-        found.append(wrong.some_names_do_not_match(folder, unread, MARKET_PATTERN))
-    if shouting := upper_case_names(paths):
-        found.append(wrong.upper_case_suffix(folder, shouting))
+        problems.append(wrong.some_names_do_not_match(folder, unread, MARKET_PATTERN))
+    if upper_case := upper_case_names(paths):
+        problems.append(wrong.upper_case_suffix(folder, upper_case))
+    nested = [path for child in list_folders(folder) for path in images_below(child)]
+    if nested:
+        text = (
+            f"{len(nested)} images in sub-folders of {folder} are not used (for example "
+            f"{nested[0].relative_to(folder)}); move them away, or into {folder.name} itself"
+        )
+        problems.append(Problem("images-left-out", text))
     split = split_of(subset)
     samples = tuple(
         Sample(str(path), who.pid, who.camera - first_camera, subject_of(dataset, split, who.pid))
         for path, who in parsed
         if who is not None and who.pid != JUNK_PID
     )
-    return FolderContent(samples, tuple(found))
+    return FolderContent(samples, tuple(problems))
 
 
 def read_market_tree(folder: Path, dataset: str) -> tuple[DatasetSplits, tuple[Problem, ...]]:
-    """Read ``bounding_box_train``, ``query`` and ``bounding_box_test``."""
+    """Read ``bounding_box_train`` (may be missing), ``query`` and ``bounding_box_test``."""
     parts = {
         subset: read_folder(folder / VALIDATION_FOLDERS[subset], dataset, subset)
         for subset in ("train", "query", "gallery")
+        if subset != "train" or has_training_images(folder / VALIDATION_FOLDERS["train"])
     }
     splits = DatasetSplits(
         dataset,
-        train=parts["train"].samples,
+        train=parts["train"].samples if "train" in parts else (),
         query=parts["query"].samples,
         gallery=parts["gallery"].samples,
     )
     return splits, tuple(p for part in parts.values() for p in part.problems)
 
 
+def has_training_images(folder: Path) -> bool:
+    """Return whether a training folder exists and has images; an evaluation needs no training."""
+    return folder.is_dir() and bool(list_images(folder))
+
+
 def missing_folders(folder: Path, title: str) -> DatasetError:
-    """Name the folder that a tree lacks."""
+    """Return the error for a tree without some of the three folders."""
     lacking = [name for name in FOLDERS if not (folder / name).is_dir()]
-    hint = (
-        "; gt_bbox and gt_query cannot stand in for them" if (folder / "gt_bbox").is_dir() else ""
-    )
+    hint = "; gt_bbox and gt_query cannot replace them" if (folder / "gt_bbox").is_dir() else ""
     return DatasetError(
         "missing-folder",
         f"{title} in {folder} lacks {', '.join(lacking)} (expected {', '.join(FOLDERS)}){hint}; "
@@ -114,17 +196,11 @@ def missing_folders(folder: Path, title: str) -> DatasetError:
     )
 
 
-def tree_hash(names: Iterable[str]) -> str:
-    """SHA-256 over the sorted ``folder/name`` of a split, the same wherever the split lies."""
-    text = "\n".join(sorted(names))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
 def load_validation_tree(request: LoadRequest, title: str) -> LoadedData:
-    """Load what ``data/train_split.py`` wrote for a data set.
+    """Load the split that ``data/train_split.py`` wrote for a data set.
 
     Raises:
-        DatasetError: There is no such tree; the text holds the command that makes it.
+        DatasetError: The split was not found; the text contains the command that makes it.
     """
     folder = find_below(
         request.root, [request.name], lambda f: has_folders(f, list(VALIDATION_FOLDERS.values())), 0
@@ -140,18 +216,11 @@ def read_validation_tree(folder: Path, request: LoadRequest, title: str) -> Load
         subset: read_folder(folder / name, request.base_name, subset)
         for subset, name in VALIDATION_FOLDERS.items()
     }
-    notes, problems = _recorded_notes(folder, parts)
-    splits = DatasetSplits(
-        request.name,
-        train=parts["train"].samples,
-        query=parts["query"].samples,
-        gallery=parts["gallery"].samples,
-        val_query=parts["val_query"].samples,
-        val_gallery=parts["val_gallery"].samples,
-        notes=notes,
-    )
-    found = tuple(p for part in parts.values() for p in part.problems)
-    return LoadedData(splits, title, "Market-style with validation", folder, {}, found + problems)
+    samples = {subset: part.samples for subset, part in parts.items()}
+    notes, problems = recorded_split(folder, samples)
+    splits = DatasetSplits(request.name, **samples, notes=notes)
+    problems = (*(p for part in parts.values() for p in part.problems), *problems)
+    return LoadedData(splits, title, "Market-style with validation", folder, {}, problems)
 
 
 def _no_split(request: LoadRequest) -> DatasetError:
@@ -162,19 +231,27 @@ def _no_split(request: LoadRequest) -> DatasetError:
     present = request.root / request.name
     if present.is_dir():
         lacking = [n for n in VALIDATION_FOLDERS.values() if not (present / n).is_dir()]
-        text = f"{present} lacks {', '.join(lacking)}; make it anew with: {command} --overwrite"
+        text = f"{present} lacks {', '.join(lacking)}; recreate it with: {command} --overwrite"
     else:
-        text = (
-            f"{request.name} is not in {request.root}; make the validation split first: {command}"
-        )
+        text = f"{request.name} is not in {request.root}; make the validation split with: {command}"
     return DatasetError("no-validation-split", text)
 
 
-def _recorded_notes(
-    folder: Path, parts: dict[str, FolderContent]
+def tree_hash(names: Iterable[str]) -> str:
+    """Return the SHA-256 over the sorted ``folder/name`` of a split, equal for every location."""
+    text = "\n".join(sorted(names))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def recorded_split(
+    folder: Path, parts: Mapping[str, tuple[Sample, ...]]
 ) -> tuple[dict[str, str], tuple[Problem, ...]]:
-    """Read the notes of ``split.json``, and see whether the tree is still the one it describes."""
-    path = folder / "split.json"
+    """Return the notes of ``split.json``, and a warning if the images differ from the record.
+
+    Raises:
+        DatasetError: The record is damaged.
+    """
+    path = folder / SPLIT_RECORD
     if not path.is_file():
         return {}, ()
     try:
@@ -185,81 +262,17 @@ def _recorded_notes(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             "bad-split-record",
-            f"{path} is damaged ({error}); make the split anew with train_split.py --overwrite",
+            f"{path} is damaged ({error}); recreate the split with train_split.py --overwrite",
         ) from error
-    now = tree_hash(
+    actual = tree_hash(
         f"{VALIDATION_FOLDERS[subset]}/{Path(s.path).name}"
-        for subset, part in parts.items()
-        for s in part.samples
+        for subset, samples in parts.items()
+        for s in samples
     )
-    if now == recorded:
+    if actual == recorded:
         return notes, ()
     text = (
-        f"the pictures in {folder} are not those that split.json was written for; make the split "
-        "anew with train_split.py --overwrite"
+        f"the images in {folder} are not those of its split.json; recreate the split with "
+        "train_split.py --overwrite"
     )
     return notes, (Problem("split-changed", text),)
-
-
-TITLE = "Market1501"
-ROOTS = ("market1501", "Market-1501-v15.09.15", "Market-1501", "Market")
-ORIGIN = Origin(
-    TITLE,
-    ROOTS,
-    ", ".join(FOLDERS),
-    "https://zheng-lab.cecs.anu.edu.au/Project/project_reid.html",
-)
-# After junk is dropped; the gallery's identities include pid 0, the distractors.
-EXPECTED = {
-    "train": Counts(751, 12_936, 6),
-    "query": Counts(750, 3_368, 6),
-    "gallery": Counts(751, 15_913, 6),
-}
-
-
-def load(request: LoadRequest) -> LoadedData:
-    """Load ``market1501``: the whole training set, no validation.
-
-    Raises:
-        DatasetError: It is not there, or not what it should be.
-    """
-    folder = locate(request.root)
-    splits, problems = read_market_tree(folder, request.base_name)
-    _refuse_ground_truth(folder, splits)
-    return LoadedData(splits, TITLE, "Market-1501", folder, EXPECTED, problems)
-
-
-def load_validation(request: LoadRequest) -> LoadedData:
-    """Load ``market1501_val``, made by ``data/train_split.py``."""
-    loaded = load_validation_tree(request, TITLE)
-    _refuse_ground_truth(loaded.folder, loaded.splits)
-    return loaded
-
-
-def locate(root: Path) -> Path:
-    """Find the folder that holds ``bounding_box_train``, ``bounding_box_test`` and ``query``.
-
-    Raises:
-        DatasetError: It is not there; the text says what is there instead.
-    """
-    complete = find_below(root, ROOTS, lambda folder: has_folders(folder, FOLDERS))
-    if complete is not None:
-        return complete
-    partial = find_below(root, ROOTS, _is_part)
-    if partial is not None:
-        raise missing_folders(partial, TITLE)
-    raise not_found(root, ORIGIN, _is_part)
-
-
-def _is_part(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in FOLDERS)
-
-
-def _refuse_ground_truth(folder: Path, splits: DatasetSplits) -> None:
-    """Refuse gt_bbox in place of the gallery.
-
-    Hand-drawn boxes end in _00, detected ones count from 01. The queries themselves are
-    among them, so every score would be far too good.
-    """
-    if all(Path(s.path).stem.split(".")[0].endswith("_00") for s in splits.gallery):
-        raise wrong.ground_truth_as_gallery(folder / "bounding_box_test")

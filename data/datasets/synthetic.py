@@ -1,7 +1,7 @@
-"""The embedded data set: drawn people in the layout of Market-1501.
+"""The synthetic data set: drawn people, none of whom exists, in the layout of Market-1501.
 
-Nobody in it exists. It is made where it is first asked for, takes seconds, and is the same, byte
-for byte, for the same parameters and library versions.
+It is created when it is first used, in seconds, and is identical byte for byte for the same
+parameters and library versions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data.people.photograph import Walk, draw_walks
 from utils.errors import UserError
 from utils.progress import Progress
 
-DRAWING_VERSION = 3  # raise it with every change that moves a pixel
+DRAWING_VERSION = 3  # increase it with every change of a pixel
 _MAX_IDENTITIES = 4000  # with validation and test identities within PPPP
 _MAX_IMAGES = 50
 _RECORD = "synthetic.json"
@@ -49,9 +49,9 @@ class SyntheticOptions:
 
     Attributes:
         identities: Training identities; a quarter as many for validation, half as many for test.
-        cameras: Cameras, each seeing everybody.
-        images: Pictures per identity and camera.
-        seed: Seed of everything drawn.
+        cameras: Number of cameras; every identity has images from all of them.
+        images: Images per identity and camera.
+        seed: Seed.
     """
 
     identities: int = 64
@@ -60,7 +60,7 @@ class SyntheticOptions:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        """Check the ranges; raises UserError with all that is wrong."""
+        """Raise UserError for all values that are out of range."""
         ranges = {
             "identities": (2, _MAX_IDENTITIES),
             "cameras": (2, MAX_CAMERAS),
@@ -79,7 +79,7 @@ class SyntheticOptions:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Identities of train, val and test, and pictures of distractors."""
+        """Number of identities of train, val and test, and of distractor images."""
         return {
             "train": self.identities,
             "val": max(2, self.identities // 4),
@@ -89,7 +89,7 @@ class SyntheticOptions:
 
     @property
     def folder(self) -> str:
-        """Name of the folder: another size, seed or drawing is another one."""
+        """Name of the folder; it contains the version of the drawing, the size and the seed."""
         return (
             f"synthetic-v{DRAWING_VERSION}-{self.identities}x{self.cameras}x{self.images}"
             f"-seed{self.seed}"
@@ -99,24 +99,21 @@ class SyntheticOptions:
 def ensure_synthetic(
     root: Path, *, identities: int = 64, cameras: int = 6, images: int = 4, seed: int = 1
 ) -> Path:
-    """Make the synthetic set below ``root`` unless it is there already.
+    """Create the synthetic set below ``root`` if it does not exist; return its folder.
 
-    Safe against being killed (nothing half-made ever has the final name) and against several
-    processes making the same set at once (the first to finish wins, the others use its files).
+    Only a complete set has the final name, also after a kill. If several processes create the same
+    set, the first to finish keeps its files and the others use them.
 
     Args:
-        root: Folder of the data sets; made where it is missing.
-        identities: Training identities; validation and test have others of their own.
-        cameras: Cameras, each seeing everybody.
-        images: Pictures per identity and camera.
-        seed: Seed of everything drawn.
-
-    Returns:
-        The set's folder.
+        root: Folder of the data sets; created if it does not exist.
+        identities: Training identities; validation and test have other identities.
+        cameras: Number of cameras.
+        images: Images per identity and camera.
+        seed: Seed.
 
     Raises:
-        UserError: For a parameter out of range, or where pictures of a finished set are gone.
-        OSError: Where ``root`` cannot be written.
+        UserError: A parameter is out of range, or images of an existing set are missing.
+        OSError: ``root`` cannot be written.
     """
     options = SyntheticOptions(identities, cameras, images, seed)
     root = Path(root)
@@ -125,14 +122,14 @@ def ensure_synthetic(
         check_complete(final)
         return final
     root.mkdir(parents=True, exist_ok=True)
-    _sweep(root)
+    _remove_leftovers(root)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
     try:
         _write_set(temporary, options)
         temporary.chmod(0o755)
         try:
             temporary.rename(final)
-        except OSError:  # another process was first
+        except OSError:  # another process was faster
             if not final.exists():
                 raise
     finally:
@@ -142,31 +139,31 @@ def ensure_synthetic(
 
 
 def check_complete(folder: Path) -> None:
-    """Compare the pictures of a set with the record that was written after them.
+    """Compare the number of images of a set with its record.
 
     Raises:
-        UserError: They differ, or there is no record; it names the remedy.
+        UserError: They differ, or there is no record.
     """
-    remedy = f"delete {folder} and it is made again"
+    fix = f"delete {folder} and it is created again"
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["images"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} has no readable {_RECORD}; {remedy}") from error
-    found = _count_pictures(folder)
-    if found != record:
-        raise UserError(f"{folder} has {found} pictures; expected {record}; {remedy}")
+        raise UserError(f"{folder} has no readable {_RECORD}; {fix}") from error
+    counts = _count_images(folder)
+    if counts != record:
+        raise UserError(f"{folder} has {counts} images; expected {record}; {fix}")
 
 
-def _count_pictures(folder: Path) -> dict[str, int]:
+def _count_images(folder: Path) -> dict[str, int]:
     return {name: sum(1 for _ in (folder / name).glob("*.jpg")) for name in FOLDERS}
 
 
-def _sweep(root: Path) -> None:
-    """Remove what runs that were killed left behind; a day is longer than any set takes."""
-    for left in root.glob(f"{_TEMPORARY}*"):
+def _remove_leftovers(root: Path) -> None:
+    """Remove folders of killed runs that are older than a day; no set takes so long."""
+    for folder in root.glob(f"{_TEMPORARY}*"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE_S:
-                shutil.rmtree(left, ignore_errors=True)
+            if time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_set(folder: Path, options: SyntheticOptions) -> None:
@@ -182,23 +179,23 @@ def _write_set(folder: Path, options: SyntheticOptions) -> None:
         "drawing_version": DRAWING_VERSION,
         "parameters": asdict(options),
         "identities": options.counts,
-        "images": _count_pictures(folder),
+        "images": _count_images(folder),
     }
     (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _plan(options: SyntheticOptions) -> Iterator[Walk]:
-    """Yield every walk, camera by camera, so that a process draws few scenes."""
+    """Yield all walks, sorted by camera, so that each process draws few scenes."""
     counts = options.counts
     kept = counts["train"] + counts["val"] + counts["test"]
     people = draw_people(options.seed, kept + counts["distractors"])
-    places = (
+    folders = (
         [(TRAIN, TRAIN)] * counts["train"]
         + [(VAL_QUERY, VAL_GALLERY)] * counts["val"]
         + [(QUERY, GALLERY)] * counts["test"]
     )
     for camera in range(options.cameras):
-        for number, (first, rest) in enumerate(places):
+        for number, (first, rest) in enumerate(folders):
             person = people[number]
             yield Walk(person, number + 1, number, camera, first, rest, options.images)
         for number in range(kept + camera, len(people), options.cameras):

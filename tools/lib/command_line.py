@@ -1,10 +1,8 @@
-"""Text of somebody else's making on a terminal.
+"""Arguments, errors and exit codes of all commands.
 
-What every command does alike: refuse wrong arguments, and end with one line and a code.
-
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted, 141 nobody reads on (`| head`); a
-command whose codes say more (1 is a verdict, 3 the disk) names them in its help. Nothing here loads
-torch, which takes seconds.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted, 141 the reader of a pipe ended
+(``| head``). Commands with further codes (1 for a verdict, 3 for the disk) list them in their help.
+This module does not load torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -30,9 +28,16 @@ from utils.errors import (
 from utils.logger import ONLY_IN_FILE, get_logger
 from utils.world import World
 
+INTERRUPTED = 130
+CLOSED_PIPE = 141  # as shells report a program that SIGPIPE ended
+MAX_SEED = 2**63 - 1
+MAX_THREADS = 4096
+
+_Number = TypeVar("_Number", int, float)
+
 
 def shown(text: str) -> str:
-    r"""Return text without what would steer a terminal: control and direction characters.
+    r"""Return text in which characters that control a terminal or text direction are escaped.
 
     Example:
         >>> shown("name\x1b[2J")
@@ -41,19 +46,11 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
-INTERRUPTED = 130
-CLOSED_PIPE = 141  # as a shell says of a program that SIGPIPE ended
-MAX_SEED = 2**63 - 1  # as for SOLVER.SEED
-MAX_THREADS = 4096  # as for RUNTIME.THREADS
-
-_Number = TypeVar("_Number", int, float)
-
-
 class Parser(argparse.ArgumentParser):
-    """A parser that prints descriptions as they are written, and one line about a mistake."""
+    """A parser that prints descriptions unchanged, and one line about a mistake."""
 
     def __init__(self, **settings: Any) -> None:
-        """Take what argparse takes."""
+        """Accept the arguments of argparse."""
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**settings)
 
@@ -74,7 +71,7 @@ class Parser(argparse.ArgumentParser):
             ).autocomplete(self)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without the whole usage, and exit with 2."""
+        """Print what is wrong, without the usage, and exit with 2."""
         self.exit(2, shown(f"error: {message}; see {self.prog} --help") + "\n")
 
 
@@ -123,26 +120,29 @@ def exit_code_of(
     remedy: str = "",
     failed: int = 1,
 ) -> int:
-    """Do something; what a user can mend becomes one line and an exit code, not a traceback.
+    """Do the work of a command; report an error that a user can fix in one line.
 
     Args:
         work: Returns its exit code; None for 0.
-        interrupted: What to say after Ctrl-C: above all how to go on.
-        line: Returns what to say of an error.
-        remedy: What to do where a disk or device failed; mistakes bring their own.
-        failed: Exit code of that.
+        interrupted: Line that is printed after Ctrl-C; it explains how to resume.
+        line: Returns the line for an error.
+        remedy: What to do if a disk or device failed; a UserError contains its own remedy.
+        failed: Exit code of such a failure.
+
+    Returns:
+        The exit code.
     """
     here = World.from_environment()
     who = "" if here.is_main else f"rank {here.rank}: "
     try:
         with _plain_warnings():
             code = work() or 0
-            sys.stdout.flush()  # here, not at the end of Python, a closed pipe can be told
+            sys.stdout.flush()  # here, since Python's own flush at its end cannot be caught
             return code
     except (UserError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
             return CLOSED_PIPE
-        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+        with contextlib.suppress(OSError):  # the log may be on the disk that is full
             if get_logger().handlers:
                 get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
         advice = "" if isinstance(error, UserError) or not remedy else f"; {remedy}"
@@ -150,15 +150,15 @@ def exit_code_of(
         return getattr(error, "exit_code", failed)
     except (RuntimeError, MemoryError) as error:
         if worker_died(error):  # torch raises it from its signal handler, in whatever code runs
-            told = worker_death("use fewer workers (DATALOADER.NUM_WORKERS or --workers)")
-            print(f"error: {who}{told}", file=sys.stderr)
+            text = worker_death("use fewer workers (DATALOADER.NUM_WORKERS or --workers)")
+            print(f"error: {who}{text}", file=sys.stderr)
             return failed
         if not out_of_memory(error):
             raise
         print(
             f"error: {who}memory ran out ({shortage(error)}); lower SOLVER.IMS_PER_BATCH, "
-            "TEST.IMS_PER_BATCH or --batch, or keep images out of it: CACHE.MODE memory leaves a "
-            "GPU's alone, CACHE.MODE stream all",
+            "TEST.IMS_PER_BATCH or --batch, or keep fewer images in memory: CACHE.MODE memory uses "
+            "no GPU memory for them, CACHE.MODE stream none at all",
             file=sys.stderr,
         )
         return failed
@@ -168,25 +168,25 @@ def exit_code_of(
         return INTERRUPTED
 
 
-def _nobody_reads() -> bool:
-    """Tell whether the reader of standard output has ended; then nothing more is written to it."""
+def _output_is_closed() -> bool:
+    """Return whether the reader of standard output has ended; if so, redirect it to /dev/null."""
     try:
         output = sys.stdout.fileno()
     except OSError:  # not a file
         return False
     poll = select.poll()
-    poll.register(output, 0)  # errors are told unasked
+    poll.register(output, 0)  # errors are always reported
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, output)  # or Python's own flush at the end would complain
+    os.dup2(nowhere, output)  # otherwise Python's flush at its end prints an error
     os.close(nowhere)
     return True
 
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Print a warning as one sentence: the line of code it comes from tells a user nothing."""
+    """Print warnings as one sentence, without the line of code that they come from."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:

@@ -1,4 +1,4 @@
-"""One cell of a table: a method trained on one data set and scored on its test split."""
+"""An experiment: a method trained on a data set and evaluated on its test split."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from configs.comparability import OF_A_RESULT, OF_A_TRAINING, differing
 from engine.checkpoint import NATIVE_NAMES
 from engine.report import RESULTS_NAME, Results
 from engine.scoring.paired import PER_QUERY_NAME
-from tools.main import run
+from tools.lib.run import run
 from utils.errors import UserError
 
-# What distinguishes the three methods of the published tables; all else is the same. They win over
-# overrides: MODEL.VAL_R1 on a command line is for the full method.
+# The keys that distinguish the three methods of the published tables. They take precedence over
+# overrides: MODEL.VAL_R1 on a command line applies to the full method only.
 METHODS: Mapping[str, tuple[str, ...]] = {
     "base": ("MODEL.MODE", "C", "MODEL.VAL_R1", "inf"),
     "without": ("MODEL.MODE", "GCR", "MODEL.VAL_R1", "inf"),
     "full": ("MODEL.MODE", "GCR"),
 }
-# Keys that nobody may override, and what sets them.
-_OWN = {
+# Keys that cannot be overridden, and what sets them.
+_FIXED = {
     "MODEL.MODE": f"the method ({', '.join(METHODS)})",
     "OUTPUT_DIR": "--output",
     "EVAL.DETAILS": "the test, which needs it on",
     "TEST.EVALUATE_ONLY": "the test",
 }
-_FILES = (RESULTS_NAME, PER_QUERY_NAME)  # of a test
-# Not what a method is: published rates stand beside those of either arithmetic.
+_TEST_FILES = (RESULTS_NAME, PER_QUERY_NAME)
+# Not RUNTIME.PRECISION: results of both precisions are compared with published rates.
 _OF_A_METHOD = tuple(name for name in OF_A_RESULT if name != "RUNTIME.PRECISION")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A training and its test, which nothing was chosen by.
+    """A training and its test; nothing is chosen by the test split.
 
     Attributes:
-        config: YAML file that both start from.
+        config: YAML file of both.
         method: Key of ``METHODS``.
-        folder: OUTPUT_DIR of the training; that of the test is beside it.
+        folder: OUTPUT_DIR of the training; the test's folder is next to it.
         overrides: ``KEY VALUE ...`` of both.
-        test_dataset: DATASETS.NAMES of the test; '' where it is that of the training.
+        test_dataset: DATASETS.NAMES of the test; '' if it is the same as in training.
     """
 
     config: Path
@@ -55,10 +55,10 @@ class Experiment:
     test_dataset: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what would make one method out of another."""
-        own = [key for key in self.overrides[::2] if key in _OWN]
-        if own:
-            raise UserError(f"{own[0]} is set by {_OWN[own[0]]}; leave the key out")
+        """Raise if an override would change the method."""
+        fixed = [key for key in self.overrides[::2] if key in _FIXED]
+        if fixed:
+            raise UserError(f"{fixed[0]} is set by {_FIXED[fixed[0]]}; leave the key out")
 
     @property
     def test_folder(self) -> Path:
@@ -67,7 +67,7 @@ class Experiment:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return (self.folder / NATIVE_NAMES["latest"]).exists()
 
     @cached_property
@@ -93,9 +93,9 @@ class Experiment:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the test has been made with these values."""
-        whole = all((self.test_folder / name).is_file() for name in _FILES)
-        return whole and not _changed_in(self.test_folder, self.test, OF_A_RESULT)
+        """Whether the test has finished with these values."""
+        complete = all((self.test_folder / name).is_file() for name in _TEST_FILES)
+        return complete and not _changed_in(self.test_folder, self.test, OF_A_RESULT)
 
     def results(self) -> Results:
         """Return the results of a finished test.
@@ -106,22 +106,22 @@ class Experiment:
         return Results.load(self.test_folder)
 
     def run(self) -> Results:
-        """Train and test, or do what is left of it.
+        """Train and test; skip what is finished and resume what was interrupted.
 
         Raises:
-            UserError: As for ``refuse_another``, and what stops a training.
+            UserError: As for ``check_folder``, or the training failed.
         """
-        self.refuse_another()
+        self.check_folder()
         if not self.is_finished:
-            # Not of this test: a run that is killed before it has its own would show them.
-            for name in _FILES:
+            # Results of an earlier test, which a run that is killed now would seem to have written.
+            for name in _TEST_FILES:
                 (self.test_folder / name).unlink(missing_ok=True)
             run(self.training)
             run(self.test)
         return self.results()
 
-    def refuse_another(self) -> None:
-        """Refuse a folder with a training of other values: its numbers would pass for these.
+    def check_folder(self) -> None:
+        """Raise if the folder contains a training with other values.
 
         Raises:
             UserError: Names the values.
@@ -129,16 +129,16 @@ class Experiment:
         other = _changed_in(self.folder, self.training, OF_A_TRAINING)
         if other:
             raise UserError(
-                f"{self.folder} holds a training with {', '.join(other)}; give another --output, "
-                f"or delete {self.folder} to train anew"
+                f"{self.folder} contains a training with {', '.join(other)}; choose another "
+                f"--output, or delete {self.folder} to train again"
             )
 
-    def unlike(self, other: Experiment) -> list[str]:
-        """Return in words what can move a number and is not as in another experiment."""
+    def differences_from(self, other: Experiment) -> list[str]:
+        """Return in words the values that differ from another experiment and change numbers."""
         return differing(other.test, self.test, _OF_A_METHOD)
 
 
-def _changed_in(folder: Path, cfg: CfgNode, which: tuple[str, ...]) -> list[str]:
-    """Return which values are not as the configuration in a folder says; none where it has none."""
+def _changed_in(folder: Path, cfg: CfgNode, names: tuple[str, ...]) -> list[str]:
+    """Return the values that differ from the ``config.yml`` in a folder; none if it is missing."""
     path = folder / "config.yml"
-    return differing(loading.load(path), cfg, which) if path.is_file() else []
+    return differing(loading.load(path), cfg, names) if path.is_file() else []

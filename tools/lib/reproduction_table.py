@@ -1,4 +1,4 @@
-"""The table that ``tools/reproduce.py`` makes: means over seeds, published numbers, differences."""
+"""The table of ``tools/reproduce.py``: means over seeds, published numbers and differences."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from configs.published import TOLERANCE, published_rank1
 from engine.report import DIRECTIONS, Results, Spread
 from engine.scoring.paired import differences, mean_of, read_queries, unlike
-from tools.compare import points
 from tools.lib.experiment import Experiment
+from tools.lib.query_differences import points
 
 _NAMES = tuple("->".join(direction) for direction in DIRECTIONS)
 _IMAGES = ("desensitized", "anonymized", "recovered")
@@ -21,12 +21,13 @@ _IMAGES = ("desensitized", "anonymized", "recovered")
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a data set at a strength of a desensitizer.
+    """A method on a data set with one strength of a desensitizer.
 
     Attributes:
-        dataset, desensitizer, radius, method: Which cell of the published table it is.
-        experiments: By seed.
-        unlike: What keeps it from being compared with the published number, in words.
+        dataset, desensitizer, radius, method: The cell of the published table.
+        experiments: Experiments by seed.
+        deviations: In words, values that differ from the published training. If there are any, the
+            row is not compared with published numbers.
     """
 
     dataset: str
@@ -34,25 +35,26 @@ class Row:
     radius: float
     method: str
     experiments: Mapping[int, Experiment]
-    unlike: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
 
     def finished(self) -> dict[int, Results]:
-        """Return the results there are, by seed."""
-        return {seed: one.results() for seed, one in self.experiments.items() if one.is_finished}
+        """Return the results of finished experiments, by seed."""
+        finished = {seed: e for seed, e in self.experiments.items() if e.is_finished}
+        return {seed: experiment.results() for seed, experiment in finished.items()}
 
     def published(self) -> tuple[float, ...] | None:
-        """Return the published rank-1 in [0, 1]; None where there is none to compare with."""
-        found = published_rank1(self.dataset, self.method, self.desensitizer)
-        return None if self.unlike else found
+        """Return the published rank-1 in [0, 1]; None if there is none to compare with."""
+        rates = published_rank1(self.dataset, self.method, self.desensitizer)
+        return None if self.deviations else rates
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a row.
+    """Results of a row.
 
     Attributes:
         row: The row.
-        results: Of finished seeds, at least one.
+        results: Results by seed, of at least one finished seed.
     """
 
     row: Row
@@ -60,24 +62,24 @@ class Summary:
 
     def rank1(self, name: str) -> Spread:
         """Return rank-1 of a direction, in [0, 1]."""
-        return Spread.of([found.rank1[name] for found in self.results.values()])
+        return Spread.of([results.rank1[name] for results in self.results.values()])
 
     def mean_ap(self, name: str) -> Spread:
         """Return mAP of a direction, in [0, 1]."""
-        return Spread.of([found.mAP[name] for found in self.results.values()])
+        return Spread.of([results.mAP[name] for results in self.results.values()])
 
     def quality(self, kind: str) -> tuple[Spread, Spread] | None:
-        """Return PSNR (dB) and SSIM of a kind of image; None where the method makes none."""
-        found = list(self.results.values())
-        if kind not in found[0].psnr_db:
+        """Return PSNR (dB) and SSIM of a kind of image; None if the method has no such images."""
+        all_results = list(self.results.values())
+        if kind not in all_results[0].psnr_db:
             return None
         return (
-            Spread.of([one.psnr_db[kind] for one in found]),
-            Spread.of([one.ssim[kind] for one in found]),
+            Spread.of([results.psnr_db[kind] for results in all_results]),
+            Spread.of([results.ssim[kind] for results in all_results]),
         )
 
     def off(self) -> list[float] | None:
-        """Return mean minus published rank-1 in points; None where nothing is published."""
+        """Return mean minus published rank-1 in points; None if nothing is published."""
         published = self.row.published()
         if published is None:
             return None
@@ -88,34 +90,34 @@ class Summary:
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing published contradicts it."""
+        """Whether no mean is farther from the published number than the tolerance."""
         return all(abs(off) <= TOLERANCE[self.row.dataset] for off in self.off() or ())
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of which at least one seed is finished.
+    """All rows with at least one finished seed.
 
     Attributes:
-        summaries: In the order that was asked for.
+        summaries: In the order of the command line.
     """
 
     summaries: Sequence[Summary]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Table:
-        """Read what is finished.
+        """Read the finished results.
 
         Raises:
             UserError: Results are damaged.
         """
-        found = [Summary(row, row.finished()) for row in rows]
-        return cls([summary for summary in found if summary.results])
+        summaries = [Summary(row, row.finished()) for row in rows]
+        return cls([summary for summary in summaries if summary.results])
 
     @cached_property
     def markdown(self) -> str:
-        """Tables with a section for each data set and desensitizer."""
-        sections = groupby(self.summaries, lambda one: _title(one.row))
+        """Markdown with a section for each data set and desensitizer."""
+        sections = groupby(self.summaries, lambda summary: _title(summary.row))
         return "\n\n".join(_section(title, list(group)) for title, group in sections) + "\n"
 
     def json(self) -> str:
@@ -131,24 +133,27 @@ def _section(title: str, group: Sequence[Summary]) -> str:
     parts = [
         f"## {title}",
         "Rank-1 / mAP in %, query -> gallery; mean ± standard deviation over seeds",
-        _aligned(("method", "seeds", *_NAMES), [cells for one in group for cells in _rates(one)]),
+        _aligned(
+            ("method", "seeds", *_NAMES), [cells for summary in group for cells in _rates(summary)]
+        ),
         "Images against raw: PSNR, SSIM",
-        _aligned(("method", *_IMAGES), [_images(one) for one in group]),
+        _aligned(("method", *_IMAGES), [_images(summary) for summary in group]),
     ]
     if len(group) > 1:
         compared = [_compared(*pair) for pair in pairwise(group)]
         parts += [
-            "Points on the same queries, mean over seeds [95 % interval over people], and in how "
-            "many seeds it is above 0",
+            "Points on the same queries, mean over seeds [95 % interval over people], and the "
+            "number of seeds in which it is above 0",
             _aligned(("difference", *_NAMES), [cells for lines, _ in compared for cells in lines]),
             *(warning for _, warning in compared if warning),
         ]
-    parts += [text for one in group for text in (_not_compared(one.row), _made_apart(one)) if text]
+    notes = [text for s in group for text in (_not_compared(s.row), _mixed_versions(s)) if text]
+    parts += notes
     return "\n\n".join(parts)
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns are aligned, so that it reads well as text, too."""
+    """Return a Markdown table with aligned columns, which is also readable as text."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "| " + " | ".join(map(str.ljust, cells, widths)) + " |"
@@ -157,39 +162,41 @@ def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _rates(one: Summary) -> list[tuple[str, ...]]:
-    """Return a row of scores and, where there are any, rows of what is published."""
-    own = (f"{one.rank1(n).text(scale=100)} / {one.mean_ap(n).text(scale=100)}" for n in _NAMES)
-    lines = [(one.row.method, ", ".join(map(str, one.results)), *own)]
-    published, off = one.row.published(), one.off()
+def _rates(summary: Summary) -> list[tuple[str, ...]]:
+    """Return a row of scores and, if anything is published, rows of published numbers."""
+    scores = (
+        f"{summary.rank1(n).text(scale=100)} / {summary.mean_ap(n).text(scale=100)}" for n in _NAMES
+    )
+    lines = [(summary.row.method, ", ".join(map(str, summary.results)), *scores)]
+    published, off = summary.row.published(), summary.off()
     if published is not None and off is not None:
-        allowed = TOLERANCE[one.row.dataset]
+        allowed = TOLERANCE[summary.row.dataset]
         lines.append(("published", "", *(f"{100 * rate:.1f}" for rate in published)))
-        marks = (f"{found:+.1f}{'' if abs(found) <= allowed else ' !'}" for found in off)
+        marks = (f"{points:+.1f}{'' if abs(points) <= allowed else ' !'}" for points in off)
         lines.append((f"off by (! above {allowed:g})", "", *marks))
     return lines
 
 
-def _images(one: Summary) -> tuple[str, ...]:
-    found = (one.quality(kind) for kind in _IMAGES)
-    cells = (f"{pair[0].text()} dB, {pair[1].text(2)}" if pair else "" for pair in found)
-    return (one.row.method, *cells)
+def _images(summary: Summary) -> tuple[str, ...]:
+    qualities = (summary.quality(kind) for kind in _IMAGES)
+    cells = (f"{pair[0].text()} dB, {pair[1].text(2)}" if pair else "" for pair in qualities)
+    return (summary.row.method, *cells)
 
 
 def _compared(first: Summary, second: Summary) -> tuple[list[tuple[str, ...]], str]:
-    """Return second minus first in rank-1 and mAP, of the seeds that both have.
+    """Return second minus first in rank-1 and mAP, over the seeds that both have.
 
     Returns:
-        The rows, none where they share no seed; and in words what else differs than the methods.
+        The rows, none if they share no seed; and in words what differs besides the methods.
     """
     seeds = [seed for seed in first.results if seed in second.results]
     if not seeds:
         return [], ""
     before, after = (
-        mean_of([read_queries(one.row.experiments[seed].test_folder) for seed in seeds])
-        for one in (first, second)
+        mean_of([read_queries(summary.row.experiments[seed].test_folder) for seed in seeds])
+        for summary in (first, second)
     )
-    found = [differences(before.directions[name], after.directions[name]) for name in _NAMES]
+    by_direction = [differences(before.directions[n], after.directions[n]) for n in _NAMES]
     lines = []
     for score, label in (("rank1", "rank-1"), ("mAP", "mAP")):
         ahead = [
@@ -202,39 +209,39 @@ def _compared(first: Summary, second: Summary) -> tuple[list[tuple[str, ...]], s
         ]
         cells = (
             f"{points(intervals[score])}, {count} of {len(seeds)}"
-            for intervals, count in zip(found, ahead, strict=True)
+            for intervals, count in zip(by_direction, ahead, strict=True)
         )
         lines.append((f"{second.row.method} - {first.row.method}, {label}", *cells))
     return lines, unlike({first.row.method: before, second.row.method: after})
 
 
 def _not_compared(row: Row) -> str:
-    if not row.unlike or published_rank1(row.dataset, row.method, row.desensitizer) is None:
+    if not row.deviations or published_rank1(row.dataset, row.method, row.desensitizer) is None:
         return ""
-    more = f" and {len(row.unlike) - 3} more" if len(row.unlike) > 3 else ""
+    more = f" and {len(row.deviations) - 3} more" if len(row.deviations) > 3 else ""
     return (
-        f"{row.method} is not compared with the published numbers, as its values are not theirs: "
-        f"{', '.join(row.unlike[:3])}{more}"
+        f"{row.method} is not compared with the published numbers because its values differ: "
+        f"{', '.join(row.deviations[:3])}{more}"
     )
 
 
-def _made_apart(one: Summary) -> str:
-    """Say where seeds were trained in different arithmetic, which is no spread over seeds."""
-    differing = {
-        name: sorted({found.versions.get(name, "unknown") for found in one.results.values()})
+def _mixed_versions(summary: Summary) -> str:
+    """Name precisions or torch versions that differ between seeds and add to the spread."""
+    versions = {
+        name: sorted({r.versions.get(name, "unknown") for r in summary.results.values()})
         for name in ("precision", "torch")
     }
-    told = [f"{name} {' and '.join(both)}" for name, both in differing.items() if len(both) > 1]
-    return f"{one.row.method} mixes {', '.join(told)} over its seeds" if told else ""
+    mixed = [f"{name} {' and '.join(each)}" for name, each in versions.items() if len(each) > 1]
+    return f"{summary.row.method} mixes {', '.join(mixed)} over its seeds" if mixed else ""
 
 
-def _as_json(one: Summary) -> dict[str, Any]:
-    row, published = one.row, one.row.published()
+def _as_json(summary: Summary) -> dict[str, Any]:
+    row, published = summary.row, summary.row.published()
     directions = {}
     for index, name in enumerate(_NAMES):
         directions[name] = {
-            "rank1": [found.rank1[name] for found in one.results.values()],
-            "mAP": [found.mAP[name] for found in one.results.values()],
+            "rank1": [results.rank1[name] for results in summary.results.values()],
+            "mAP": [results.mAP[name] for results in summary.results.values()],
             "rank1_published": None if published is None else published[index],
         }
     return {
@@ -242,9 +249,9 @@ def _as_json(one: Summary) -> dict[str, Any]:
         "desensitizer": row.desensitizer,
         "radius": row.radius,
         "method": row.method,
-        "seeds": list(one.results),
+        "seeds": list(summary.results),
         "retrieval": directions,
         "tolerance_points": TOLERANCE.get(row.dataset) if published is not None else None,
-        "agrees": one.agrees if published is not None else None,
-        "folders": {seed: str(row.experiments[seed].test_folder) for seed in one.results},
+        "agrees": summary.agrees if published is not None else None,
+        "folders": {seed: str(row.experiments[seed].test_folder) for seed in summary.results},
     }

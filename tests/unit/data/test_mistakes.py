@@ -1,4 +1,4 @@
-"""Each mistake of a user is recognised by name, alike when checking and when training starts."""
+"""Common mistakes in data set folders: the same message from `check` and from training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SMALL = CheckOptions(batch_size=8, num_instances=4)
 
 
 class Mistake(NamedTuple):
-    make: Callable[[Path], Path]  # makes the tree below a folder and returns the root to give
-    name: str  # data set asked for
+    make: Callable[[Path], Path]  # writes the tree below a folder, returns DATASETS.ROOT_DIR
+    name: str  # of the data set
     code: str
-    remedy: str  # a part of the sentence
+    fix: str  # a part of the message
     stops: bool = True
 
 
@@ -167,7 +167,7 @@ MISTAKES = {
     "V2, lists elsewhere": Mistake(
         v2_images_lists_elsewhere, "msmt17", "v2-images-v1-lists", "list_*.txt of the MSMT17_V2"
     ),
-    "one digit": Mistake(one_digit, "msmt17", "one-digit-camera", "make it anew", stops=False),
+    "one digit": Mistake(one_digit, "msmt17", "one-digit-camera", "recreate it from", stops=False),
     "HTML .mat": Mistake(_mat(HTML, "cuhk-03.mat"), "cuhk03", "html-as-mat", "in a browser"),
     "LFS .mat": Mistake(_mat(LFS, "cuhk-03.mat"), "cuhk03", "lfs-pointer-as-mat", "git lfs pull"),
     "HTML config": Mistake(_mat(HTML, CONFIG), "cuhk03", "html-as-mat", "in a browser"),
@@ -175,7 +175,7 @@ MISTAKES = {
     "empty .mat": Mistake(_mat(b"", "cuhk-03.mat"), "cuhk03", "bad-mat", "download it again"),
     "gt_bbox": Mistake(ground_truth, "market1501", "gt-bbox-as-gallery", "bounding_box_test of"),
     "gt_bbox beside": Mistake(
-        ground_truth_beside, "market1501", "missing-folder", "gt_bbox and gt_query cannot stand in"
+        ground_truth_beside, "market1501", "missing-folder", "gt_bbox and gt_query cannot replace"
     ),
     "detected config": Mistake(detected_config, "cuhk03", "kind-mismatch", "set CUHK03.KIND"),
     "renamed config": Mistake(detected_config_renamed, "cuhk03", "kind-mismatch", "CUHK03.KIND"),
@@ -190,7 +190,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_mistake_is_named_with_its_remedy(
+def test_the_message_contains_the_fix(
     tmp_path: Path, mistake: Mistake, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = mistake.make(tmp_path / "D")
@@ -202,13 +202,13 @@ def test_mistake_is_named_with_its_remedy(
         loaded = load_data(LoadRequest(mistake.name, root))
         problem = next(p for p in loaded.problems if p.code == mistake.code)
     assert problem.code == mistake.code
-    assert mistake.remedy in problem.text
+    assert mistake.fix in problem.text
     assert "\n" not in problem.text
     assert problem.text in checked(root, mistake.name)
 
 
 def checked(root: Path, name: str) -> list[str]:
-    """Sentences that the check command prints for the same root."""
+    """Return the messages of the check command for the same root."""
     try:
         reports = check_root(root, SMALL)
     except DatasetError as error:
@@ -233,20 +233,20 @@ def test_fewer_identities_than_a_batch_needs(tmp_path: Path) -> None:
     assert found["too-few-identities"].level == "error"
 
 
-def test_truncated_pictures_are_named_and_counted(tmp_path: Path) -> None:
+def test_truncated_images_are_named_and_counted(tmp_path: Path) -> None:
     root = truncated(tmp_path)
     assert "bad-images" not in problems_of(root)
     text = problems_of(root, open_images=True)["bad-images"].text
-    assert "1 of 99 pictures" in text
+    assert "1 of 99 images" in text
     assert "0003_c2s2_000300_00.jpg" in text
     assert "--skip-bad" in text
 
 
-def test_a_link_whose_picture_is_gone_is_named(tmp_path: Path) -> None:
-    """A split made of links outlives a move of its source by name only."""
+def test_a_link_without_a_target_is_named(tmp_path: Path) -> None:
+    """After the source of a split was moved, its links have no target."""
     query = trees.market1501(tmp_path) / "query"
     (query / "0001_c1s1_000001_00.jpg").symlink_to(tmp_path / "moved" / "away.jpg")
-    (query / "0002_c1s1_000001_00.jpg").symlink_to(tmp_path)  # a folder is no picture
+    (query / "0002_c1s1_000001_00.jpg").symlink_to(tmp_path)  # a folder is not an image
     assert len(load_splits("market1501", tmp_path).query) == 13
     options = CheckOptions(batch_size=8, num_instances=4, open_images=True)
     (report,) = check_root(tmp_path, options)
@@ -260,14 +260,14 @@ def test_absent_and_unknown(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"found holidays/") as caught:
         load_splits("msmt17", tmp_path)
     assert caught.value.problem.code == "not-found"
-    assert "nothing is downloaded here: its authors give it" in str(caught.value)
+    assert "nothing is downloaded; its authors provide it" in str(caught.value)
     with pytest.raises(DatasetError, match=r"ROOT_DIR .*none is not a folder"):
         load_splits("market1501", tmp_path / "none")
     with pytest.raises(DatasetError, match=r"'markt1501'.*csv:PATH; did you mean market1501\?"):
         load_splits("markt1501", tmp_path)
 
 
-def test_a_missing_split_gives_the_command(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_split_contains_the_command(tmp_path: Path) -> None:
     trees.market1501(tmp_path)
     with pytest.raises(DatasetError) as caught:
         load_splits("market1501_val", tmp_path)
@@ -275,7 +275,7 @@ def test_a_missing_split_gives_the_command(tmp_path: Path) -> None:
     assert command in str(caught.value)
 
 
-def test_wrong_kind_asked_for(tmp_path: Path) -> None:
+def test_a_kind_that_is_not_present(tmp_path: Path) -> None:
     trees.cuhk03_np(tmp_path, "detected", "cuhk03/detected")
     with pytest.raises(DatasetError, match="set CUHK03.KIND detected"):
         load_splits("cuhk03", tmp_path)

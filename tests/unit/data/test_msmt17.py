@@ -58,7 +58,7 @@ def test_trainval_adds_the_validation_list(tmp_path: Path) -> None:
         load_splits("msmt17", tmp_path, msmt17_protocol="val")
 
 
-def test_market_style_copy_says_which_protocol_it_is(tmp_path: Path) -> None:
+def test_the_protocol_of_a_market_style_copy(tmp_path: Path) -> None:
     trees.msmt17_market_style(tmp_path)
     loaded = load_data(LoadRequest("msmt17", tmp_path, msmt17_protocol="trainval"))
     assert "protocol-fixed" in {p.code for p in loaded.problems}
@@ -79,7 +79,7 @@ def test_files_may_be_upper_case_where_lists_are_not(tmp_path: Path) -> None:
     [
         (
             "0000/0000_001_01_0303noon_0008_0.jpg 0".encode("utf-16"),
-            "list_train.txt is no UTF-8",
+            "list_train.txt is not UTF-8",
         ),
         ("0000/0000_001_0²_0303morning_0008_0.jpg 0".encode(), "list_train.txt line 1 is"),
         ("0000/0000_001_01_0303morning_0008_0.jpg ²".encode(), "list_train.txt line 1 is"),
@@ -98,3 +98,18 @@ def test_lists_of_windows_are_read(tmp_path: Path) -> None:
     for path in (tmp_path / "MSMT17_V1").glob("list_*.txt"):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert who(load_splits("msmt17", tmp_path)) == expected
+
+
+def test_nested_v2_with_macos_litter_and_windows_lists(tmp_path: Path) -> None:
+    trees.msmt17(tmp_path / "plain")
+    folders = ("mask_train_v2", "mask_test_v2")
+    folder = trees.msmt17(tmp_path / "D", "MSMT17_V2/MSMT17_V2", folders)
+    litter = tmp_path / "D" / "__MACOSX" / "MSMT17_V2" / "mask_train_v2" / "0000"
+    litter.mkdir(parents=True)
+    (litter / "._0000_000_01_0303morning_0000_0.jpg").write_bytes(b"resource fork")
+    (folder / folders[0] / "0000" / "._0000_000_01_0303morning_0000_0.jpg").write_bytes(b"fork")
+    for path in folder.glob("list_*.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert who(load_splits("msmt17", tmp_path / "D")) == who(
+        load_splits("msmt17", tmp_path / "plain")
+    )

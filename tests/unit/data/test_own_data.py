@@ -29,7 +29,7 @@ def test_market_style_folders(tmp_path: Path) -> None:
     assert {s.pid for s in splits.gallery} == {0, 1, 3, 4, 5}
 
 
-def test_a_relative_path_may_count_from_the_root(tmp_path: Path) -> None:
+def test_a_path_may_be_relative_to_the_root(tmp_path: Path) -> None:
     trees.market1501(tmp_path, "mine")
     assert len(load_splits("folder:mine", tmp_path).train) == 60
 
@@ -51,7 +51,7 @@ def check_division(splits: DatasetSplits) -> None:
     assert {s.subject.split("/")[1] for s in (*splits.train, *splits.val_gallery)} == {"train"}
 
 
-def test_persons_alone_are_divided_always_alike(tmp_path: Path) -> None:
+def test_persons_alone_are_divided_the_same_way_every_time(tmp_path: Path) -> None:
     name = f"folder:{people(tmp_path)}"
     splits = load_splits(name, tmp_path)
     check_division(splits)
@@ -78,7 +78,7 @@ def test_the_same_person_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("divided", [True, False])
-def test_a_folder_named_as_junk_is_nobody(tmp_path: Path, divided: bool) -> None:
+def test_a_folder_named_as_junk_is_left_out(tmp_path: Path, divided: bool) -> None:
     for part in ("train", "query", "gallery") if divided else ("",):
         people(tmp_path / part, names=("-1", "1", "2", "3"))
     splits = load_splits(f"folder:{tmp_path}", tmp_path)
@@ -112,7 +112,7 @@ def test_table(tmp_path: Path) -> None:
         (",1,0,train", "line 2: path is ''"),
         ("a.png,1,4²,train", "line 2: .*camid '4²'"),
         (f"a.png,1,{'9' * 30},train", "line 2: .*camid '999"),
-        ("none.png,1,0,train", "1 pictures .*line 2: .*none.png"),
+        ("none.png,1,0,train", "1 images .*line 2: .*none.png"),
         ("a.png,1,0,train", "no row with split query or gallery"),
     ],
 )
@@ -139,7 +139,7 @@ def warnings(name: str, root: Path) -> dict[str, str]:
     return {problem.code: problem.text for problem in loaded.problems}
 
 
-def test_numbers_that_no_int64_holds_are_names(tmp_path: Path) -> None:
+def test_numbers_too_large_for_int64_are_names(tmp_path: Path) -> None:
     huge = {pid_of_text(text) for text in ("9" * 19, "9" * 30, "9" * 5000)}
     assert len(huge) == 3
     assert all(2**32 < pid < 2**62 for pid in huge)
@@ -148,18 +148,18 @@ def test_numbers_that_no_int64_holds_are_names(tmp_path: Path) -> None:
     assert parse_market_name(f"1_c{'9' * 30}_1.jpg") is None
 
 
-def test_a_folder_name_may_be_no_utf8(tmp_path: Path) -> None:
+def test_a_folder_name_may_contain_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     assert pid_of_text(os.fsdecode(b"caf\xe9")) != pid_of_text("café")
 
 
-def test_a_link_that_leads_round_is_named_when_it_is_opened(tmp_path: Path) -> None:
+def test_a_circular_link_is_named_when_it_is_opened(tmp_path: Path) -> None:
     (tmp_path / "0001_c1_1.jpg").symlink_to("0001_c1_1.jpg")
     (found,) = list_images(tmp_path)
     with pytest.raises(BadImage, match="0001_c1_1"):
         read_rgb(found)
 
 
-def test_persons_on_both_sides_are_named(tmp_path: Path) -> None:
+def test_persons_in_training_and_test_are_named(tmp_path: Path) -> None:
     for letter in "abcd":
         trees.save(tmp_path / f"{letter}.png", letter)
     rows = ["a.png,1,0,train", "b.png,2,0,train", "c.png,2,0,query", "d.png,2,1,gallery"]
@@ -172,14 +172,14 @@ def test_persons_on_both_sides_are_named(tmp_path: Path) -> None:
     assert not warnings(f"csv:{write_table(tmp_path, *strangers)}", tmp_path)
 
 
-def test_persons_on_both_sides_of_folders_are_named(tmp_path: Path) -> None:
+def test_persons_in_training_and_test_folders_are_named(tmp_path: Path) -> None:
     for subset, names in (("train", ("1", "7")), ("query", ("7", "8")), ("gallery", ("7", "8"))):
         people(tmp_path / subset, names=names)
     assert "(pid 7)" in warnings(f"folder:{tmp_path}", tmp_path)["persons-not-strangers"]
 
 
-def test_a_picture_in_two_rows_is_named(tmp_path: Path) -> None:
+def test_an_image_in_two_rows_is_named(tmp_path: Path) -> None:
     for letter in "ab":
         trees.save(tmp_path / f"{letter}.png", letter)
     table = write_table(tmp_path, "a.png,1,0,train", "b.png,2,0,query", "b.png,2,1,gallery")
-    assert "b.png" in warnings(f"csv:{table}", tmp_path)["same-picture-twice"]
+    assert "b.png" in warnings(f"csv:{table}", tmp_path)["same-image-twice"]

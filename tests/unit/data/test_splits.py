@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.positives import count_positives
+from data.consistency import count_positives
 from data.problems import DatasetError
 from data.records import Sample
 from data.splits import divide_persons, split_as_published, split_by_identity

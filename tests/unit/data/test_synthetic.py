@@ -186,7 +186,7 @@ def test_racing_processes_end_with_one_whole_set(tree, tmp_path):
 def test_a_damaged_set_is_named_with_the_remedy(tmp_path):
     made = ensure_synthetic(tmp_path, **SMALL)
     next((made / "query").iterdir()).unlink()
-    with pytest.raises(UserError, match="delete .* and it is made again"):
+    with pytest.raises(UserError, match="delete .* and it is created again"):
         ensure_synthetic(tmp_path, **SMALL)
     (made / "synthetic.json").unlink()
     with pytest.raises(UserError, match=r"no readable synthetic\.json"):

@@ -1,4 +1,4 @@
-"""What every command does alike: numbers in ranges, exit codes, a Python without the packages."""
+"""What all commands share: numbers in ranges, exit codes, missing packages, escaped text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tools import (
     reproduce,
 )  # fmt: skip
 from tools.benchmarks import ised
-from tools.lib.command_line import Parser, exit_code_of, number, whole_number
+from tools.lib.command_line import Parser, exit_code_of, number, shown, whole_number
 from utils.errors import UserError
 
 Main = Callable[[list[str]], int]
@@ -126,7 +126,7 @@ def test_every_mistake_of_arguments_is_one_line(capsys: pytest.CaptureFixture[st
         (KeyboardInterrupt(), 130, "go on so\n"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
+def test_an_error_that_a_user_can_fix_is_one_line(
     error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def work() -> None:
@@ -176,7 +176,7 @@ def test_a_full_machine_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("lines", [1, 100_000])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_leaves_is_no_error(lines: int, unbuffered: str) -> None:
+def test_a_reader_that_ends_early_is_not_an_error(lines: int, unbuffered: str) -> None:
     """As `head` does; before Python's own flush at its end, and after it."""
     code = (
         "import time; from tools.lib.command_line import exit_code_of\n"
@@ -204,7 +204,7 @@ def test_another_pipe_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str]
     assert "Broken pipe" in capsys.readouterr().err
 
 
-def test_the_code_of_the_work_is_handed_on() -> None:
+def test_the_exit_code_of_the_work_is_returned() -> None:
     assert exit_code_of(lambda: 5) == 5
     assert exit_code_of(lambda: None) == 0
 
@@ -224,7 +224,7 @@ WRONG: dict[str, tuple[Main, list[str]]] = {
     "protect": (protect.main, ["open", "in", "in/out", "--keyring", "k", "--master", "m"]),
     "keyring": (keyring.main, ["--keyring", "k", "--passphrase-file", "-", "destroy", "x"]),
 }
-# Where a command does its work.
+# The function in which a command does its work.
 WORK = {
     "main": "tools.main.run",
     "demo": "tools.demo.train_and_test",
@@ -301,9 +301,9 @@ def test_a_missing_package_is_one_line(command: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_all_commands_are_tried() -> None:
+def test_every_command_is_covered() -> None:
     assert {"data/train_split.py", "tools/main.py", "tools/benchmarks/ised.py"} < set(COMMANDS)
-    assert len(COMMANDS) == 14
+    assert len(COMMANDS) == 15
 
 
 @pytest.mark.parametrize("module", ["engine.foo", "utils.foo", "json.foo"])
@@ -325,3 +325,8 @@ def test_other_errors_keep_their_traceback_and_ctrl_c_its_code(tmp_path: Path) -
     assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
     script.write_text(f"{path}os.kill(os.getpid(), {int(signal.SIGINT)})\n")
     assert _bare(str(script)).returncode in (-signal.SIGINT, 130)
+
+
+def test_characters_that_control_a_terminal_are_escaped() -> None:
+    assert shown("a\x9b2Jb\u202e\n") == "a\\x9b2Jb\\x202e\\x0a"
+    assert shown("Zoë/人.jpg") == "Zoë/人.jpg"

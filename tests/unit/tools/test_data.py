@@ -23,7 +23,7 @@ def check(root: Path, *options: str) -> int:
     return main(["check", "--root", str(root), *SMALL, *options])
 
 
-def test_prints_every_set_it_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_data_set_below_a_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.market1501(tmp_path)
     trees.msmt17(tmp_path)
     trees.cuhk03_raw(tmp_path)
@@ -36,7 +36,7 @@ def test_prints_every_set_it_finds(tmp_path: Path, capsys: pytest.CaptureFixture
         assert name in text
     assert "layout  MSMT17 V1" in text
     assert "found 10 ids / 60 images / 3 cameras  expected 751 ids / 12,936 images" in text
-    assert sorted(tmp_path.rglob("*")) == before  # looking changes nothing
+    assert sorted(tmp_path.rglob("*")) == before  # nothing was written
 
 
 def test_both_kinds_of_cuhk03(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ def test_both_kinds_of_cuhk03(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "CUHK03 new protocol, detected" in text
 
 
-def test_the_kind_of_cuhk03_is_what_lies_there_or_is_asked_for(
+def test_the_kind_of_cuhk03_is_the_one_present_unless_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.cuhk03_np(tmp_path, "detected", "cuhk03-np/detected")
@@ -56,10 +56,10 @@ def test_the_kind_of_cuhk03_is_what_lies_there_or_is_asked_for(
     assert check(tmp_path, "--name", "cuhk03") == 0
     assert sheet(tmp_path, "--name", "cuhk03", "--output", picture) == 0
     assert check(tmp_path, "--name", "cuhk03", "--cuhk03-kind", "labeled") == 1
-    assert "only holds the detected boxes" in capsys.readouterr().out
+    assert "only has the detected boxes" in capsys.readouterr().out
 
 
-def test_both_kinds_in_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_kinds_of_the_original_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.cuhk03_raw(tmp_path)
     check(tmp_path)
     text = capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_an_unusable_set_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert check(tmp_path, "--no-cross-camera") == 0
 
 
-def test_a_drawn_set_is_held_against_its_record_as_training_does(
+def test_a_synthetic_set_is_compared_with_its_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.market1501(tmp_path)
@@ -83,13 +83,13 @@ def test_a_drawn_set_is_held_against_its_record_as_training_does(
     next((folder / "query").glob("*.jpg")).unlink()
     assert check(tmp_path) == 1
     text = capsys.readouterr().out
-    assert "synthetic: NOT USABLE" in text and f"delete {folder} and it is made again" in text
+    assert "synthetic: NOT USABLE" in text and f"delete {folder} and it is created again" in text
     shutil.rmtree(folder / "bounding_box_val_query")
     assert check(tmp_path) == 1
-    assert "market1501: ok" in capsys.readouterr().out  # one damaged set hides no other
+    assert "market1501: ok" in capsys.readouterr().out  # the others are still reported
 
 
-def test_an_empty_folder_says_what_could_lie_there(
+def test_an_empty_folder_lists_what_was_searched_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(tmp_path) == 2
@@ -102,16 +102,16 @@ def test_an_empty_folder_says_what_could_lie_there(
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_bad_pictures_can_be_forgiven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skip_bad_makes_damaged_images_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = trees.market1501(tmp_path)
     (folder / "query" / "0003_c2s2_000300_00.jpg").write_bytes(b"")
     assert check(tmp_path, "--images") == 1
-    assert "error: 1 of 99 pictures cannot be decoded" in capsys.readouterr().out
+    assert "error: 1 of 99 images cannot be decoded" in capsys.readouterr().out
     assert check(tmp_path, "--images", "--skip-bad") == 0
     assert "warning: 1 of 99" in capsys.readouterr().out
 
 
-def test_ones_own_data_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_data_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = trees.market1501(tmp_path, "mine")
     assert check(tmp_path, "--name", f"folder:{folder}", "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)
@@ -132,16 +132,16 @@ def sheet(root: Path, *options: str) -> int:
 
 
 def numbered_people(root: Path) -> Path:
-    """Market-1501 of flat pictures whose red says the person, green the camera."""
+    """Write Market-1501 with plain images: red encodes the person, green the camera."""
     folder = root / "Market-1501-v15.09.15"
-    lie = [
+    images = [
         ("bounding_box_train", pid, cam)
         for pid in (2, 7, 9)
         for cam in (1, 3)
         if (pid, cam) != (7, 1)
     ]
-    lie += [("query", 5, 1), ("bounding_box_test", 5, 2), ("bounding_box_test", 0, 2)]
-    for subset, pid, cam in lie:
+    images += [("query", 5, 1), ("bounding_box_test", 5, 2), ("bounding_box_test", 0, 2)]
+    for subset, pid, cam in images:
         (folder / subset).mkdir(parents=True, exist_ok=True)
         path = folder / subset / f"{pid:04d}_c{cam}s1_000100_01.jpg"
         Image.new("RGB", (32, 64), (20 * pid, 40 * cam, 0)).save(path, quality=100, subsampling=0)
@@ -149,7 +149,7 @@ def numbered_people(root: Path) -> Path:
 
 
 def colours(path: Path) -> list[list[tuple[int, int] | None]]:
-    """Person and camera of each place of a sheet; None where it is grey."""
+    """Return person and camera of each tile of a sheet; None for grey tiles."""
     pixels = np.asarray(Image.open(path)).astype(int)
     middles = pixels[64::130, 32::66]
     return [
@@ -165,34 +165,34 @@ def test_a_sheet_has_people_as_rows_and_cameras_as_columns(
     name = ("--name", "market1501", "--output", str(output))
     assert sheet(numbered_people(tmp_path), *name) == 0
     assert colours(output) == [[(2, 1), (2, 3)], [None, (7, 3)], [(9, 1), (9, 3)]]
-    told = capsys.readouterr().out
-    assert "people: 2, 7, 9\n" in told and "cameras, counted from 0: 0, 2\n" in told
-    assert sheet(tmp_path, *name, "--people", "2") == 2  # nothing is replaced unasked
+    text = capsys.readouterr().out
+    assert "people: 2, 7, 9\n" in text and "cameras, counted from 0: 0, 2\n" in text
+    assert sheet(tmp_path, *name, "--people", "2") == 2  # no file is replaced without --overwrite
     name = (*name, "--overwrite")
     assert sheet(tmp_path, *name, "--people", "2", "--cameras", "1") == 0
     assert colours(output) == [[(2, 1)], [None]]
-    # Distractors are nobody, so they have no row.
+    # Distractors have no row.
     assert sheet(tmp_path, *name, "--part", "test") == 0
     assert colours(output) == [[(5, 1), (5, 2)]]
 
 
-def test_what_cannot_be_shown_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = ("--name", "market1501", "--output", str(tmp_path / "sheet.png"))
     assert sheet(tmp_path / "nowhere", *name) == 2
     assert "nowhere is not a folder" in capsys.readouterr().err
     numbered_people(tmp_path)
     assert sheet(tmp_path, *name, "--part", "validation") == 2
-    assert "no validation pictures; --part can be train or test" in capsys.readouterr().err
+    assert "no validation images; --part can be train or test" in capsys.readouterr().err
     picture = next(tmp_path.rglob("bounding_box_train/0002*"))
     picture.write_bytes(b"<html>")
     assert sheet(tmp_path, *name) == 1
     assert f"{picture}: the file is an HTML page; it is black" in (capsys.readouterr().err)
     assert colours(tmp_path / "sheet.png")[0][0] == (0, 0)
-    assert sheet(tmp_path, *name[:3], str(picture)) == 2  # a photograph is not replaced
+    assert sheet(tmp_path, *name[:3], str(picture)) == 2  # an image is not replaced
     assert "give NAME.png" in capsys.readouterr().err
 
 
-def test_a_look_draws_no_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_draws_no_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path, "--name", "synthetic") == 1
-    assert "drawn there when they are first used" in capsys.readouterr().out
+    assert "drawn there when it is first used" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

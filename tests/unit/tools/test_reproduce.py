@@ -39,7 +39,7 @@ def command(root: Path, *options: str) -> list[str]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[CfgNode]:
-    """Every training and test that is asked for; what a test would write is written."""
+    """Record the configurations that are run, and write the files that a test would write."""
     seen: list[CfgNode] = []
 
     def run(cfg: CfgNode) -> None:
@@ -53,7 +53,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[CfgNode]:
             _write_test(folder, more, Access(key, "aead") if cfg.MODEL.MODE == "GCR" else Access())
 
     monkeypatch.setattr(experiment, "run", run)
-    monkeypatch.setattr(reproduce, "_prepare", lambda _: None)  # needs no data either
+    monkeypatch.setattr(reproduce, "_prepare", lambda _: None)  # no data are needed either
     return seen
 
 
@@ -116,11 +116,11 @@ def test_means_spread_and_differences(
     line = next(line for line in text.splitlines() if "full - base, mAP" in line)
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["+10.0 [+10.0, +10.0], 3 of 3"] * 4
     assert (tmp_path / "out/reproduction.md").read_text("utf-8").strip() in text
-    assert "not compared" not in text  # nothing is published of this data set
+    assert "not compared" not in text  # nothing is published for this data set
     assert "not read alike" not in text  # the right key shows what was never encrypted
 
 
-def test_methods_of_which_one_is_read_without_key_are_said_to_be_unlike(
+def test_methods_read_with_different_keys_are_reported(
     runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo = ["--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base,full"]
@@ -129,34 +129,34 @@ def test_methods_of_which_one_is_read_without_key_are_said_to_be_unlike(
     assert "not read alike (base: key none; full: key ciphertext, scheme aead)" in text
 
 
-def test_published_numbers_stand_beside_and_decide(
+def test_published_numbers_are_compared(
     runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "market1501_val").mkdir()
     cell = command(tmp_path, "--datasets", "market1501", "--methods", "full")
-    assert reproduce.main(cell) == 1  # the invented rates are far from the published ones
+    assert reproduce.main(cell) == 1  # the invented rates are far from the published rates
     text = capsys.readouterr().out
     assert "| off by (! above 1.5)" in text
     assert "89.4" in text and "-78.4 !" in text  # raw->raw: 0 + .1 + .01
-    # The published numbers stand beside those of either arithmetic.
+    # Published numbers are compared with results of both precisions.
     exact = command(tmp_path / "exact", "--datasets", "market1501", "--methods", "full")
     (tmp_path / "exact/market1501_val").mkdir(parents=True)
     assert reproduce.main([*exact, "RUNTIME.PRECISION", "float32"]) == 1
     assert "-78.4 !" in capsys.readouterr().out
-    # Fewer epochs are another training, which proves nothing about the published one.
+    # A training with fewer epochs is not compared.
     other = command(tmp_path / "other", "--datasets", "market1501", "--methods", "full")
     (tmp_path / "other/market1501_val").mkdir(parents=True)
     assert reproduce.main([*other, "SOLVER.MAX_EPOCHS", "60"]) == 0
     text = capsys.readouterr().out
     assert "full is not compared with the published numbers" in text
     assert "SOLVER.MAX_EPOCHS 120 (now 60)" in text and "off by" not in text
-    # Another strength alike.
+    # Nor one with another strength.
     assert reproduce.main([*other, "--desensitizers", "mosaic:12"]) == 0
     assert "INPUT.RADIUS 24.0 (now 12.0)" in capsys.readouterr().out
     assert runs[-1].INPUT.RADIUS == 12
 
 
-def test_finished_tests_are_kept_and_changed_ones_made_anew(
+def test_finished_tests_are_kept_and_changed_ones_repeated(
     runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo = ("--config_file", str(ROOT / "configs/demo.yml"), "--methods", "without")
@@ -172,20 +172,20 @@ def test_finished_tests_are_kept_and_changed_ones_made_anew(
     assert reproduce.main([*line, "--seeds", "1,2", "--plan"]) == 0
     states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]]
     assert states == ["finished", "to"]
-    # Another way to test: the training resumes and has nothing left to do.
+    # Another kind of test: the training resumes and has nothing left to do.
     assert reproduce.main([*line, "TEST.RE_RANKING", "on"]) == 0
     assert [cfg.SOLVER.RESUME for cfg in runs] == [False, False, True, False]
-    # Another training is refused before anything is touched, and is no plan either.
+    # Another training in the same folder is an error, before anything is changed.
     assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01", "--plan"]) == 2
     assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01"]) == 2
     error = capsys.readouterr().err
-    assert "holds a training with SOLVER.BASE_LR 0.00035 (now 0.01)" in error
+    assert "contains a training with SOLVER.BASE_LR 0.00035 (now 0.01)" in error
     assert reproduce.main([*line, "RUNTIME.PRECISION", "float32"]) == 2
     assert "RUNTIME.PRECISION auto (now float32)" in capsys.readouterr().err
     assert len(runs) == 4
 
 
-def test_old_results_do_not_pass_for_those_of_a_killed_test(
+def test_old_results_are_not_taken_for_those_of_a_killed_test(
     runs: list[CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base")
@@ -206,7 +206,7 @@ def test_old_results_do_not_pass_for_those_of_a_killed_test(
     assert len(runs) == before + 2
 
 
-def test_the_validation_split_is_made_where_it_is_missing(
+def test_a_missing_validation_split_is_created(
     runs: list[CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduce, "_prepare", PREPARE)
@@ -239,13 +239,13 @@ def test_wrong_input_is_one_sentence(
     assert error.startswith("error: ") and words in error
 
 
-def test_an_upgrading_level_of_the_file_is_kept(runs: list[CfgNode], tmp_path: Path) -> None:
+def test_val_r1_of_the_file_is_kept(runs: list[CfgNode], tmp_path: Path) -> None:
     line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"))
     assert reproduce.main(line) == 0
     assert [cfg.MODEL.VAL_R1 for cfg in runs[::2]] == [math.inf, math.inf, 0.5]
 
 
-def test_a_method_is_one_whatever_is_overridden(
+def test_overrides_cannot_change_a_method(
     runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"))
@@ -264,7 +264,7 @@ def test_a_method_is_one_whatever_is_overridden(
     assert "is a file; give a folder" in capsys.readouterr().err
 
 
-def test_a_test_that_was_killed_at_its_details_is_made_again(
+def test_a_test_that_was_killed_at_its_details_is_repeated(
     runs: list[CfgNode], tmp_path: Path
 ) -> None:
     line = command(tmp_path, "--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base")
@@ -274,7 +274,7 @@ def test_a_test_that_was_killed_at_its_details_is_made_again(
     assert len(runs) == 4
 
 
-def test_all_data_are_looked_for_before_the_first_training(
+def test_all_data_sets_are_checked_before_the_first_training(
     runs: list[CfgNode],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -293,12 +293,12 @@ def test_all_data_are_looked_for_before_the_first_training(
         assert words in capsys.readouterr().err
     assert not runs
     assert reproduce.main(command(tmp_path, "--datasets", "market1501,marked1501", "--plan")) == 2
-    # A name is no way out of the folder for results.
+    # A data set name cannot lead out of the output folder.
     assert reproduce.main(command(tmp_path, "--datasets", "folder:../..", "--plan")) == 0
     assert f"{tmp_path}/out/folder-/" in capsys.readouterr().out
 
 
-def test_one_s_own_data_elsewhere_are_other_data(runs: list[CfgNode], tmp_path: Path) -> None:
+def test_own_data_in_another_folder_are_other_data(runs: list[CfgNode], tmp_path: Path) -> None:
     for part in ("first", "second"):
         line = command(tmp_path, "--datasets", "folder:mine", "--methods", "base")
         code = reproduce.main([*line, "DATASETS.ROOT_DIR", str(tmp_path / part)])

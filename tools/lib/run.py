@@ -1,0 +1,218 @@
+"""One run: train and evaluate a configuration, and write everything to OUTPUT_DIR."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from configs import loading
+from engine.attacks.measures import SETTINGS_NAME
+from engine.build import build_trainer
+from engine.checkpoint import training_in
+from engine.details import (
+    calibrations,
+    detail_directions,
+    details_table,
+    save_calibrations,
+    save_details,
+)
+from engine.distributed.processes import all_gather, from_main, is_main, world
+from engine.evaluation import Evaluation, build_evaluation
+from engine.evaluator import Extraction, Scored
+from engine.guard import NonFiniteLossError
+from engine.report import RESULTS_NAME, EvalReport
+from engine.run_folder import Launch
+from engine.scoring.paired import Access
+from engine.train_step import BatchTooLarge
+from engine.trainer import Trainer
+from engine.views import save_image
+from utils.config_tree import changed
+from utils.device import set_threads
+from utils.errors import UserError
+from utils.files import ensure_folder, remove_leftovers
+from utils.logger import get_logger, setup_logger
+from utils.memory import keep_freed_memory
+
+
+class TrainingStopped(UserError):  # noqa: N818 - also memory that runs out
+    """A training cannot continue with these values."""
+
+    exit_code = 1
+
+
+def run(cfg: CfgNode) -> EvalReport | None:
+    """Train, unless TEST.EVALUATE_ONLY is on, and evaluate; write everything to OUTPUT_DIR.
+
+    After a training the best weights (the latest without validations) are scored on the validation
+    split, or, without one, on the test split.
+
+    Returns:
+        The report; None in all but the first process of a distributed run.
+    """
+    logger = _start(cfg)
+    set_threads(cfg.RUNTIME.THREADS)
+    output_dir = Path(cfg.OUTPUT_DIR)
+    keep_freed_memory()
+    logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
+    cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
+    evaluation = build_evaluation(cfg)
+    extraction = evaluation.evaluator.extract()
+    if not is_main():
+        return None
+    scored = evaluation.evaluator.score(extraction)
+    report = evaluation.evaluator.report(extraction, scored, evaluation.epoch)
+    report.save(output_dir / RESULTS_NAME)
+    save_image(evaluation.draw(), output_dir / "pictures.png")
+    for line in report.log_lines():
+        logger.info(line)
+    logger.info("\n%s", report.table())
+    _write_details(cfg, evaluation, extraction, scored)
+    if cfg.EVAL.REPORT == "on":
+        _write_report(output_dir)
+    Launch.finished(output_dir)
+    logger.info("Results are in %s, images in pictures.png", output_dir / RESULTS_NAME)
+    return report
+
+
+def _start(cfg: CfgNode) -> logging.Logger:
+    """Prepare OUTPUT_DIR and the log; in a distributed run only the first process writes."""
+    if not is_main():
+        return setup_logger(level=logging.WARNING)
+    output_dir = ensure_folder(cfg.OUTPUT_DIR)
+    attacks = output_dir / SETTINGS_NAME
+    if attacks.is_file():
+        raise UserError(
+            f"{attacks} exists: OUTPUT_DIR '{output_dir}' contains attacks, whose config.yml and "
+            "results.json would be replaced; choose another OUTPUT_DIR"
+        )
+    for folder in (output_dir, output_dir / "pictures"):
+        remove_leftovers(folder)
+    return setup_logger(output_dir)
+
+
+def _write_details(
+    cfg: CfgNode, evaluation: Evaluation, extraction: Extraction, scored: Scored
+) -> None:
+    """Write the details that EVAL.DETAILS asks for, and the thresholds of a validation split."""
+    output_dir, cross_camera = Path(cfg.OUTPUT_DIR), cfg.TEST.CROSS_CAMERA
+    if cfg.EVAL.SPLIT == "val":
+        save_calibrations(calibrations(extraction, cross_camera=cross_camera), output_dir)
+    if cfg.EVAL.DETAILS == "on":
+        evaluator = evaluation.evaluator
+        key = evaluator.template.headline_key
+        access = Access() if key == "none" else Access(key, cfg.ISED.SCHEME)
+        details = detail_directions(
+            extraction,
+            key,
+            cross_camera=cross_camera,
+            seed=cfg.SOLVER.SEED,
+            reranked=scored.reranked,
+        )
+        save_details(details, access, evaluator.query_samples, output_dir)
+        get_logger().info("\n%s", details_table(details, access))
+
+
+def _write_report(folder: Path) -> None:
+    """Write report.html; a failure is a warning, because all results are already written."""
+    from tools.lib.report import REPORT_NAME, write_report  # loads matplotlib
+
+    try:
+        path = write_report([folder], folder / REPORT_NAME)
+    except UserError as error:
+        get_logger().warning("No report was written: %s", error)
+    else:
+        get_logger().info("The report is %s", path)
+
+
+def _evaluation_alone(cfg: CfgNode) -> CfgNode:
+    """Return the configuration of an evaluation; write it unless it would replace a training's."""
+    output_dir = Path(cfg.OUTPUT_DIR)
+    if cfg.SOLVER.RESUME:
+        return _evaluating_output(cfg)  # config.yml in OUTPUT_DIR is that of the training
+    if not is_main():
+        return cfg
+    training = training_in(output_dir)
+    if training is not None:
+        raise UserError(
+            f"{training} exists: OUTPUT_DIR '{output_dir}' contains a training, whose config.yml "
+            "and results.json an evaluation would replace; choose another OUTPUT_DIR, or "
+            "SOLVER.RESUME True to evaluate that training and replace its results.json"
+        )
+    loading.dump(cfg, output_dir / "config.yml")
+    return cfg
+
+
+def _evaluating_output(cfg: CfgNode) -> CfgNode:
+    """Return the configuration that evaluates the checkpoint in OUTPUT_DIR."""
+    weights = {"MODEL.PRETRAIN_CHOICE": "self", "MODEL.PRETRAIN_DIR": cfg.OUTPUT_DIR}
+    return changed(cfg, weights)
+
+
+def _train(cfg: CfgNode) -> CfgNode:
+    """Train; return the configuration that evaluates the result."""
+    folder = Path(cfg.OUTPUT_DIR)
+    # With several machines, only the one whose process failed counts the restart.
+    restarts = max(all_gather(world().restarts))
+    launch = from_main(lambda: Launch.begin(folder, restarts))
+    if launch.resumes:
+        get_logger().info("Restarted by torchrun: resuming from the last checkpoint")
+        cfg = changed(cfg, {"SOLVER.RESUME": True})
+    trainer = build_trainer(cfg)
+    if is_main():
+        if cfg.SOLVER.RESUME:
+            _log_changes(cfg, folder / "config.yml", trainer.state.epoch)
+        loading.dump(cfg, folder / "config.yml")
+        launch.accepted()
+    _fit(trainer)
+    split = "test" if trainer.validation is None else "val"
+    return changed(_evaluating_output(cfg), {"EVAL.SPLIT": split})
+
+
+def _fit(trainer: Trainer) -> None:
+    """Run the training; add to its errors which keys to change.
+
+    Raises:
+        TrainingStopped: The batch does not fit into memory, or a loss is not finite.
+    """
+    try:
+        trainer.fit()
+    except NonFiniteLossError as error:
+        raise TrainingStopped(
+            f"{error}: lower SOLVER.BASE_LR or set RUNTIME.PRECISION float32, then continue with "
+            "SOLVER.RESUME True"
+        ) from error
+    except BatchTooLarge as error:
+        if error.fits is None:
+            advice = "halve SOLVER.IMS_PER_BATCH (only a single process tries how much fits)"
+        elif error.fits:
+            advice = f"set SOLVER.IMS_PER_BATCH {error.fits} instead of {error.size}"
+        else:
+            advice = "make INPUT.IMG_SIZE or MODEL.NGF smaller"
+        raise TrainingStopped(
+            f"{error}: {advice}, set SOLVER.GRAD_CHECKPOINT True, or keep the data set's images "
+            "out of it (CACHE.MODE memory: not on the GPU, CACHE.MODE stream: not in memory); then "
+            "continue with SOLVER.RESUME True"
+        ) from error
+
+
+def _log_changes(cfg: CfgNode, path: Path, epoch: int) -> None:
+    """Log which values a resume changes in the config.yml that it is about to replace.
+
+    The log is appended to. So log and config.yml together show the values of each part of the
+    training. Changes that are not allowed have been refused before.
+    """
+    try:
+        before = loading.load(path)
+    except UserError as error:  # missing, or written by a version with other keys
+        get_logger().warning("What changed at this resume is not known: %s", error)
+        return
+    expected = {"OUTPUT_DIR", "SOLVER.RESUME"}  # the folder may have been moved
+    changes = [
+        f"{name} {old!r} -> {new!r}"
+        for name, (old, new) in loading.changes(before, cfg).items()
+        if name not in expected
+    ]
+    if changes:
+        get_logger().info("Values changed after epoch %d: %s", epoch, ", ".join(changes))
