@@ -146,8 +146,11 @@ def ensure_folder(path: str | Path) -> Path:
         WriteError: It is a file, or it cannot be created or written to.
     """
     path = Path(path)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            sync_folder(folder.parent)
     except OSError as error:
         raise _write_error(path, error) from error
     if not os.access(path, os.W_OK | os.X_OK):
@@ -182,6 +185,9 @@ def remove_leftovers(folder: str | Path, of: str = "") -> int:
                 removed += 1
         if lock is not None:
             os.close(lock)
+    if removed:  # a copy of a secret must not come back after a power cut
+        with contextlib.suppress(OSError):
+            sync_folder(Path(folder))
     return removed
 
 
@@ -310,6 +316,7 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         stack.enter_context(_held(staging))
         try:
             yield staging
+            os.sync()  # faster than a sync of every file
             if overwrite and target.exists():
                 stack.enter_context(_held(target))
                 target.rename(aside)

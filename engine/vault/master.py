@@ -355,6 +355,7 @@ def drop_mark(path: Path, keyring_id: bytes, epoch: int) -> bool:
     if not is_claimed(path, keyring_id, epoch):
         return False
     mark_of(path).unlink(missing_ok=True)
+    sync_folder(path.parent)
     return True
 
 
