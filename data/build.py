@@ -8,12 +8,20 @@ from weakref import WeakValueDictionary
 import torch
 from yacs.config import CfgNode
 
+from data.consistency import check_positives
 from data.desensitize import Desensitizer, make_desensitizer
 from data.loaders import EvalLoader, TrainLoader
 from data.records import DatasetSplits, Sample
 from data.registry import load_splits
 from data.samplers import IdentitySampler
-from data.store import PixelSource, ResidentPixels, StreamedPixels, plan_cache
+from data.store import (
+    PixelSource,
+    ResidentPixels,
+    StreamedPixels,
+    plan_cache,
+    report_bad,
+    undecodable,
+)
 from data.transforms import Augmentation
 from layers.pixels import PixelSpace
 from utils.errors import UserError, naming_keys
@@ -45,6 +53,38 @@ def build_splits(cfg: CfgNode) -> DatasetSplits:
     )
 
 
+def check_before_training(
+    cfg: CfgNode, splits: DatasetSplits, *, rank: int = 0, world_size: int = 1
+) -> None:
+    """Check what the evaluations of a training need, so that none fails after hours.
+
+    A training is evaluated on the validation split, or without one on the test split. Its queries
+    need matches, and its images must be decodable: each rank decodes its part of them once.
+
+    Raises:
+        UserError: There are no training images, the queries cannot be scored, or images cannot be
+            decoded (unless CACHE.SKIP_BAD is True: the evaluation leaves them out).
+    """
+    _require_training_images(splits)
+    title, query, gallery = "test", splits.query, splits.gallery
+    if splits.has_validation:
+        title, query, gallery = "validation", splits.val_query, splits.val_gallery
+    check_positives(query, gallery, cross_camera=cfg.TEST.CROSS_CAMERA, title=title)
+    if not cfg.CACHE.SKIP_BAD:
+        paths = sorted({sample.path for sample in (*query, *gallery)})[rank::world_size]
+        errors = undecodable(paths, cfg.DATALOADER.NUM_WORKERS)
+        if errors:
+            report_bad(errors, len(paths), skip_bad=False)
+
+
+def _require_training_images(splits: DatasetSplits) -> None:
+    if not splits.train:
+        raise UserError(
+            f"{splits.name} has no training images, so it can only be evaluated "
+            "(TEST.EVALUATE_ONLY on); add them, or train on another data set"
+        )
+
+
 def build_train_loader(
     cfg: CfgNode,
     splits: DatasetSplits,
@@ -69,8 +109,7 @@ def build_train_loader(
     Raises:
         UserError: There are too few identities for a batch, or images cannot be decoded.
     """
-    if not splits.train:
-        raise UserError(f"{splits.name} has no training images; train on another data set")
+    _require_training_images(splits)
     desensitizer = _desensitizer(cfg)
     source = _source(cfg, splits.train, device, desensitizer, for_training=True, sharers=sharers)
     with naming_keys("SOLVER.IMS_PER_BATCH", "DATALOADER.NUM_INSTANCE"):

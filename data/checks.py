@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +10,12 @@ from data.consistency import copy_problems, positive_problems
 from data.datasets import cuhk03
 from data.datasets.layout import SUBSETS, Counts, LoadedData, LoadRequest, list_folders
 from data.datasets.market1501 import read_validation_tree
-from data.images import BadImage, read_rgb
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits
 from data.registry import DATASETS, load_data
 from data.samplers import IdentitySampler
+from data.store import undecodable
 from utils.errors import UserError, naming_keys
-from utils.progress import Progress
 
 _ABSENT = ("not-found", "kind-absent")
 
@@ -222,12 +220,7 @@ def _fit_problems(splits: DatasetSplits, options: CheckOptions) -> list[Problem]
 def bad_images(splits: DatasetSplits) -> list[Problem]:
     """Decode every image; return an error that names those that cannot be decoded."""
     paths = sorted({s.path for subset in SUBSETS for s in getattr(splits, subset)})
-    bad: list[BadImage] = []
-    with ThreadPoolExecutor() as pool, Progress(len(paths), "opening images") as bar:
-        for error in pool.map(_open, paths):
-            if error is not None:
-                bad.append(error)
-            bar.update(1)
+    bad = undecodable(paths)
     if not bad:
         return []
     named = wrong.examples([f"{error.path} ({error.reason})" for error in bad], 5)
@@ -236,11 +229,3 @@ def bad_images(splits: DatasetSplits) -> list[Problem]:
         "leave them out with CACHE.SKIP_BAD True (--skip-bad)"
     )
     return [Problem("bad-images", text, "error")]
-
-
-def _open(path: str) -> BadImage | None:
-    try:
-        read_rgb(path)
-    except BadImage as error:
-        return error
-    return None

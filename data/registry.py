@@ -148,15 +148,12 @@ def banner(loaded: LoadedData) -> list[str]:
 
 
 def split_command(name: str, root: str | Path) -> str:
-    """Return how to get a validation split for a data set without one: the name and the command."""
+    """Return how to get a validation split for a data set without one: its name and the command."""
+    split = f"{name}_val"
     if is_own_data(name):
         kind, _, path = name.partition(":")
-        own = Path(path) if kind == "folder" else Path(path).with_suffix("")
-        return (
-            f"train on 'folder:{own}_val', which `python3 data/train_split.py --dataset_name "
-            f"'{name}'` writes"
-        )
+        split = f"folder:{Path(path) if kind == 'folder' else Path(path).with_suffix('')}_val"
     return (
-        f"train on '{name}_val', which `python3 data/train_split.py --dataset_root_dir '{root}' "
+        f"train on '{split}', which `python3 data/train_split.py --dataset_root_dir '{root}' "
         f"--dataset_name '{name}'` writes"
     )

@@ -365,13 +365,36 @@ def _decode_all(
             progress.update(len(chunk))
     bad.sort(key=lambda entry: entry[0])
     if bad:
-        _report_bad([error for _, error in bad], len(paths), skip_bad)
+        report_bad([error for _, error in bad], len(paths), skip_bad)
     good = torch.ones(len(paths), dtype=torch.bool)
     good[[index for index, _ in bad]] = False
     return good.nonzero().flatten()
 
 
-def _report_bad(errors: list[BadImage], total: int, skip_bad: bool) -> None:
+def undecodable(paths: Sequence[str], num_workers: int = -1) -> list[BadImage]:
+    """Decode all images in threads without keeping them; return the errors, in order."""
+
+    def error_of(path: str) -> BadImage | None:
+        try:
+            read_rgb(path)
+        except BadImage as error:
+            return error
+        return None
+
+    errors = []
+    with (
+        ThreadPoolExecutor(max(1, count_workers(num_workers))) as pool,
+        Progress(len(paths), "checking images") as progress,
+    ):
+        for error in pool.map(error_of, paths):
+            if error is not None:
+                errors.append(error)
+            progress.update(1)
+    return errors
+
+
+def report_bad(errors: list[BadImage], total: int, skip_bad: bool) -> None:
+    """Raise UserError, or log a warning if ``skip_bad``, for images that cannot be decoded."""
     named = "; ".join(f"{error.path} ({error.reason})" for error in errors[:_MAX_NAMED])
     more = f"; and {len(errors) - _MAX_NAMED} more" if len(errors) > _MAX_NAMED else ""
     text = f"{len(errors)} of {total} images cannot be decoded: {named}{more}"

@@ -109,7 +109,7 @@ def make_split(
 def _target(request: LoadRequest, output_dir: Path | None) -> Path:
     if not is_own_data(request.name):
         return (output_dir or request.root) / f"{request.name}_val"
-    source = resolve(request)
+    source = resolve(request).absolute()
     title = source.stem if source.is_file() else source.resolve().name
     return (output_dir or source.parent) / f"{title}_val"
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from data.build import build_splits, build_train_loader
+from data.build import build_splits, build_train_loader, check_before_training
 from data.records import DatasetSplits
+from data.registry import split_command
 from engine.checkpoint import NATIVE_NAMES, CheckpointError, load_networks, training_in
 from engine.distributed.parallel import over_processes, parallel_phases, shared_step
 from engine.distributed.processes import first_on_machine, from_main, is_main, world
@@ -41,9 +42,10 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if policy.enabled and not splits.has_validation:
         raise UserError(
             f"MODEL.VAL_R1 is {policy.rank1} but data set '{splits.name}' has no validation split; "
-            f"train on '{splits.name}_val' (data/train_split.py makes it), or leave MODEL.VAL_R1 "
-            "out"
+            f"{split_command(splits.name, cfg.DATASETS.ROOT_DIR)}, or leave MODEL.VAL_R1 out"
         )
+    here = world()
+    check_before_training(cfg, splits, rank=here.rank, world_size=here.size)
     label_of = splits.label_of
     # One process of each machine downloads the start weights, if necessary.
     model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
@@ -66,7 +68,6 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     epoch, saved = folder.load_latest() if cfg.SOLVER.RESUME else (0, None)
     supervision = Supervision(policy)
     step = build_step(model, objectives, optimizers, supervision)
-    here = world()
     loader = build_train_loader(
         cfg, splits, model.device, rank=here.rank, world_size=here.size, sharers=here.local_size
     )

@@ -1,5 +1,8 @@
+"""`data/train_split.py`: every source, links and copies, interrupted and repeated runs."""
+
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -51,7 +54,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_split_holds_every_person_and_picture(tmp_path: Path, source: str) -> None:
+def test_a_split_contains_every_person_and_image(tmp_path: Path, source: str) -> None:
     name = source.split()[0]
     SOURCES[source](tmp_path)
     assert main(["--dataset_root_dir", str(tmp_path), "--dataset_name", name]) == 0
@@ -70,7 +73,7 @@ def test_split_holds_every_person_and_picture(tmp_path: Path, source: str) -> No
         assert parse_market_name(sample.path) == (sample.pid, sample.camid + 1)
 
 
-def test_record_says_how_it_was_made(tmp_path: Path) -> None:
+def test_the_record_of_a_split(tmp_path: Path) -> None:
     trees.msmt17(tmp_path)
     target = make_split(tmp_path, "msmt17", seed=3, msmt17_protocol="trainval")
     record = json.loads((target / "split.json").read_text())
@@ -89,7 +92,7 @@ def test_cameras_of_msmt17_are_not_padded(tmp_path: Path) -> None:
     assert "0000_c11_0001.jpg" in names  # 0000 is the person's query
 
 
-def test_same_seed_same_split_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_split_in_any_folder(tmp_path: Path) -> None:
     for root in ("a", "b"):
         trees.market1501(tmp_path / root, "market1501" if root == "a" else "Market")
     first = make_split(tmp_path / "a", "market1501")
@@ -100,7 +103,7 @@ def test_same_seed_same_split_wherever_it_lies(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_every_route_of_cuhk03_gives_the_same_tree(tmp_path: Path) -> None:
+def test_every_layout_of_cuhk03_gives_the_same_tree(tmp_path: Path) -> None:
     found = []
     for route in CUHK_ROUTES:
         SOURCES[route](tmp_path / route)
@@ -114,7 +117,7 @@ def test_every_route_of_cuhk03_gives_the_same_tree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["market1501", "cuhk03 raw"])
-def test_output_dir_leaves_the_data_alone(tmp_path: Path, source: str) -> None:
+def test_with_output_dir_the_data_are_not_changed(tmp_path: Path, source: str) -> None:
     root = tmp_path / "D"
     SOURCES[source](root)
     before = listing(root)
@@ -150,7 +153,7 @@ def test_published_strategy(tmp_path: Path) -> None:
     assert split.notes["split"].startswith("published, seed 1")
 
 
-def test_existing_output_is_kept_unless_asked(
+def test_an_existing_split_is_kept_without_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.market1501(tmp_path)
@@ -190,7 +193,7 @@ def test_failure_keeps_the_old_split(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(p.name for p in tmp_path.iterdir()) == ["market1501", "market1501_val"]
 
 
-def test_a_changed_tree_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_tree_is_reported(tmp_path: Path) -> None:
     trees.market1501(tmp_path)
     target = make_split(tmp_path, "market1501")
     assert not load_data(LoadRequest("market1501_val", tmp_path)).problems
@@ -203,7 +206,7 @@ def test_a_changed_tree_is_noticed(tmp_path: Path) -> None:
 
 
 def test_killed_at_any_moment_leaves_no_split(tmp_path: Path) -> None:
-    """Kill -9 in the middle of linking; the next run clears up and succeeds."""
+    """After a kill -9 while linking, the next run removes the leftovers and succeeds."""
     trees.market1501(tmp_path / "D")
     code = (
         "import os, signal, sys\n"
@@ -224,7 +227,7 @@ def test_killed_at_any_moment_leaves_no_split(tmp_path: Path) -> None:
     )
     assert result.returncode == -signal.SIGKILL
     assert not (tmp_path / "D" / "market1501_val").exists()
-    assert len(list((tmp_path / "D").iterdir())) == 2  # what it had begun, under a hidden name
+    assert len(list((tmp_path / "D").iterdir())) == 2  # the unfinished split, under a hidden name
     make_split(tmp_path / "D", "market1501")
     assert sorted(p.name for p in (tmp_path / "D").iterdir()) == ["market1501", "market1501_val"]
 
@@ -253,3 +256,49 @@ def test_runs_as_published_from_the_repository_root(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "=> Market1501 loaded" in result.stdout
     assert (tmp_path / "market1501_val" / "split.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["market-style", "persons", "names", "csv"])
+def test_own_data_are_split(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("ann", "bob", "c", "d", "e") if kind == "names" else ("11", "12", "13", "14", "15")
+    if kind == "market-style":
+        own = trees.market1501(tmp_path, "own")
+    else:
+        own = tmp_path / "own"
+        rows = ["path,pid,camid,split"]
+        for subset, people in (("train", names), ("query", ("1",)), ("gallery", ("1", "2"))):
+            for person, camera, number in itertools.product(people, (0, 3), (1, 2)):
+                path = own / subset / person / f"c{camera}_{number}.png"
+                trees.save(path, subset, person, camera, number)
+                rows.append(f"{path},{person},{camera},{subset}")
+        (tmp_path / "own.csv").write_text("\n".join(rows))
+    name = f"csv:{tmp_path}/own.csv" if kind == "csv" else f"folder:{own}"
+    assert main(["--dataset_name", name]) == 0
+    made = f"folder:{tmp_path}/own_val"
+    assert f"train with DATASETS.NAMES \"('{made}')\"" in capsys.readouterr().out
+    whole, split = load_splits(name, tmp_path), load_splits(made, tmp_path)
+    assert pixels_of(all_train(split)) == pixels_of(whole.train)
+    assert pixels_of((*split.query, *split.gallery)) == pixels_of((*whole.query, *whole.gallery))
+    assert {s.subject for s in all_train(split)} == {s.subject for s in whole.train}
+    assert not count_positives(split.val_query, split.val_gallery, cross_camera=True).without
+    assert split.notes["split"].startswith("identity, seed 1")
+    assert main(["--dataset_name", made, "--output_dir", str(tmp_path / "again")]) == 2
+    assert "has a validation split; train on it directly" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset_name", "market1501"], "market1501 needs --dataset_root_dir D"),
+        (
+            ["--dataset_name", "synthetic"],
+            "expected one of market1501, msmt17, cuhk03, folder:PATH",
+        ),
+        (["--dataset_name", "folder:/none"], "/none is not a folder"),
+    ],
+)
+def test_wrong_names_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
