@@ -37,7 +37,7 @@ class TimmBackbone(Backbone):
         pixels: Pixel space of the images.
 
     Attributes:
-        signed: Whether about half of the features are negative: those of tokens and layer norms.
+        signed: Whether the model contains layer norms: about half of its features are negative.
 
     Raises:
         UserError: If timm is not installed or has no such model, or if the model has no spatial
