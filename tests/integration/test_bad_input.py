@@ -1,4 +1,4 @@
-"""What goes wrong gives one clear sentence on stderr, a non-zero exit code, and loses nothing."""
+"""A wrong input gives one line on stderr and a non-zero exit code, and loses nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _fails(capsys: pytest.CaptureFixture[str], argv: list[str], *words: str) -> str:
-    """Run; expect one sentence with these words; returns it."""
+    """Run, expect one error line with these words, and return it."""
     capsys.readouterr()
     code = command.main(argv)
     error = capsys.readouterr().err
@@ -63,7 +63,7 @@ def test_values(
     assert not list(tmp_path.glob("run/*.pth"))
 
 
-def test_several_problems_are_told_at_once(
+def test_several_problems_are_reported_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = tiny.arguments(tmp_path, "MODEL.MDOE", "C", "INPUT.TYPE", "mosiac")
@@ -79,7 +79,7 @@ def test_a_missing_configuration_file(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_asked_for_and_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fails(capsys, tiny.arguments(tmp_path, "MODEL.DEVICE", "cuda"), "MODEL.DEVICE", "cpu or auto")
 
 
@@ -95,7 +95,7 @@ def test_output_dir_is_read_only(tmp_path: Path, capsys: pytest.CaptureFixture[s
         folder.mkdir(mode=0o555)
         _fails(capsys, tiny.arguments(tmp_path), str(folder), "you may write to")
         return
-    # Root may write anywhere but on a device that nobody may write to.
+    # Root may write anywhere but on a read-only device.
     with mounted(folder, "ro"):
         _fails(capsys, tiny.arguments(tmp_path), str(folder), "choose a folder you may write to")
 
@@ -126,7 +126,7 @@ def test_an_existing_run_is_not_overwritten(
     _fails(capsys, argv, "exists", "SOLVER.RESUME True", "another OUTPUT_DIR")
     assert before == {path: path.read_bytes() for path in names}
     assert (run / "log.txt").read_text("utf-8").startswith(log)
-    for path in run.glob("checkpoint_*.pth"):  # as one finds published weights
+    for path in run.glob("checkpoint_*.pth"):  # published weights have official files only
         path.unlink()
     _fails(capsys, argv, "exists", "epoch_best_net_C.pth")
 
@@ -161,10 +161,10 @@ def test_a_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFi
     run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "MODEL.MODE", "C")
     evaluate = ("TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self")
     folder = ("MODEL.PRETRAIN_DIR", str(run))
-    # A baseline's folder asked for the joint model.
+    # A baseline's folder, evaluated as the joint model.
     argv = tiny.arguments(tmp_path, *evaluate, *folder, output="alone")
     _fails(capsys, argv, str(run), "no network G, G_R", "MODEL.MODE C")
-    # Another architecture, as the native file tells, and as shapes tell.
+    # Another architecture: recorded by a native file, and found from shapes.
     wider = tiny.arguments(
         tmp_path, "MODEL.MODE", "C", *evaluate, *folder, "MODEL.LAST_STRIDE", "2", output="alone"
     )
@@ -183,10 +183,10 @@ def test_a_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFi
     _fails(capsys, argv, "contains networks C", "G, G_R, C, D1, D2")
 
 
-def test_a_loss_that_is_no_number(
+def test_a_nan_loss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is named, its batch kept, and the run can be gone on with from before it."""
+    """The loss is named, its batch saved, and the run can be resumed from the last checkpoint."""
     whole = tiny.run(tmp_path, output="whole")
     steps = len({line["step"] for line in tiny.losses(whole) if line["epoch"] == 1})
     step = JointStep.__call__
@@ -220,9 +220,7 @@ def test_a_loss_that_is_no_number(
     tiny.assert_same_end(whole, run)
 
 
-def test_a_network_that_gives_no_numbers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_with_nan_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     content = tiny.native(run, "best")
     for value in content["networks"]["G"].values():
@@ -235,7 +233,7 @@ def test_a_network_that_gives_no_numbers(
 
 
 def test_the_command_itself(tmp_path: Path) -> None:
-    """As a user runs it: the exit code, the streams, and no traceback."""
+    """In a process: exit code, streams, and no traceback."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools/main.py"), "MODEL.MDOE", "C"],
         capture_output=True,
@@ -249,7 +247,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_attacks_is_not_written_over(
+def test_a_folder_of_attacks_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run").mkdir()

@@ -1,4 +1,4 @@
-"""What an evaluation writes beyond the table, and the command that decides by it."""
+"""details.json, per_query.csv and calibration.json, and tools/match.py, which reads the last."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """OUTPUT_DIR of a tiny training with a validation split, details asked for."""
+    """OUTPUT_DIR of a tiny training with a validation split and EVAL.DETAILS on."""
     asked = ("EVAL.DETAILS", "on", "TEST.RE_RANKING", "on")
     with tiny.tiny_backbone():
         yield tiny.run(tmp_path_factory.mktemp("details"), *asked)
@@ -52,7 +52,7 @@ def test_details_agree_with_the_results(trained: Path) -> None:
         )
 
 
-def test_details_say_how_protected_images_were_read(trained: Path, tmp_path: Path) -> None:
+def test_details_record_how_protected_images_were_read(trained: Path, tmp_path: Path) -> None:
     plan = ("TEST.EVALUATE_ONLY", "on", "EVAL.DETAILS", "on", "TEST.RETRIEVE_WITH_KEY", "off")
     start = ("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(trained))
     with tiny.tiny_backbone():
@@ -86,8 +86,8 @@ def test_re_ranked_rates_have_intervals_too(trained: Path) -> None:
 
 
 @pytest.fixture
-def pictures() -> list[str]:
-    """Two pictures of the synthetic set, of different people."""
+def images() -> list[str]:
+    """Two images of the synthetic set, of different identities."""
     folder = next(Path(tiny.arguments(Path(), output="x")[_root_place()]).glob("synthetic*"))
     found = sorted((folder / "query").glob("*.jpg"))
     return [str(found[0]), str(found[-1])]
@@ -97,34 +97,34 @@ def _root_place() -> int:
     return tiny.arguments(Path()).index("DATASETS.ROOT_DIR") + 1
 
 
-def test_match_takes_the_threshold_of_validation(
-    trained: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]
+def test_match_uses_the_threshold_of_validation(
+    trained: Path, images: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibration = json.loads((trained / "calibration.json").read_text("utf-8"))
-    arguments = [*pictures, "--checkpoint", str(trained), "--device", "cpu"]
+    arguments = [*images, "--checkpoint", str(trained), "--device", "cpu"]
     code = match.main(arguments)
     printed = capsys.readouterr().out
     assert f"threshold {calibration['raw->raw']['threshold']:.4f}" in printed
     assert ("not the same person" in printed) == (code == 1)
 
 
-def test_a_picture_matches_itself(trained: Path, pictures: list[str]) -> None:
-    same = [pictures[0], pictures[0], "--checkpoint", str(trained), "--device", "cpu"]
+def test_an_image_matches_itself(trained: Path, images: list[str]) -> None:
+    same = [images[0], images[0], "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*same, "--threshold", "0.999"]) == 0
     assert match.main([*same, "--threshold", str(threshold_of(BINS + 1))]) == 1
 
 
-def test_match_without_calibration_names_the_remedy(
-    trained: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_match_without_calibration_explains_what_to_do(
+    trained: Path, images: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert match.main([*pictures, "--checkpoint", str(tmp_path)]) == 2
+    assert match.main([*images, "--checkpoint", str(tmp_path)]) == 2
     assert "--threshold" in capsys.readouterr().err
-    missing = [pictures[0], "no-such.jpg", "--checkpoint", str(trained), "--device", "cpu"]
+    missing = [images[0], "no-such.jpg", "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*missing, "--threshold", "0.5"]) == 2
     assert "no-such.jpg does not exist; expected a picture" in capsys.readouterr().err
 
 
-def test_match_says_what_a_threshold_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_match_explains_the_threshold_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         match.main(["a", "b", "--checkpoint", "c", "--threshold", "1.5"])
     assert exit_info.value.code == 2
@@ -132,33 +132,33 @@ def test_match_says_what_a_threshold_is(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("threshold", ["NaN", "Infinity", "7", '"high"'])
-def test_a_damaged_threshold_decides_nothing(tmp_path: Path, threshold: str) -> None:
-    """NaN would take everybody for another person."""
+def test_a_damaged_threshold_is_refused(tmp_path: Path, threshold: str) -> None:
+    """With NaN no two images would match."""
     content = f'{{"raw->raw": {{"threshold": {threshold}}}}}'
     (tmp_path / "calibration.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="has no threshold for raw->raw; give one"):
         match.threshold_of(tmp_path, "raw", "raw")
 
 
-def test_match_refuses_a_sealed_picture(
-    trained: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_match_refuses_a_sealed_image(
+    trained: Path, images: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     chunk = PngInfo()
     chunk.add(b"isEd", bytes(360))
     sealed = tmp_path / "sealed.png"
     Image.new("RGB", (64, 128)).save(sealed, pnginfo=chunk)
-    arguments = [pictures[0], str(sealed), "--checkpoint", str(trained), "--device", "cpu"]
+    arguments = [images[0], str(sealed), "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*arguments, "--kinds", "raw", "protected"]) == 2
     assert "sealed.png is sealed; open it first" in capsys.readouterr().err
 
 
-def test_match_names_a_file_that_is_no_picture(
-    trained: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_match_names_a_file_that_is_not_an_image(
+    trained: Path, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In words of its own: it has no option to leave a picture out."""
+    """The message does not suggest to skip the image, because match.py has no such option."""
     letter = tmp_path / "letter.jpg"
     letter.write_text("dear sir", encoding="utf-8")
-    arguments = [str(letter), pictures[0], "--checkpoint", str(trained), "--threshold", "0.5"]
+    arguments = [str(letter), images[0], "--checkpoint", str(trained), "--threshold", "0.5"]
     assert match.main(arguments) == 2
     error = capsys.readouterr().err
     assert error == f"error: {letter}: the file is not an image; give another copy of it\n"

@@ -1,4 +1,4 @@
-"""Several processes on one run: they end like one process does, and none waits for one gone."""
+"""Distributed runs: their results, failures, restarts and interrupts."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _damped(patch: pytest.MonkeyPatch) -> None:
-    """Let Adam's step be proportional to small gradients.
+    """Make Adam's step proportional to small gradients.
 
-    It divides a gradient by its own size, and so takes full steps along those that are nothing but
-    rounding errors (a bias before a batch norm has them): curves would part for no reason.
+    Adam divides a gradient by its size, so it takes full steps along gradients that are only
+    rounding errors (of a bias before a batch norm, for example), and curves would separate.
     """
     adam = solver_build.Adam
     patch.setattr(solver_build, "Adam", lambda *a, **k: adam(*a, **k, eps=1e-2))
@@ -54,10 +54,10 @@ def _damped(patch: pytest.MonkeyPatch) -> None:
 def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, upgradation, validation: up to rounding, over a change of the target in epoch 2.
 
-    One process parts from itself at the same pace if its weights are changed by 1e-7: in epoch 2 a
-    rounding error of an adversarial loss grows some threefold with every step. By the last one the
-    total had moved by up to 2e-4 and a part of it by 8e-3 (three such changes, torch 2.4 and 2.14);
-    another target moves the total by four tenths.
+    A single process separates as fast from itself if its weights are changed by 1e-7: in epoch 2
+    a rounding error of an adversarial loss grows about threefold with every step. At the last step
+    the total had changed by up to 2e-4 and one loss by 8e-3 (three such changes); another target
+    changes the total by 40 %.
     """
     plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.0001", "TEST.IMS_PER_BATCH", "4")
     two = ranks.run_program(tmp_path, *plan, output="two", prepare=_damped)
@@ -71,16 +71,16 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 close = 1e-5 if expected["epoch"] == 1 else 5e-4 if name == "loss/total" else 2e-2
                 assert math.isclose(got[name], value, rel_tol=close), (expected["step"], name)
     first, last = (tiny.losses(two)[index]["loss/total"] for index in (0, -2))
-    assert abs(last - first) > 1e-2 * first  # it learns: the curves are no straight lines
+    assert abs(last - first) > 1e-2 * first  # the curves are not constant
     assert tiny.native(two)["training"]["supervision"]["state"]["in_force"]
     assert "Supervision upgraded at epoch 1" in (two / "log.txt").read_text("utf-8")
     assert tiny.results(two)["versions"]["processes"] == "2"
-    assert ranks.terminal(tmp_path, 1).count("Epoch") == 0  # the first speaks for all
+    assert ranks.terminal(tmp_path, 1).count("Epoch") == 0  # only the first rank logs
     assert not list(two.glob(".*"))
 
 
 def test_evaluation_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
-    """To the last bit; 5 does not divide the images, and one of three processes gets none."""
+    """To the last bit; 5 does not divide the images, and one of three processes gets no image."""
     trained = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     plan = _evaluation(trained, "TEST.IMS_PER_BATCH", "5", "EVAL.DETAILS", "on")
     one = tiny.run(tmp_path, *plan, output="one")
@@ -244,21 +244,21 @@ def test_a_restart_does_not_resume_what_the_first_start_refused(tmp_path: Path) 
 
 
 def _not_a_number(patch: pytest.MonkeyPatch) -> None:
-    """Let the last loss of epoch 2 be NaN on rank 1 alone."""
+    """Make the last loss of epoch 2 NaN on rank 1 only."""
     if os.environ["RANK"] == "1":
         numbers, calls = StepOutput.numbers, []
 
         def broken(self: StepOutput) -> Any:
             calls.append(1)
-            found = numbers(self)
+            values = numbers(self)
             # twice a step: for the average over the processes, and for the log
             bad = len(calls) == 2 * 12 - 1
-            return found | {"recovery": found["recovery"] * float("nan")} if bad else found
+            return values | {"recovery": values["recovery"] * float("nan")} if bad else values
 
         patch.setattr(StepOutput, "numbers", broken)
 
 
-def test_not_a_number_anywhere_stops_all_before_anything_is_saved(tmp_path: Path) -> None:
+def test_nan_on_one_rank_stops_all_before_a_checkpoint(tmp_path: Path) -> None:
     argv = tiny.arguments(tmp_path, *tiny.PERMISSIVE)
     processes = ranks.start(ranks.program, argv, _not_a_number, folder=tmp_path)
     codes = ranks.wait(processes, PROMPTLY_S)
@@ -297,7 +297,7 @@ def test_an_interrupt_ends_all(tmp_path: Path) -> None:
     assert ranks.terminal(tmp_path).count("interrupted; to continue") == 1, ranks.terminal(tmp_path)
 
 
-def test_a_batch_that_cannot_be_shared_is_told_once(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     argv = tiny.arguments(tmp_path, "SOLVER.IMS_PER_BATCH", "12")
     processes = ranks.start(ranks.program, argv, None, folder=tmp_path)
     codes = ranks.wait(processes, PROMPTLY_S)
@@ -313,7 +313,7 @@ def _protect(argv: list[str]) -> int:
     return protect.main(argv)
 
 
-def test_protect_shares_the_pictures(make_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
+def test_protect_shares_the_images(make_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
     scene = make_scene(make_cfg, tmp_path)
     count = sum(PEOPLE.values())
     ranks.finish(ranks.start(_protect, scene.protect(), folder=tmp_path), tmp_path)
@@ -321,7 +321,7 @@ def test_protect_shares_the_pictures(make_cfg: Callable[..., CfgNode], tmp_path:
     assert not ranks.terminal(tmp_path, 1)
     assert len(scene.files) == count
     assert protect.main(["verify", str(scene.sealed), *scene.keys]) == 0
-    # a killed run leaves some; the same command does the rest, and lists all of them
+    # After a killed run, the same command seals the rest and lists all files.
     for path in [*scene.files[::2], scene.sealed / "manifest.ised"]:
         path.unlink()
     ranks.finish(ranks.start(_protect, scene.protect(), folder=tmp_path), tmp_path)
@@ -332,7 +332,7 @@ def test_protect_shares_the_pictures(make_cfg: Callable[..., CfgNode], tmp_path:
 
 def test_a_process_alone_has_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise AssertionError("a single process needs no process group")
+        raise AssertionError("a single process must not create a process group")
 
     monkeypatch.setattr(torch.distributed, "init_process_group", fail)
     tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")

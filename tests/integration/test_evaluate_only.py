@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint alone gives the numbers that training reported for it."""
+"""Evaluating a checkpoint gives the numbers that its training reported."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_official_files_alone_give_the_same_numbers(tmp_path: Path) -> None:
     native = tiny.results(tiny.run(tmp_path, *_evaluation(run), output="native"))
     official = tmp_path / "official"
     official.mkdir()
-    for letter in ("G", "G_R", "C"):  # what a published folder holds
+    for letter in ("G", "G_R", "C"):  # the files of a published folder
         name = f"epoch_best_net_{letter}.pth"
         shutil.copy(run / name, official / name)
     alone = tiny.results(tiny.run(tmp_path, *_evaluation(official), output="alone"))
@@ -88,7 +88,7 @@ def test_official_files_alone_give_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_classes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
-    """A model of half the people is evaluated beside a training set of others."""
+    """The data set's training part has other identities than the checkpoint."""
     run = tiny.run(tmp_path, "SYNTHETIC.IDENTITIES", "12")
     classes = len(torch.load(run / "epoch_best_net_C.pth", weights_only=True)["classifier.weight"])
     other = tiny.run(tmp_path, *_evaluation(run, "SYNTHETIC.IDENTITIES", "20"), output="other")
@@ -118,7 +118,7 @@ def test_key_states_and_headline(tmp_path: Path, scheme: str) -> None:
         assert report["published_row"] == "/".join(f"{100 * c['rank1']:.1f}" for c in cells)
 
 
-def test_re_ranked_rows_stand_beside_the_plain_ones(tmp_path: Path) -> None:
+def test_re_ranked_rows_are_added_to_the_plain_ones(tmp_path: Path) -> None:
     run = tiny.run(tmp_path)
     alone = tiny.run(tmp_path, *_evaluation(run, "TEST.RE_RANKING", "on"), output="alone")
     result = tiny.results(alone)
@@ -127,8 +127,8 @@ def test_re_ranked_rows_stand_beside_the_plain_ones(tmp_path: Path) -> None:
     assert "re-ranked" in (alone / "log.txt").read_text("utf-8")
 
 
-def test_in_the_place_of_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only when asked for: what the training left there is not replaced by accident."""
+def test_in_the_folder_of_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only with SOLVER.RESUME, so that results of a training are not replaced by accident."""
     run = tiny.run(tmp_path)
     before = {name: (run / name).read_bytes() for name in ("config.yml", "results.json")}
     capsys.readouterr()
@@ -148,12 +148,14 @@ def test_val_r1_is_ignored(tmp_path: Path) -> None:
     assert tiny.results(alone)["mode"] == "C"
 
 
-def test_it_says_which_weights_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = tiny.run(tmp_path)  # configs/demo.yml asks for rank-1 .5: too much for this network
+def test_the_weights_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tiny.run(
+        tmp_path
+    )  # configs/demo.yml requires rank-1 .5, which this network does not reach
     assert not tiny.native(run, "best")["info"]["best"]["qualified"]
     assert "no validation qualified" in tiny.results(run)["notes"]["weights"]
     base = tiny.run(tmp_path, "MODEL.MODE", "C", output="base")
-    assert "qualified" not in tiny.results(base)["notes"]["weights"]  # nothing there can
+    assert "qualified" not in tiny.results(base)["notes"]["weights"]  # the baseline cannot qualify
     qualified = tiny.run(tmp_path, *tiny.PERMISSIVE, output="qualified")
     assert tiny.native(qualified, "best")["info"]["best"]["qualified"]
     assert "no validation qualified" not in tiny.results(qualified)["notes"]["weights"]
@@ -165,7 +167,7 @@ def test_it_says_which_weights_it_took(tmp_path: Path, caplog: pytest.LogCapture
     assert logging.getLogger("reid_baseline").handlers
 
 
-def test_another_desensitizer_than_in_training_is_said(tmp_path: Path) -> None:
+def test_another_desensitizer_than_in_training_is_noted(tmp_path: Path) -> None:
     run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     same = tiny.results(tiny.run(tmp_path, "MODEL.MODE", "C", *_evaluation(run), output="same"))
     assert same["notes"]["desensitized by"] == "mosaic 8"
@@ -176,7 +178,7 @@ def test_another_desensitizer_than_in_training_is_said(tmp_path: Path) -> None:
     assert other["notes"]["trained with"] == "mosaic 8"
 
 
-def test_pictures_that_are_left_out_stand_beside_the_scores(tmp_path: Path) -> None:
+def test_the_number_of_skipped_images_is_noted(tmp_path: Path) -> None:
     run = tiny.run(tmp_path)
     root = Path(loading.load(run / "config.yml").DATASETS.ROOT_DIR)
     people = next(root.glob("synthetic*-12x2x2-*"))

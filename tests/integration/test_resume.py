@@ -1,13 +1,15 @@
-"""An interrupted training goes on as if nothing had been: after a kill, or with a full disk."""
+"""A training that was interrupted, killed or ran out of disk resumes to the same end."""
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,6 +28,18 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.install(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return OUTPUT_DIR of an undisturbed run with these overrides; each is run once."""
+
+    @functools.cache
+    def run(*overrides: str) -> Path:
+        with tiny.tiny_backbone():
+            return tiny.run(tmp_path_factory.mktemp("whole"), *overrides)
+
+    return run
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -36,25 +50,24 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["without", "teacher", "baseline", "noise"],
 )
-def test_two_epochs_are_one_and_one_more(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    whole = tiny.run(tmp_path, *overrides, output="whole")
+def test_two_epochs_equal_one_epoch_and_a_resume(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    undisturbed = whole(*overrides)
     parts = tiny.run(tmp_path, *overrides, "SOLVER.MAX_EPOCHS", "1", output="parts")
     in_force = tiny.native(parts)["training"]["supervision"]["state"]["in_force"]
     assert in_force == (overrides == tiny.PERMISSIVE)
     assert len(read_metrics(parts / "metrics.jsonl")) > 0
     tiny.run(tmp_path, *overrides, *RESUME, output="parts")
-    tiny.assert_same_end(whole, parts)
+    tiny.assert_same_end(undisturbed, parts)
     log = (parts / "log.txt").read_text("utf-8")
     assert "Resumed after epoch 1 of 2" in log
     assert log.count("Epoch[1] Iteration[1/") == log.count("Epoch[2] Iteration[1/") == 1
 
 
-def test_a_teacher_in_force_changes_what_is_learnt(tmp_path: Path) -> None:
-    """Otherwise the test above would not notice a resume that forgets it."""
-    runs = {
-        name: tiny.run(tmp_path, *overrides, output=name)
-        for name, overrides in {"without": (), "teacher": tiny.PERMISSIVE}.items()
-    }
+def test_a_teacher_in_force_changes_the_training(whole: Callable[..., Path]) -> None:
+    """Otherwise the test above would pass if a resume lost the teacher."""
+    runs = {"without": whole(), "teacher": whole(*tiny.PERMISSIVE)}
     first, second = (tiny.losses(run) for run in runs.values())
     equal = {epoch: _train(first, epoch) == _train(second, epoch) for epoch in (1, 2)}
     assert equal == {1: True, 2: False}
@@ -65,12 +78,14 @@ def _train(lines: list[dict[str, float]], epoch: int) -> list[dict[str, float]]:
     return [line for line in lines if line["epoch"] == epoch and "loss/total" in line]
 
 
-def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path, *tiny.PERMISSIVE)
+def test_resuming_a_finished_training_changes_nothing(
+    tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    run = shutil.copytree(whole(*tiny.PERMISSIVE), tmp_path / "run")
 
     def kept() -> tuple[object, ...]:
         result = tiny.results(run)
-        del result["versions"]  # the commit may be another
+        del result["versions"]  # the commit may have changed
         return tiny.native(run), tiny.native(run, "best"), tiny.losses(run), result
 
     before = kept()
@@ -78,14 +93,14 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
     tiny.assert_equal(before, kept())
 
 
-def test_values_changed_on_the_way_are_told(tmp_path: Path) -> None:
-    """The log and the last config.yml tell what each part of a training was made with."""
+def test_changed_values_are_logged(tmp_path: Path) -> None:
+    """The log and the last config.yml show the values of each part of a training."""
     tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     run = tiny.run(tmp_path, *RESUME, "SOLVER.BASE_LR", "0.01", "LOSS.GAN", "2")
     log = (run / "log.txt").read_text("utf-8")
-    told = [line for line in log.splitlines() if "Values changed" in line]
-    assert len(told) == 1
-    assert told[0].endswith(
+    lines_of_changes = [line for line in log.splitlines() if "Values changed" in line]
+    assert len(lines_of_changes) == 1
+    assert lines_of_changes[0].endswith(
         "Values changed after epoch 1: LOSS.GAN 1.0 -> 2.0, SOLVER.MAX_EPOCHS 1 -> 2, "
         "SOLVER.BASE_LR 0.00035 -> 0.01"
     )
@@ -97,7 +112,7 @@ def test_values_changed_on_the_way_are_told(tmp_path: Path) -> None:
     assert rates[2] / rates[1] > 20
 
 
-def test_values_not_changed_are_not_told(tmp_path: Path) -> None:
+def test_unchanged_values_are_not_logged(tmp_path: Path) -> None:
     tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", *RESUME)
     log = (run / "log.txt").read_text("utf-8")
@@ -105,7 +120,7 @@ def test_values_not_changed_are_not_told(tmp_path: Path) -> None:
     assert "Values changed" not in log
 
 
-def test_a_lost_config_does_not_keep_a_training_from_going_on(tmp_path: Path) -> None:
+def test_a_missing_config_does_not_prevent_a_resume(tmp_path: Path) -> None:
     run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     (run / "config.yml").unlink()
     tiny.run(tmp_path, *RESUME)
@@ -114,20 +129,22 @@ def test_a_lost_config_does_not_keep_a_training_from_going_on(tmp_path: Path) ->
     assert (run / "config.yml").is_file()
 
 
-def test_checkpoints_less_often_resume_from_the_last_one(tmp_path: Path) -> None:
+def test_with_fewer_checkpoints_a_resume_uses_the_last_one(
+    tmp_path: Path, whole: Callable[..., Path]
+) -> None:
     plan = ("SOLVER.MAX_EPOCHS", "3", "SOLVER.CHECKPOINT_PERIOD", "2", *tiny.PERMISSIVE)
-    whole = tiny.run(tmp_path, *plan, output="whole")
+    undisturbed = whole(*plan)
     process = tiny.start(tmp_path, *plan, output="parts", slow_writes_s=0.05)
     _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 3))
     _kill(process)
     assert tiny.native(tmp_path / "parts")["epoch"] == 2
     tiny.run(tmp_path, *plan, *RESUME, output="parts")
-    tiny.assert_same_end(whole, tmp_path / "parts")
+    tiny.assert_same_end(undisturbed, tmp_path / "parts")
 
 
-def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
-    """Half of the new file is written: the old one is whole, and the half is cleared away."""
-    whole = tiny.run(tmp_path, *tiny.PERMISSIVE, output="whole")
+def test_killed_during_a_save(tmp_path: Path, whole: Callable[..., Path]) -> None:
+    """The old file is complete, and the half-written new one is removed by the resume."""
+    undisturbed = whole(*tiny.PERMISSIVE)
     process = tiny.start(tmp_path, *tiny.PERMISSIVE, output="parts", slow_writes_s=0.4)
     parts = tmp_path / "parts"
     _wait_until(process, lambda: _has_epoch(parts, 1))
@@ -135,48 +152,50 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
     _kill(process)
     assert list(parts.glob(".checkpoint_latest.*"))
     assert tiny.native(parts)["epoch"] == 0
-    picture = parts / "pictures" / f".epoch_002.{process.pid}-0123abcd.tmp.png"
-    picture.write_bytes(b"half")  # as a kill in the middle of a picture leaves it
+    image = parts / "pictures" / f".epoch_002.{process.pid}-0123abcd.tmp.png"
+    image.write_bytes(b"half")  # left by a kill during the write of an image
     tiny.run(tmp_path, *tiny.PERMISSIVE, *RESUME, output="parts")
-    tiny.assert_same_end(whole, parts)
+    tiny.assert_same_end(undisturbed, parts)
     assert not list(parts.rglob(".*"))
 
 
-def test_killed_between_the_native_and_the_official_files(tmp_path: Path) -> None:
-    whole = tiny.run(tmp_path, output="whole")
-    parts = tiny.run(tmp_path, output="parts")
+def test_killed_between_native_and_official_files(
+    tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    undisturbed = whole()
+    parts = shutil.copytree(undisturbed, tmp_path / "parts")
     old = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", output="old")
     for letter in ("C", "D2"):
         name = f"epoch_latest_net_{letter}.pth"
         (parts / name).write_bytes((old / name).read_bytes())
     tiny.run(tmp_path, *RESUME, output="parts")
-    tiny.assert_same_end(whole, parts)
+    tiny.assert_same_end(undisturbed, parts)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
+def test_killed_at_random_moments(tmp_path: Path, whole: Callable[..., Path], kills: int) -> None:
     overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
-    whole = tiny.run(tmp_path, *overrides, output="whole")
+    undisturbed = whole(*overrides)
     parts, rng = tmp_path / "parts", random.Random(kills)
     count = 0
     while count < kills:
         process = tiny.start(tmp_path, *overrides, *_resuming(parts), output="parts")
         process.join(rng.uniform(0.2, 2.0))
-        if process.exitcode is not None:  # done before its moment: another one is killed
+        if process.exitcode is not None:  # finished before the kill: try again
             assert process.exitcode == 0, (tmp_path / "terminal.txt").read_text("utf-8")
-            tiny.assert_same_end(whole, parts)
+            tiny.assert_same_end(undisturbed, parts)
             shutil.rmtree(parts)
             continue
         _kill(process)
         count += 1
         if (parts / LATEST).exists():
-            tiny.native(parts)  # whole, whatever happened
+            tiny.native(parts)  # readable after every kill
     tiny.run(tmp_path, *overrides, *_resuming(parts), output="parts")
-    tiny.assert_same_end(whole, parts)
+    tiny.assert_same_end(undisturbed, parts)
 
 
-def test_interrupted_by_the_keyboard(tmp_path: Path) -> None:
-    whole = tiny.run(tmp_path, output="whole")
+def test_interrupted_by_ctrl_c(tmp_path: Path, whole: Callable[..., Path]) -> None:
+    undisturbed = whole()
     process = tiny.start(tmp_path, output="parts", slow_writes_s=0.1)
     _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 1))
     assert process.pid is not None
@@ -187,14 +206,16 @@ def test_interrupted_by_the_keyboard(tmp_path: Path) -> None:
     assert "SOLVER.RESUME True" in terminal
     assert "Traceback" not in terminal
     tiny.run(tmp_path, *RESUME, output="parts")
-    tiny.assert_same_end(whole, tmp_path / "parts")
+    tiny.assert_same_end(undisturbed, tmp_path / "parts")
 
 
 @pytest.mark.parametrize("room_kib", [900, 1400])
-def test_disk_full_in_the_middle(tmp_path: Path, room_kib: int) -> None:
-    """The run says so in one sentence; with more room it goes on to the same end."""
+def test_disk_full_during_training(
+    tmp_path: Path, whole: Callable[..., Path], room_kib: int
+) -> None:
+    """One error line; with more room the run resumes to the same end."""
     overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
-    whole = tiny.run(tmp_path, *overrides, output="whole")
+    undisturbed = whole(*overrides)
     with mounted(tmp_path / "device", f"size={room_kib}k") as device:
         process = tiny.start(tmp_path, *overrides, output="device/run")
         process.join(60)
@@ -210,7 +231,7 @@ def test_disk_full_in_the_middle(tmp_path: Path, room_kib: int) -> None:
         subprocess.run(["mount", "-o", "remount,size=64m", str(device)], check=True)
         more = RESUME if resumable else ()
         tiny.run(tmp_path, *overrides, *more, output="device/run")
-        tiny.assert_same_end(whole, device / "run")
+        tiny.assert_same_end(undisturbed, device / "run")
 
 
 def _resuming(folder: Path) -> tuple[str, ...]:

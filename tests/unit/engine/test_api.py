@@ -1,4 +1,4 @@
-"""The three verbs on PIL images and arrays, one or many."""
+"""anonymize, recover and embed on PIL images and arrays, one or many."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _array(seed: int = 0, size: tuple[int, int] = (50, 30)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
 
 
-def test_what_comes_back_is_like_what_was_given(model: Anonymizer) -> None:
+def test_results_have_the_type_of_the_arguments(model: Anonymizer) -> None:
     array, image = _array(), Image.fromarray(_array())
     one = model.anonymize(array)
     assert one.shape == (64, 32, 3)
@@ -59,7 +59,7 @@ def test_anonymize_is_the_network_on_the_training_preprocessing(model: Anonymize
     assert np.abs(np.asarray(model.anonymize(image)).astype(int) - expected).max() <= 1
 
 
-def test_pictures_of_a_turned_camera_are_set_upright(model: Anonymizer) -> None:
+def test_exif_orientation_is_applied(model: Anonymizer) -> None:
     upright = Image.fromarray(_array())
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[274] = 6  # "turn me by 90 degrees clockwise to see me upright"
@@ -79,8 +79,8 @@ def test_embeddings_are_unit_vectors(model: Anonymizer) -> None:
 def test_batches_that_do_not_fit_are_halved(
     model: Anonymizer, monkeypatch: pytest.MonkeyPatch, full: Exception
 ) -> None:
-    pictures = [_array(seed) for seed in range(11)]
-    expected, vectors = model.anonymize(pictures), model.embed(pictures)
+    images = [_array(seed) for seed in range(11)]
+    expected, vectors = model.anonymize(images), model.embed(images)
     sizes = []
     whole = model._normalized
 
@@ -91,15 +91,15 @@ def test_batches_that_do_not_fit_are_halved(
         return whole(pixels)
 
     monkeypatch.setattr(model, "_normalized", normalized)
-    assert all(map(np.array_equal, model.anonymize(pictures), expected))
+    assert all(map(np.array_equal, model.anonymize(images), expected))
     assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
-    assert np.allclose(model.embed(pictures), vectors, atol=1e-6)
+    assert np.allclose(model.embed(images), vectors, atol=1e-6)
     monkeypatch.setattr(model, "_normalized", lambda pixels: normalized(pixels.repeat(9, 1, 1, 1)))
     with pytest.raises(type(full)):
-        model.anonymize(pictures)
+        model.anonymize(images)
 
 
-def test_grey_images_are_converted_and_other_things_named(model: Anonymizer) -> None:
+def test_grey_images_are_converted_and_other_types_refused(model: Anonymizer) -> None:
     assert model.anonymize(Image.new("L", (10, 20))).mode == "RGB"
     with pytest.raises(UserError, match=r"\(50, 30\) of float64"):
         model.anonymize(np.zeros((50, 30)))  # type: ignore[type-var]
@@ -113,7 +113,7 @@ def test_grey_images_are_converted_and_other_things_named(model: Anonymizer) -> 
                 step(wrong)  # type: ignore[operator]
 
 
-def test_a_tuple_is_taken_for_a_list(model: Anonymizer) -> None:
+def test_a_tuple_is_accepted_like_a_list(model: Anonymizer) -> None:
     pair = (_array(0), _array(1))
     for one, other in zip(model.anonymize(pair), model.anonymize(list(pair)), strict=True):  # type: ignore[type-var]
         np.testing.assert_array_equal(one, other)
@@ -121,9 +121,7 @@ def test_a_tuple_is_taken_for_a_list(model: Anonymizer) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_pictures_of_more_than_8_bits_are_refused_not_clipped(
-    model: Anonymizer, dtype: type[np.generic]
-) -> None:
+def test_images_of_more_than_8_bits_are_refused(model: Anonymizer, dtype: type[np.generic]) -> None:
     with pytest.raises(UserError, match="mode .* 8 bits a channel"):
         model.anonymize(Image.fromarray(np.full((20, 10), 40_000, dtype)))
 
@@ -137,7 +135,7 @@ def test_broken_exif_is_ignored(model: Anonymizer, tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.resized(opened), model.resized(image))
 
 
-def test_baseline_and_missing_checkpoints_are_named(
+def test_baseline_and_missing_checkpoints_are_refused(
     make_cfg: Callable[..., CfgNode], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="is not a folder"):
@@ -150,7 +148,7 @@ def test_baseline_and_missing_checkpoints_are_named(
         Anonymizer.from_checkpoint(baseline)
 
 
-def test_float32_is_no_tf32(model: Anonymizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_does_not_use_tf32(model: Anonymizer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("engine.api.exact_convolutions", lambda: seen.append(1) or nullcontext())
     pixels = torch.from_numpy(_array(size=(64, 32)))[None]

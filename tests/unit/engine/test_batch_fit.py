@@ -1,4 +1,4 @@
-"""A batch that does not fit names the size that does."""
+"""A batch that does not fit into memory: the largest size that fits is reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to alloca
 
 
 class Step:
-    """Takes batches up to a size."""
+    """A step that takes batches up to a size."""
 
     anonymizer = None
 
@@ -36,7 +36,7 @@ def _batch(count: int) -> Batch:
 
 
 @pytest.mark.parametrize("limit", range(8, 48, 3))
-def test_the_largest_that_fits_is_named(limit: int) -> None:
+def test_the_largest_size_that_fits_is_reported(limit: int) -> None:
     step, cleaned = Step(limit), []
     with pytest.raises(BatchTooLarge) as caught:
         step_that_fits(
@@ -51,7 +51,7 @@ def test_the_largest_that_fits_is_named(limit: int) -> None:
 
 
 class Growing(Step):
-    """Has room for fewer images once the optimisers have their moments."""
+    """A step that takes fewer images once the optimisers have their moments."""
 
     def __call__(self, batch: Batch) -> StepOutput:
         output = super().__call__(batch)
@@ -59,7 +59,7 @@ class Growing(Step):
         return output
 
 
-def test_what_fits_once_but_not_again_does_not_fit() -> None:
+def test_a_size_that_fits_once_only_does_not_fit() -> None:
     with pytest.raises(BatchTooLarge, match="20 images were tried"):
         step_that_fits(Growing(40), _batch(48), num_instances=4, clean=lambda: None, alone=True)
 
@@ -72,14 +72,14 @@ def test_what_fits_once_but_not_again_does_not_fit() -> None:
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
     ],
 )
-def test_libraries_run_out_of_memory_too(text: str) -> None:
+def test_out_of_memory_errors_of_libraries_count(text: str) -> None:
     step = Step(20, RuntimeError(text))
     with pytest.raises(BatchTooLarge, match="20 images were tried") as caught:
         step_that_fits(step, _batch(48), num_instances=4, clean=lambda: None, alone=True)
     assert "\n" not in str(caught.value)
 
 
-def test_other_errors_are_none_of_its_business() -> None:
+def test_other_errors_are_raised_unchanged() -> None:
     step = Step(20, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         step_that_fits(step, _batch(48), num_instances=4, clean=lambda: None, alone=True)
@@ -91,7 +91,7 @@ def test_nothing_fits() -> None:
         step_that_fits(Step(3), _batch(16), num_instances=4, clean=lambda: None, alone=True)
 
 
-def test_other_ranks_are_not_left_waiting() -> None:
+def test_no_size_is_tried_in_a_distributed_run() -> None:
     step = Step(3)
     with pytest.raises(BatchTooLarge) as caught:
         step_that_fits(step, _batch(16), num_instances=4, clean=lambda: None, alone=False)
@@ -99,7 +99,7 @@ def test_other_ranks_are_not_left_waiting() -> None:
     assert step.sizes == [16]
 
 
-def test_what_fits_is_just_done() -> None:
+def test_a_batch_that_fits_runs_once() -> None:
     step = Step(16)
     step_that_fits(step, _batch(16), num_instances=4, clean=pytest.fail, alone=True)
     assert step.sizes == [16]

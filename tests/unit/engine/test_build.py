@@ -48,7 +48,9 @@ def test_a_new_training_keeps_the_numbers_of_an_earlier_one(
     assert [line["epoch"] for line in lines] == [7]
 
 
-def test_a_resume_needs_no_start_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_does_not_need_start_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny.install(monkeypatch)
     run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     absent = ("MODEL.PRETRAIN_CHOICE", "imagenet", "MODEL.PRETRAIN_PATH", str(tmp_path / "none"))

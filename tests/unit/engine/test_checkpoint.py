@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, and what cannot be trusted is named and left alone."""
+"""Checkpoints: written and read, and damaged or foreign files refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["native", "official"])
-def test_weights_come_back(tmp_path: Path, kind: str) -> None:
+def test_saved_weights_are_loaded(tmp_path: Path, kind: str) -> None:
     source, target = _networks(1), _networks(2)
     if kind == "native":
         save_native(tmp_path, "best", source, 7, {"dataset": "synthetic"})
@@ -72,7 +72,7 @@ def test_weights_come_back(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_native_file_of_version_1_is_read(tmp_path: Path) -> None:
-    """Written out by hand: checkpoints that people have must stay readable."""
+    """Written without the project's code: existing checkpoints must stay readable."""
     content = {
         "format": "securereid-checkpoint", "version": 1, "epoch": 7, "info": {"mode": "GCR"},
         "networks": _states(_networks(1)), "training": {"step": 3},
@@ -105,12 +105,12 @@ def test_best_before_latest_and_native_before_official(tmp_path: Path) -> None:
     save_native(tmp_path, "latest", _networks(2), 9, {}, {"step": 1})
     assert find_weights(tmp_path, needed).source.endswith("checkpoint_latest.pth")
     save_official(tmp_path, "best", _networks(3))
-    found = find_weights(tmp_path, needed)
-    assert (found.which, found.epoch) == ("best", 0)
+    weights = find_weights(tmp_path, needed)
+    assert (weights.which, weights.epoch) == ("best", 0)
     save_native(tmp_path, "best", _networks(4), 5, {})
-    found = find_weights(tmp_path, needed)
-    assert (found.which, found.epoch) == ("best", 5)
-    _assert_same(found.networks["C"], _networks(4)["C"].state_dict())
+    weights = find_weights(tmp_path, needed)
+    assert (weights.which, weights.epoch) == ("best", 5)
+    _assert_same(weights.networks["C"], _networks(4)["C"].state_dict())
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -130,7 +130,7 @@ def test_a_failed_write_leaves_the_old_file(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
 
 
-def test_every_truncation_is_damage(tmp_path: Path) -> None:
+def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
     save_native(tmp_path, "latest", _networks(), 1, {})
     path = tmp_path / "checkpoint_latest.pth"
     data = path.read_bytes()
@@ -143,7 +143,7 @@ def test_every_truncation_is_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"<html>404 not found</html>", b"\x80\x04garbage", bytes(range(256))]
 )
-def test_foreign_files_are_named(tmp_path: Path, content: bytes) -> None:
+def test_foreign_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "checkpoint_best.pth"
     path.write_bytes(content)
     with pytest.raises(TensorFileError, match=re.escape(str(path))):
@@ -151,7 +151,7 @@ def test_foreign_files_are_named(tmp_path: Path, content: bytes) -> None:
 
 
 class _Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -173,7 +173,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, writer: str) -> None:
     assert not trace.exists()
 
 
-def test_other_contents_are_told_apart(tmp_path: Path) -> None:
+def test_other_contents_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_latest.pth"
     torch.save([1, 2], path)
     with pytest.raises(TensorFileError, match="contains a list"):
@@ -187,7 +187,7 @@ def test_other_contents_are_told_apart(tmp_path: Path) -> None:
         read_native(tmp_path, "latest")
 
 
-def test_missing_things_are_named(tmp_path: Path) -> None:
+def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere' is not a folder"):
         find_weights(tmp_path / "nowhere", ("C",))
     with pytest.raises(CheckpointError, match=r"contains no checkpoint; expected \S+best.pth"):
@@ -208,7 +208,7 @@ def test_a_baseline_is_not_the_joint_model(tmp_path: Path, kind: str) -> None:
         find_weights(tmp_path, ("G", "G_R", "C"))
 
 
-def test_another_architecture_is_named_with_its_shapes(tmp_path: Path) -> None:
+def test_another_architecture_is_refused_with_its_shapes(tmp_path: Path) -> None:
     save_official(tmp_path, "best", _networks(width=3))
     target = _networks(width=4)
     before = _states(target)
@@ -217,8 +217,8 @@ def test_another_architecture_is_named_with_its_shapes(tmp_path: Path) -> None:
     _assert_same(target["C"].state_dict(), before["C"])
 
 
-def test_networks_that_a_checkpoint_lacks_stay(tmp_path: Path) -> None:
-    """Published folders have no discriminators, and training can start from them all the same."""
+def test_networks_that_a_checkpoint_lacks_are_unchanged(tmp_path: Path) -> None:
+    """Published folders have no discriminators; training can start from them."""
     source, target = _networks(1), _networks(2)
     before = _states(target)
     weights = LoadedWeights({"C": source["C"].state_dict()}, "best", "x", 0, {})
@@ -227,7 +227,7 @@ def test_networks_that_a_checkpoint_lacks_stay(tmp_path: Path) -> None:
     _assert_same(target["D1"].state_dict(), before["D1"])
 
 
-def test_a_run_folder_goes_on(tmp_path: Path) -> None:
+def test_a_run_folder_resumes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, _networks(1), {"dataset": "synthetic"})
     folder.save_best(2, {"epoch": 2, "rank1": 0.5, "qualified": True})
     folder.save_latest(3, {"step": 30})

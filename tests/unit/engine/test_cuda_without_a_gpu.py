@@ -1,4 +1,4 @@
-"""Training and evaluation on a GPU that is not there: devices agree, and the host never waits."""
+"""Training and evaluation on a fake GPU: devices agree, and the host never waits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def space() -> PixelSpace:
-    """It keeps constants on each device, so each test has its own."""
+    """A new one for each test, because it caches constants on each device."""
     return PixelSpace((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 
 
@@ -142,7 +142,7 @@ def test_a_step_never_makes_the_host_wait(
 
 
 class _Resident:
-    """Images that are kept on the GPU; desensitized ones too, where that is worth it."""
+    """Images that are kept on the GPU, with or without desensitized ones."""
 
     def __init__(self, count: int, *, both: bool) -> None:
         self.usable = torch.arange(count)
@@ -197,7 +197,7 @@ def test_evaluation_images(gpu: None, space: PixelSpace, kind: str) -> None:
 def test_the_views_of_an_evaluation(
     make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, space: PixelSpace, precision: torch.dtype
 ) -> None:
-    """All but the check that sealed images are finite, which has to be known on the host."""
+    """Without the check that sealed images are finite, for which the host has to wait."""
     nets = build_networks(make_cfg("MODEL.PRETRAIN_CHOICE", "none", *JOINT), NUM_CLASSES).eval()
     assert isinstance(nets, PrivacyNetworks)
     monkeypatch.setattr("modeling.encryption.additive.check_batch", lambda *_: None)
@@ -229,10 +229,10 @@ def test_pixels_are_quantized_and_dequantized(gpu: None) -> None:
     assert (images.device, images.shape) == (CUDA, (2, 3, *SIZE))
 
 
-def test_networks_of_an_attacker(
+def test_an_attackers_networks(
     make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, space: PixelSpace
 ) -> None:
-    """His images are on the host, his networks on the GPU."""
+    """The images are on the host, the networks on the GPU."""
     nets = build_networks(make_cfg("MODEL.PRETRAIN_CHOICE", "none", *JOINT), NUM_CLASSES)
     assert isinstance(nets, PrivacyNetworks)
     with fake_cuda(monkeypatch):

@@ -37,7 +37,10 @@ class Scene:
         self.splits: DatasetSplits = build_splits(cfg)
         self.model: Model = build_model(cfg, len(self.splits.label_of))
         generator = torch.Generator().manual_seed(3)
-        for name, value in self.model.nets.named_parameters():  # far from the start: images differ
+        for (
+            name,
+            value,
+        ) in self.model.nets.named_parameters():  # far from the start values, so that images differ
             if value.ndim > 1 and "discriminator" not in name:
                 value.data = 0.3 * torch.randn(value.shape, generator=generator)
 
@@ -72,7 +75,7 @@ def _naive_rows(
     *,
     cross_camera: bool = True,
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """Scores of each direction, image by image, where ``protect`` makes the protected image."""
+    """Return the scores of each direction, image by image; ``protect`` returns protected images."""
     nets, sides = scene.model.nets.eval(), {}
     for side, samples in (("query", scene.splits.query), ("gallery", scene.splits.gallery)):
         found: dict[str, list[np.ndarray]] = {"raw": [], "protected": []}
@@ -104,7 +107,7 @@ def _expect(report: EvalReport, key: str, rows: dict[tuple[str, str], dict[str, 
             assert getattr(row, name) == pytest.approx(value, abs=1e-9), (direction, key, name)
 
 
-def test_every_key_state_is_what_naive_passes_give(make_scene: Callable[..., Scene]) -> None:
+def test_every_key_state_equals_the_naive_passes(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene()
     cipher, nets = AdditiveCipher(), scene.model.nets
     assert isinstance(nets, PrivacyNetworks)
@@ -129,10 +132,10 @@ def test_every_key_state_is_what_naive_passes_give(make_scene: Callable[..., Sce
     rows = {key: _naive_rows(scene, protect) for key, protect in protections.items()}
     for key in protections:
         _expect(report, key, rows[key])
-    assert rows["none"] != rows["wrong"] != rows["ciphertext"]  # or nothing was tested
+    assert rows["none"] != rows["wrong"] != rows["ciphertext"]  # otherwise nothing is tested
 
 
-def test_images_of_the_own_camera_count_in_every_direction_if_asked_for(
+def test_same_camera_matches_count_in_every_direction_if_asked_for(
     make_scene: Callable[..., Scene],
 ) -> None:
     scene = make_scene()
@@ -154,7 +157,7 @@ def test_the_baseline_protects_by_desensitizing(make_scene: Callable[..., Scene]
     _expect(report, "none", _naive_rows(scene, lambda _, desensitized, __: desensitized))
 
 
-def test_image_quality_is_that_of_every_image(make_scene: Callable[..., Scene]) -> None:
+def test_image_quality_is_computed_from_every_image(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene()
     nets, pixels = scene.model.nets.eval(), scene.model.pixels
     assert isinstance(nets, PrivacyNetworks)
@@ -187,13 +190,13 @@ def test_the_right_key_of_aead_gives_the_rounded_images(make_scene: Callable[...
     _expect(report, "right", rounded)
     refused = {row.key: row.refused for row in report.retrieval}
     assert refused == {"none": False, "right": False, "wrong": True, "ciphertext": False}
-    for direction in DIRECTIONS[1:]:  # a refused image is scored as an observer sees it
+    for direction in DIRECTIONS[1:]:  # a refused image is scored as ciphertext
         wrong, seen = report.row(*direction, "wrong"), report.row(*direction, "ciphertext")
         assert (wrong.rank1, wrong.mAP, wrong.mINP) == (seen.rank1, seen.mAP, seen.mINP)
 
 
 @pytest.mark.parametrize("scheme", sorted(CIPHERS))
-def test_recovery_is_given_what_its_key_opens(
+def test_recovery_gets_the_decrypted_or_encrypted_image(
     make_scene: Callable[..., Scene], scheme: str
 ) -> None:
     scene = make_scene()
@@ -231,10 +234,8 @@ def test_retrieve_with_key_chooses_the_headline(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_networks_are_left_as_they_were(
-    make_scene: Callable[..., Scene], training: bool
-) -> None:
-    """Also their running statistics, and also when the pass breaks off."""
+def test_the_networks_are_unchanged(make_scene: Callable[..., Scene], training: bool) -> None:
+    """So are their running statistics, also if the pass fails."""
     scene = make_scene()
     nets = scene.model.nets.train(training)
     before = {name: value.clone() for name, value in nets.state_dict().items()}
@@ -247,10 +248,10 @@ def test_the_networks_are_left_as_they_were(
     assert all(module.training is training for module in nets.modules())
 
 
-def test_a_sheet_of_pictures_is_drawn_in_evaluation_mode_and_leaves_no_trace(
+def test_an_image_grid_is_drawn_in_evaluation_mode_and_changes_nothing(
     make_scene: Callable[..., Scene],
 ) -> None:
-    """Batch statistics would mix the people shown, and move what the networks have learnt."""
+    """Batch statistics would mix identities, and change the running statistics."""
     scene = make_scene()
     nets = scene.model.nets
     draw = build_image_grid(scene.cfg, scene.model, scene.splits.query)
@@ -286,18 +287,18 @@ def test_scores_do_not_depend_on_the_batch(make_scene: Callable[..., Scene]) -> 
             assert quality.psnr_db == pytest.approx(reports[0].image_quality[kind].psnr_db, 1e-5)
 
 
-def test_what_the_report_carries(make_scene: Callable[..., Scene]) -> None:
+def test_the_report_contains_notes_and_versions(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene()
     scene.splits.notes["protocol"] = "MSMT17, trained on trainval"
     report = scene.evaluator(AdditiveCipher(), "TEST.CROSS_CAMERA", "False").evaluate(1)
     assert report.notes["encryption"] == "additive (not secure)"
     assert "single camera" in report.notes["matches"]
-    assert report.notes["protocol"] == "MSMT17, trained on trainval"  # both are said
+    assert report.notes["protocol"] == "MSMT17, trained on trainval"
     assert {"torch", "python", "device"} <= set(report.versions)
 
 
 @pytest.mark.parametrize(("cipher", "said"), [(AdditiveCipher, 1), (AeadCipher, 0), (None, 0)])
-def test_the_table_says_that_a_repeated_pad_is_a_fingerprint(
+def test_the_table_warns_that_a_repeated_pad_identifies_a_subject(
     make_scene: Callable[..., Scene], cipher: type[AdditiveCipher | AeadCipher] | None, said: int
 ) -> None:
     report = make_scene().evaluator(cipher() if cipher else None).evaluate(1)
@@ -308,7 +309,7 @@ def test_the_table_says_that_a_repeated_pad_is_a_fingerprint(
 def test_no_image_is_embedded_twice(
     make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, name: str | None, passes: int
 ) -> None:
-    """Wrong keys of aead are refused: what is shown then is what anybody sees, and seen once."""
+    """aead refuses a wrong key; the ciphertext view is scored instead, and embedded once."""
     scene = make_scene()
     reid, seen = scene.model.nets.reid, list[int]()
     embed = reid.embed

@@ -1,4 +1,4 @@
-"""A loss that is no number stops the run, with its name and its batch."""
+"""A loss that is not finite stops the run; its name and batch are reported."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def test_the_loss_is_named_at_once(tmp_path: Path, value: float) -> None:
     losses = {"recovery": torch.tensor(1.0), "reid_raw_triplet": torch.tensor(value)}
     with pytest.raises(
         NonFiniteLossError, match=rf"step 17 \(reid_raw_triplet = {value}\)"
-    ) as told:
+    ) as caught:
         guard.observe(losses, _batch(), 17)
-    assert isinstance(told.value, UserError)
-    assert told.value.exit_code != 0
-    assert "recovery" not in str(told.value).split("(")[1]
+    assert isinstance(caught.value, UserError)
+    assert caught.value.exit_code != 0
+    assert "recovery" not in str(caught.value).split("(")[1]
 
 
-def test_the_batch_is_kept(tmp_path: Path) -> None:
+def test_the_batch_is_saved(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path)
     guard.observe({"a": torch.tensor(1.0)}, _batch(1.0), 1)
     with pytest.raises(NonFiniteLossError):
         guard.observe({"a": torch.tensor(float("nan")), "b": torch.tensor(2.0)}, _batch(5.0), 2)
-    kept = torch.load(tmp_path / "nan_batch.pth", weights_only=True)
-    assert kept["step"] == 2
-    assert torch.equal(kept["raw"], torch.full((2, 3, 4, 4), 5.0))
-    assert torch.equal(kept["desensitized"], torch.full((2, 3, 4, 4), 6.0))
-    assert kept["label"].tolist() == kept["index"].tolist() == [0, 1]
-    assert kept["losses"]["b"] == 2.0
+    saved = torch.load(tmp_path / "nan_batch.pth", weights_only=True)
+    assert saved["step"] == 2
+    assert torch.equal(saved["raw"], torch.full((2, 3, 4, 4), 5.0))
+    assert torch.equal(saved["desensitized"], torch.full((2, 3, 4, 4), 6.0))
+    assert saved["label"].tolist() == saved["index"].tolist() == [0, 1]
+    assert saved["losses"]["b"] == 2.0
 
 
 def test_every_bad_loss_is_named(tmp_path: Path) -> None:
@@ -81,18 +81,18 @@ def test_a_full_disk_does_not_hide_the_reason(
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_found_a_few_steps_later(tmp_path: Path) -> None:
+def test_on_a_gpu_the_check_lags_a_few_steps(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path, depth=2)
     guard.observe({"a": torch.tensor(float("nan"), device="cuda")}, _batch(7.0, "cuda"), 1)
     guard.observe({"a": torch.tensor(1.0, device="cuda")}, _batch(8.0, "cuda"), 2)
     with pytest.raises(NonFiniteLossError, match="step 1 "):
         guard.observe({"a": torch.tensor(1.0, device="cuda")}, _batch(9.0, "cuda"), 3)
-    kept = torch.load(tmp_path / "nan_batch.pth", weights_only=True)
-    assert float(kept["raw"].mean()) == 7.0
+    saved = torch.load(tmp_path / "nan_batch.pth", weights_only=True)
+    assert float(saved["raw"].mean()) == 7.0
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_found_before_anything_is_saved(tmp_path: Path) -> None:
+def test_on_a_gpu_all_steps_are_checked_before_a_save(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path)
     guard.observe({"a": torch.tensor(float("nan"), device="cuda")}, _batch(0.0, "cuda"), 1)
     with pytest.raises(NonFiniteLossError, match="step 1 "):

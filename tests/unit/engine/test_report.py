@@ -45,14 +45,14 @@ def test_the_schema_is_the_published_one() -> None:
     assert (content["dataset"], content["split"]) == ("market1501", "test")
     assert (content["mode"], content["epoch"]) == ("GCR", 120)
     for row in content["retrieval"]:
-        assert list(row) == ROW_KEYS  # flags are there only where they say something
+        assert list(row) == ROW_KEYS  # flags are left out unless they are set
         assert row["query"] in ("raw", "protected")
         assert row["gallery"] in ("raw", "protected")
         assert row["key"] in ("none", "right", "wrong", "ciphertext")
     assert content["image_quality"]["anonymized"] == {"psnr_db": 13.0, "ssim": 0.3}
 
 
-def test_flags_appear_where_they_say_something() -> None:
+def test_flags_that_are_set_are_written() -> None:
     row = replace(_row(DIRECTIONS[1], "wrong", 0.1), refused=True, num_skipped=2, degenerate=True)
     content = replace(_report(), retrieval=(*_report().retrieval, row)).to_json()["retrieval"][-1]
     assert content["refused"] is True
@@ -65,7 +65,7 @@ def test_flags_appear_where_they_say_something() -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_json_has_a_word_for_every_number(tmp_path: Path, value: float) -> None:
+def test_infinite_numbers_are_null_in_json(tmp_path: Path, value: float) -> None:
     quality = {"decrypted": ImageQuality(value, 1.0)}
     replace(_report(), image_quality=quality).save(tmp_path / "results.json")
     text = (tmp_path / "results.json").read_text("utf-8")
@@ -77,7 +77,7 @@ def test_json_has_a_word_for_every_number(tmp_path: Path, value: float) -> None:
     assert content["image_quality"] == {"decrypted": {"psnr_db": None, "ssim": 1.0}}
 
 
-def test_saving_replaces_in_one_step(tmp_path: Path) -> None:
+def test_saving_replaces_atomically(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text("old", encoding="utf-8")
     _report().save(path)
@@ -96,20 +96,20 @@ def test_the_published_row_names_its_key() -> None:
 
 def test_rows_are_found_by_direction_and_key() -> None:
     report = _report()
-    assert report.row("raw", "raw", "wrong").key == "none"  # nothing encrypted in it
+    assert report.row("raw", "raw", "wrong").key == "none"  # does not depend on keys
     assert report.row("protected", "raw", "ciphertext").rank1 == pytest.approx(0.23)
     with pytest.raises(KeyError):
         replace(report, retrieval=report.retrieval[:4]).row("raw", "protected", "right")
 
 
-def test_validation_looks_at_raw_in_a_protected_gallery() -> None:
+def test_validation_uses_raw_queries_in_a_protected_gallery() -> None:
     seen = _report().validation
     assert seen.rank1 == pytest.approx(0.1)
     assert (seen.psnr_anonymized_db, seen.psnr_desensitized_db) == (13.0, 14.0)
     assert (seen.ssim_anonymized, seen.ssim_desensitized) == (0.3, 0.4)
 
 
-def test_lines_that_scripts_look_for() -> None:
+def test_log_lines_for_scripts() -> None:
     rows = (_row(("raw", "protected"), "none", 0.5), _row(("raw", "protected"), "right", 0.951))
     report = replace(_report(), retrieval=rows, headline_key="right")
     assert report.log_lines() == [
@@ -140,7 +140,7 @@ def test_the_table_names_every_row() -> None:
     assert "desensitized" in table
 
 
-def test_heads_and_rows_stand_in_columns() -> None:
+def test_heads_and_rows_are_aligned() -> None:
     report = _report()
     lines = replace(report, reranked=report.retrieval).table().splitlines()
     heads = [line for line in lines if "query -> gallery" in line]
@@ -153,7 +153,7 @@ def test_heads_and_rows_stand_in_columns() -> None:
     assert len({len(line) for line in heads + rows}) == 1
 
 
-def test_a_caution_is_one_line_under_the_scores() -> None:
+def test_a_caution_is_one_line_below_the_scores() -> None:
     lines = replace(_report(), caution="noise matches noise").table().splitlines()
     place = lines.index("noise matches noise")
     assert "ciphertext" in lines[place - 1]

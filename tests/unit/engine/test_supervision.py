@@ -1,4 +1,4 @@
-"""Supervision upgradation as a decision table, and the target it leads to."""
+"""Supervision upgradation as a decision table, and the target that follows from it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SUSPENDED = replace(UPGRADED, in_force=False)
     [
         ({}, True),
         ({"rank1": 0.701}, True),  # within the slack
-        ({"rank1": 0.70}, False),  # the bound itself is not above it
+        ({"rank1": 0.70}, False),  # must be above the bound
         ({"rank1": 0.5}, False),
         ({"psnr_anonymized_db": 15.999}, True),
         ({"psnr_anonymized_db": 16.0}, False),
-        ({"psnr_anonymized_db": 3.0}, True),  # less like raw is never a fault
+        ({"psnr_anonymized_db": 3.0}, True),  # less similar to raw always qualifies
         ({"ssim_anonymized": 0.549}, True),
         ({"ssim_anonymized": 0.55}, False),
         ({"psnr_anonymized_db": 20.0, "ssim_anonymized": 0.9}, False),
@@ -72,14 +72,14 @@ def test_decision_table(
     assert decide(before, POLICY, seen, epoch=20) == (after, freezes)
 
 
-def test_without_val_r1_nothing_is_ever_upgraded() -> None:
+def test_without_val_r1_nothing_is_upgraded() -> None:
     policy = UpgradePolicy()
     assert not policy.enabled
     assert decide(FRESH, policy, replace(GOOD, rank1=1.0), 1) == (FRESH, False)
 
 
 class _Scale(nn.Module):
-    """Stands for an anonymizer: its output tells which copy made it."""
+    """A stand-in for an anonymizer whose output identifies the copy."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_target_follows_the_state_and_the_copy_is_frozen() -> None:
 
     supervision.update(GOOD, 10, anonymizer)
     with torch.no_grad():
-        anonymizer.factor.fill_(5.0)  # training goes on
+        anonymizer.factor.fill_(5.0)  # training continues
     target = supervision.target(raw, desensitized)
     assert torch.equal(target, 2 * raw)  # the copy of epoch 10, without its dropout
     assert not target.requires_grad

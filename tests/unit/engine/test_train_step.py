@@ -1,4 +1,4 @@
-"""One optimisation step: who learns from what, and that it can be repeated."""
+"""One optimisation step: which network is trained by which loss, and reproducibility."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _gradients(module: nn.Module) -> float:
 
 
 def _at(trainer: Trainer, moment: str, look: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
-    """Look at the gradients just before an optimiser step."""
+    """Call ``look`` just before an optimiser step."""
     step = getattr(trainer.optimizers, moment)
 
     def looking() -> None:
@@ -80,36 +80,36 @@ def _at(trainer: Trainer, moment: str, look: Callable[[], None], patch: pytest.M
     patch.setattr(trainer.optimizers, moment, looking)
 
 
-def test_each_side_leaves_the_other_alone(
+def test_generators_and_discriminators_are_updated_separately(
     make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make()
     nets = _nets(trainer)
-    made_by = (nets.anonymizer, nets.recovery, nets.reid, trainer.centers)
-    start = {"makers": _values(*made_by), "judges": _values(*nets.discriminators)}
-    seen: list[str] = []
+    generators = (nets.anonymizer, nets.recovery, nets.reid, trainer.centers)
+    start = {"generators": _values(*generators), "discriminators": _values(*nets.discriminators)}
+    order: list[str] = []
 
-    def before_judges() -> None:
-        seen.append("judges")
-        assert all(_gradients(one) == 0 for one in made_by)
+    def before_discriminators() -> None:
+        order.append("discriminators")
+        assert all(_gradients(one) == 0 for one in generators)
         assert all(_gradients(one) > 0 for one in nets.discriminators)
 
-    def before_makers() -> None:
-        seen.append("makers")
-        assert all(_equal(start["makers"], _values(*made_by)))
-        start["judges after"] = _values(*nets.discriminators)
-        assert not all(_equal(start["judges"], start["judges after"]))
+    def before_generators() -> None:
+        order.append("generators")
+        assert all(_equal(start["generators"], _values(*generators)))
+        start["discriminators after"] = _values(*nets.discriminators)
+        assert not all(_equal(start["discriminators"], start["discriminators after"]))
         assert all(_gradients(one) == 0 for one in nets.discriminators)
-        assert all(_gradients(one) > 0 for one in made_by)
+        assert all(_gradients(one) > 0 for one in generators)
 
-    _at(trainer, "step_discriminators", before_judges, monkeypatch)
-    _at(trainer, "step_main", before_makers, monkeypatch)
+    _at(trainer, "step_discriminators", before_discriminators, monkeypatch)
+    _at(trainer, "step_main", before_generators, monkeypatch)
     trainer.step(_batch(trainer))
-    assert seen == ["judges", "makers"]
-    assert all(_equal(start["judges after"], _values(*nets.discriminators)))
-    assert not any(_equal(_values(*made_by)[:1], start["makers"][:1]))
+    assert order == ["discriminators", "generators"]
+    assert all(_equal(start["discriminators after"], _values(*nets.discriminators)))
+    assert not any(_equal(_values(*generators)[:1], start["generators"][:1]))
     assert all(p.grad is None for p in trainer.networks.parameters())
-    assert all(p.requires_grad for p in nets.discriminators[0].parameters())  # thawed again
+    assert all(p.requires_grad for p in nets.discriminators[0].parameters())  # not frozen any more
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_output_mode_chooses_the_images(
     assert 0 <= float(out.accuracy) <= 1
 
 
-def test_accuracy_is_the_share_of_images_of_both_kinds_that_are_told_right() -> None:
+def test_accuracy_is_the_mean_of_both_kinds_of_images() -> None:
     label = torch.tensor([0, 1, 2, 2])
 
-    def seen(*classes: int) -> ReIDOutput:
+    def output(*classes: int) -> ReIDOutput:
         logits = functional.one_hot(torch.tensor(classes), 4).float()
         return ReIDOutput(logits=logits, feature=logits, embedding=logits)
 
-    both = ReIDPair(reid_raw=seen(0, 1, 2, 3), reid_protected=seen(0, 2, 1, 1))
+    both = ReIDPair(reid_raw=output(0, 1, 2, 3), reid_protected=output(0, 2, 1, 1))
     assert float(_accuracy(both, label)) == 0.5
     assert float(_accuracy(replace(both, reid_protected=None), label)) == 0.75
 
@@ -144,15 +144,15 @@ def test_accuracy_is_the_share_of_images_of_both_kinds_that_are_told_right() -> 
 @pytest.mark.parametrize(
     ("loss", "mode", "flows"),
     [
-        ("LOSS.RECOVERY", "both", True),  # what makes it reversible
-        ("LOSS.REID", "both", True),  # what makes it keep identity
+        ("LOSS.RECOVERY", "both", True),  # makes the anonymizer reversible
+        ("LOSS.REID", "both", True),  # makes it keep identity
         ("LOSS.REID", "protected", True),
         ("LOSS.REID", "origin", False),
         ("LOSS.ANONYMIZATION", "both", True),
         ("LOSS.GAN", "both", True),
     ],
 )
-def test_what_the_anonymizer_learns_from(
+def test_which_losses_train_the_anonymizer(
     make: Callable[..., Trainer],
     monkeypatch: pytest.MonkeyPatch,
     loss: str,
@@ -182,7 +182,7 @@ def test_the_total_is_the_weighted_sum(make: Callable[..., Trainer]) -> None:
 
 
 @pytest.mark.parametrize("in_force", [False, True])
-def test_the_target_is_what_supervision_says(make: Callable[..., Trainer], in_force: bool) -> None:
+def test_the_target_comes_from_supervision(make: Callable[..., Trainer], in_force: bool) -> None:
     trainer = make()
     nets, batch = _nets(trainer), _batch(trainer)
     teacher = frozen_copy(nets.anonymizer)
@@ -206,7 +206,7 @@ def test_two_seeded_runs_are_identical(make: Callable[..., Trainer], model: str)
     outputs: list[StepOutput] = []
     ends: list[list[Tensor]] = []
     for number in range(2):
-        torch.manual_seed(number)  # whatever was drawn before
+        torch.manual_seed(number)  # the state of the global generator must not matter
         trainer = make("MODEL.MODE", model, output=f"run{number}")
         trainer.loader.set_epoch(1)
         outputs += [trainer.step(batch) for batch, _ in zip(trainer.loader, range(3), strict=False)]

@@ -1,4 +1,4 @@
-"""The loop: validate, upgrade, save, in this order; and which validation is the best."""
+"""The training loop: validate, upgrade, save, in this order; and the best validation."""
 
 from __future__ import annotations
 
@@ -38,11 +38,16 @@ def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 @pytest.mark.parametrize(
     ("before", "rank1", "qualified", "beaten"),
     [
-        (Best(), 0.0, False, True),  # anything beats nothing
+        (Best(), 0.0, False, True),  # any validation is better than none
         (Best(1, 0.5, qualified=False), 0.6, False, True),
         (Best(1, 0.5, qualified=False), 0.5, False, False),  # the earlier one stays
         (Best(1, 0.5, qualified=False), 0.4, False, False),
-        (Best(1, 0.9, qualified=False), 0.1, True, True),  # one that qualifies beats all others
+        (
+            Best(1, 0.9, qualified=False),
+            0.1,
+            True,
+            True,
+        ),  # a qualified validation is better than all others
         (Best(1, 0.1, qualified=True), 0.9, False, False),
         (Best(1, 0.5, qualified=True), 0.6, True, True),
         (Best(1, 0.5, qualified=True), 0.5, True, False),
@@ -53,7 +58,7 @@ def test_the_best_validation(before: Best, rank1: float, qualified: bool, beaten
     assert before.beaten_by(rank1, qualified=qualified) is beaten
 
 
-def test_what_is_due() -> None:
+def test_periods_and_the_last_epoch_are_due() -> None:
     plan = TrainPlan(max_epochs=7, val_period=3, checkpoint_period=2, log_period=1)
     epochs = range(1, 8)
     assert [e for e in epochs if plan.due(e, plan.val_period)] == [3, 6, 7]
@@ -61,7 +66,7 @@ def test_what_is_due() -> None:
 
 
 def _watched(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Let a trainer note what it does, in order; its steps are replaced by one that counts."""
+    """Record the calls of a trainer, in order."""
     events: list[tuple[str, Any]] = []
 
     def note(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +99,7 @@ def test_train_validate_upgrade_save(
     events = _watched(trainer, monkeypatch)
     report = trainer.fit()
     assert [name for name, _ in events if name != "save_best"] == [
-        "save_latest",  # of epoch 0: there is something to resume from, whatever happens
+        "save_latest",  # of epoch 0, so that a resume is always possible
         "_train_epoch", "save_latest",
         "_train_epoch", "evaluate", "update", "save_latest",
         "_train_epoch", "evaluate", "update", "save_latest",  # the last epoch is always validated
@@ -103,7 +108,7 @@ def test_train_validate_upgrade_save(
     assert names[names.index("save_best") - 1] == "update"
     saved = [args for name, args in events if name == "save_latest"]
     assert [args[0] for args in saved] == [0, 1, 2, 3]
-    # What epoch 2 decided is in the checkpoint of epoch 2.
+    # The checkpoint of epoch 2 contains the decision of epoch 2.
     assert saved[1][1]["supervision"]["state"]["in_force"] is False
     assert saved[2][1]["supervision"]["state"]["in_force"] is True
     assert saved[2][1]["supervision"]["teacher"] is not None
@@ -111,20 +116,20 @@ def test_train_validate_upgrade_save(
     assert report.epoch == 3
 
 
-def test_every_epoch_has_batches_of_its_own_and_losses_are_looked_at_before_a_checkpoint(
+def test_epochs_have_different_batches_and_losses_are_checked_before_a_checkpoint(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer("SOLVER.MAX_EPOCHS", "2")
-    seen: list[torch.Tensor] = []
+    batches_of: list[torch.Tensor] = []
     events = _watched(trainer, monkeypatch)
     step, check = Trainer._step, LossGuard.check
 
     def stepping(self: Trainer, batch: Batch) -> StepOutput:
-        seen.append(batch.index)
+        batches_of.append(batch.index)
         return step(self, batch)
 
     def checking(self: LossGuard) -> None:
-        events.append(("check", ()))  # a GPU's last losses are known only now
+        events.append(("check", ()))  # on a GPU the last losses are known only now
         check(self)
 
     monkeypatch.setattr(Trainer, "_step", stepping)
@@ -133,7 +138,7 @@ def test_every_epoch_has_batches_of_its_own_and_losses_are_looked_at_before_a_ch
     names = [name for name, _ in events if name in ("_train_epoch", "check", "save_latest")]
     assert names == ["save_latest", *["_train_epoch", "check", "save_latest"] * 2]
     plans = [trainer.loader.sampler.plan(epoch) for epoch in (1, 2)]
-    assert torch.equal(torch.stack(seen), torch.cat(plans))
+    assert torch.equal(torch.stack(batches_of), torch.cat(plans))
     assert not torch.equal(*plans)
 
 
@@ -145,9 +150,7 @@ def test_without_val_r1_nothing_is_upgraded(make_trainer: Callable[..., Trainer]
     assert not trainer.state.best.qualified
 
 
-def test_the_baseline_has_nothing_to_upgrade(
-    make_trainer: Callable[..., Trainer], tmp_path: Path
-) -> None:
+def test_the_baseline_is_not_upgraded(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     trainer = make_trainer(*tiny.PERMISSIVE, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     trainer.fit()
     assert trainer.supervision.state.count == 0
@@ -155,8 +158,10 @@ def test_the_baseline_has_nothing_to_upgrade(
     assert names == {"epoch_best_net_C.pth", "epoch_latest_net_C.pth"}
 
 
-def test_what_scripts_read(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-    """Loss lines of log.txt in the form that scripts of this field expect, and slash names."""
+def test_log_lines_and_metrics_for_scripts(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Loss lines of log.txt in the usual form of this field, and metric names with slashes."""
     run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "SOLVER.LOG_PERIOD", "4")
     log = (run / "log.txt").read_text("utf-8")
     number = r"\d+\.\d{3}"
@@ -172,4 +177,4 @@ def test_what_scripts_read(make_trainer: Callable[..., Trainer], tmp_path: Path)
         assert name in last
     events = list((run / "runs").iterdir())
     assert events
-    assert events[0].stat().st_size > 10_000  # pictures and curves were handed over
+    assert events[0].stat().st_size > 10_000  # images and curves

@@ -1,4 +1,4 @@
-"""Which device is a process's own."""
+"""The device of each process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_each_process_has_its_gpu(
+def test_each_process_gets_its_own_gpu(
     monkeypatch: pytest.MonkeyPatch, second_of_two: None, name: str
 ) -> None:
     _gpus(monkeypatch, 2)

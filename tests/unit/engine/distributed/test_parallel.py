@@ -1,4 +1,4 @@
-"""Two processes with half the batch each have the gradients of one with the whole batch."""
+"""Two processes, each with half the batch, have the gradients of one with the whole batch."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ CASES: dict[str, tuple[str, ...]] = {
     "baseline": ("MODEL.MODE", "C"),
 }
 SETTING = ("MODEL.PRETRAIN_CHOICE", "none", "SOLVER.CENTER_LOSS_WEIGHT", "0.05")
-Found = dict[str, dict[str, Tensor]]
+Tensors = dict[str, dict[str, Tensor]]
 
 
 class NonLocalBackbone(tiny.TinyBackbone):
-    """The tiny backbone with a block that computes its batch norm itself."""
+    """The tiny backbone with a non-local block, which computes its batch norm itself."""
 
     def __init__(self, *, last_stride: int, stem_relu: bool) -> None:
         super().__init__(last_stride=last_stride, stem_relu=stem_relu)
@@ -47,7 +47,7 @@ class NonLocalBackbone(tiny.TinyBackbone):
 def gradients(folder: Path, case: str) -> dict[str, Tensor]:
     """Gradients, losses and running statistics of the second step, weights as at the start.
 
-    The first leaves behind what might harm the second, such as gradients where none belong.
+    A first step shows whether state that it leaves, such as gradients, changes the second one.
     """
     places = ("OUTPUT_DIR", str(folder / case), "DATASETS.ROOT_DIR", str(folder / "sets"))
     words = [*tiny.TINY, *SETTING, *CASES[case], *places]
@@ -84,7 +84,7 @@ def _gradients(trainer: Trainer, case: str) -> dict[str, Tensor]:
 
 
 def _stir(nets: nn.Module) -> None:
-    """Give every layer a say: the non-local blocks start as the identity, for one."""
+    """Change all start values: non-local blocks start as the identity."""
     generator = torch.Generator().manual_seed(5)
     for parameter in nets.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -111,11 +111,11 @@ def in_ranks(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Found]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Tensors]]:
     folder = tmp_path_factory.mktemp("two")
     ranks.finish(ranks.start(in_ranks, folder, folder=folder), folder)
 
-    def of(case: str) -> Found:
+    def of(case: str) -> Tensors:
         two, other = (torch.load(folder / f"{case}.{rank}.pt") for rank in (0, 1))
         alone = folder / "alone"
         return {"two": two, "other": other, "one": gradients(alone, case)}
@@ -124,7 +124,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_the_whole_batch(found: Callable[[str], Found], case: str) -> None:
+def test_gradients_are_those_of_the_whole_batch(found: Callable[[str], Tensors], case: str) -> None:
     results = found(case)
     one, two, other = results["one"], results["two"], results["other"]
     assert set(one) == set(two) == set(other)
@@ -137,7 +137,7 @@ def test_gradients_are_those_of_the_whole_batch(found: Callable[[str], Found], c
     largest = {key: _largest(one, key) for key in {name.split(".")[0] for name in one}}
     for name, value in one.items():
         assert torch.equal(two[name], other[name]), name
-        # 1e-5 of the network's largest: gradients that are sums of nothing but rounding errors
+        # 1e-5 of the network's largest: some gradients are only rounding errors
         scale = 1e-4 * value.abs().max() + 1e-5 * largest[name.split(".")[0]]
         assert (two[name] - value).abs().max() <= scale, name
 
@@ -147,7 +147,7 @@ def _largest(values: dict[str, Tensor], key: str) -> Tensor:
     return torch.stack([value.abs().max() for value in mine]).max()
 
 
-def test_centres_learn(found: Callable[[str], Found]) -> None:
+def test_centres_learn(found: Callable[[str], Tensors]) -> None:
     assert found("synchronised")["two"]["centers.centers of main"].abs().max() > 0
 
 

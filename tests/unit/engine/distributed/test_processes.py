@@ -1,4 +1,4 @@
-"""Who a process is, and what is its part; several at work: test_distributed.py."""
+"""The processes of a run and their shares. Several processes: test_distributed.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAUNCHED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 WHERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
 
 
-def test_torchrun_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*LAUNCHED, *WHERE):
         monkeypatch.delenv(name, raising=False)
     assert World.from_environment() == World()
@@ -40,7 +40,7 @@ def test_shares_are_every_nth_item() -> None:
     assert world() == World()
 
 
-def test_alone_there_is_nothing_to_do() -> None:
+def test_collectives_do_nothing_in_a_single_process() -> None:
     items = [3, 1, 2]
     assert share(items) is items
     assert all_gather("mine") == ["mine"]
