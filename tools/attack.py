@@ -33,7 +33,14 @@ from engine.attacks.suite import (
     verdicts_of,
 )
 from engine.distributed.group import joined, leave
-from engine.distributed.processes import barrier, first_on_machine, from_main, is_main, share
+from engine.distributed.processes import (
+    barrier,
+    first_on_machine,
+    from_main,
+    is_main,
+    locked_by_main,
+    share,
+)
 from tools.lib.command_line import Parser, exit_code_of, whole_number
 from utils.device import set_threads
 from utils.errors import UserError
@@ -150,15 +157,20 @@ def attack(args: argparse.Namespace) -> list[str]:
     levels = chosen_levels(args.level, LEVELS)
     expected = None if args.expect is None else read_expectation(args.expect)
     with joined():
-        found = _run(args, attacks, levels)
+        cfg, start = checkpoint_config(args.checkpoint, args.opts)
+        with locked_by_main(args.output):
+            found = _run(args, cfg, start, attacks, levels)
     return [] if expected is None or found is None else differences(found, expected)
 
 
 def _run(
-    args: argparse.Namespace, attacks: Sequence[Attack], levels: tuple[str, ...]
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    start: str,
+    attacks: Sequence[Attack],
+    levels: tuple[str, ...],
 ) -> Verdicts | None:
     """Run attacks, of several processes each every N-th; None in those besides the first."""
-    cfg, start = checkpoint_config(args.checkpoint, args.opts)
     output = from_main(lambda: prepared(args.output))
     level = logging.INFO if is_main() else logging.WARNING
     logger = setup_logger(output if is_main() else None, level)

@@ -14,6 +14,7 @@ from engine.distributed.group import refuse_sharing
 from engine.exporting.export import export
 from engine.exporting.onnx_file import DEFAULT_OPSET, OPSETS, VERBS
 from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
+from utils.files import locked_folder
 
 _EXAMPLES = """examples:
   python3 tools/export.py demo/full exported
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> None:
     """Export, and print a line for each file."""
     refuse_sharing("tools/export.py")
     verbs = list(dict.fromkeys(args.networks))
-    files = export(args.checkpoint, args.output, verbs, opset=args.opset, overwrite=args.overwrite)
+    options = {"opset": args.opset, "overwrite": args.overwrite}
+    with locked_folder(args.output):
+        files = export(args.checkpoint, args.output, verbs, **options)
     for file in files:
         size = f"{file.size / 2**20:.1f} MiB"
         print(shown(f"{file.path}: {size}; against the network {file.parity}"))

@@ -30,7 +30,7 @@ from tools.attack import add_settings, checkpoint_config, make_plan, prepared
 from tools.lib.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
-from utils.files import ensure_folder, write_text
+from utils.files import locked_folder, write_text
 from utils.logger import setup_logger
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
@@ -116,7 +116,12 @@ def measure(way: Way, args: argparse.Namespace) -> tuple[FrontierPoint, dict[str
 def frontier(args: argparse.Namespace) -> None:
     """Measure all points and draw them."""
     refuse_sharing("tools/frontier.py")
-    logger = setup_logger(ensure_folder(args.output))
+    with locked_folder(args.output):
+        _frontier(args)
+
+
+def _frontier(args: argparse.Namespace) -> None:
+    logger = setup_logger(args.output)
     wanted = ways(args.checkpoint, args.strength, args.opts)
     for way in wanted:
         prepared(args.output / way.folder)

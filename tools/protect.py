@@ -35,7 +35,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 if __name__ != "__mp_main__":  # worker processes import this file too and must not load torch
     from engine.api import Anonymizer
     from engine.distributed.group import device_of_rank, joined, leave
-    from engine.distributed.processes import is_main, share
+    from engine.distributed.processes import is_main, locked_by_main, share
     from engine.model import PUBLISHED_ARCHITECTURE
     from engine.vault.opening import (
         OpenedFile,
@@ -201,7 +201,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     total, stop = len(share(list_sources(arguments.input))), threading.Event()
     # Ctrl-C and `kill` end the run after the batches under way.
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
-    with open_keyring(arguments) as keyring:
+    with locked_by_main(arguments.output), open_keyring(arguments) as keyring:
         model = _load_model(arguments)
         with _handling(finishing), Progress(total, "Protect") as bar:
 

@@ -26,7 +26,7 @@ from tools.lib.command_line import MAX_SEED, Parser, exit_code_of, shown, whole_
 from tools.lib.experiment import METHODS, Experiment
 from tools.lib.reproduction_table import Row, Table
 from utils.errors import UserError
-from utils.files import ensure_folder, write_text
+from utils.files import locked_folder, write_text
 from utils.logger import get_logger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +183,6 @@ def work_through(rows: Sequence[Row], output: Path) -> Table:
 
 
 def _saved(table: Table, output: Path) -> Table:
-    ensure_folder(output)
     write_text(output / "reproduction.json", table.json())
     write_text(output / "reproduction.md", table.markdown)
     return table
@@ -227,7 +226,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.plan:
             print(plan(rows))
             return 0
-        table = work_through(rows, args.output)
+        with locked_folder(args.output):
+            table = work_through(rows, args.output)
         print(f"\n{table.markdown}\nin {shown(str(args.output / 'reproduction.md'))}")
         return 0 if all(summary.agrees for summary in table.summaries) else 1
 

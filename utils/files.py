@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from pathlib import Path
 from utils.errors import UserError
 
 PRIVATE_MODE = 0o600
+LOCK_NAME = ".lock"
 # Also the names of earlier versions, which contain a process number.
 _TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(\d+-[0-9a-f]+|[0-9a-f]{16})\.tmp(?P<end>-journal|\.[^.]+)?"
 )
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NEARLY_FULL = 1 << 20
 _REASONS = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -46,6 +49,10 @@ class WriteError(UserError, OSError):
     """
 
     cause: OSError
+
+
+class FolderInUseError(UserError):
+    """Another process writes to the same folder."""
 
 
 @contextlib.contextmanager
@@ -156,6 +163,81 @@ def ensure_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise _write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     return path
+
+
+@contextlib.contextmanager
+def locked_folder(path: str | Path) -> Iterator[Path]:
+    """Create a folder, and let no other process enter this context for it.
+
+    The lock is the operating system's, on the file ``.lock``. It ends with the process in any case,
+    so a file that a killed process left does not lock anything. On a file system without locks two
+    processes can enter.
+
+    Args:
+        path: The folder. If it is created here and stays empty, it is removed at the end.
+
+    Yields:
+        The folder.
+
+    Raises:
+        FolderInUseError: Another process, or another thread of this one, holds the lock.
+        WriteError: The folder cannot be created or written to.
+    """
+    is_new = not Path(path).exists()
+    folder = ensure_folder(path)
+    descriptor = _lock_folder(folder / LOCK_NAME)
+    try:
+        yield folder
+    finally:
+        _FOLDER_LOCKS.discard(descriptor)
+        with contextlib.suppress(OSError):
+            times = folder.stat()
+            (folder / LOCK_NAME).unlink()  # before the lock ends, so it is this process's file
+            os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))  # `protect` sets them to 0
+            if is_new:
+                folder.rmdir()  # unless something was written
+        os.close(descriptor)
+
+
+_FOLDER_LOCKS: set[int] = set()  # open descriptors of lock files
+
+
+def _close_folder_locks() -> None:
+    """Close the lock files in a forked process, which could outlive this one and keep them."""
+    for descriptor in _FOLDER_LOCKS:
+        os.close(descriptor)
+    _FOLDER_LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_close_folder_locks)
+
+
+def _lock_folder(path: Path) -> int:
+    """Create and lock a lock file; return its descriptor."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _write_error(path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+                os.close(descriptor)
+                raise FolderInUseError(
+                    f"{path.parent} is in use by {holder or 'another process'}; wait until it has "
+                    "ended, or choose another folder"
+                ) from error
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)  # the previous holder has just removed the file
+    with contextlib.suppress(OSError):  # for messages only
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode())
+    _FOLDER_LOCKS.add(descriptor)
+    return descriptor
 
 
 def remove_leftovers(folder: str | Path, of: str = "") -> int:

@@ -10,12 +10,14 @@ statistics of networks on GPUs go through NCCL.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from utils.files import locked_folder
 from utils.world import World
 
 Value = TypeVar("Value")
@@ -42,6 +44,14 @@ def running_as(processes: World) -> Iterator[None]:
         yield
     finally:
         _current[0] = _ALONE
+
+
+@contextmanager
+def locked_by_main(folder: str | Path) -> Iterator[None]:
+    """Let the first process hold the lock of the run's output folder; the others wait for it."""
+    with locked_folder(folder) if is_main() else nullcontext():
+        barrier()
+        yield
 
 
 def share(items: Sequence[Value]) -> Sequence[Value]:

@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     ids=["without", "teacher", "baseline", "noise"],
 )
 def test_two_epochs_equal_one_epoch_and_a_resume(
-    tmp_path: Path, overrides: tuple[str, ...]
+    tmp_path: Path, whole: Callable[..., Path], overrides: tuple[str, ...]
 ) -> None:
     undisturbed = whole(*overrides)
     parts = tiny.run(tmp_path, *overrides, "SOLVER.MAX_EPOCHS", "1", output="parts")
@@ -78,10 +78,8 @@ def _train(lines: list[dict[str, float]], epoch: int) -> list[dict[str, float]]:
     return [line for line in lines if line["epoch"] == epoch and "loss/total" in line]
 
 
-def test_resuming_a_finished_training_changes_nothing(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
-    run = shutil.copytree(whole(*tiny.PERMISSIVE), tmp_path / "run")
+def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
+    run = tiny.run(tmp_path, *tiny.PERMISSIVE)
 
     def kept() -> tuple[object, ...]:
         result = tiny.results(run)

@@ -18,7 +18,7 @@ from engine.details import (
     save_calibrations,
     save_details,
 )
-from engine.distributed.processes import all_gather, from_main, is_main, world
+from engine.distributed.processes import all_gather, from_main, is_main, locked_by_main, world
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction, Scored
 from engine.guard import NonFiniteLossError
@@ -31,7 +31,7 @@ from engine.views import save_image
 from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
-from utils.files import ensure_folder, remove_leftovers
+from utils.files import remove_leftovers
 from utils.logger import get_logger, setup_logger
 from utils.memory import keep_freed_memory
 
@@ -51,6 +51,11 @@ def run(cfg: CfgNode) -> EvalReport | None:
     Returns:
         The report; None in all but the first process of a distributed run.
     """
+    with locked_by_main(cfg.OUTPUT_DIR):
+        return _run(cfg)
+
+
+def _run(cfg: CfgNode) -> EvalReport | None:
     logger = _start(cfg)
     set_threads(cfg.RUNTIME.THREADS)
     output_dir = Path(cfg.OUTPUT_DIR)
@@ -80,7 +85,7 @@ def _start(cfg: CfgNode) -> logging.Logger:
     """Prepare OUTPUT_DIR and the log; in a distributed run only the first process writes."""
     if not is_main():
         return setup_logger(level=logging.WARNING)
-    output_dir = ensure_folder(cfg.OUTPUT_DIR)
+    output_dir = Path(cfg.OUTPUT_DIR)
     attacks = output_dir / SETTINGS_NAME
     if attacks.is_file():
         raise UserError(
