@@ -1,4 +1,4 @@
-"""Export the trained networks as ONNX files that take 8-bit pictures, each compared first."""
+"""Export the trained networks as ONNX files for 8-bit images, each compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ _EXAMPLES = """examples:
   python3 tools/export.py demo/full camera --networks anonymize
   python3 tools/export.py demo/full exported --networks anonymize embed --opset 15 --overwrite
 
-A file takes pixels, uint8 RGB (N, H, W, 3) at the networks' size, and returns what engine.api
-does: pictures of the same kind (anonymize, recover) or unit embeddings (embed). Its metadata say
-the rest. Each is run by onnxruntime and compared with the networks; if one answers otherwise, none
-is kept.
+The input of a file is uint8 RGB (N, H, W, 3) at the networks' size. The output is images of the
+same kind (anonymize, recover) or embeddings of unit length (embed). Each file is compared with
+PyTorch before it is saved. A mismatch aborts the export.
 
-A camera needs anonymize.onnx only. Give recover.onnx to nobody who may not see the photographs: it
-belongs with the keys. (Who holds anonymized pictures without it can train another.)
+A camera needs only anonymize.onnx. Store recover.onnx with the keys: it turns anonymized images
+into photographs.
 
 Needs the packages onnx and onnxruntime: python3 -m pip install onnx onnxruntime
-Exit code: 0 done, 1 a file cannot be made or answers otherwise, 2 wrong input, 130 interrupted.
-How to run the files, and what they say of themselves: docs/EXPORT.md.
+Exit code: 0 done, 1 a file cannot be made or differs from its network, 2 wrong input,
+130 interrupted. How to run the files, and their metadata: docs/EXPORT.md.
 """
 
 
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         files = export(args.checkpoint, args.output, verbs, **options)
     for file in files:
         size = f"{file.size / 2**20:.1f} MiB"
-        print(shown(f"{file.path}: {size}; against the network {file.parity}"))
+        print(shown(f"{file.path}: {size}; compared with PyTorch: {file.parity}"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,14 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder for the files")
     parser.add_argument(
         "--networks", nargs="+", choices=tuple(VERBS), default=tuple(VERBS), metavar="NETWORK",
-        help=f"which of {', '.join(VERBS)} (default: all)",
+        help=f"one or more of {', '.join(VERBS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--opset", type=whole_number(*OPSETS), default=DEFAULT_OPSET, metavar="N",
-        help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[1]}: lower for an older runtime "
+        help=f"version of the ONNX operators, {OPSETS[0]} to {OPSETS[1]}; lower for older runtimes "
         f"(default: {DEFAULT_OPSET})",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)
     return exit_code_of(lambda: run(args))
 

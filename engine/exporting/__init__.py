@@ -1,1 +1,1 @@
-"""The trained networks as files that run without this project, compared before they are kept."""
+"""Export of trained networks as ONNX files: ``export.export``, ``onnx_file.OnnxFile``."""

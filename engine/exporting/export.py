@@ -1,9 +1,4 @@
-"""What an exported file says of itself: how to feed it, and where it came from.
-
-Parity: an exported file has to answer as the networks do, or it is not published.
-
-Exporting: every file is written, run and compared before the first gets its name.
-"""
+"""Export: write the networks as ONNX files, and compare each with PyTorch before it is saved."""
 
 from __future__ import annotations
 
@@ -47,9 +42,9 @@ FORMAT_VERSION = 1
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a state dict: of each entry its name, then its bytes, one by one.
+    """Return the SHA-256 of a state dict: the name and the bytes of each entry, in order.
 
-    It is that of ``epoch_{best,latest}_net_*.pth``, whatever else a native checkpoint holds.
+    A native checkpoint and ``epoch_{best,latest}_net_*.pth`` of the same weights have one hash.
     """
     digest = hashlib.sha256()
     for name, tensor in state.items():
@@ -59,9 +54,9 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def describe(verb: str, graph: Graph, model: Anonymizer, weights: LoadedWeights) -> dict[str, str]:
-    """Return the metadata of a file; words as they are, numbers and lists as JSON.
+    """Return the metadata of a file: how to use it, and its origin. Lists are JSON.
 
-    Neither host, user nor folder names are in it: exported files travel.
+    It contains no host, user or folder name, because exported files are passed on.
     """
     height, width = model.size
     kind = "float32, unit length" if graph.output == "embeddings" else "uint8 RGB"
@@ -75,7 +70,7 @@ def describe(verb: str, graph: Graph, model: Anonymizer, weights: LoadedWeights)
         "height": str(height),
         "width": str(width),
         "channel_order": "RGB",
-        "resize": "Pillow bilinear on the upright 8-bit picture, outside of this file",
+        "resize": "Pillow bilinear on the upright 8-bit image, outside of this file",
         "normalization": "(pixels / 255 - mean) / std, inside of this file",
         "mean": json.dumps(model.pixels.mean),
         "std": json.dumps(model.pixels.std),
@@ -89,32 +84,32 @@ def describe(verb: str, graph: Graph, model: Anonymizer, weights: LoadedWeights)
     return content
 
 
-# Runtimes add in another order, so that a value may fall on the other side of a rounding to 8 bits:
-# by one level, and rarely. Measured: 1e-5 of the values after a training of two epochs, 7e-5 at the
-# published size with drawn weights, which spread rounding further. Division by 256 in place of 255,
-# of the mistakes that were tried the smallest, moves 5 % of them, and cosines to 1 - 9e-5.
+# Runtimes add numbers in a different order, so a few values are rounded to the next grey level.
+# Measured share: 1e-5 after a training of two epochs; 7e-5 at the published size with random
+# weights, which amplify rounding. The smallest mistake that was tried, division by 256 instead of
+# 255, changes 5 % of the values and gives cosines of 1 - 9e-5.
 MAX_LEVELS = 1
 MAX_SHARE = 1e-3
-# Measured: 8e-7 of a coordinate and a cosine of 1 - 9e-12 (trained), 3e-5 and 1 - 4e-9 (drawn).
+# Measured: coordinates differ by 8e-7, cosine 1 - 9e-12 (trained); 3e-5 and 1 - 4e-9 (random).
 MAX_ERROR = 1e-4
 MAX_COSINE_LOSS = 1e-7
 
 _SEED = 1
-_PEOPLE = 4
-_BATCHES = (1, 3, 8)  # alone, few, and more than the graph was traced with
+_NUM_PEOPLE = 4
+_BATCHES = (1, 3, 8)  # also more images than the graph was traced with
 
 
 class ParityError(ExportError):
-    """An exported file answers otherwise than the networks it was made from."""
+    """The output of an exported file differs from the network by more than rounding."""
 
 
 @dataclass(frozen=True)
 class ImageParity:
-    """How far pictures of a file are from those of the networks.
+    """The difference between the images of a file and of the network.
 
     Attributes:
         levels: Largest difference in grey levels.
-        share: Share of the values that differ at all.
+        share: Share of the values that differ.
     """
 
     levels: int
@@ -123,31 +118,31 @@ class ImageParity:
     allowed = f"{MAX_LEVELS} grey level, in {100 * MAX_SHARE:g} % of the values"
 
     @classmethod
-    def of(cls, found: NDArray[Any], expected: NDArray[Any]) -> ImageParity:
+    def of(cls, exported: NDArray[Any], expected: NDArray[Any]) -> ImageParity:
         """Compare uint8 arrays of one shape."""
-        differences = np.abs(found.astype(np.int16) - expected.astype(np.int16))
+        differences = np.abs(exported.astype(np.int16) - expected.astype(np.int16))
         return cls(int(differences.max()), float((differences > 0).mean()))
 
     @property
     def holds(self) -> bool:
-        """Whether they are the same but for rounding."""
+        """Whether only rounding differs."""
         return self.levels <= MAX_LEVELS and self.share <= MAX_SHARE
 
     def __str__(self) -> str:
         """Return the measured numbers."""
         if not self.levels:
-            return "not one value differs"
+            return "no value differs"
         levels = "grey level" if self.levels == 1 else "grey levels"
         return f"at most {self.levels} {levels}, in {100 * self.share:.2g} % of the values"
 
 
 @dataclass(frozen=True)
 class EmbeddingParity:
-    """How far embeddings of a file are from those of the networks.
+    """The difference between the embeddings of a file and of the network.
 
     Attributes:
         error: Largest difference of a coordinate.
-        cosine: Least cosine of a picture's two embeddings.
+        cosine: Smallest cosine of an image's two embeddings.
     """
 
     error: float
@@ -156,34 +151,34 @@ class EmbeddingParity:
     allowed = f"{MAX_ERROR:g} of a coordinate, cosine at least 1 - {MAX_COSINE_LOSS:g}"
 
     @classmethod
-    def of(cls, found: NDArray[Any], expected: NDArray[Any]) -> EmbeddingParity:
+    def of(cls, exported: NDArray[Any], expected: NDArray[Any]) -> EmbeddingParity:
         """Compare float32 arrays (N, D) of one shape."""
-        first, second = found.astype(np.float64), expected.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # no numbers, or none but zeros: it does not hold
+        first, second = exported.astype(np.float64), expected.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # NaN and zero vectors do not hold
             lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
             cosines = (first * second).sum(axis=1) / lengths
             return cls(float(np.abs(first - second).max()), float(cosines.min()))
 
     @property
     def holds(self) -> bool:
-        """Whether they are the same but for rounding; no number is not."""
+        """Whether only rounding differs; False if a value is NaN."""
         return self.error <= MAX_ERROR and self.cosine >= 1 - MAX_COSINE_LOSS
 
     def __str__(self) -> str:
         """Return the measured numbers."""
-        loss = max(0.0, 1 - self.cosine)  # rounding may carry it beyond 1
+        loss = max(0.0, 1 - self.cosine)  # rounding can give more than 1
         return f"at most {self.error:.1e} of a coordinate, cosine at least 1 - {loss:.1e}"
 
 
 Parity = ImageParity | EmbeddingParity
 
 
-def sample_pictures(model: Anonymizer) -> list[Pixels]:
-    """Return pictures at the networks' size on which files are compared with them.
+def sample_images(model: Anonymizer) -> list[Pixels]:
+    """Return the images on which files are compared, at the networks' size.
 
-    Drawn people, raw and anonymized; noise; black and white.
+    Synthetic people (raw and anonymized), noise, a black and a white image.
     """
-    people = [model.resized(picture) for picture in _photographs()]
+    people = [model.resized(image) for image in _synthetic_people()]
     rng = np.random.default_rng(_SEED)
     noise = rng.integers(0, 256, (2, *people[0].shape), dtype=np.uint8)
     extremes = [np.full_like(people[0], value) for value in (0, 255)]
@@ -191,67 +186,67 @@ def sample_pictures(model: Anonymizer) -> list[Pixels]:
 
 
 def check_parity(
-    verb: str, run: Callable[[Pixels], NDArray[Any]], model: Anonymizer, pictures: list[Pixels]
+    verb: str, run: Callable[[Pixels], NDArray[Any]], model: Anonymizer, images: list[Pixels]
 ) -> Parity:
-    """Compare a file with the networks, in batches of several sizes.
+    """Compare a file with its network on batches of several sizes.
 
     Args:
-        verb: Of the file and of ``Anonymizer``.
-        run: Runs the file on uint8 (N, H, W, 3).
-        model: The networks, computing in float32.
-        pictures: As of ``sample_pictures``.
+        verb: ``anonymize``, ``recover`` or ``embed``.
+        run: Runs the file on uint8 images (N, H, W, 3).
+        model: The networks, in float32.
+        images: From ``sample_images``.
 
     Raises:
         ParityError: They differ by more than rounding.
-        UserError: The network itself answers with what is no number.
+        UserError: The output of the network itself contains NaN or infinity.
     """
-    found = np.concatenate([run(batch) for batch in _batches(pictures)])
-    expected = np.asarray(getattr(model, verb)(pictures))
-    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+    output = np.concatenate([run(batch) for batch in _batches(images)])
+    expected = np.asarray(getattr(model, verb)(images))
+    if (output.shape, output.dtype) != (expected.shape, expected.dtype):
         raise ParityError(
-            f"{verb}: the exported file returns {found.shape} of {found.dtype} where the network "
+            f"{verb}: the exported file returns {output.shape} of {output.dtype}; the network "
             f"returns {expected.shape} of {expected.dtype}; nothing was exported"
         )
     if not np.isfinite(expected).all():
         raise UserError(
-            f"{verb}: the network itself makes no numbers of what files are compared on (people, "
-            "noise, black and white); check how its training ended"
+            f"{verb}: the output of the network itself contains NaN or infinity; check the "
+            "losses of its training"
         )
     kind = EmbeddingParity if verb == "embed" else ImageParity
-    parity: Parity = kind.of(found, expected)
+    parity: Parity = kind.of(output, expected)
     if not parity.holds:
         raise ParityError(
-            f"{verb}: the exported file answers otherwise than the network ({parity}; allowed: "
-            f"{parity.allowed}); nothing was exported: give another --opset, or try other versions "
-            "of torch and onnxruntime"
+            f"{verb}: the output of the exported file differs from the network ({parity}; allowed: "
+            f"{parity.allowed}); nothing was exported; try another --opset, or other versions of "
+            "torch and onnxruntime"
         )
     return parity
 
 
-def _photographs() -> list[Image.Image]:
-    photographs = []
-    for number, person in enumerate(draw_people(_SEED, _PEOPLE)):
+def _synthetic_people() -> list[Image.Image]:
+    images = []
+    for number, person in enumerate(draw_people(_SEED, _NUM_PEOPLE)):
         rng = np.random.default_rng([_SEED, number])
         track = draw_track(build_camera(_SEED, number)[0], rng)
-        photographs.append(photograph(person, _SEED, number, track, rng))
-    return photographs
+        images.append(photograph(person, _SEED, number, track, rng))
+    return images
 
 
-def _batches(pictures: list[Pixels]) -> list[Pixels]:
-    """Return the pictures as arrays (N, H, W, 3) of several N."""
+def _batches(images: list[Pixels]) -> list[Pixels]:
+    """Return the images as arrays (N, H, W, 3) with the batch sizes in ``_BATCHES``."""
     ends = np.cumsum(_BATCHES)
-    assert ends[-1] == len(pictures)
-    return [np.stack(pictures[end - n : end]) for end, n in zip(ends, _BATCHES, strict=True)]
+    assert ends[-1] == len(images)
+    return [np.stack(images[end - n : end]) for end, n in zip(ends, _BATCHES, strict=True)]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written.
+    """An exported file.
 
     Attributes:
-        path: Where.
-        size: In bytes.
-        parity: How far its answers are from the network's.
+        path: The file.
+        size: Size in bytes.
+        parity: Difference between its output and the network's.
     """
 
     path: Path
@@ -267,31 +262,31 @@ def export(
     opset: int = DEFAULT_OPSET,
     overwrite: bool = False,
 ) -> list[Exported]:
-    """Write a file for each verb into a folder, all or none.
+    """Write a file for each verb; if one fails, none is saved.
 
     Args:
         checkpoint: OUTPUT_DIR of a training in mode GCR, or official files of the published size.
         output: Folder for ``anonymize.onnx`` and the others.
-        verbs: Which.
-        opset: Version of ONNX's operators.
-        overwrite: Replace files that are there.
+        verbs: The files to write.
+        opset: Version of the ONNX operators.
+        overwrite: Replace existing files.
 
     Raises:
-        UserError: The checkpoint is missing, damaged, of mode C or broken, a file exists, or a
-            package is not installed.
-        ExportError: A file could not be made or run, or answers otherwise than its network.
+        UserError: The checkpoint is missing, damaged, of mode C or contains NaN, a file exists, or
+            a package is not installed.
+        ExportError: A file cannot be made or run, or its output differs from the network.
         WriteError: A file could not be written.
     """
-    onnx_file.packages()  # now, not after the checkpoint was read
+    onnx_file.packages()  # fail before the checkpoint is read
     paths = {verb: output / f"{verb}{SUFFIX}" for verb in verbs}
     if not overwrite:
-        _refuse_existing(list(paths.values()))
+        _check_free(list(paths.values()))
     weights = find_joint_weights(checkpoint)
     model = Anonymizer.from_weights(weights, torch.device("cpu"), precision="float32")
-    _refuse_broken(model, weights, verbs)
-    pictures = sample_pictures(model)
-    done = []
-    # They get their names together, at the end: half a set would be taken for a whole one.
+    _check_finite(model, weights, verbs)
+    images = sample_images(model)
+    exported = []
+    # All files get their names together at the end, so that a folder never contains half a set.
     with ExitStack() as stack, Progress(len(paths), "exporting", unit="file") as bar:
         for verb, path in paths.items():
             remove_leftovers(output, path.stem)
@@ -299,27 +294,27 @@ def export(
             graph = graph_of(verb, model)
             onnx_file.write(graph, model.size, temporary, opset)
             onnx_file.label(graph, temporary, describe(verb, graph, model, weights))
-            parity = check_parity(verb, OnnxFile(temporary).run, model, pictures)
-            done.append(Exported(path, temporary.stat().st_size, parity))
+            parity = check_parity(verb, OnnxFile(temporary).run, model, images)
+            exported.append(Exported(path, temporary.stat().st_size, parity))
             bar.update()
-    return done
+    return exported
 
 
-def _refuse_existing(paths: Sequence[Path]) -> None:
-    there = [str(path) for path in paths if path.exists() or path.is_symlink()]
-    if there:
+def _check_free(paths: Sequence[Path]) -> None:
+    existing = [str(path) for path in paths if path.exists() or path.is_symlink()]
+    if existing:
         raise UserError(
-            f"{' and '.join(there)} {'exists' if len(there) == 1 else 'exist'}; give another "
-            "folder, or --overwrite to replace"
+            f"{' and '.join(existing)} {'exists' if len(existing) == 1 else 'exist'}; choose "
+            "another folder, or replace with --overwrite"
         )
 
 
-def _refuse_broken(model: Anonymizer, weights: LoadedWeights, verbs: Sequence[str]) -> None:
-    """Refuse weights that are no numbers: what they answer equals nothing, not even itself."""
+def _check_finite(model: Anonymizer, weights: LoadedWeights, verbs: Sequence[str]) -> None:
+    """Raise if weights contain NaN or infinity; exported outputs could not be compared."""
     for verb in verbs:
         for name, value in model.networks[verb].state_dict().items():
             if not torch.isfinite(value).all():
                 raise UserError(
-                    f"{weights.source} holds values that are no numbers (network {VERBS[verb]}, "
-                    f"{name}); check how its training ended"
+                    f"{weights.source} contains NaN or infinity (network {VERBS[verb]}, {name}); "
+                    "check the losses of its training"
                 )

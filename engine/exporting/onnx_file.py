@@ -1,7 +1,4 @@
-"""What a file computes: a verb of ``engine.api`` from 8-bit pixels on, normalisation included.
-
-ONNX: writing a graph, and running what was written.
-"""
+"""The graph of an exported file (8-bit pixels to images or embeddings), and its ONNX file."""
 
 from __future__ import annotations
 
@@ -23,22 +20,22 @@ from layers.pixels import PixelSpace
 from modeling.reid_network import ReIDNetwork
 from utils.errors import UserError, optional_package
 
-# The verbs, and the letter that checkpoints give to the network of each.
+# Verbs of ``engine.api``, and the letter of each network in checkpoints.
 VERBS = {"anonymize": "G", "recover": "G_R", "embed": "C"}
 INPUT = "pixels"
 
 
 class ImageGraph(nn.Module):
-    """Pictures in, pictures out: the anonymizer or the recovery network.
+    """The anonymizer or the recovery network on 8-bit images.
 
     Args:
         network: Maps normalised images to normalised images.
-        space: Pixel space of both.
-        size: Height and width of both in pixels.
+        space: Pixel space of the images.
+        size: Height and width of the images in pixels.
 
     Attributes:
-        output: Name of what comes out.
-        shape: Its shape; N is any number of pictures.
+        output: Name of the output.
+        shape: Shape of the output; N is any number of images.
     """
 
     output = "images"
@@ -49,24 +46,24 @@ class ImageGraph(nn.Module):
         self.shape: tuple[str | int, ...] = ("N", *size, 3)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map uint8 (N, H, W, 3) to the same."""
+        """Return images uint8 (N, H, W, 3) for images of the same type and shape."""
         images = self.network(self.space.normalize(pixels.permute(0, 3, 1, 2)))
         return self.space.to_uint8(images).permute(0, 2, 3, 1)
 
 
 class EmbeddingGraph(nn.Module):
-    """Pictures in, unit embeddings out.
+    """The re-ID network on 8-bit images; returns embeddings of unit length.
 
-    The classifier stays outside: nobody needs it, and it tells how many people there were to train
-    on.
+    The classifier is not exported: it is not needed, and its size reveals the number of training
+    identities.
 
     Args:
         network: The re-ID network.
         space: Pixel space of its images.
 
     Attributes:
-        output: Name of what comes out.
-        shape: Its shape; N is any number of pictures.
+        output: Name of the output.
+        shape: Shape of the output; N is any number of images.
     """
 
     output = "embeddings"
@@ -77,7 +74,7 @@ class EmbeddingGraph(nn.Module):
         self.shape: tuple[str | int, ...] = ("N", network.feature_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map uint8 (N, H, W, 3) to float32 (N, D), each of length 1."""
+        """Return embeddings float32 (N, D) of unit length for images uint8 (N, H, W, 3)."""
         return F.normalize(self.network.embed(self.space.normalize(pixels.permute(0, 3, 1, 2))))
 
 
@@ -85,7 +82,7 @@ Graph = ImageGraph | EmbeddingGraph
 
 
 def graph_of(verb: str, model: Anonymizer) -> Graph:
-    """Return what the file of a verb computes, with the model's own network in it."""
+    """Return the graph of a verb; it contains the model's network, not a copy."""
     network = model.networks[verb]
     if isinstance(network, ReIDNetwork):
         return EmbeddingGraph(network, model.pixels).eval()
@@ -93,14 +90,13 @@ def graph_of(verb: str, model: Anonymizer) -> Graph:
 
 
 SUFFIX = ".onnx"
-# Tried from torch 2.4 and onnxruntime 1.17 on.
 OPSETS = (13, 20)
 DEFAULT_OPSET = 17
 _ERRORS_ONLY = 3  # onnxruntime's log level
 
 
 class ExportError(UserError):
-    """A file could not be made, or not be run as it was written."""
+    """A file cannot be made, or onnxruntime cannot run it."""
 
     exit_code = 1
 
@@ -109,7 +105,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
     """Return the packages onnx and onnxruntime.
 
     Raises:
-        UserError: One is not installed; the text says which command installs it.
+        UserError: One is not installed; the message contains the command that installs it.
     """
     remedy = "python3 -m pip install onnx onnxruntime"
     onnx = optional_package("onnx", "exporting", remedy)
@@ -117,17 +113,16 @@ def packages() -> tuple[ModuleType, ModuleType]:
 
 
 def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
-    """Write a graph for any number of pictures.
+    """Write a graph for any number of images.
 
-    Torch's exporter by tracing is used, which its newer one is to replace: it is the only one that
-    works from torch 2.4 on, takes a tenth of the other's time, and needs no onnxscript.
-    What it makes is not trusted but compared (``engine.exporting.export``).
+    Uses torch's tracing exporter: it takes a tenth of the time of the newer one, and does not need
+    onnxscript. ``engine.exporting.export`` compares its output with PyTorch.
 
     Args:
-        graph: On the CPU.
-        size: Height and width of its pictures in pixels.
+        graph: A graph on the CPU.
+        size: Height and width of its images in pixels.
         path: File to write.
-        opset: Version of ONNX's operators.
+        opset: Version of the ONNX operators.
 
     Raises:
         ExportError: The exporter cannot express the graph.
@@ -137,7 +132,7 @@ def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
     tracing: dict[str, Any] = {"dynamo": False} if "dynamo" in parameters else {}
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing: sizes are constants here, on purpose
+            warnings.simplefilter("ignore")  # from tracing: sizes are constants, as intended
             torch.onnx.export(
                 graph,
                 (example,),
@@ -151,16 +146,16 @@ def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
             f"torch {torch.__version__} cannot write this network with ONNX opset {opset} "
-            f"({_first_line(error)}); give another --opset"
+            f"({_first_line(error)}); try another --opset"
         ) from error
 
 
 def label(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
-    """Put metadata, and the shape of what comes out, into a file that was written."""
+    """Write metadata and the output shape into an ONNX file."""
     onnx, onnxruntime = packages()
     content = onnx.load_model_from_string(path.read_bytes())
     (output,) = content.graph.output
-    # The exporter names what it cannot derive after its own nodes.
+    # The exporter names dimensions that it cannot derive after its own nodes.
     for dimension, known in zip(output.type.tensor_type.shape.dim, graph.shape, strict=True):
         if isinstance(known, int):
             dimension.dim_value = known
@@ -170,13 +165,13 @@ def label(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 class OnnxFile:
-    """An exported file as others run it: by onnxruntime, on the CPU.
+    """An exported file, run by onnxruntime on the CPU.
 
     Args:
         path: The file.
 
     Raises:
-        ExportError: The runtime does not take it.
+        ExportError: onnxruntime cannot load it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,29 +180,29 @@ class OnnxFile:
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            # Its bytes and not its name, which the runtime wants in UTF-8.
+            # Pass the bytes: the runtime requires file names in UTF-8.
             self._session = self._runtime.InferenceSession(
                 path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # the runtime's errors have no base of their own
+        except Exception as error:  # the runtime's errors have no common base class
             raise self._failure(error) from error
 
     def run(self, pixels: Pixels) -> NDArray[Any]:
-        """Return what the file makes of uint8 (N, H, W, 3).
+        """Return the output for images uint8 (N, H, W, 3).
 
         Raises:
             ExportError: The runtime fails.
         """
         try:
             (out,) = self._session.run(None, {INPUT: pixels})
-        except Exception as error:  # as above
+        except Exception as error:  # see above
             raise self._failure(error) from error
         return np.asarray(out)
 
     def _failure(self, error: Exception) -> ExportError:
         return ExportError(
-            f"onnxruntime {self._runtime.__version__} does not run the file that torch "
-            f"{torch.__version__} wrote ({_first_line(error)}); nothing was exported: give another "
+            f"onnxruntime {self._runtime.__version__} cannot run the file that torch "
+            f"{torch.__version__} wrote ({_first_line(error)}); nothing was exported; try another "
             "--opset, or update onnxruntime"
         )
 

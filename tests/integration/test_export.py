@@ -1,4 +1,4 @@
-"""tools/export.py: what onnxruntime makes of a file is what the API answers, or it is not there."""
+"""tools/export.py: onnxruntime's output equals the API's, or the file is not saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.exporting import export as exporting
 from engine.exporting import onnx_file
 from engine.exporting.onnx_file import VERBS, Graph, ImageGraph
 from layers.pixels import PixelSpace
-from tests.fixtures.exporting import save_lived_in
+from tests.fixtures.exporting import save_random_model
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import draw
 from tools import export as command
@@ -33,7 +33,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_lived_in(tmp_path_factory.mktemp("export") / "run")
+    return save_random_model(tmp_path_factory.mktemp("export") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -48,55 +48,55 @@ def model(checkpoint: Path) -> Anonymizer:
     return Anonymizer.from_checkpoint(checkpoint, device="cpu", precision="float32")
 
 
-def _refused(capfd: pytest.CaptureFixture[str], argv: list[object], code: int, *words: str) -> None:
+def _fails(capfd: pytest.CaptureFixture[str], argv: list[object], code: int, *words: str) -> None:
     capfd.readouterr()
     assert command.main([str(word) for word in argv]) == code
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("error: ")
-    assert told.err.count("\n") == 1, told.err
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1, output.err
     for word in words:
-        assert word in told.err
+        assert word in output.err
 
 
 def _files(folder: Path) -> list[str]:
-    """Names in a folder, hidden ones too."""
+    """Return the file names in a folder, including hidden ones."""
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-# ---- what is written -----------------------------------------------------------------------------
+# ---- exported files ------------------------------------------------------------------------------
 
 
-def _answer(path: Path, pictures: list[Image.Image]) -> np.ndarray:
-    """What somebody gets who has the file, its metadata, and no code of ours."""
+def _run_alone(path: Path, images: list[Image.Image]) -> np.ndarray:
+    """Run a file with its metadata only, without code of this project."""
     session = onnxruntime.InferenceSession(str(path))
-    says = session.get_modelmeta().custom_metadata_map
-    assert (says["format"], says["channel_order"]) == ("securereid-export", "RGB")
-    assert says["resize"].startswith("Pillow bilinear")
-    size = int(says["width"]), int(says["height"])
-    resized = [one.convert("RGB").resize(size, Image.Resampling.BILINEAR) for one in pictures]
-    batch = np.stack([np.asarray(one) for one in resized])
-    (answer,) = session.run(None, {session.get_inputs()[0].name: batch})
-    return np.asarray(answer)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["format"], metadata["channel_order"]) == ("securereid-export", "RGB")
+    assert metadata["resize"].startswith("Pillow bilinear")
+    size = int(metadata["width"]), int(metadata["height"])
+    resized = [image.convert("RGB").resize(size, Image.Resampling.BILINEAR) for image in images]
+    batch = np.stack([np.asarray(image) for image in resized])
+    (output,) = session.run(None, {session.get_inputs()[0].name: batch})
+    return np.asarray(output)
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_a_stranger_gets_what_the_api_answers(
+def test_outputs_equal_the_api(
     exported: Path, model: Anonymizer, tmp_path: Path, count: int
 ) -> None:
     for number in range(count):
         draw(tmp_path / f"{number}.png", number)
-    pictures = [Image.open(tmp_path / f"{number}.png") for number in range(count)]
+    images = [Image.open(tmp_path / f"{number}.png") for number in range(count)]
     for verb in ("anonymize", "recover"):
-        found = _answer(exported / f"{verb}.onnx", pictures).astype(int)
-        expected = np.stack([np.asarray(one) for one in getattr(model, verb)(pictures)])
-        assert expected.std() > 5  # not one grey, which anything would equal
-        assert np.abs(found - expected).max() <= 1
-        assert (found != expected).mean() < 1e-3
-    found = _answer(exported / "embed.onnx", pictures)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, model.embed(pictures), atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+        output = _run_alone(exported / f"{verb}.onnx", images).astype(int)
+        expected = np.stack([np.asarray(image) for image in getattr(model, verb)(images)])
+        assert expected.std() > 5  # not a constant image
+        assert np.abs(output - expected).max() <= 1
+        assert (output != expected).mean() < 1e-3
+    output = _run_alone(exported / "embed.onnx", images)
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output, model.embed(images), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(output, axis=1), 1, rtol=1e-5)
 
 
 def test_shapes_are_in_the_file(exported: Path) -> None:
@@ -112,25 +112,25 @@ def test_shapes_are_in_the_file(exported: Path) -> None:
         onnx.checker.check_model(str(exported / f"{verb}.onnx"))
 
 
-def test_a_file_tells_no_folder_and_no_number_of_people(exported: Path) -> None:
+def test_a_file_contains_no_folder_and_no_number_of_identities(exported: Path) -> None:
     for path in exported.iterdir():
         content = path.read_bytes()
         assert str(ROOT).encode() not in content
         assert b"classifier" not in content
 
 
-def test_a_line_for_each_file_and_nothing_else(
+def test_the_command_prints_one_line_for_each_file(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv = [str(checkpoint), str(tmp_path), "--networks", "anonymize", "anonymize"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert command.main(argv) == 0
-    told = capfd.readouterr()
-    assert told.err == ""
-    (line,) = told.out.splitlines()
-    told_of = r"(not one value differs|at most 1 grey level, in \S+ % of the values)"
-    assert re.search(rf"anonymize\.onnx: 0\.\d MiB; against the network {told_of}$", line)
+    output = capfd.readouterr()
+    assert output.err == ""
+    (line,) = output.out.splitlines()
+    difference = r"(no value differs|at most 1 grey level, in \S+ % of the values)"
+    assert re.search(rf"anonymize\.onnx: 0\.\d MiB; compared with PyTorch: {difference}$", line)
     assert _files(tmp_path) == ["anonymize.onnx"]
 
 
@@ -147,56 +147,56 @@ def test_opsets(checkpoint: Path, tmp_path: Path, verb: str, opset: int) -> None
 
 def _change_a_weight(path: Path) -> None:
     content = onnx.load(str(path))
-    tensor = next(one for one in content.graph.initializer if one.name.endswith("weight"))
+    tensor = next(item for item in content.graph.initializer if item.name.endswith("weight"))
     values = onnx.numpy_helper.to_array(tensor).copy()
     values.flat[0] += 0.5
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(content, str(path))
 
 
-def _spoil(monkeypatch: pytest.MonkeyPatch, verb: str, spoil: Callable[[Path], None]) -> None:
-    """Let something happen to the file of a verb between writing and comparing."""
+def _damage(monkeypatch: pytest.MonkeyPatch, verb: str, damage: Callable[[Path], None]) -> None:
+    """Change the file of a verb after it is written and before it is compared."""
     label = onnx_file.label
 
-    def spoiled(graph: Graph, path: Path, metadata: dict[str, str]) -> None:
+    def damaged(graph: Graph, path: Path, metadata: dict[str, str]) -> None:
         label(graph, path, metadata)
         if metadata["verb"] == verb:
-            spoil(path)
+            damage(path)
 
-    monkeypatch.setattr(onnx_file, "label", spoiled)
+    monkeypatch.setattr(onnx_file, "label", damaged)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_file_with_another_weight_is_refused(
+def test_a_file_with_a_changed_weight_is_not_saved(
     checkpoint: Path,
     tmp_path: Path,
     verb: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    _spoil(monkeypatch, verb, _change_a_weight)
+    _damage(monkeypatch, verb, _change_a_weight)
     argv = [checkpoint, tmp_path / "out", "--networks", verb]
-    words = ["answers otherwise than the network", "allowed: ", "nothing was exported"]
-    _refused(capfd, argv, 1, verb, *words)
+    words = ["differs from the network", "allowed: ", "nothing was exported"]
+    _fails(capfd, argv, 1, verb, *words)
     assert _files(tmp_path / "out") == []
 
 
-def test_all_or_none_and_old_files_stay(
+def test_if_one_file_fails_none_is_saved_and_old_files_stay(
     checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "anonymize.onnx").write_text("old")
-    _spoil(monkeypatch, "recover", _change_a_weight)
+    _damage(monkeypatch, "recover", _change_a_weight)
     argv = [checkpoint, tmp_path, "--networks", "anonymize", "recover", "--overwrite"]
-    _refused(capfd, argv, 1, "recover")
+    _fails(capfd, argv, 1, "recover")
     assert _files(tmp_path) == ["anonymize.onnx"]
     assert (tmp_path / "anonymize.onnx").read_text() == "old"
 
 
 @pytest.mark.parametrize("verb", ["anonymize", "embed"])
-def test_a_guessed_preprocessing_is_refused(
+def test_a_wrong_normalisation_is_not_saved(
     checkpoint: Path,
     tmp_path: Path,
     verb: str,
@@ -206,17 +206,17 @@ def test_a_guessed_preprocessing_is_refused(
     """The published constants instead of the checkpoint's."""
     graph_of = exporting.graph_of
 
-    def guessed(*arguments: Any) -> Graph:
+    def wrong(*arguments: Any) -> Graph:
         graph = graph_of(*arguments)
         graph.space = PixelSpace((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
         return graph
 
-    monkeypatch.setattr(exporting, "graph_of", guessed)
-    _refused(capfd, [checkpoint, tmp_path, "--networks", verb], 1, "answers otherwise")
+    monkeypatch.setattr(exporting, "graph_of", wrong)
+    _fails(capfd, [checkpoint, tmp_path, "--networks", verb], 1, "differs from the network")
     assert _files(tmp_path) == []
 
 
-def test_a_network_changed_after_it_was_written_is_refused(
+def test_a_network_that_changes_after_the_export_is_detected(
     checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,59 +224,59 @@ def test_a_network_changed_after_it_was_written_is_refused(
 ) -> None:
     anonymize = Anonymizer.anonymize_tensor
 
-    def turned(self: Anonymizer, pixels: torch.Tensor) -> torch.Tensor:
+    def mirrored(self: Anonymizer, pixels: torch.Tensor) -> torch.Tensor:
         return anonymize(self, pixels).flip(dims=[3])
 
-    monkeypatch.setattr(Anonymizer, "anonymize_tensor", turned)
+    monkeypatch.setattr(Anonymizer, "anonymize_tensor", mirrored)
     argv = [checkpoint, tmp_path, "--networks", "anonymize"]
-    _refused(capfd, argv, 1, "anonymize: the exported file", "grey levels")
+    _fails(capfd, argv, 1, "anonymize: the output of the exported file", "grey levels")
     assert _files(tmp_path) == []
 
 
-def test_a_network_that_cannot_be_expressed_is_named(tmp_path: Path) -> None:
+def test_a_network_that_onnx_cannot_express_is_an_error(tmp_path: Path) -> None:
     class Decomposed(ImageGraph):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return torch.linalg.svd(pixels.float())[1]
 
     graph = Decomposed(torch.nn.Identity(), PixelSpace((0, 0, 0), (1, 1, 1)), (8, 8))
-    with pytest.raises(onnx_file.ExportError, match=r"with ONNX opset 17 \(.*give another --opset"):
+    with pytest.raises(onnx_file.ExportError, match=r"with ONNX opset 17 \(.*try another --opset"):
         onnx_file.write(graph, (8, 8), tmp_path / "x.onnx", 17)
 
 
-def test_a_file_that_does_not_run_is_refused(
+def test_a_file_that_does_not_run_is_not_saved(
     checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    _spoil(monkeypatch, "anonymize", lambda path: path.write_bytes(path.read_bytes()[:1000]))
+    _damage(monkeypatch, "anonymize", lambda path: path.write_bytes(path.read_bytes()[:1000]))
     argv = [checkpoint, tmp_path, "--networks", "anonymize"]
-    _refused(capfd, argv, 1, "onnxruntime", "does not run", "--opset")
+    _fails(capfd, argv, 1, "onnxruntime", "cannot run", "--opset")
     assert _files(tmp_path) == []
 
 
 # ---- faults and wrong input ----------------------------------------------------------------------
 
 
-def test_ctrl_c_leaves_nothing(
+def test_ctrl_c_leaves_no_file(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    _spoil(monkeypatch, "recover", interrupt)
+    _damage(monkeypatch, "recover", interrupt)
     assert command.main([str(checkpoint), str(tmp_path)]) == 130
     assert _files(tmp_path) == []
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(
+def test_a_full_disk_is_named_and_leaves_no_file(
     checkpoint: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _refused(capfd, [checkpoint, small_disk / "out"], 2, "cannot write", "free some space")
+    _fails(capfd, [checkpoint, small_disk / "out"], 2, "cannot write", "free some space")
     assert _files(small_disk / "out") == []
 
 
-def test_what_a_killed_export_left_goes(checkpoint: Path, tmp_path: Path) -> None:
+def test_files_of_a_killed_export_are_removed(checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     left = tmp_path / f".anonymize.{done.pid}-abcdef12.tmp.onnx"
@@ -285,31 +285,31 @@ def test_what_a_killed_export_left_goes(checkpoint: Path, tmp_path: Path) -> Non
     assert _files(tmp_path) == ["anonymize.onnx"]
 
 
-def test_files_that_are_there_stay_unless_told_otherwise(
+def test_existing_files_stay_without_overwrite(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     old = tmp_path / "anonymize.onnx"
     old.write_text("old")
-    _refused(capfd, [checkpoint, tmp_path], 2, f"{old} exists", "--overwrite")
+    _fails(capfd, [checkpoint, tmp_path], 2, f"{old} exists", "--overwrite")
     assert (_files(tmp_path), old.read_text()) == (["anonymize.onnx"], "old")
     argv = [str(checkpoint), str(tmp_path), "--networks", "anonymize", "--overwrite"]
     assert command.main(argv) == 0
     assert old.stat().st_size > 1000
 
 
-def test_checkpoints_that_cannot_be_exported(
+def test_checkpoints_that_cannot_be_exported_are_errors(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _refused(capfd, [tmp_path / "none", tmp_path / "out"], 2, "none' is not a folder")
-    alone = save_lived_in(tmp_path / "c", "MODEL.MODE", "C")
-    _refused(capfd, [alone, tmp_path / "out", "--networks", "embed"], 2, "no network G, G_R")
+    _fails(capfd, [tmp_path / "none", tmp_path / "out"], 2, "none' is not a folder")
+    alone = save_random_model(tmp_path / "c", "MODEL.MODE", "C")
+    _fails(capfd, [alone, tmp_path / "out", "--networks", "embed"], 2, "no network G, G_R")
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     content = torch.load(broken / "checkpoint_best.pth", weights_only=True)
     content["networks"]["C"]["bottleneck.weight"][3] = torch.nan
     torch.save(content, broken / "checkpoint_best.pth")
-    words = ["no numbers (network C, bottleneck.weight)", "how its training ended"]
-    _refused(capfd, [broken, tmp_path / "out"], 2, *words)
-    _refused(capfd, [checkpoint, __file__], 2, "cannot write")
+    words = ["NaN or infinity (network C, bottleneck.weight)", "check the losses"]
+    _fails(capfd, [broken, tmp_path / "out"], 2, *words)
+    _fails(capfd, [checkpoint, __file__], 2, "cannot write")
     assert not (tmp_path / "out").exists()
 
 
@@ -330,7 +330,7 @@ def test_the_examples_of_the_documentation_run(
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/EXPORT.md").read_text("utf-8")
     lines = re.findall(r"^python3 tools/export.py (.*)$", text, re.MULTILINE)
-    assert lines[0] == "demo/full exported"  # which the fixture did
+    assert lines[0] == "demo/full exported"  # the fixture ran it
     assert [command.main(line.split()) for line in lines[1:]] == [0]
     assert _files(tmp_path / "camera") == ["anonymize.onnx"]
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -338,17 +338,17 @@ def test_the_examples_of_the_documentation_run(
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "EXPORT.md", "exec"), scope)  # noqa: S102
-    told = capsys.readouterr().out.splitlines()
-    assert -1 <= float(told[1]) <= 1
-    assert told[2] == "True"  # the weights are those of the checkpoint
+    printed = capsys.readouterr().out.splitlines()
+    assert -1 <= float(printed[1]) <= 1
+    assert printed[2] == "True"  # the weights of the checkpoint
 
 
-def test_the_documentation_names_every_entry(exported: Path) -> None:
+def test_the_documentation_lists_every_metadata_entry(exported: Path) -> None:
     text = (ROOT / "docs/EXPORT.md").read_text("utf-8")
     session = onnxruntime.InferenceSession(str(exported / "embed.onnx"))
-    says = session.get_modelmeta().custom_metadata_map
-    assert json.loads(says["mean"]) == [0.45, 0.4, 0.5]
-    assert json.loads(says["std"]) == [0.5, 0.45, 0.55]
-    assert (says["verb"], says["epoch"], says["checkpoint"]) == ("embed", "7", "best")
-    for name in says:
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["mean"]) == [0.45, 0.4, 0.5]
+    assert json.loads(metadata["std"]) == [0.5, 0.45, 0.55]
+    assert (metadata["verb"], metadata["epoch"], metadata["checkpoint"]) == ("embed", "7", "best")
+    for name in metadata:
         assert f"`{name}`" in text, name
