@@ -1,1 +1,12 @@
-"""Attacks on every level of protection: one file per family, named in ``registry.ATTACKS``."""
+"""Attacks on every level of protection.
+
+- `suite`: `ATTACKS`, `Suite`: attacks by name, their verdicts and files.
+- `attack`: `Attack`, `CipherAttack`: the interface.
+- `context`: `AttackContext`: identities, stored images and networks that all attacks share.
+- `build`: `build_context`: from the configuration of a checkpoint.
+- `levels`: `LEVELS`, `Protector`: what is stored at each level.
+- `measures`: `Result`, `Measure`: a score with its floor, interval and verdict.
+- `training`: `Workbench`, `train_recovery`, `train_reid`: networks of an attacker.
+- `frontier`: `FrontierPoint`: privacy against utility; `charts`: figures.
+- `averaging`, `brute_force`, `linkage`, `network_attacks`, `pairs`, `tampering`: the attacks.
+"""

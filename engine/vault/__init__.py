@@ -1,0 +1,14 @@
+"""Keys of subjects, and folders of sealed images.
+
+- `keyring`: `Keyring`: a random key for each subject in one SQLite file.
+- `keyring_admin`: `list_keys`, `rotate`, `revoke`, `destroy`, `rekey`, `backup`, `export_subject`.
+- `keyring_rows`, `keyring_store`: authentication of rows, and the SQLite file.
+- `master`: `KeyFile`, `Passphrase`: the master key of a keyring.
+- `key_snapshot`: `KeySnapshot`: the keys that worker processes receive.
+- `subjects`: `subject_rule`: which subject an image belongs to.
+- `sources`: `list_sources`, `decode_source`: images to protect.
+- `protect`: `protect_folder`: anonymize and seal; `sealing_work`: `seal_batch`: in workers.
+- `sealed_folder`: `Manifest`, `publish`: the output folder.
+- `opening`: `unseal`, `write_opened`, `verify_folder`, `search`.
+- `secret_files`: `read_private`, `new_private_file`: files that only their owner can read.
+"""

@@ -1,9 +1,10 @@
-"""Identity-specific encryption and decryption (ISED) of anonymized images.
+"""Encryption of anonymized images under keys of subjects (ISED).
 
-Ciphers: `Cipher`, `Sealed`, `read_sealed`, `quantize_pixels`, `dequantize_pixels` (`cipher`);
-`AdditiveCipher` (`additive`), `AeadCipher` (`aead`); registered in `modeling.build.CIPHERS`.
-Sealed files: `seal_image`, `open_image`, `Metadata` (`sealed_image`), `encode`, `decode`
-(`png_format`), `seal`, `open_sealed` (`primitives`), `SubjectKey`, `KeySource` (`keys`). These
-modules do not import torch, so that the worker processes of `protect` start fast.
-Errors: `ised_errors`.
+- `cipher`: `Cipher`, `Sealed`, `read_sealed`, `quantize_pixels`, `dequantize_pixels`.
+- `additive`: `AdditiveCipher`; `aead`: `AeadCipher`: registered in ``modeling.build.CIPHERS``.
+- `sealed_image`: `seal_image`, `open_image`, `Metadata`; `png_format`: `encode`, `decode`.
+- `primitives`: `seal`, `open_sealed`: authenticated encryption of bytes.
+- `keys`: `SubjectKey`, `KeySource`; `ised_errors`: `IsedError` and its subclasses.
+
+The modules for sealed files do not import torch, so that worker processes start fast.
 """

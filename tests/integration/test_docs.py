@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -183,3 +184,33 @@ def test_the_protection_example_runs(
         assert _program(script).main(words) != 0
         errors = capsys.readouterr().err
         assert len(re.findall(r"sealed/\w+\.png: DestroyedKey", errors)) == 6, errors
+
+
+def test_architecture_names_existing_code() -> None:
+    """Each ``file: name`` exists; other names are defined in one of the files of the page."""
+    text = " ".join(_text(ROOT / "docs/ARCHITECTURE.md").split())
+    pairs = re.findall(rf"`((?:{_FOLDERS})/[\w/]+\.py): ([\w.]+)`", text)
+    assert len(pairs) > 30
+    defined = {path: _definitions(ROOT / path) for path, _ in pairs}
+    missing = [f"{path}: {name}" for path, name in pairs if name not in defined[path]]
+    anywhere = set().union(*defined.values())
+    for name in re.findall(r"`([A-Za-z_][\w.]*)`", text):
+        is_package = (ROOT / name.replace(".", "/")).exists() or name == "build"
+        if not is_package and name not in anywhere and name != "results.json":
+            missing.append(name)
+    assert not missing
+
+
+def _definitions(path: Path) -> set[str]:
+    """Return the names that a module defines; methods also as ``Class.method``."""
+    names = set()
+    for node in ast.parse(_text(path)).body if path.is_file() else ():
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
+            names.update(methods, (f"{node.name}.{method}" for method in methods))
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names

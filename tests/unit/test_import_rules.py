@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -158,3 +159,34 @@ def test_files_and_functions_stay_readable() -> None:
                 if length > 80:
                     long_functions.append(f"{own}:{node.lineno} {node.name}: {length} lines")
     assert not long_files + long_functions, "\n".join(long_files + long_functions)
+
+
+# securereid lists its names in __all__; the modules of tools are the commands that README lists.
+PACKAGES = sorted(
+    path.parent
+    for folder in ALLOWED.keys() - {"securereid", "tools"}
+    for path in (ROOT / folder).rglob("__init__.py")
+)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_package_docstrings_list_modules_and_public_names(package: Path) -> None:
+    """Each module of the package is named; each other name is defined in one of them."""
+    names = set(re.findall(r"`(\w+)`", ast.get_docstring(parsed(package / "__init__.py")) or ""))
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert modules <= names
+    folders = {path.name for path in package.iterdir() if path.is_dir()} | FOLDERS
+    defined = {name for module in modules for name in definitions(package / f"{module}.py")}
+    assert not names - modules - folders - defined
+
+
+def definitions(path: Path) -> set[str]:
+    """Return the functions, classes and constants that a module defines."""
+    names = set()
+    for node in parsed(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names

@@ -23,7 +23,9 @@ def check(root: Path, *options: str) -> int:
     return main(["check", "--root", str(root), *SMALL, *options])
 
 
-def test_every_data_set_below_a_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_data_set_below_a_folder_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trees.market1501(tmp_path)
     trees.msmt17(tmp_path)
     trees.cuhk03_raw(tmp_path)
@@ -59,7 +61,9 @@ def test_the_kind_of_cuhk03_is_the_one_present_unless_given(
     assert "only has the detected boxes" in capsys.readouterr().out
 
 
-def test_both_kinds_of_the_original_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_kinds_of_the_original_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trees.cuhk03_raw(tmp_path)
     check(tmp_path)
     text = capsys.readouterr().out
@@ -102,7 +106,9 @@ def test_an_empty_folder_lists_what_was_searched_for(
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_skip_bad_makes_damaged_images_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skip_bad_makes_damaged_images_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = trees.market1501(tmp_path)
     (folder / "query" / "0003_c2s2_000300_00.jpg").write_bytes(b"")
     assert check(tmp_path, "--images") == 1
