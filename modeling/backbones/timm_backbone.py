@@ -28,6 +28,9 @@ class TimmBackbone(Backbone):
     states for the model. Folding this map into the first convolution would change the result at the
     borders, because zero padding has to be zero in the model's own space.
 
+    SOLVER.GRAD_CHECKPOINT does not apply to it: timm's own recomputation would update the running
+    statistics of batch norms twice.
+
     Args:
         name: Name in timm, with or without a tag: ``tf_efficientnet_lite0``, ``resnet50.a1_in1k``.
         last_stride: Stride of the last stage, 1 or 2; 1 doubles the resolution of the feature map.
