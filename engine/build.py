@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,24 @@ from yacs.config import CfgNode
 from data.build import build_splits, build_train_loader, check_before_training
 from data.records import DatasetSplits
 from data.registry import split_command
-from engine.checkpoint import NATIVE_NAMES, CheckpointError, load_networks, training_in
+from engine.checkpoint import (
+    NATIVE_NAMES,
+    CheckpointError,
+    LoadedWeights,
+    load_networks,
+    training_in,
+)
 from engine.distributed.parallel import over_processes, parallel_phases, shared_step
 from engine.distributed.processes import first_on_machine, from_main, is_main, world
 from engine.evaluation import build_evaluator, build_image_grid
-from engine.model import Model, build_model, compile_model, load_pretrained, model_info
+from engine.model import (
+    Model,
+    build_model,
+    compile_model,
+    load_pretrained,
+    model_info,
+    pids_by_label,
+)
 from engine.run_folder import RunFolder, TrainPlan
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
@@ -24,11 +38,15 @@ from engine.trainer import Trainer, ValidationRun
 from modeling.build import build_objectives
 from modeling.objectives import Objectives
 from modeling.privacy_networks import PrivacyNetworks
+from modeling.weights import CLASSIFIER_KEY, num_classes_of
 from solver.build import build_optimizers
 from solver.optimizers import Optimizers
 from utils.config_tree import changed
 from utils.errors import UserError
+from utils.logger import get_logger
 from utils.metric_writer import MetricWriter, SilentWriter
+
+_LOGGER = get_logger()
 
 
 def build_trainer(cfg: CfgNode) -> Trainer:
@@ -50,7 +68,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     # One process of each machine downloads the start weights, if necessary.
     model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
-        load_networks(model.nets.official_networks, from_main(lambda: load_pretrained(cfg)))
+        _load_start_weights(model, from_main(lambda: load_pretrained(cfg)), label_of)
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)
     centers = nn.Identity() if objectives.centers is None else objectives.centers
     centers.to(model.device)
@@ -96,6 +114,25 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if saved is not None:
         trainer.restore(epoch, saved)
     return trainer
+
+
+def _load_start_weights(model: Model, weights: LoadedWeights, label_of: Mapping[int, int]) -> None:
+    """Load a checkpoint as start weights, without the classifier if the identities differ.
+
+    The centres are not part of a checkpoint's weights and always start from new values.
+    """
+    recorded = weights.info.get("pid_of_label")
+    num_recorded = num_classes_of(weights.networks["C"], weights.source)
+    is_same = num_recorded == len(label_of) and recorded in (None, pids_by_label(label_of))
+    if not is_same:
+        _LOGGER.warning(
+            "Fine-tuning: %s was trained on %d identities, and this data set has %d%s for training;"
+            " the classifier and the centres start from new values, all other weights are loaded",
+            weights.source, num_recorded, len(label_of),
+            " others" if num_recorded == len(label_of) else "",
+        )  # fmt: skip
+    leave_out = () if is_same else (CLASSIFIER_KEY,)
+    load_networks(model.nets.official_networks, weights, leave_out=leave_out)
 
 
 def _start(cfg: CfgNode) -> CfgNode:

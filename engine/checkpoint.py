@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modeling.weights import load_matching
+from modeling.weights import load_matching, without_prefix
 from utils.config_tree import changed_values
 from utils.errors import UserError
 from utils.tensor_files import read_tensors, save_tensors
@@ -153,11 +153,21 @@ def training_in(folder: Path) -> Path | None:
     return next((path for path in present if path.exists()), None)
 
 
-def load_networks(networks: Mapping[str, nn.Module], weights: LoadedWeights) -> None:
-    """Copy weights into networks, by letter; logs what matches and raises on any mismatch."""
+def load_networks(
+    networks: Mapping[str, nn.Module], weights: LoadedWeights, *, leave_out: tuple[str, ...] = ()
+) -> None:
+    """Copy weights into networks, by letter; log what matches, and raise on any mismatch.
+
+    Args:
+        networks: Networks by letter; those that the checkpoint lacks keep their start values.
+        weights: The checkpoint's weights.
+        leave_out: Names of tensors that keep their start values.
+    """
     for letter, network in networks.items():
         if letter in weights.networks:
-            load_matching(network, weights.networks[letter], f"{weights.source} ({letter})")
+            state = without_prefix(weights.networks[letter])
+            state = {name: value for name, value in state.items() if name not in leave_out}
+            load_matching(network, state, f"{weights.source} ({letter})", may_miss=leave_out)
 
 
 def _require(networks: Mapping[str, Any], needed: tuple[str, ...], source: str) -> None:

@@ -212,8 +212,13 @@ def model_info(cfg: CfgNode, label_of: dict[int, int]) -> dict[str, Any]:
         "metric": "cosine distance on the feature after the BNNeck",
         "dataset": cfg.DATASETS.NAMES,
         "desensitizer": {"type": cfg.INPUT.TYPE, "radius": cfg.INPUT.RADIUS},
-        "pid_of_label": [pid for pid, _ in sorted(label_of.items(), key=lambda item: item[1])],
+        "pid_of_label": pids_by_label(label_of),
     }
+
+
+def pids_by_label(label_of: Mapping[int, int]) -> list[int]:
+    """Return the pid of each class."""
+    return sorted(label_of, key=lambda pid: label_of[pid])
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

@@ -51,7 +51,7 @@ def load_matching(
         UserError: If a name is missing or unexpected, or a shape differs; it says which, with the
             file and both shapes.
     """
-    state = _without_prefix(state)
+    state = without_prefix(state)
     own = module.state_dict()
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
@@ -99,7 +99,7 @@ def num_classes_of(state: Mapping[str, Tensor], source: str | Path = "the re-ID 
     Raises:
         UserError: If the state dict has no classifier weight (N, D).
     """
-    weight = _without_prefix(state).get(CLASSIFIER_KEY)
+    weight = without_prefix(state).get(CLASSIFIER_KEY)
     if weight is None or weight.ndim != 2:
         raise UserError(
             f"{source} holds no {CLASSIFIER_KEY}; expected the state dict of a re-ID network: "
@@ -108,7 +108,8 @@ def num_classes_of(state: Mapping[str, Tensor], source: str | Path = "the re-ID 
     return len(weight)
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a state dict without the ``module.`` that data-parallel training puts before names."""
     prefix = "module."
     if state and all(key.startswith(prefix) for key in state):
         return {key.removeprefix(prefix): value for key, value in state.items()}

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.fixtures import tiny
 from tests.fixtures.devices import mounted
@@ -108,6 +109,35 @@ def test_changed_values_are_logged(tmp_path: Path) -> None:
         line["epoch"]: line["train/learning_rate"] for line in _train(curve, 1) + _train(curve, 2)
     }
     assert rates[2] / rates[1] > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (("SOLVER.BASE_LR", "0.01"), "SOLVER.BASE_LR 0.00035 -> 0.01"),
+        (("SOLVER.STEPS", "(2, 3)"), "-> (2, 3)"),
+        (("SOLVER.WEIGHT_DECAY", "0.1"), "-> 0.1"),
+        (("SOLVER.IMS_PER_BATCH", "16"), "SOLVER.IMS_PER_BATCH 8 -> 16"),
+    ],
+)
+def test_a_resume_uses_the_new_values(
+    tmp_path: Path, changes: tuple[str, str], expected: str
+) -> None:
+    tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    before = tiny.native(tmp_path / "run")["networks"]["C"]
+    run = tiny.run(tmp_path, "MODEL.MODE", "C", *RESUME, *changes)
+    log = (run / "log.txt").read_text("utf-8")
+    assert expected in log.partition("Values changed after epoch 1: ")[2].splitlines()[0]
+    batches = 3 if "SOLVER.IMS_PER_BATCH" in changes else 6
+    assert f"Epoch[2] Iteration[{batches}/{batches}]" in log
+    rates = {line["epoch"]: line["train/learning_rate"] for line in _train(tiny.losses(run), 2)}
+    assert (rates[2] > 0.003) == ("SOLVER.BASE_LR" in changes)
+    groups = tiny.native(run)["training"]["optimizers"]["C"]["param_groups"]
+    decay = 0.1 if "SOLVER.WEIGHT_DECAY" in changes else 0.0005
+    assert all(group["weight_decay"] == decay for group in groups)
+    assert not torch.equal(
+        before["classifier.weight"], tiny.native(run)["networks"]["C"]["classifier.weight"]
+    )
 
 
 def test_unchanged_values_are_not_logged(tmp_path: Path) -> None:
