@@ -1,4 +1,4 @@
-"""Configuration from a file and the command line: read, converted, checked together, frozen."""
+"""Read the configuration from a file and the command line, check it, and write it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from configs.validation import ConfigError, cross_field_problems
 from utils.config_tree import get_value
 from utils.files import write_text
 
+_LARGEST_FILE = 256 * 1024  # bytes; config.yml has about 3 KiB
+
 
 def load(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
-    """Return the effective configuration: defaults, then the file, then the overrides; frozen.
+    """Return the effective configuration, frozen: defaults, overridden by file and command line.
 
     Args:
         config_file: YAML file with the sections and keys of ``defaults.py``; None or '' for none.
         overrides: ``KEY VALUE KEY VALUE ...`` as on the command line; a later pair wins.
 
     Raises:
-        ConfigError: Names every problem found, in the file, the overrides and between keys.
+        ConfigError: Names every problem in the file, in the overrides and between keys.
     """
     problems: list[str] = []
     given: list[tuple[str, object]] = []
     if config_file:
-        given += _flatten(_read_yaml(Path(config_file)), problems, f" in {config_file}")
+        given += _flatten(read_yaml(Path(config_file)), problems, f" in {config_file}")
     given += _pairs(overrides, problems)
 
     cfg = default_config()
-    failed: set[str] = set()  # checks between keys would only repeat that these are wrong
+    failed: set[str] = set()  # wrong values, which are not checked again between keys
     for name, value in dict(given).items():
         problem = _unknown(name)
         if problem is None:
@@ -53,7 +55,7 @@ def load(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def dump(cfg: CfgNode, path: str | Path) -> None:
-    """Write the effective configuration as YAML that ``load`` reads back to an equal one."""
+    """Write the configuration as YAML, from which ``load`` reads an equal configuration."""
     lines: list[str] = []
     section = ""
     for key in KEYS:
@@ -63,55 +65,75 @@ def dump(cfg: CfgNode, path: str | Path) -> None:
             lines.append(f"{section}:")
         value = get_value(cfg, key.name)
         plain = list(value) if isinstance(value, tuple) else value
-        # As a list of one, so that a scalar's text ends without YAML's "..." document mark.
+        # As a list of one, so that a single value ends without YAML's "..." end mark.
         text = yaml.safe_dump([plain], default_flow_style=True, width=math.inf, allow_unicode=True)
         lines.append(f"{'  ' * len(sections)}{leaf}: {text.strip()[1:-1]}")
     write_text(path, "\n".join(lines) + "\n")
 
 
 def changes(before: CfgNode, now: CfgNode) -> dict[str, tuple[object, object]]:
-    """Return old and new value of every key that two configurations differ in, by name."""
+    """Return the old and new value of every key that differs, by name."""
     pairs = {key.name: (get_value(before, key.name), get_value(now, key.name)) for key in KEYS}
-    return {name: (was, new) for name, (was, new) in pairs.items() if was != new}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error: the first would be lost unseen."""
+class _TextLoader(yaml.BaseLoader):
+    """Reads YAML with all values as text, which each key converts as on the command line.
+
+    YAML's own types would read the folder 010 as the number 8, and ``on`` as True. Aliases are an
+    error, since a few of them can describe an endless or a huge value. So is a repeated key, since
+    YAML would ignore its first value.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} is not supported", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping, all its keys distinct."""
-        seen: set[str] = set()
+        """Return the mapping."""
+        names: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
+            if key_node.value in names:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value} stands twice", key_node.start_mark
+                    None, None, f"the key {key_node.value} is repeated", key_node.start_mark
                 )
-            seen.add(key_node.value)
+            names.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
 
-def _read_yaml(path: Path) -> Mapping[object, object]:
-    """Return the file's mapping.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the sections of a configuration file; all values are text, or lists of text.
 
     Raises:
-        ConfigError: There is no such file, or it is not YAML with sections.
+        ConfigError: The file does not exist, is too large, or is not YAML with sections.
     """
     if not path.is_file():
         raise ConfigError([f"config file {path} does not exist{_similar_files(path)}"])
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise ConfigError(
+            [f"config file {path} has more than {_LARGEST_FILE // 1024} KiB; expected a short file"]
+        )
     try:
-        # The loader derives from SafeLoader: it makes no objects.
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # The loader derives from BaseLoader, which creates only texts, lists and dicts.
+        tree = yaml.load(content.decode("utf-8"), _TextLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        what = getattr(error, "problem", None) or "not UTF-8 text"
+        deep = "nested too deeply" if isinstance(error, RecursionError) else "not UTF-8 text"
+        what = getattr(error, "problem", None) or deep
         raise ConfigError([f"config file {path} is not valid YAML: {where}{what}"]) from error
-    if tree is None:
+    if not tree:  # None or ''
         return {}
-    if not isinstance(tree, Mapping):
-        raise ConfigError(
-            [f"config file {path} holds a {type(tree).__name__}; expected sections such as MODEL:"]
-        )
+    if not isinstance(tree, dict):
+        kind = "list" if isinstance(tree, list) else "text"
+        raise ConfigError([f"config file {path} is a {kind}; expected sections such as MODEL:"])
     return tree
 
 
@@ -122,15 +144,15 @@ def _similar_files(path: Path) -> str:
 
 
 def _flatten(
-    tree: Mapping[object, object], problems: list[str], where: str, prefix: str = ""
+    tree: Mapping[str, Any], problems: list[str], where: str, prefix: str = ""
 ) -> Iterator[tuple[str, object]]:
-    """Yield (dotted name, value) of a tree; sections must be sections."""
+    """Yield (dotted name, value) of a tree; add a problem for a section that is a single value."""
     for part, value in tree.items():
         name = f"{prefix}{part}"
         if name in SECTIONS:
             if isinstance(value, Mapping):
                 yield from _flatten(value, problems, where, f"{name}.")
-            elif value is not None:
+            elif value != "":
                 problems.append(f"{name}{where} is {value!r}; expected a section with keys")
         elif name not in KEY_BY_NAME and isinstance(value, Mapping):
             problems.append(_unknown(name, f"section{where}") or "")
@@ -145,7 +167,7 @@ def _pairs(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[str,
         name = str(items.pop(0))
         if name.startswith("--"):
             option, equals, _ = name.partition("=")
-            problems.append(f"option {option} stands after a key; expected it before the first key")
+            problems.append(f"option {option} is after a key; expected it before the first key")
             del items[: 0 if equals else 1]
         elif "=" in name and name.split("=", 1)[0] in KEY_BY_NAME:
             key, value = name.split("=", 1)
@@ -162,7 +184,7 @@ def _pairs(overrides: Sequence[str], problems: list[str]) -> Iterator[tuple[str,
 
 
 def _unknown(name: str, what: str = "key") -> str | None:
-    """Return the sentence about a name that is no key, with the nearest that is."""
+    """Return a sentence about a name that is not a key, with similar keys; None for a key."""
     if name in KEY_BY_NAME:
         return None
     if name in SECTIONS:
@@ -178,11 +200,11 @@ def _unknown(name: str, what: str = "key") -> str | None:
 
 
 def _nearest(name: str, known: Mapping[str, object] | frozenset[str]) -> list[str]:
-    """Return the known names probably meant: a slip, the leaf elsewhere, or a similar one."""
+    """Return the names probably meant: a misspelt name, the same leaf elsewhere, a similar name."""
     wanted = name.upper()
     leaf = wanted.rsplit(".", 1)[-1]
-    slip = difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.9)
-    if slip and slip[0].rpartition(".")[0] == wanted.rpartition(".")[0]:
-        return slip
+    misspelt = difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.9)
+    if misspelt and misspelt[0].rpartition(".")[0] == wanted.rpartition(".")[0]:
+        return misspelt
     same_leaf = sorted(key for key in known if key.rsplit(".", 1)[-1] == leaf)
     return same_leaf[:3] or difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.6)

@@ -1,6 +1,6 @@
-"""The published table: what a training of the published configuration is expected to reach.
+"""The published table: rank-1 that a training of the published configuration should reach.
 
-Source: SecureReID (IEEE TIFS 2024). One number each, without seeds or spread.
+Source: SecureReID (IEEE TIFS 2024). One number per cell, without seeds or spread.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from collections.abc import Mapping
 # INPUT.RADIUS of each INPUT.TYPE, and MODEL.VAL_R1 of the full method.
 STRENGTHS: Mapping[str, float] = {"blur": 12.0, "mosaic": 24.0, "noise": 0.5}
 VAL_R1 = 0.75
-IMAGENET_FILE = "resnet50-0676ba61.pth"  # what ResNet-50 starts from
+IMAGENET_FILE = "resnet50-0676ba61.pth"  # start weights of ResNet-50
 
-# Points of rank-1 by which the mean of trainings may differ and still be called the published
-# number. The publication gives no spread, so this is the project's: a few tenths are usual between
-# seeds where thousands of queries are scored (Market-1501 3,368, MSMT17 11,659), more with the
-# 1,400 of CUHK03.
+# Points of rank-1 by which a mean may differ and still agree with the published number. The
+# publication reports no spread. Seeds usually differ by a few tenths with thousands of queries
+# (Market-1501 3,368, MSMT17 11,659), and by more with the 1,400 of CUHK03.
 TOLERANCE: Mapping[str, float] = {"market1501": 1.5, "msmt17": 1.5, "cuhk03": 3.0}
 
 # Rank-1 in % by data set, method and INPUT.TYPE:

@@ -1,4 +1,4 @@
-"""The table of all keys for ``docs/configuration.md``: ``python3 -m configs.reference``."""
+"""Print docs/configuration.md, the tables of all keys: ``python3 -m configs.reference``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from configs.schema import Key
 
 _HEAD = """# Configuration
 
-Written by `python3 -m configs.reference > docs/configuration.md` from `configs/defaults.py`.
+`python3 -m configs.reference > docs/configuration.md` writes this page from `configs/defaults.py`.
 
-A value comes from the defaults below, then from the file given by `--config_file`, then from
-`KEY VALUE` pairs on the command line; the last one wins. Quotes and parentheses around a value, as
-in published command lines (`OUTPUT_DIR "('./log/run')"`), are taken off. All mistakes are reported
-at once, before anything is loaded. The effective configuration is saved as `config.yml` in
-OUTPUT_DIR, and can be given to `--config_file` again.
+`KEY VALUE` pairs on the command line override the file given by `--config_file`, which overrides
+the defaults below. Quotes and parentheses around a value, as in published command lines
+(`OUTPUT_DIR "('./log/run')"`), are removed. All mistakes are reported together, before anything is
+loaded. The effective configuration is saved as `config.yml` in OUTPUT_DIR and can be given to
+`--config_file` again.
+
+In YAML files every value is read as on the command line: `OUTPUT_DIR: 010` is the folder `010`. A
+file has at most 256 KiB and no aliases (`*name`).
 """
 
 
 def markdown() -> str:
-    """Return the page: one table for each section, keys in the order of the defaults."""
+    """Return the page: a table for each section, with the keys in the order of the defaults."""
     sections: dict[str, list[str]] = {}
     for key in KEYS:
         sections.setdefault(key.name.rpartition(".")[0] or "Top level", []).append(_row(key))
@@ -32,7 +35,7 @@ def markdown() -> str:
 def _row(key: Key) -> str:
     default = list(key.default) if isinstance(key.default, tuple) else key.default
     shown = "''" if default == "" else default
-    cells = (f"`{key.name}`", f"`{shown}`", key.kind.describe(), key.meaning)
+    cells = (f"`{key.name}`", f"`{shown}`", key.allowed.describe(), key.meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 

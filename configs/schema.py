@@ -1,10 +1,8 @@
-"""What a text was meant to say: quotes, brackets, lists and switches in whatever form they come.
+"""Keys of the configuration: default, allowed values and meaning; how text becomes a value.
 
-What a key of the configuration is: default, allowed values, meaning; how text becomes a value.
-
-Values reach the configuration from YAML files and from the command line, where everything is text
-and where published commands quote and bracket as ``"('on')"``. Each kind of value therefore
-converts whatever form it meets, without loss, or says in words what it would have accepted.
+Values come from YAML files and from the command line. Both give text; published commands also add
+quotes and brackets, as in ``"('on')"``. Each type of value converts all these forms without loss,
+or raises; its description states what it accepts.
 """
 
 from __future__ import annotations
@@ -13,16 +11,19 @@ import ast
 import importlib
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 200  # characters of a value in a message
 _SWITCH = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 
 
 def literal(given: object) -> object:
-    """Return the Python literal a text spells, and everything else as it is."""
+    """Return the value of a text that is a Python literal; anything else unchanged."""
     if not isinstance(given, str):
         return given
     try:
@@ -32,20 +33,20 @@ def literal(given: object) -> object:
 
 
 def only(given: object) -> object:
-    """Unwrap the one element of a one-tuple or one-list: ``('on',)`` means ``'on'``."""
+    """Return the element of a tuple or list of one, such as 'on' for ``('on',)``."""
     while isinstance(given, (list, tuple)) and len(given) == 1:
         given = given[0]
     return given
 
 
 def text_of(given: object) -> str:
-    """Return the string that was meant by a bare, quoted or bracketed string, or by a number.
+    """Return the text of a bare, quoted or bracketed string, or of a number.
 
-    Only quotes that Python would read are taken off, so that a path such as ``./set (old)/x`` or
-    ``(1)`` stays what it is.
+    Quotes and brackets are removed only from valid Python literals of strings. A path such as
+    ``./set (old)/x``, ``010`` or ``(1)`` stays unchanged.
 
     Raises:
-        ValueError: The value is a list of several strings, a mapping, or nothing.
+        ValueError: The value is a list of several strings, a mapping, or None.
     """
     read = only(literal(given))
     if isinstance(read, str):
@@ -60,10 +61,10 @@ def text_of(given: object) -> str:
 
 
 def switch_of(given: object) -> bool:
-    """Return the truth of on/off, yes/no, true/false and 1/0 in any spelling.
+    """Return the truth value of on/off, yes/no, true/false or 1/0, in upper or lower case.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: The value is something else.
     """
     read = only(literal(given))
     if isinstance(read, (bool, int)) and read in (0, 1):
@@ -73,18 +74,18 @@ def switch_of(given: object) -> bool:
     raise ValueError("neither on nor off")
 
 
-class Kind(Protocol):
-    """A kind of value: converts what was given and describes what it allows."""
+class Allowed(Protocol):
+    """A type of value: converts given values and describes which are allowed."""
 
     def convert(self, given: object) -> Any:
-        """Return the value for what was given.
+        """Return the value.
 
         Raises:
-            ValueError: It cannot be read as this kind of value, or lies out of range.
+            ValueError: It cannot be read as this type of value, or is out of range.
         """
 
     def describe(self) -> str:
-        """Return what is allowed, to follow the words "expected"."""
+        """Return what is allowed, as it follows the word "expected"."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,7 @@ class OneOf:
     choices: tuple[str, ...]
 
     def convert(self, given: object) -> str:
-        """Return the name, whose case must be right."""
-        # YAML reads a bare on/off as a truth value; here they may be names beside others.
-        if isinstance(given, bool) and {"on", "off"} <= set(self.choices):
-            return "on" if given else "off"
+        """Return the name; upper and lower case differ."""
         value = text_of(given)
         if value not in self.choices:
             raise ValueError("not a choice")
@@ -110,28 +108,28 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Registered:
-    """A name of an extension point: whatever its dict holds, so that adding one is one line there.
+    """A name in a registry, such as the dict of backbones; a new entry there is allowed here.
 
-    The registry is imported when a value is checked, not before: this folder depends on no other.
+    The registry is imported when a value is checked, since this package imports only utils.
 
     Attributes:
-        place: ``package.module:DICT``.
-        prefix: Names that start with it are allowed, too, if it is not empty; what uses the value
-            checks the rest of the name.
+        path: ``package.module:NAME``.
+        prefix: Names that start with it are also allowed; the code that uses the value checks the
+            rest of the name. '' for none.
     """
 
-    place: str
+    path: str
     prefix: str = ""
 
     @property
     def registry(self) -> Mapping[str, Any]:
-        """The dict."""
-        module, _, name = self.place.partition(":")
+        """The registry."""
+        module, _, name = self.path.partition(":")
         registry: Mapping[str, Any] = getattr(importlib.import_module(module), name)
         return registry
 
     def convert(self, given: object) -> str:
-        """Return the name, whose case must be right."""
+        """Return the name; upper and lower case differ."""
         value = text_of(given)
         if self.prefix and value.startswith(self.prefix) and value != self.prefix:
             return value
@@ -174,7 +172,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Text:
-    """A string, checked against a pattern where one is given."""
+    """A string that matches a pattern."""
 
     meaning: str = "a string"
     pattern: str = r"(?s).*"
@@ -187,13 +185,13 @@ class Text:
         return value
 
     def describe(self) -> str:
-        """Return what the string stands for."""
+        """Return the meaning of the string."""
         return self.meaning
 
 
 @dataclass(frozen=True)
 class PathText:
-    """A path; a leading ``~``, which quotes keep from the shell, becomes the home folder."""
+    """A path; a leading ``~`` that the shell did not replace becomes the home folder."""
 
     optional: bool = False
 
@@ -202,7 +200,7 @@ class PathText:
         value = text_of(given)
         if "\0" in value or not (value.strip() or self.optional):
             raise ValueError("not a path")
-        # Path() would drop the leading "./" of published output folders; only "~" needs it.
+        # Only for "~": Path() would drop the leading "./" of published output folders.
         return str(Path(value).expanduser()) if value.startswith("~") else value
 
     def describe(self) -> str:
@@ -212,14 +210,14 @@ class PathText:
 
 @dataclass(frozen=True)
 class Number:
-    """A number between bounds; integers are widened to floats, whole floats taken as integers."""
+    """A number in a range; integers become floats and whole floats integers where necessary."""
 
     whole: bool = False
     low: float = -math.inf
     high: float = math.inf
     above: bool = False  # the lower bound itself is excluded
-    extra: tuple[float, ...] = ()  # values allowed besides, such as -1 for "automatic"
-    names: tuple[tuple[str, float], ...] = ()  # words for some of them
+    extra: tuple[float, ...] = ()  # further allowed values, such as -1 for "automatic"
+    names: tuple[tuple[str, float], ...] = ()  # words for some values
 
     def convert(self, given: object) -> int | float:
         """Return the number as int or float."""
@@ -227,9 +225,9 @@ class Number:
         if isinstance(read, bool):
             raise ValueError("a truth value")
         if isinstance(read, str):
-            # float() knows "inf", and "5e-4", which YAML leaves a string.
+            # float() reads "inf" and "5e-4"; YAML writes ".inf".
             word = dict(self.names).get(read.strip())
-            read = float(read) if word is None else word
+            read = float(read.replace(".inf", "inf")) if word is None else word
         if not isinstance(read, (int, float)) or math.isnan(read):
             raise ValueError("not a number")
         if self.whole and not (math.isfinite(read) and read == int(read)):
@@ -246,37 +244,42 @@ class Number:
         """Return the range in words."""
         what = "a whole number" if self.whole else "a number"
         if math.isfinite(self.low) and math.isfinite(self.high):
-            between = f"above {self.low:g} and at most" if self.above else f"from {self.low:g} to"
-            what += f" {between} {self.high:g}"
+            low, high = _digits(self.low), _digits(self.high)
+            what += f" above {low} and at most {high}" if self.above else f" from {low} to {high}"
         elif math.isfinite(self.low):
-            what += f" above {self.low:g}" if self.above else f" of at least {self.low:g}"
+            what += f" {'above' if self.above else 'of at least'} {_digits(self.low)}"
         for value in self.extra:
-            word = next((name for name, number in self.names if number == value), f"{value:g}")
+            word = next((name for name, number in self.names if number == value), _digits(value))
             what += f", or {word}"
         return what
 
 
+def _digits(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 @dataclass(frozen=True)
 class Sequence:
-    """Several numbers of one kind; a tuple in the configuration."""
+    """Several numbers in the same range; a tuple in the configuration."""
 
     item: Number
     length: int | None = None
+    longest: int = 1000
 
     def convert(self, given: object) -> tuple[int | float, ...]:
         """Return the numbers; a single number is a sequence of one."""
         read = literal(given)
         if isinstance(read, str):
-            # "40 80" and "40, x" reach the numbers' own check.
+            # Also "40 80"; "40, x" is rejected by the numbers' own check.
             read = read.replace(",", " ").split()
         parts: Iterable[object] = read if isinstance(read, (list, tuple)) else (read,)
         values = tuple(self.item.convert(part) for part in parts)
-        if self.length is not None and len(values) != self.length:
+        if len(values) > self.longest or self.length not in (None, len(values)):
             raise ValueError("wrong length")
         return values
 
     def describe(self) -> str:
-        """Return how many numbers and of which range."""
+        """Return the number of numbers and their range."""
         many = "a list" if self.length is None else f"a list of {self.length}"
         return f"{many}, each {self.item.describe()}"
 
@@ -288,24 +291,24 @@ class Key:
     Attributes:
         name: Dotted name, such as ``SOLVER.BASE_LR``.
         default: Value without any file or override.
-        kind: What values are allowed.
+        allowed: Allowed values.
         meaning: What it does, with the unit.
     """
 
     name: str
     default: Any
-    kind: Kind
+    allowed: Allowed
     meaning: str
 
     def convert(self, given: object) -> Any:
-        """Return the value for what a file or the command line gave.
+        """Return the value of a text from a file or the command line.
 
         Raises:
-            ValueError: One sentence with key, given value and allowed values.
+            ValueError: One sentence with the key, the given value and the allowed values.
         """
         try:
-            return self.kind.convert(given)
+            return self.allowed.convert(given)
         except (ValueError, OverflowError, TypeError) as error:
             raise ValueError(
-                f"{self.name} is {given!r}; expected {self.kind.describe()}"
+                f"{self.name} is {_SHOWN.repr(given)}; expected {self.allowed.describe()}"
             ) from error

@@ -1,7 +1,7 @@
-"""Checks between keys; what one key allows by itself stands in ``defaults.py``.
+"""Rules between keys; the allowed values of single keys are in ``defaults.py``.
 
-Each check returns sentences, none when all is well. They run on a tree whose single values are
-right, so that one run tells a user everything there is to mend.
+Each check yields a sentence for each problem. The checks run on a tree whose single values are
+valid, so that all problems are reported together.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from yacs.config import CfgNode
 from configs.defaults import DESENSITIZERS
 from utils.errors import UserError
 
-_WHITE = 10.0  # noise of ten times the range: a tile size or blur radius was left standing
+_LARGEST_NOISE = 10.0  # ten times the range; a larger value is a tile size or blur radius
 
 
 class ConfigError(UserError):
-    """The configuration cannot be used; ``problems`` has one sentence for each reason."""
+    """The configuration is not valid; ``problems`` has one sentence for each reason."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -27,11 +27,11 @@ class ConfigError(UserError):
 
 
 def cross_field_problems(cfg: CfgNode, failed: Collection[str] = ()) -> list[str]:
-    """Return one sentence for every pair of keys that does not go together.
+    """Return one sentence for every rule between keys that is broken.
 
     Args:
-        cfg: Tree in which every key but the failed ones has an allowed value.
-        failed: Keys known to be wrong; checks that need one of them are left out.
+        cfg: Tree in which every key except the failed ones has an allowed value.
+        failed: Keys with wrong values; checks that need one of them are skipped.
     """
     return [
         problem
@@ -43,9 +43,9 @@ def cross_field_problems(cfg: CfgNode, failed: Collection[str] = ()) -> list[str
 
 def _image_size(cfg: CfgNode) -> Iterator[str]:
     if cfg.MODEL.MODE != "GCR":
-        return  # the re-ID network alone takes any size
-    # The innermost layer must keep a pixel, and skip connections must meet at equal sizes; five
-    # halvings also leave the 70 x 70 PatchGAN, which needs 32 px, its last convolutions.
+        return  # the re-ID network accepts any size
+    # The innermost layer needs at least one pixel, and skip connections need equal sizes. With five
+    # halvings the image also has the 32 px that the PatchGAN needs.
     step = 2**cfg.UNET.NUM_DOWNS
     for side, pixels in zip(("height", "width"), cfg.INPUT.IMG_SIZE, strict=True):
         if pixels % step:
@@ -61,19 +61,19 @@ def _padding(cfg: CfgNode) -> Iterator[str]:
     if min(cfg.INPUT.IMG_SIZE) <= cfg.INPUT.PADDING:
         yield (
             f"INPUT.PADDING is {cfg.INPUT.PADDING}; expected less than the image's shorter side "
-            f"({min(cfg.INPUT.IMG_SIZE)} px), else a crop could miss the image"
+            f"({min(cfg.INPUT.IMG_SIZE)} px), otherwise a crop could miss the image"
         )
 
 
 def _radius(cfg: CfgNode) -> Iterator[str]:
     try:
-        DESENSITIZERS.registry[cfg.INPUT.TYPE](cfg.INPUT.RADIUS)  # each method knows its range
+        DESENSITIZERS.registry[cfg.INPUT.TYPE](cfg.INPUT.RADIUS)  # each method checks its own range
     except UserError as error:
-        yield str(error)
-    if cfg.INPUT.TYPE == "noise" and cfg.INPUT.RADIUS > _WHITE:
+        yield f"{error} (INPUT.RADIUS)"
+    if cfg.INPUT.TYPE == "noise" and cfg.INPUT.RADIUS > _LARGEST_NOISE:
         yield (
             f"INPUT.RADIUS is {cfg.INPUT.RADIUS:g} with INPUT.TYPE noise; expected a standard "
-            f"deviation on values in [0, 1], at most {_WHITE:g}, such as 0.5"
+            f"deviation on values in [0, 1], at most {_LARGEST_NOISE:g}, such as 0.5"
         )
 
 
@@ -97,8 +97,8 @@ def _pretraining(cfg: CfgNode) -> Iterator[str]:
     own = cfg.MODEL.PRETRAIN_CHOICE == "self"
     if own and not cfg.MODEL.PRETRAIN_DIR:
         yield (
-            "MODEL.PRETRAIN_CHOICE is self and MODEL.PRETRAIN_DIR is ''; expected the folder that "
-            "holds the checkpoint"
+            "MODEL.PRETRAIN_CHOICE is self and MODEL.PRETRAIN_DIR is ''; expected the folder of "
+            "the checkpoint"
         )
     if cfg.MODEL.PRETRAIN_DIR and not own:
         yield (
@@ -129,8 +129,8 @@ def _device(cfg: CfgNode) -> Iterator[str]:
 def _compiling(cfg: CfgNode) -> Iterator[str]:
     if cfg.SOLVER.GRAD_CHECKPOINT and cfg.RUNTIME.COMPILE == "on":
         yield (
-            "RUNTIME.COMPILE is on with SOLVER.GRAD_CHECKPOINT True; expected one of the two: what "
-            "is compiled cannot leave the running statistics alone when it is computed again"
+            "RUNTIME.COMPILE is on with SOLVER.GRAD_CHECKPOINT True; expected one of the "
+            "two: compiled networks would update their running statistics twice"
         )
 
 

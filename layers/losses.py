@@ -1,10 +1,6 @@
-"""Distances between feature vectors, exact where they are small.
+"""Losses: triplet and centre losses of features, adversarial losses of discriminators.
 
-Centre loss: one learnt centre for each identity.
-
-Adversarial losses on a discriminator's raw output, real -> 1 and fake -> 0.
-
-Triplet losses over all pairs of a batch.
+All are computed in float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -23,9 +19,9 @@ SMALLEST_SQUARE = 1e-12
 def pairwise_euclidean(first: Tensor, second: Tensor) -> Tensor:
     """Return all Euclidean distances, the squares clamped below at 1e-12.
 
-    Differences are summed directly instead of through |a|^2 + |b|^2 - 2ab: that loses the digits
-    of small distances, and what is left of a zero distance then gets a gradient of order 1/noise.
-    Here the gradient of a pair closer than 1e-6 (each image with itself, duplicates) is zero.
+    Differences are summed directly. The usual |a|^2 + |b|^2 - 2ab loses the digits of small
+    distances, and the rounding error of a zero distance then has a gradient of order 1/error. Here
+    the gradient of a pair closer than 1e-6 (an image with itself, duplicates) is zero.
 
     Args:
         first: (M, D).
@@ -42,9 +38,9 @@ def pairwise_euclidean(first: Tensor, second: Tensor) -> Tensor:
 
 
 class CenterLoss(nn.Module):
-    """Batch mean of the squared distance to the own identity's centre.
+    """Batch mean of the squared distance between each feature and the centre of its identity.
 
-    Centres are a module of their own because they are learnt by their own optimiser.
+    The centres are learnt, by a separate optimiser.
 
     Source: Y. Wen, K. Zhang, Z. Li, Y. Qiao, "A Discriminative Feature Learning Approach for Deep
     Face Recognition", ECCV 2016; without its factor 1/2.
@@ -93,8 +89,9 @@ def weighted_regularized_triplet_loss(
 ) -> Tensor:
     """Softplus of (weighted mean positive distance - weighted mean negative distance).
 
-    Positives weigh like exp(d), negatives like exp(-d): hard ones count most, without a margin.
-    An anchor is a positive of itself. Without any negative in the batch that mean is 0.
+    Weights are proportional to exp(d) for positives and exp(-d) for negatives, so that hard pairs
+    count most, without a margin. An anchor is a positive of itself. Without negatives in the batch
+    their mean is 0.
 
     Source: M. Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook" (AGW),
     TPAMI 2021.
@@ -117,8 +114,7 @@ def weighted_regularized_triplet_loss(
 def batch_hard_triplet_loss(features: Tensor, labels: Tensor, *, margin: float) -> Tensor:
     """Mean over anchors of max(0, farthest positive - nearest negative + margin).
 
-    An anchor is a positive of itself; one without any negative in the batch has nothing to be
-    compared with and contributes 0.
+    An anchor is a positive of itself; an anchor without negatives in the batch contributes 0.
 
     Source: A. Hermans, L. Beyer, B. Leibe, "In Defense of the Triplet Loss for Person
     Re-Identification", 2017.
@@ -126,7 +122,7 @@ def batch_hard_triplet_loss(features: Tensor, labels: Tensor, *, margin: float) 
     Args:
         features: (B, D).
         labels: Identity of each, (B,).
-        margin: By how much a negative should be farther than a positive.
+        margin: Distance by which a negative should be farther away than a positive.
 
     Returns:
         0-d float32.
@@ -141,7 +137,7 @@ def batch_hard_triplet_loss(features: Tensor, labels: Tensor, *, margin: float) 
 def _distances_and_positives(
     features: Tensor, labels: Tensor, *, normalized: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return distances (B, B) and the mask of pairs of one identity (B, B)."""
+    """Return distances (B, B) and the mask of pairs of the same identity (B, B)."""
     with full_precision(features):
         features = features.float()
         if normalized:
@@ -150,11 +146,11 @@ def _distances_and_positives(
 
 
 def _weights(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax of scores (B, B) over the entries of each row that mask keeps.
+    """Return the softmax of scores (B, B) over the entries of each row that the mask selects.
 
-    The row's maximum is taken with masked entries as 0, and 1e-6 is added to the sum: together
-    they let very distant negatives fade out. Masked entries are filled before the exponential,
-    since exp of one could overflow and 0 * inf is not a number.
+    Other entries count as 0 in the row's maximum, and 1e-6 is added to the sum: together this makes
+    the weights of very distant negatives vanish. Other entries are filled before the exponential,
+    which could overflow there (0 * inf is NaN).
     """
     largest = (scores * mask).amax(dim=1, keepdim=True)
     exponentials = (scores - largest).masked_fill(~mask, float("-inf")).exp()

@@ -1,4 +1,4 @@
-"""The non-local block of the AGW re-ID network, in the form its checkpoints were trained with."""
+"""The non-local block of the AGW re-ID network, with the keys of its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from utils.precision import full_precision
 class NonLocalBlock(nn.Module):
     """x + BN(W(y)), y_i = (1/HW) sum_j theta(x_i) phi(x_j) g(x_j), with one inner channel.
 
-    With one inner channel the HW x HW affinity theta(x_i) phi(x_j) has rank one, so the products
-    are associated the other way: y_i = theta(x_i) * mean_j phi(x_j) g(x_j), which is linear in HW
-    in time and memory. Beyond it, W maps a single channel: its output in channel c is w_c y + b_c,
-    whose batch statistics follow from those of y alone (mean w_c m + b_c, variance w_c^2 v). Batch
-    norm of it is therefore one affine map a_c y + s_c, and no (B, C, H, W) tensor besides the sum
-    itself is made or kept for the backward pass. The numbers are those of the plain form.
+    With one inner channel the HW x HW affinity theta(x_i) phi(x_j) has rank one. The product is
+    therefore computed as y_i = theta(x_i) * mean_j phi(x_j) g(x_j), linear in HW in time and
+    memory. W maps a single channel: its output in channel c is w_c y + b_c, whose batch statistics
+    follow from those of y (mean w_c m + b_c, variance w_c^2 v). Batch norm of it is one affine map
+    a_c y + s_c, so that no (B, C, H, W) tensor except the sum is stored for the backward pass. The
+    numbers are those of the plain form.
 
     Source: X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018; the
     one-channel variant without softmax is AGW's (M. Ye et al., TPAMI 2021).

@@ -1,7 +1,8 @@
-"""Pixel space: between images in [0, 1] and the normalised values the networks work on."""
+"""Pixel space: conversion between images in [0, 1] and the normalised input of networks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,22 +14,27 @@ from utils.errors import UserError
 class PixelSpace:
     """Per-channel affine map between [0, 1] and normalised values, (x - mean) / std.
 
-    It holds no tensors that have to be moved: constants are cached per device.
+    Constants are cached for each device, so that nothing has to be moved.
 
     Args:
         mean: Mean of each of the three channels on [0, 1].
         std: Standard deviation of each channel on [0, 1], positive.
 
     Raises:
-        UserError: If there are not three numbers each, or a deviation is not positive.
+        UserError: There are not three finite numbers each, or a deviation is not positive.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        try:
+            self.mean = tuple(float(value) for value in mean)
+            self.std = tuple(float(value) for value in std)
+            valid = len(self.mean) == len(self.std) == 3 and min(self.std) > 0
+            valid = valid and all(map(math.isfinite, self.mean + self.std))
+        except (TypeError, ValueError, OverflowError):
+            valid = False
+        if not valid:
             raise UserError(
-                f"INPUT.PIXEL_MEAN and INPUT.PIXEL_STD are {self.mean} and {self.std}; expected "
+                f"the mean and standard deviation of pixels are {mean!r} and {std!r}; expected "
                 "three numbers each, the deviations above 0"
             )
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -38,7 +44,7 @@ class PixelSpace:
         return f"PixelSpace(mean={self.mean}, std={self.std})"
 
     def __eq__(self, other: object) -> bool:
-        """Two spaces are equal when their constants are."""
+        """Two spaces are equal if their constants are."""
         if not isinstance(other, PixelSpace):
             return NotImplemented
         return (self.mean, self.std) == (other.mean, other.std)
@@ -48,7 +54,7 @@ class PixelSpace:
         return hash((self.mean, self.std))
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the device caches behind when sent to another process."""
+        """Leave out the cached tensors when sent to another process."""
         return {"mean": self.mean, "std": self.std, "_constants": {}}
 
     def normalize(self, image: Tensor, out: Tensor | None = None) -> Tensor:
@@ -56,7 +62,7 @@ class PixelSpace:
 
         Args:
             image: (..., 3, H, W), uint8 in [0, 255] or floating point in [0, 1].
-            out: Where to write, float32 of the same shape; saves a CPU half of the memory traffic.
+            out: Output, float32 of the same shape; halves the memory traffic on a CPU.
 
         Returns:
             Same shape and memory format, float32.
@@ -70,19 +76,19 @@ class PixelSpace:
         return (unit - mean).div_(std)
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """Undo :meth:`normalize`; nothing is clamped, network outputs may leave [0, 1].
+        """Invert :meth:`normalize`, without clamping: outputs of networks may be outside [0, 1].
 
         Args:
             image: Normalised values (..., 3, H, W), floating point.
 
         Returns:
-            Same shape, float32, raw images within [0, 1].
+            Same shape, float32; raw images are in [0, 1].
         """
         mean, std = self._on(image.device)
         return (image.float() * std).add_(mean)
 
     def to_uint8(self, image: Tensor) -> Tensor:
-        """Turn normalised values (..., 3, H, W) into 8-bit pixels, rounded and clamped."""
+        """Convert normalised values (..., 3, H, W) to 8-bit pixels, rounded and clamped."""
         return self.denormalize(image).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)
 
     def mean_on(self, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Trading time for memory: activations that are computed again for the backward pass."""
+"""Recomputation of activations in the backward pass: less memory for more time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputable:
-    """What a network inherits that can keep only the inputs of its parts for the backward pass.
+    """Base class of networks that can keep only the inputs of their parts for the backward pass.
 
     Attributes:
-        recompute: Whether it does, when gradients are taken; off at first. Nothing else changes:
-            outputs, gradients and running statistics stay the same.
+        recompute: Whether they do when gradients are computed; False by default. Outputs, gradients
+            and running statistics are the same either way.
     """
 
     recompute: bool = False
 
     def run_part(self, part: nn.Module, features: Tensor) -> Tensor:
-        """Return ``part(features)``, whose inner activations are dropped if so chosen.
+        """Return ``part(features)``; its inner activations are not kept if ``recompute`` is True.
 
-        The part must leave its input as it is: what is computed again starts from it.
+        The part must not change its input in place, since the recomputation starts from it.
         """
         out: Tensor
         if not (self.recompute and torch.is_grad_enabled()):
@@ -34,7 +34,7 @@ class Recomputable:
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _without_statistics(part)
 
-        # Nothing here draws random numbers, so their state need not be kept.
+        # The parts draw no random numbers, so the generator's state need not be saved.
         out = checkpoint(
             part, features, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
         )
@@ -42,7 +42,7 @@ class Recomputable:
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:
-    """Choose for every network below whether it keeps its activations (SOLVER.GRAD_CHECKPOINT)."""
+    """Set for all networks inside ``network`` whether they recompute their activations."""
     for module in network.modules():
         if isinstance(module, Recomputable):
             module.recompute = recompute
@@ -50,21 +50,21 @@ def set_recompute(network: nn.Module, recompute: bool) -> None:
 
 @contextmanager
 def _without_statistics(part: nn.Module) -> Iterator[None]:
-    """Let batch norms add the batch to copies of their running statistics: it is counted already.
+    """Make batch norms update copies of their running statistics, which contain the batch already.
 
-    They cannot do without statistics here: torch would then keep fewer tensors than in the forward
-    pass, and refuses.
+    Switching the statistics off is not possible: the recomputation would save fewer tensors than
+    the forward pass, which torch reports as an error.
     """
-    kept = [
+    buffers = [
         (norm, name, buffer)
         for norm in part.modules()
         if isinstance(norm, _BatchNorm) and norm.training
         for name, buffer in norm.named_buffers(recurse=False)
     ]
-    for norm, name, buffer in kept:
+    for norm, name, buffer in buffers:
         setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, name, buffer in kept:
+        for norm, name, buffer in buffers:
             setattr(norm, name, buffer)

@@ -11,7 +11,6 @@ from yacs.config import CfgNode
 from layers.losses import (
     GAN_LOSSES,
     CenterLoss,
-    GANLoss,
     batch_hard_triplet_loss,
     weighted_regularized_triplet_loss,
 )
@@ -29,15 +28,14 @@ from modeling.reid_network import ReIDNetwork
 from modeling.unet import UNet, check_divisible
 from modeling.weights import load_imagenet_weights
 from utils.config_tree import get_value
-from utils.errors import UserError
+from utils.errors import UserError, naming_keys
+from utils.limits import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
 from utils.logger import get_logger
 
 _LOGGER = get_logger()
 
-PRETRAIN_CHOICES = ("imagenet", "self", "none")
-
-# Values of ISED.SCHEME. A cipher is added with one class and one line here; the attacks of
-# engine/attacks then have a level of its name. Called without arguments, each makes fresh keys.
+# Values of ISED.SCHEME. A new cipher needs one class and one line here; engine/attacks then has a
+# level with its name. Called without arguments, each class creates new keys.
 CIPHERS: dict[str, type[Cipher]] = {
     AdditiveCipher.name: AdditiveCipher,
     AeadCipher.name: AeadCipher,
@@ -45,37 +43,33 @@ CIPHERS: dict[str, type[Cipher]] = {
 
 
 def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
-    """Build the networks of MODEL.MODE on the CPU, with start values from the global generator.
+    """Build the networks of MODEL.MODE on the CPU, with start weights from the global generator.
 
     Reads MODEL.{MODE, NAME, LAST_STRIDE, STEM_RELU, PRETRAIN_CHOICE, PRETRAIN_PATH, OUTPUT_MODE,
     NGF, NDF}, UNET.NUM_DOWNS, INPUT.IMG_SIZE, SOLVER.GRAD_CHECKPOINT and RUNTIME.CHANNELS_LAST.
 
     Args:
         cfg: The configuration.
-        num_classes: Training identities; for a checkpoint, the number it was trained with.
+        num_classes: Number of training identities; for a checkpoint, the number in its training.
 
     Raises:
-        UserError: If a value is unknown, sizes do not fit, or ImageNet weights cannot be had.
+        UserError: A size is not allowed (checkpoints record sizes), or there are no ImageNet
+            weights.
     """
-    modes: dict[str, Callable[[CfgNode, int], Networks]] = {
-        "GCR": _privacy_networks,
-        "C": _reid_only,
-    }
-    if cfg.MODEL.MODE not in modes:
-        raise UserError(f"MODEL.MODE is {cfg.MODEL.MODE!r}; expected one of {', '.join(modes)}")
-    networks: Networks = modes[cfg.MODEL.MODE](cfg, num_classes)
+    _check_sizes(cfg)
+    networks: Networks = _MODES[cfg.MODEL.MODE](cfg, num_classes)
     networks.to(memory_format=memory_format_of(cfg))
     set_recompute(networks, cfg.SOLVER.GRAD_CHECKPOINT)
     return networks
 
 
 def memory_format_of(cfg: CfgNode) -> torch.memory_format:
-    """Return the memory format of networks and images that RUNTIME.CHANNELS_LAST chooses."""
+    """Return the memory format of networks and images, from RUNTIME.CHANNELS_LAST."""
     return torch.channels_last if cfg.RUNTIME.CHANNELS_LAST else torch.contiguous_format
 
 
 def build_objectives(cfg: CfgNode, num_classes: int, feature_size: int) -> Objectives:
-    """Build the losses and their weights; ``Objectives.centers`` has parameters of its own.
+    """Build the losses and their weights; ``Objectives.centers`` has trained parameters.
 
     Reads MODEL.{CENTER_LOSS, WEIGHT_REGULARIZED_TRIPLET, GAN_MODE}, LOSS.{LABEL_SMOOTHING,
     TRIPLET_NORMALIZED}, SOLVER.MARGIN, and the weights that the terms of ``objectives`` name.
@@ -84,32 +78,25 @@ def build_objectives(cfg: CfgNode, num_classes: int, feature_size: int) -> Objec
         cfg: The configuration.
         num_classes: Training identities N.
         feature_size: Length D of the re-ID feature (``nets.reid.feature_size``).
-
-    Raises:
-        UserError: If MODEL.GAN_MODE is unknown.
     """
     return Objectives(
         triplet=_triplet_loss(cfg),
         label_smoothing=cfg.LOSS.LABEL_SMOOTHING,
         centers=CenterLoss(num_classes, feature_size) if cfg.MODEL.CENTER_LOSS == "on" else None,
-        gan=_gan_loss(cfg.MODEL.GAN_MODE),
+        gan=GAN_LOSSES[cfg.MODEL.GAN_MODE],
         weights=term_weights(lambda key: get_value(cfg, key)),
     )
 
 
 def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
-    """Build the re-ID network with the start weights that MODEL.PRETRAIN_CHOICE asks for.
+    """Build the re-ID network with the start weights of MODEL.PRETRAIN_CHOICE.
 
-    ``self`` leaves the start values: the caller loads a checkpoint over them.
+    For ``self`` the weights are random, and the caller loads a checkpoint.
 
     Raises:
-        UserError: If the choice or MODEL.NAME is unknown, or ImageNet weights cannot be had.
+        UserError: There are no ImageNet weights.
     """
     choice = cfg.MODEL.PRETRAIN_CHOICE
-    if choice not in PRETRAIN_CHOICES:
-        raise UserError(
-            f"MODEL.PRETRAIN_CHOICE is {choice!r}; expected one of {', '.join(PRETRAIN_CHOICES)}"
-        )
     reid = ReIDNetwork(
         num_classes,
         cfg.MODEL.NAME,
@@ -121,7 +108,9 @@ def build_reid(cfg: CfgNode, num_classes: int) -> ReIDNetwork:
     if choice == "imagenet" and isinstance(reid.base, TimmBackbone):
         reid.base.load_imagenet_weights(cfg.MODEL.PRETRAIN_PATH)
     elif choice == "imagenet":
-        load_imagenet_weights(reid.base, imagenet_weights(cfg.MODEL.NAME), cfg.MODEL.PRETRAIN_PATH)
+        with naming_keys("MODEL.PRETRAIN_PATH"):
+            weights = imagenet_weights(cfg.MODEL.NAME)
+            load_imagenet_weights(reid.base, weights, cfg.MODEL.PRETRAIN_PATH)
     elif choice == "none":
         _LOGGER.info("re-ID network starts from random weights (MODEL.PRETRAIN_CHOICE none)")
     return reid
@@ -138,7 +127,6 @@ def _reid_only(cfg: CfgNode, num_classes: int) -> ReIDOnly:
 
 def _privacy_networks(cfg: CfgNode, num_classes: int) -> PrivacyNetworks:
     num_downs, width = cfg.UNET.NUM_DOWNS, cfg.MODEL.NGF
-    check_divisible(tuple(cfg.INPUT.IMG_SIZE), num_downs)
     return PrivacyNetworks(
         anonymizer=UNet(num_downs, width),
         recovery=UNet(num_downs, width),
@@ -152,10 +140,26 @@ def _privacy_networks(cfg: CfgNode, num_classes: int) -> PrivacyNetworks:
 def _triplet_loss(cfg: CfgNode) -> TripletLoss:
     if cfg.MODEL.WEIGHT_REGULARIZED_TRIPLET == "on":
         return partial(weighted_regularized_triplet_loss, normalized=cfg.LOSS.TRIPLET_NORMALIZED)
-    return partial(batch_hard_triplet_loss, margin=cfg.SOLVER.MARGIN)  # it has no other form
+    return partial(batch_hard_triplet_loss, margin=cfg.SOLVER.MARGIN)
 
 
-def _gan_loss(mode: str) -> GANLoss:
-    if mode not in GAN_LOSSES:
-        raise UserError(f"MODEL.GAN_MODE is {mode!r}; expected one of {', '.join(GAN_LOSSES)}")
-    return GAN_LOSSES[mode]
+_MODES: dict[str, Callable[[CfgNode, int], Networks]] = {"GCR": _privacy_networks, "C": _reid_only}
+
+
+def _check_sizes(cfg: CfgNode) -> None:
+    """Raise before a size that a hostile checkpoint may record allocates all memory."""
+    size = tuple(cfg.INPUT.IMG_SIZE)
+    if len(size) != 2:
+        raise UserError(f"INPUT.IMG_SIZE is {size!r}; expected height and width")
+    limits = (
+        *(("INPUT.IMG_SIZE", side, 1, MAX_IMAGE_SIDE) for side in size),
+        ("MODEL.NGF", cfg.MODEL.NGF, 1, MAX_CHANNELS),
+        ("MODEL.NDF", cfg.MODEL.NDF, 1, MAX_CHANNELS),
+        ("UNET.NUM_DOWNS", cfg.UNET.NUM_DOWNS, *NUM_DOWNS),
+    )
+    for key, value, low, high in limits:
+        if not (isinstance(value, int) and low <= value <= high):
+            raise UserError(f"{key} is {value!r}; expected a whole number from {low} to {high}")
+    if cfg.MODEL.MODE == "GCR":
+        with naming_keys("INPUT.IMG_SIZE", "UNET.NUM_DOWNS"):
+            check_divisible(size, cfg.UNET.NUM_DOWNS)

@@ -1,4 +1,4 @@
-"""PatchGAN: judges overlapping 70 x 70 patches of a pair of images."""
+"""PatchGAN: a discriminator of overlapping 70 x 70 patches of a pair of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KERNEL = 4
 
 
 class PatchDiscriminator(nn.Module):
-    """Five 4 x 4 convolutions from a conditioned image to a map of logits.
+    """Five 4 x 4 convolutions from a pair of images to a map of logits.
 
     State-dict keys are those of published ``basic`` PatchGAN checkpoints.
 
@@ -31,7 +31,7 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(6, width, KERNEL, stride=2, padding=1),
             nn.LeakyReLU(LEAK, inplace=True),
         ]
-        # The last of these keeps the resolution: that is what makes the patch 70 pixels wide.
+        # The last of these has stride 1, so that a patch is 70 pixels wide.
         for factor, stride in ((1, 2), (2, 2), (4, 1)):
             inputs, outputs = factor * width, 2 * factor * width
             layers += [
@@ -44,13 +44,13 @@ class PatchDiscriminator(nn.Module):
         initialize_gan_weights(self)
 
     def forward(self, condition: Tensor, image: Tensor) -> Tensor:
-        """Judge images given what they were made from.
+        """Return logits of images, given the images that they were generated from.
 
         Args:
             condition: Normalised images (B, 3, H, W).
-            image: Images that claim to belong to them (B, 3, H, W).
+            image: Real or generated images that belong to them (B, 3, H, W).
 
         Returns:
-            Logits (B, 1, H/8 - 2, W/8 - 2), high where an image looks real.
+            Logits (B, 1, H/8 - 2, W/8 - 2), high for real images.
         """
         return cast("Tensor", self.model(torch.cat((condition, image), dim=1)))

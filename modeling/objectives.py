@@ -1,8 +1,8 @@
-"""Every loss term and its weight, in one place.
+"""All loss terms of a training step, and their weights.
 
-Terms come unweighted under stable names; ``weighted`` adds them up. All are float32, whatever
-autocast does around them. A loss is added with a function, a line in ``GENERATOR_TERMS`` or
-``REID_TERMS``, and its weight in ``configs/defaults.py``.
+Terms are unweighted and have fixed names; ``weighted`` adds them up. All are computed in float32,
+also under autocast. A new loss needs a function, a line in ``GENERATOR_TERMS`` or ``REID_TERMS``,
+and the key of its weight in ``configs/defaults.py``.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ from modeling.reid_network import LossDict, PrivacyOutput, ReIDOutput, ReIDPair
 from utils.precision import full_precision
 
 TripletLoss = Callable[[Tensor, Tensor], Tensor]
-# Features (b, D) and labels (b,) of this process's images -> those of the whole batch.
+# Features (b, D) and labels (b,) of this process -> those of the whole batch, (B, D) and (B,).
 WholeBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _as_they_are(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _unchanged(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return features, labels
 
 
 @dataclass(frozen=True)
 class Objectives:
-    """What is minimised.
+    """Losses of a training and their weights.
 
     Attributes:
         triplet: Metric loss of features (B, D) and labels (B,).
         label_smoothing: Share of the probability that is spread over all classes.
-        centers: Centre loss, or None where MODEL.CENTER_LOSS is off.
-        gan: Adversarial loss of a prediction and whether it should be judged real.
+        centers: Centre loss; None if it is not used.
+        gan: Adversarial loss of a prediction and a bool: whether the target is real.
         weights: Weight of every term of ``generator_losses`` and ``reid_losses`` by name.
-        whole_batch: Gathers what triplet and centre losses compare, where several processes share a
-            batch.
+        whole_batch: Gathers features and labels of all processes, for triplet and centre losses.
     """
 
     triplet: TripletLoss
@@ -49,19 +48,19 @@ class Objectives:
     centers: CenterLoss | None
     gan: GANLoss
     weights: Mapping[str, float]
-    whole_batch: WholeBatch = _as_they_are
+    whole_batch: WholeBatch = _unchanged
 
 
 @dataclass(frozen=True)
 class GeneratorInput:
-    """What a term of anonymizer and recovery network is computed from.
+    """Input of a loss term of anonymizer and recovery network.
 
     Attributes:
         raw: Normalised images (B, 3, H, W).
-        target: What the anonymizer should reach (B, 3, H, W).
-        out: The networks' output for ``raw``, attached.
-        judged_anonymized: What D1 says of (raw, anonymized).
-        judged_recovered: What D2 says of (anonymized, recovered).
+        target: Target of the anonymizer (B, 3, H, W).
+        out: The networks' output for ``raw``, with its graph.
+        judged_anonymized: Output of D1 for (raw, anonymized).
+        judged_recovered: Output of D2 for (anonymized, recovered).
     """
 
     raw: Tensor
@@ -73,7 +72,7 @@ class GeneratorInput:
 
 @dataclass(frozen=True)
 class ReIDInput:
-    """What a term of the re-ID network is computed from, on images of one kind.
+    """Input of a loss term of the re-ID network, for raw or for protected images.
 
     Attributes:
         output: The network's output for this process's images.
@@ -87,40 +86,42 @@ class ReIDInput:
     labels: Tensor
 
 
-def _anonymization(seen: GeneratorInput, _: Objectives) -> Tensor:
-    return functional.l1_loss(seen.out.anonymized.float(), seen.target.float())
+def _anonymization(inputs: GeneratorInput, _: Objectives) -> Tensor:
+    return functional.l1_loss(inputs.out.anonymized.float(), inputs.target.float())
 
 
-def _recovery(seen: GeneratorInput, _: Objectives) -> Tensor:
-    return functional.l1_loss(seen.out.recovered.float(), seen.raw.float())
+def _recovery(inputs: GeneratorInput, _: Objectives) -> Tensor:
+    return functional.l1_loss(inputs.out.recovered.float(), inputs.raw.float())
 
 
-def _gan_anonymized(seen: GeneratorInput, objectives: Objectives) -> Tensor:
-    return objectives.gan(seen.judged_anonymized, True)
+def _gan_anonymized(inputs: GeneratorInput, objectives: Objectives) -> Tensor:
+    return objectives.gan(inputs.judged_anonymized, True)
 
 
-def _gan_recovered(seen: GeneratorInput, objectives: Objectives) -> Tensor:
-    return objectives.gan(seen.judged_recovered, True)
+def _gan_recovered(inputs: GeneratorInput, objectives: Objectives) -> Tensor:
+    return objectives.gan(inputs.judged_recovered, True)
 
 
-def _cross_entropy(seen: ReIDInput, objectives: Objectives) -> Tensor:
-    logits = seen.output.logits.float()
-    return functional.cross_entropy(logits, seen.label, label_smoothing=objectives.label_smoothing)
+def _cross_entropy(inputs: ReIDInput, objectives: Objectives) -> Tensor:
+    logits = inputs.output.logits.float()
+    return functional.cross_entropy(
+        logits, inputs.label, label_smoothing=objectives.label_smoothing
+    )
 
 
-def _triplet(seen: ReIDInput, objectives: Objectives) -> Tensor:
-    return objectives.triplet(seen.features, seen.labels)
+def _triplet(inputs: ReIDInput, objectives: Objectives) -> Tensor:
+    return objectives.triplet(inputs.features, inputs.labels)
 
 
-def _center(seen: ReIDInput, objectives: Objectives) -> Tensor | None:
+def _center(inputs: ReIDInput, objectives: Objectives) -> Tensor | None:
     if objectives.centers is None:
         return None
-    centers: Tensor = objectives.centers(seen.features, seen.labels)
+    centers: Tensor = objectives.centers(inputs.features, inputs.labels)
     return centers
 
 
-# Each returns a 0-d float32 loss, autocast being off; None where the loss is switched off. With it
-# stand the keys whose product is its weight.
+# Name -> function that returns a 0-d float32 loss (None if the loss is switched off), and the keys
+# whose product is its weight.
 GeneratorLoss = Callable[[GeneratorInput, Objectives], Tensor | None]
 ReIDLoss = Callable[[ReIDInput, Objectives], Tensor | None]
 GENERATOR_TERMS: dict[str, tuple[GeneratorLoss, tuple[str, ...]]] = {
@@ -129,7 +130,7 @@ GENERATOR_TERMS: dict[str, tuple[GeneratorLoss, tuple[str, ...]]] = {
     "gan_anonymized": (_gan_anonymized, ("LOSS.GAN",)),
     "gan_recovered": (_gan_recovered, ("LOSS.GAN",)),
 }
-# Each stands for two terms, reid_raw_* and reid_protected_*.
+# Each entry gives two terms, reid_raw_* and reid_protected_*.
 REID_TERMS: dict[str, tuple[ReIDLoss, tuple[str, ...]]] = {
     "cross_entropy": (_cross_entropy, ("LOSS.REID",)),
     "triplet": (_triplet, ("LOSS.REID",)),
@@ -141,28 +142,28 @@ def term_weights(value_of: Callable[[str], float]) -> dict[str, float]:
     """Return the weight of every term by its name.
 
     Args:
-        value_of: Gives the value of a key of the configuration.
+        value_of: Returns the value of a configuration key.
     """
     keys = {name: names for name, (_, names) in GENERATOR_TERMS.items()}
-    for kind in ("raw", "protected"):
-        keys |= {f"reid_{kind}_{name}": names for name, (_, names) in REID_TERMS.items()}
+    for images in ("raw", "protected"):
+        keys |= {f"reid_{images}_{name}": names for name, (_, names) in REID_TERMS.items()}
     return {name: math.prod(value_of(key) for key in names) for name, names in keys.items()}
 
 
 def discriminator_losses(
     nets: PrivacyNetworks, raw: Tensor, target: Tensor, out: PrivacyOutput, objectives: Objectives
 ) -> LossDict:
-    """Return what the discriminators minimise, unweighted: the sum of all four terms.
+    """Return the losses of the discriminators, unweighted; they minimise the sum of all four.
 
-    D1 sees (raw, anonymized) as fake and (raw, target) as real, D2 (anonymized, recovered) as fake
-    and (anonymized, raw) as real. Images are detached: nothing flows into what made them.
+    For D1 (raw, anonymized) is fake and (raw, target) is real; for D2 (anonymized, recovered) is
+    fake and (anonymized, raw) is real. Images are detached, so that generators get no gradients.
 
     Args:
         nets: The networks.
         raw: Normalised images (B, 3, H, W).
-        target: What the anonymizer should reach (B, 3, H, W).
+        target: Target of the anonymizer (B, 3, H, W).
         out: The networks' output for ``raw``.
-        objectives: Kind of adversarial loss.
+        objectives: The adversarial loss.
     """
     raw, target = raw.detach(), target.detach()
     anonymized, recovered = out.anonymized.detach(), out.recovered.detach()
@@ -179,37 +180,37 @@ def discriminator_losses(
 def generator_losses(
     nets: PrivacyNetworks, raw: Tensor, target: Tensor, out: PrivacyOutput, objectives: Objectives
 ) -> LossDict:
-    """Return what anonymizer and recovery network minimise besides the re-ID terms.
+    """Return the losses of anonymizer and recovery network, without the re-ID terms.
 
-    Call it under ``frozen(*nets.discriminators)``: gradients are meant to flow through them only.
+    Call it inside ``frozen(*nets.discriminators)``, since discriminators need no gradients here.
 
     Args:
         nets: The networks.
         raw: Normalised images (B, 3, H, W).
-        target: What the anonymizer should reach (B, 3, H, W).
-        out: The networks' output for ``raw``, attached.
-        objectives: Kind of adversarial loss.
+        target: Target of the anonymizer (B, 3, H, W).
+        out: The networks' output for ``raw``, with its graph.
+        objectives: The adversarial loss.
     """
     judge_anonymized, judge_recovered = nets.discriminators
     judged = judge_anonymized(raw, out.anonymized), judge_recovered(out.anonymized, out.recovered)
-    seen = GeneratorInput(raw, target, out, *judged)
+    inputs = GeneratorInput(raw, target, out, *judged)
     with full_precision(raw):
-        losses = {name: loss(seen, objectives) for name, (loss, _) in GENERATOR_TERMS.items()}
+        losses = {name: loss(inputs, objectives) for name, (loss, _) in GENERATOR_TERMS.items()}
     return _switched_on(losses)
 
 
 def reid_losses(out: ReIDPair, label: Tensor, objectives: Objectives) -> LossDict:
-    """Return the identity losses of each kind of image the re-ID network has seen.
+    """Return the identity losses on raw and on protected images.
 
     Args:
-        out: Outputs on raw and on protected images; a kind that is None has no terms.
+        out: Outputs for raw and for protected images; None gives no terms.
         label: Class indices (B,).
         objectives: Metric loss, smoothing and centres.
     """
-    kinds = {"raw": out.reid_raw, "protected": out.reid_protected}
+    outputs = {"raw": out.reid_raw, "protected": out.reid_protected}
     return {
-        f"reid_{kind}_{term}": value
-        for kind, output in kinds.items()
+        f"reid_{images}_{term}": value
+        for images, output in outputs.items()
         if output is not None
         for term, value in _identity_losses(output, label, objectives).items()
     }
@@ -220,8 +221,8 @@ def weighted(losses: LossDict, weights: Mapping[str, float] | None = None) -> Te
 
     Args:
         losses: Terms by name, at least one.
-        weights: Weight of each name; all 1 if None. A name without a weight is a KeyError, a
-            weight without its term is left out.
+        weights: Weight of each name; all 1 if None. A name without a weight is a KeyError;
+            further weights are ignored.
     """
     terms = torch.stack([loss.float() for loss in losses.values()])
     if weights is None:
@@ -231,15 +232,15 @@ def weighted(losses: LossDict, weights: Mapping[str, float] | None = None) -> Te
 
 @lru_cache(maxsize=16)
 def _factors(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return weights as a tensor; made once, since a GPU makes the host wait for it."""
+    """Return weights as a tensor, which is cached: copying it to a GPU makes the host wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)
 
 
 def _identity_losses(output: ReIDOutput, label: Tensor, objectives: Objectives) -> LossDict:
-    seen = ReIDInput(output, label, *objectives.whole_batch(output.feature, label))
+    inputs = ReIDInput(output, label, *objectives.whole_batch(output.feature, label))
     with full_precision(output.logits):
-        losses = {name: loss(seen, objectives) for name, (loss, _) in REID_TERMS.items()}
+        losses = {name: loss(inputs, objectives) for name, (loss, _) in REID_TERMS.items()}
     return _switched_on(losses)
 
 

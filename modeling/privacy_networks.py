@@ -1,7 +1,4 @@
-"""Holding networks still while gradients flow through them.
-
-The networks of one method as one module: five for the joint model, one for the baseline.
-"""
+"""All networks of a method as one module: five for the joint model, one for the baseline."""
 
 from __future__ import annotations
 
@@ -13,16 +10,15 @@ from torch import Tensor, nn
 from modeling.discriminator import PatchDiscriminator
 from modeling.reid_network import PrivacyOutput, ReIDNetwork, ReIDOutput, ReIDPair
 from modeling.unet import UNet
-from utils.errors import UserError
 
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Take gradients through the modules' inputs but not into their parameters.
+    """Compute gradients of the modules' inputs but not of their parameters.
 
-    Saves the weights' half of their backward pass, and keeps a generator's step from leaving
-    gradients behind in a discriminator. The backward pass may run after the context: what needs a
-    gradient is decided in the forward pass. Parameters that were frozen before stay frozen.
+    This saves half of their backward pass, and a generator's step leaves no gradients in a
+    discriminator. The backward pass may run after the context, since the forward pass determines
+    what needs a gradient. Parameters that were frozen before stay frozen.
     """
     parameters = [
         parameter
@@ -39,26 +35,20 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-OUTPUT_MODES = {  # MODEL.OUTPUT_MODE -> does the re-ID network see (raw, protected) in training?
+# Output mode -> whether the re-ID loss is computed on (raw, protected) images.
+OUTPUT_MODES = {
     "both": (True, True),
     "origin": (True, False),
     "protected": (False, True),
 }
 
 
-def _seen_by_reid(output_mode: str) -> tuple[bool, bool]:
-    if output_mode not in OUTPUT_MODES:
-        raise UserError(
-            f"MODEL.OUTPUT_MODE is {output_mode!r}; expected one of {', '.join(OUTPUT_MODES)}"
-        )
-    return OUTPUT_MODES[output_mode]
-
-
 def _reid_pair(
-    reid: ReIDNetwork, raw: Tensor, protected: Tensor, seen: tuple[bool, bool]
+    reid: ReIDNetwork, raw: Tensor, protected: Tensor, output_mode: str
 ) -> tuple[ReIDOutput | None, ReIDOutput | None]:
-    """Run the re-ID network on each kind by itself, so that each has its own batch statistics."""
-    return reid(raw) if seen[0] else None, reid(protected) if seen[1] else None
+    """Run the re-ID network on raw and protected images separately, as batch statistics differ."""
+    on_raw, on_protected = OUTPUT_MODES[output_mode]
+    return reid(raw) if on_raw else None, reid(protected) if on_protected else None
 
 
 class PrivacyNetworks(nn.Module):
@@ -67,13 +57,10 @@ class PrivacyNetworks(nn.Module):
     Args:
         anonymizer: Raw -> anonymized (G).
         recovery: Anonymized -> recovered (G_R).
-        reid: Any of them -> identity (C).
-        discriminator_anonymized: Judges (raw, anonymized) pairs (D1).
-        discriminator_recovered: Judges (anonymized, recovered) pairs (D2).
-        output_mode: Which images the re-ID network sees in training: both, origin or protected.
-
-    Raises:
-        UserError: If the output mode is unknown.
+        reid: Raw, anonymized or recovered -> identity (C).
+        discriminator_anonymized: Discriminator of (raw, anonymized) pairs (D1).
+        discriminator_recovered: Discriminator of (anonymized, recovered) pairs (D2).
+        output_mode: Images of the re-ID loss, a key of ``OUTPUT_MODES``.
     """
 
     def __init__(
@@ -87,7 +74,7 @@ class PrivacyNetworks(nn.Module):
         output_mode: str = "both",
     ) -> None:
         super().__init__()
-        self._seen = _seen_by_reid(output_mode)
+        self._output_mode = output_mode
         self.anonymizer = anonymizer
         self.recovery = recovery
         self.reid = reid
@@ -111,18 +98,18 @@ class PrivacyNetworks(nn.Module):
         }
 
     def forward(self, raw: Tensor, desensitized: Tensor | None = None) -> PrivacyOutput:
-        """Run everything but the discriminators.
+        """Run all networks except the discriminators.
 
         Args:
             raw: Normalised images (B, 3, H, W).
-            desensitized: Not looked at; it is here so that both modes are called alike.
+            desensitized: Not used; both modes are called with the same arguments.
 
         Returns:
-            Images, and re-ID outputs of the kinds that OUTPUT_MODE trains on.
+            Anonymized and recovered images, and the re-ID outputs of the output mode.
         """
         del desensitized
         anonymized = self.anonymizer(raw)
-        reid_raw, reid_protected = _reid_pair(self.reid, raw, anonymized, self._seen)
+        reid_raw, reid_protected = _reid_pair(self.reid, raw, anonymized, self._output_mode)
         return PrivacyOutput(
             reid_raw=reid_raw,
             reid_protected=reid_protected,
@@ -136,20 +123,17 @@ class ReIDOnly(nn.Module):
 
     Args:
         reid: Images -> identity (C).
-        output_mode: Which images it sees in training: both, origin or protected.
-
-    Raises:
-        UserError: If the output mode is unknown.
+        output_mode: Images of the re-ID loss, a key of ``OUTPUT_MODES``.
     """
 
     def __init__(self, reid: ReIDNetwork, *, output_mode: str = "both") -> None:
         super().__init__()
-        self._seen = _seen_by_reid(output_mode)
+        self._output_mode = output_mode
         self.reid = reid
 
     @property
     def discriminators(self) -> tuple[PatchDiscriminator, ...]:
-        """None here."""
+        """Empty: the baseline has no discriminators."""
         return ()
 
     @property
@@ -158,8 +142,8 @@ class ReIDOnly(nn.Module):
         return {"C": self.reid}
 
     def forward(self, raw: Tensor, desensitized: Tensor) -> ReIDPair:
-        """Run the re-ID network on raw and desensitized images (B, 3, H, W) as OUTPUT_MODE asks."""
-        reid_raw, reid_protected = _reid_pair(self.reid, raw, desensitized, self._seen)
+        """Run the re-ID network on raw and desensitized images (B, 3, H, W)."""
+        reid_raw, reid_protected = _reid_pair(self.reid, raw, desensitized, self._output_mode)
         return ReIDPair(reid_raw=reid_raw, reid_protected=reid_protected)
 
 

@@ -1,7 +1,4 @@
-"""What the networks return: records with named fields, never tuples of varying shape.
-
-The re-ID network: backbone, pooling, BNNeck, classifier.
-"""
+"""The re-ID network (backbone, pooling, BNNeck, classifier) and the outputs of all networks."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from modeling.backbones.registry import reid_design
 from utils.precision import full_precision
 
-# Unweighted losses under stable names, each a 0-d tensor.
+# Unweighted losses by name, each a 0-d tensor.
 LossDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class ReIDOutput:
-    """One pass of the re-ID network over B images; N identities, D features.
+    """Output of the re-ID network for B images; N identities, D features.
 
     Attributes:
         logits: Class scores (B, N).
@@ -35,11 +32,11 @@ class ReIDOutput:
 
 @dataclass(frozen=True)
 class ReIDPair:
-    """The re-ID network's passes over a batch of raw images and over their protected versions.
+    """Outputs of the re-ID network for a batch of raw images and for their protected versions.
 
     Attributes:
-        reid_raw: Output for the raw images; None where OUTPUT_MODE leaves it out.
-        reid_protected: Output for the protected images; None likewise.
+        reid_raw: Output for the raw images; None if the output mode excludes them.
+        reid_protected: Output for the protected images; None if the output mode excludes them.
     """
 
     reid_raw: ReIDOutput | None
@@ -48,7 +45,9 @@ class ReIDPair:
 
 @dataclass(frozen=True)
 class PrivacyOutput(ReIDPair):
-    """One joint pass over B raw images of H x W pixels; protected images are anonymized ones.
+    """Output of the joint model for B raw images of H x W pixels.
+
+    Protected images are the anonymized images.
 
     Attributes:
         anonymized: Anonymizer's output (B, 3, H, W) in [-1, 1].
@@ -64,10 +63,10 @@ PUBLISHED_PIXELS = PixelSpace((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 
 
 class ReIDNetwork(nn.Module):
-    """AGW (``resnet50_nl``), its smaller and plainer relatives, and whatever else is registered.
+    """AGW (``resnet50_nl``), smaller variants, and all other registered backbones.
 
-    The batch norm between the feature of the metric losses and that of the classifier (BNNeck)
-    keeps its bias at the start value 0 when trained here, but applies whatever a checkpoint holds.
+    BNNeck is the batch norm between the feature of the metric losses and that of the classifier.
+    Its bias is not trained here and stays 0; a bias from a checkpoint is applied.
 
     Source: M. Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI
     2021; BNNeck: H. Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person
@@ -82,7 +81,7 @@ class ReIDNetwork(nn.Module):
         pixels: Pixel space of the images; only timm models depend on it.
 
     Raises:
-        UserError: If the name is unknown, or the backbone cannot be built so.
+        UserError: The backbone does not support these values.
     """
 
     def __init__(
@@ -111,8 +110,8 @@ class ReIDNetwork(nn.Module):
     def forward(self, image: Tensor) -> ReIDOutput:
         """Return logits (B, N), feature and embedding (B, D) of normalised images (B, 3, H, W).
 
-        The head runs in float32 under autocast too: it is small, and metric losses and rankings
-        depend on small differences.
+        The head is computed in float32, also under autocast: it is small, and metric losses and
+        rankings depend on small differences.
         """
         feature = self.global_pool(self.base(image))
         with full_precision(feature):
@@ -121,7 +120,7 @@ class ReIDNetwork(nn.Module):
         return ReIDOutput(logits=logits, feature=feature, embedding=embedding)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Return only the embeddings (B, D), float32, for retrieval."""
+        """Return the embeddings (B, D) of normalised images, float32, for retrieval."""
         feature = self.global_pool(self.base(image))
         with full_precision(feature):
             embedding: Tensor = self.bottleneck(feature)

@@ -1,9 +1,4 @@
-"""Start values of the image-to-image networks.
-
-The nested block of the U-Net: down, whatever lies below, up, joined with its input.
-
-U-Net: the anonymizer and the recovery network.
-"""
+"""U-Net: the network of the anonymizer and of the recovery."""
 
 from __future__ import annotations
 
@@ -14,16 +9,17 @@ from torch import Tensor, nn
 
 from layers.recompute import Recomputable
 from utils.errors import UserError
+from utils.limits import NUM_DOWNS
 from utils.precision import full_precision
 
-DEVIATION = 0.02  # of convolutions around 0 and of batch-norm weights around 1
+DEVIATION = 0.02  # standard deviation of start weights
 
 
 def initialize_gan_weights(network: nn.Module) -> None:
-    """Draw convolutions from N(0, .02), batch-norm weights from N(1, .02), set biases to 0.
+    """Draw convolutions from N(0, .02) and batch-norm weights from N(1, .02); set biases to 0.
 
     Source: P. Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks",
-    CVPR 2017. Draws come from torch's global CPU generator, in the order of ``modules()``.
+    CVPR 2017. Numbers are drawn from torch's global CPU generator, in the order of ``modules()``.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -47,10 +43,10 @@ def _up(inputs: int, outputs: int, *, bias: bool = False) -> nn.ConvTranspose2d:
 
 
 class _Join(torch.autograd.Function):
-    """Concatenation along channels, whose gradients are as dense as its inputs were.
+    """Concatenation along channels with dense gradients.
 
-    Those of ``torch.cat`` are slices, every pixel of them apart from the next: batch norm on a CPU
-    takes thirty times as long for such a gradient (torch 2.14), which was 5 % of a step.
+    The gradients of ``torch.cat`` are slices whose pixels are not adjacent in memory. On a CPU
+    batch norm takes thirty times as long for such a gradient (torch 2.14), 5 % of a step.
     """
 
     @staticmethod
@@ -60,7 +56,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        # What comes up was made by a batch norm; the skip's gradient is only added to another one.
+        # `below` is the output of a batch norm; the gradient of the skip is only added to another.
         return gradient[:, : ctx.channels], gradient[:, ctx.channels :].clone()
 
 
@@ -71,8 +67,8 @@ def _join(skip: Tensor, below: Tensor) -> Tensor:
     return joined
 
 
-# Activations work in place. That changes the input that a block joins to its output, but the next
-# thing to touch the joined tensor is a ReLU, and relu(leaky_relu(x)) = relu(x).
+# Activations work in place, which changes the input that a block concatenates with its output. This
+# has no effect: the next layer is a ReLU, and relu(leaky_relu(x)) = relu(x).
 
 
 class OutermostBlock(nn.Module):
@@ -81,7 +77,7 @@ class OutermostBlock(nn.Module):
     Args:
         image_channels: Channels of the image at both ends.
         channels: Channels of the features after the down-convolution.
-        inner: Block below; it returns twice ``channels``.
+        inner: Block below; its output has twice ``channels``.
     """
 
     def __init__(self, image_channels: int, channels: int, inner: nn.Module) -> None:
@@ -100,12 +96,12 @@ class OutermostBlock(nn.Module):
 
 
 class MiddleBlock(nn.Module):
-    """A level between: batch norm on both ways.
+    """A middle level, with batch norm after both convolutions.
 
     Args:
-        outer: Channels that come in (and, beside them, go out).
+        outer: Channels of the input.
         channels: Channels after the down-convolution.
-        inner: Block below; it returns twice ``channels``.
+        inner: Block below; its output has twice ``channels``.
     """
 
     def __init__(self, outer: int, channels: int, inner: nn.Module) -> None:
@@ -121,15 +117,15 @@ class MiddleBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, outer, H, W) to (B, 2 outer, H, W): the skip first, then what came up."""
+        """Map (B, outer, H, W) to (B, 2 outer, H, W): the input, then the output of the block."""
         return _join(features, self.model(features))
 
 
 class InnermostBlock(nn.Module):
-    """The bottom: no batch norm after its down-convolution.
+    """The innermost level: no batch norm after its down-convolution.
 
     Args:
-        outer: Channels that come in (and, beside them, go out).
+        outer: Channels of the input.
         channels: Channels at the bottom.
     """
 
@@ -144,46 +140,37 @@ class InnermostBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, outer, H, W) to (B, 2 outer, H, W): the skip first, then what came up."""
+        """Map (B, outer, H, W) to (B, 2 outer, H, W): the input, then the output of the block."""
         if features.device.type != "cpu":
             return _join(features, self.model(features))
-        # oneDNN's bfloat16 convolutions read memory they never wrote where a side of the output is
-        # one pixel (torch 2.15: NaN, sometimes). These are the smallest of all: float32 is free.
+        # If a side of the output is one pixel, oneDNN's bfloat16 convolutions read uninitialised
+        # memory (torch 2.15: sometimes NaN). These maps are so small that float32 costs no time.
         with full_precision(features):
             below = self.model(features.float())
         return _join(features, below.to(features.dtype))
 
 
-MINIMUM_DOWNS = 5  # width doubles over the first three levels and must have reached its maximum
-
-
 class UNet(nn.Module, Recomputable):
     """Image-to-image network with skip connections, 256 x 128 pixels and 7 levels by default.
 
-    Width doubles from ``width`` to 8 ``width`` over the first levels and stays there. State-dict
-    keys are those of published ``unet_128`` checkpoints.
+    Width doubles from ``width`` to 8 ``width`` over the first levels, then stays constant.
+    State-dict keys are those of published ``unet_128`` checkpoints.
 
     Source: P. Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks",
     CVPR 2017.
 
     Args:
-        num_downs: Number of halvings; height and width must be divisible by 2^num_downs.
+        num_downs: Number of halvings, at least 5; height and width must be divisible by
+            2^num_downs.
         width: Channels after the first down-convolution (NGF).
-
-    Raises:
-        UserError: If there are fewer than five halvings.
     """
 
     def __init__(self, num_downs: int = 7, width: int = 64) -> None:
         super().__init__()
-        if num_downs < MINIMUM_DOWNS:
-            raise UserError(
-                f"UNET.NUM_DOWNS is {num_downs}; expected at least {MINIMUM_DOWNS}: raise it, and "
-                "INPUT.IMG_SIZE with it where that is not divisible by 2^NUM_DOWNS"
-            )
+        assert num_downs >= NUM_DOWNS[0]
         self.num_downs = num_downs
         block: nn.Module = InnermostBlock(8 * width, 8 * width)
-        for _ in range(num_downs - MINIMUM_DOWNS):
+        for _ in range(num_downs - NUM_DOWNS[0]):
             block = MiddleBlock(8 * width, 8 * width, block)
         for factor in (4, 2, 1):
             block = MiddleBlock(factor * width, 2 * factor * width, block)
@@ -194,17 +181,17 @@ class UNet(nn.Module, Recomputable):
         """Map normalised images (B, 3, H, W) to float32 images of the same shape in [-1, 1].
 
         Raises:
-            UserError: If H or W is not divisible by 2^num_downs.
+            UserError: H or W is not divisible by 2^num_downs.
         """
         check_divisible(tuple(image.shape[-2:]), self.num_downs)
         return torch.tanh(self.run_part(self.model, image).float())
 
 
 def check_divisible(size: tuple[int, ...], num_downs: int) -> None:
-    """Raise UserError unless (height, width) can be halved ``num_downs`` times."""
+    """Raise a UserError unless (height, width) can be halved ``num_downs`` times."""
     step = 2**num_downs
     if any(length < step or length % step for length in size):
         raise UserError(
-            f"INPUT.IMG_SIZE is {tuple(size)} with UNET.NUM_DOWNS {num_downs}; expected height and "
-            f"width divisible by {step}: change the size or lower UNET.NUM_DOWNS"
+            f"image size is {tuple(size)} with {num_downs} down-samplings; expected height and "
+            f"width divisible by {step}"
         )

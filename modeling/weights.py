@@ -1,7 +1,4 @@
-"""Loading state dicts by name, saying what matched and refusing what does not.
-
-ImageNet weights for the backbones: found, verified, or fetched; never replaced by chance.
-"""
+"""Load state dicts by name, and find, verify or download ImageNet weights of backbones."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from utils.tensor_files import read_tensors
 
 _LOGGER = get_logger()
 
-LISTED = 4  # names of a long list that a message shows
+LISTED = 4  # names of a long list in a message
 CLASSIFIER_KEY = "classifier.weight"
 COUNTER = "num_batches_tracked"  # batch norm's counter: absent before PyTorch 0.4.1, and unused
 
@@ -34,22 +31,22 @@ def load_matching(
     may_miss: tuple[str, ...] = (),
     may_ignore: tuple[str, ...] = (),
 ) -> None:
-    """Copy a state dict into a module; names and shapes have to agree.
+    """Copy a state dict into a module; names and shapes must agree.
 
-    Logs how many keys matched and which are missing or unexpected. Batch norm's batch counter may
-    be missing. A ``module.`` that data-parallel training put before every name is taken off. The
-    module is left untouched where anything disagrees.
+    Logs how many keys match and which are missing or unexpected. Batch norm's batch counter may be
+    missing. The prefix ``module.`` of data-parallel training is removed. If anything disagrees, the
+    module is not changed.
 
     Args:
-        module: Where to.
+        module: The module.
         state: Tensors by name.
-        source: File the state came from, for messages.
-        may_miss: Prefixes of names the state need not have.
-        may_ignore: Prefixes of names of the state to leave aside.
+        source: File of the state, for messages.
+        may_miss: Prefixes of names that may be missing in the state.
+        may_ignore: Prefixes of names in the state that are ignored.
 
     Raises:
-        UserError: If a name is missing or unexpected, or a shape differs; it says which, with the
-            file and both shapes.
+        UserError: A name is missing or unexpected, or a shape differs; names the file, the key and
+            both shapes.
     """
     state = without_prefix(state)
     own = module.state_dict()
@@ -77,12 +74,12 @@ def load_matching(
     if foreign:
         problems.append(f"the network has no {_listing(foreign)}")
     if problems:
-        # Where only the number of classes differs, the architecture is right and the data is not.
-        other_people = len(problems) == 1 and problems[0].startswith(CLASSIFIER_KEY)
+        # If only the number of classes differs, the data set is wrong, not the architecture.
+        other_identities = len(problems) == 1 and problems[0].startswith(CLASSIFIER_KEY)
         remedy = (
-            "train on the identities it was trained on"
-            if other_people and state[CLASSIFIER_KEY].shape[1:] == own[CLASSIFIER_KEY].shape[1:]
-            else "use the MODEL.NAME, MODEL.NGF, MODEL.NDF and UNET.NUM_DOWNS it was trained with"
+            "use the identities that it was trained on"
+            if other_identities and state[CLASSIFIER_KEY].shape[1:] == own[CLASSIFIER_KEY].shape[1:]
+            else "build the network with the name, widths and down-samplings of its training"
         )
         raise UserError(
             f"{source} does not fit {type(module).__name__}: {_listing(problems, '; ')}; {remedy}"
@@ -93,17 +90,17 @@ def load_matching(
 def num_classes_of(state: Mapping[str, Tensor], source: str | Path = "the re-ID checkpoint") -> int:
     """Return the number of classes N that a re-ID network's state dict was trained with.
 
-    Build the network with it before loading: the validation split of a data set leaves fewer
-    training identities than the data set has.
+    Build the network with this number before loading. With a validation split, a data set has
+    fewer training identities than in total.
 
     Raises:
-        UserError: If the state dict has no classifier weight (N, D).
+        UserError: The state dict has no classifier weight (N, D).
     """
     weight = without_prefix(state).get(CLASSIFIER_KEY)
     if weight is None or weight.ndim != 2:
         raise UserError(
-            f"{source} holds no {CLASSIFIER_KEY}; expected the state dict of a re-ID network: "
-            "point to the file of network C"
+            f"{source} contains no {CLASSIFIER_KEY}; expected the state dict of a re-ID network: "
+            "give the file of network C"
         )
     return len(weight)
 
@@ -117,7 +114,7 @@ def without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _listing(names: list[str], separator: str = ", ") -> str:
-    """Join names, the first few of a long list."""
+    """Join names; of a long list, the first few."""
     if not names:
         return "none"
     text = separator.join(names[:LISTED])
@@ -129,10 +126,10 @@ class KnownFile:
     """A published file of ImageNet weights.
 
     Attributes:
-        name: File name; the hexadecimal digits in it start the file's SHA-256.
-        what: Which weights these are.
-        sought: Whether it is looked for by itself, or used only where a path leads to it.
-        torchvision: torchvision's name for it, to download by; empty if it has none.
+        name: File name. It contains the first hexadecimal digits of the file's SHA-256.
+        what: Description of the weights.
+        sought: Whether it is searched for; otherwise it is used only if a path is given.
+        torchvision: torchvision's name of the weights, for the download; '' if it has none.
     """
 
     name: str
@@ -142,7 +139,11 @@ class KnownFile:
 
     @property
     def digest_start(self) -> str:
-        """Hexadecimal digits that the file's SHA-256 starts with."""
+        """First eight hexadecimal digits of the file's SHA-256, all that torchvision publishes.
+
+        They find damaged files. They do not exclude a forged file: 2^32 attempts find another file
+        with the same digits. The log contains the complete digest, for comparison.
+        """
         return Path(self.name).stem.rpartition("-")[2]
 
 
@@ -151,10 +152,10 @@ class ImageNetWeights:
     """The ImageNet weights of a backbone.
 
     Attributes:
-        architecture: What it is called, for messages.
-        files: Published files, at least one, in the order they are looked for.
-        may_miss: Prefixes of what of the backbone the files lack; it keeps its start values.
-        may_ignore: Prefixes of what the files hold besides, such as the classifier.
+        architecture: Name, for messages.
+        files: Published files, at least one, in the order of the search.
+        may_miss: Prefixes of the backbone's parameters that the files lack; they stay unchanged.
+        may_ignore: Prefixes of further parameters in the files, such as the classifier.
     """
 
     architecture: str
@@ -176,19 +177,22 @@ def load_imagenet_weights(
     """Load ImageNet weights into a backbone.
 
     Args:
-        backbone: Where to.
-        weights: Which.
-        path: File or folder to look in before the usual places (MODEL.PRETRAIN_PATH), or ''.
-        fetch: Downloads a file to a path; torchvision's address with a progress bar if None.
+        backbone: The backbone.
+        weights: Its weights.
+        path: File, or folder that is searched before the usual folders; '' for none.
+        fetch: Downloads a file to a path; by default from torchvision's URL, with a progress bar.
 
     Returns:
         The file that was loaded.
 
     Raises:
-        UserError: If no file can be had, with every path tried, or one does not fit.
+        UserError: There is no file (names every path that was tried), or it does not fit.
     """
     file, known = find_weights(weights, path, fetch=fetch or _fetch)
-    _LOGGER.info("ImageNet weights of %s: %s (%s)", weights.architecture, file, known.what)
+    _LOGGER.info(
+        "ImageNet weights of %s: %s (%s, SHA-256 %s)",
+        weights.architecture, file, known.what, _sha256(file),
+    )  # fmt: skip
     load_matching(
         backbone,
         read_tensors(file),
@@ -200,26 +204,26 @@ def load_imagenet_weights(
 
 
 def find_weights(weights: ImageNetWeights, path: str, *, fetch: Fetch) -> tuple[Path, KnownFile]:
-    """Return the verified weight file of a backbone, downloading it as the last resort.
+    """Return the verified weight file of a backbone; download it if it is in no folder.
 
-    Looked in, in this order: ``path``, $TORCH_HOME/hub/checkpoints, ~/.cache/torch/hub/checkpoints,
-    ./pretrained.
+    Folders in the order of the search: ``path``, $TORCH_HOME/hub/checkpoints,
+    ~/.cache/torch/hub/checkpoints, ./pretrained.
 
     Raises:
-        UserError: If there is none, with every path tried and what to do; if ``path`` does not
-            exist; or if it is a file that is none of the known ones.
+        UserError: There is no file (names every path that was tried), ``path`` does not exist, or
+            is not one of the known files.
     """
     if path and not Path(path).expanduser().exists():
         raise UserError(
-            f"MODEL.PRETRAIN_PATH is {path!r}, which does not exist; expected a file or folder "
-            "with ImageNet weights: correct it, or leave it empty to search the usual places"
+            f"the path {path!r} does not exist; expected a file or folder with ImageNet weights: "
+            "correct it, or leave it empty to search the usual folders"
         )
     if path and Path(path).expanduser().is_file():
         return _identified(Path(path).expanduser(), weights.files)
     tried: list[str] = []
     for folder in _folders(path):
         for candidate in weights.files:
-            # A folder given by hand may hold an ablation's weights, if nothing else.
+            # Weights of an ablation are used only from a folder that the user names.
             if not candidate.sought and folder != Path(path).expanduser():
                 continue
             file = folder / candidate.name
@@ -240,22 +244,22 @@ def _folders(path: str) -> list[Path]:
 
 
 def _identified(file: Path, known: tuple[KnownFile, ...]) -> tuple[Path, KnownFile]:
-    """Tell which known weights a file holds, whatever it is called."""
+    """Return the known weights in a file of any name, by its SHA-256."""
     digest = _sha256(file)
     for candidate in known:
         if digest.startswith(candidate.digest_start):
             return file, candidate
     raise UserError(
-        f"MODEL.PRETRAIN_PATH is {str(file)!r}, whose SHA-256 starts with {digest[:8]}; expected "
-        f"one of {', '.join(candidate.name for candidate in known)}: the file is damaged, or "
-        "belongs to another MODEL.NAME"
+        f"the SHA-256 of {str(file)!r} starts with {digest[:8]}; expected one of "
+        f"{', '.join(candidate.name for candidate in known)}: the file is damaged, or belongs to "
+        "another backbone"
     )
 
 
 def _problem(file: Path, known: KnownFile) -> str | None:
-    """Return why a file cannot be used, or None."""
+    """Return why a file cannot be used; None if it can."""
     if not file.is_file():
-        return "not there"
+        return "does not exist"
     try:
         digest = _sha256(file)
     except OSError as error:
@@ -269,7 +273,7 @@ def _downloaded(weights: ImageNetWeights, tried: list[str], fetch: Fetch) -> tup
     source = next((known for known in weights.files if known.torchvision), None)
     if source is not None:
         file = Path(torch.hub.get_dir()) / "checkpoints" / source.name
-        if not file.exists():  # a damaged file is reported above and left to its owner
+        if not file.exists():  # a damaged file is reported above and not deleted
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 fetch(source, file)
@@ -282,13 +286,13 @@ def _downloaded(weights: ImageNetWeights, tried: list[str], fetch: Fetch) -> tup
                 tried.append(f"download to {file} ({problem})")
     raise UserError(
         f"no ImageNet weights for {weights.architecture}; tried {'; '.join(tried)}: put "
-        f"{(source or weights.files[0]).name} into one of these folders, point "
-        "MODEL.PRETRAIN_PATH to it, or ask for random weights with MODEL.PRETRAIN_CHOICE none"
+        f"{(source or weights.files[0]).name} into one of these folders, give its path, or start "
+        "from random weights (MODEL.PRETRAIN_CHOICE none)"
     )
 
 
 def _fetch(known: KnownFile, file: Path) -> None:
-    """Download from torchvision's address; the file appears only when whole and verified."""
+    """Download from torchvision's URL; the file appears when it is complete and verified."""
     torch.hub.download_url_to_file(
         get_weight(known.torchvision).url, str(file), hash_prefix=known.digest_start, progress=True
     )

@@ -1,4 +1,4 @@
-"""From the configuration to optimisers and the schedule of their learning rate."""
+"""Build optimisers and the learning-rate schedule from the configuration."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from yacs.config import CfgNode
 
 from solver.optimizers import LearningRateSchedule, Optimizers
 
-GAN_BETAS = (0.5, 0.999)  # of everything that plays the adversarial game
+GAN_BETAS = (0.5, 0.999)  # of all networks with an adversarial loss
 REID_BETAS = (0.9, 0.999)
 BETAS = {"G": GAN_BETAS, "G_R": GAN_BETAS, "C": REID_BETAS, "D1": GAN_BETAS, "D2": GAN_BETAS}
 DISCRIMINATORS = ("D1", "D2")
 
-FUSED_DEVICES = ("cpu", "cuda")  # where one kernel does an Adam step, with the plain one's numbers
+FUSED_DEVICES = ("cpu", "cuda")  # with a fused Adam kernel, which gives the same numbers
 
 
 class HasNetworks(Protocol):
-    """Anything that gives its networks by their official letters."""
+    """Anything with networks by their official letters."""
 
     @property
     def official_networks(self) -> Mapping[str, nn.Module]:
@@ -29,10 +29,10 @@ class HasNetworks(Protocol):
 
 
 def build_optimizers(cfg: CfgNode, nets: HasNetworks, centers: nn.Module | None) -> Optimizers:
-    """Build an Adam for each network and SGD for the centres, at the rates of epoch 1.
+    """Build Adam for each network and SGD for the centres, with the rates of epoch 1.
 
-    Call it when the networks are on their device. Reads SOLVER.{BASE_LR, WEIGHT_DECAY, CENTER_LR,
-    CENTER_LOSS_WEIGHT} and what ``build_schedule`` reads.
+    Call it after the networks were moved to their device. Reads SOLVER.{BASE_LR, WEIGHT_DECAY,
+    CENTER_LR, CENTER_LOSS_WEIGHT} and the keys of ``build_schedule``.
 
     Args:
         cfg: The configuration.
@@ -71,7 +71,7 @@ def _adam(
     weight_decay: float,
     betas: tuple[float, float],
 ) -> Optimizer:
-    """Build Adam over what is trained: the BNNeck's bias, for one, is not."""
+    """Build Adam for the trained parameters; the BNNeck's bias, for example, is not trained."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     fused = all(
         parameter.device.type in FUSED_DEVICES and torch.is_floating_point(parameter)

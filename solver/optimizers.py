@@ -1,7 +1,4 @@
-"""The learning rate of each epoch.
-
-The optimisers of one training run, stepped in groups.
-"""
+"""Optimisers of a training run, stepped in groups, and the learning rate of each epoch."""
 
 from __future__ import annotations
 
@@ -14,23 +11,18 @@ from torch.optim import Optimizer
 
 from utils.errors import UserError
 
-WARMUP_METHODS = ("linear", "constant")
-
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """Warm-up, then steps; constant within an epoch.
+    """Learning rate by epoch: warm-up, then steps; constant within an epoch.
 
     Attributes:
         base_lr: Rate after the warm-up.
-        steps: Epochs, ascending, from which on (inclusive) the rate is multiplied by ``gamma``.
+        steps: Ascending epochs; from each of them on the rate is multiplied by ``gamma``.
         gamma: Factor of each step.
-        warmup_factor: Share of the rate that the warm-up starts from.
-        warmup_iters: Epochs below it are warm-up; 0 for none.
-        warmup_method: ``linear``: factor f (1 - e/n) + e/n in epoch e of n; ``constant``: factor f.
-
-    Raises:
-        UserError: If the method is unknown or the steps do not ascend.
+        warmup_factor: Factor f of the rate at the start of the warm-up.
+        warmup_iters: Number n; epochs below n are warm-up. 0 for none.
+        warmup_method: ``linear``: factor f (1 - e/n) + e/n in epoch e; ``constant``: factor f.
     """
 
     base_lr: float
@@ -39,16 +31,6 @@ class LearningRateSchedule:
     warmup_factor: float
     warmup_iters: int
     warmup_method: str
-
-    def __post_init__(self) -> None:
-        """Check what would otherwise give a wrong rate in silence."""
-        if self.warmup_method not in WARMUP_METHODS:
-            raise UserError(
-                f"SOLVER.WARMUP_METHOD is {self.warmup_method!r}; expected one of "
-                f"{', '.join(WARMUP_METHODS)}"
-            )
-        if list(self.steps) != sorted(self.steps):
-            raise UserError(f"SOLVER.STEPS is {list(self.steps)}; expected ascending epochs")
 
     def __call__(self, epoch: int) -> float:
         """Return the rate of an epoch, counted from 1."""
@@ -60,14 +42,14 @@ class LearningRateSchedule:
 
 
 class Optimizers:
-    """Optimisers by what they train.
+    """Optimisers, grouped by the networks that they train.
 
     Args:
-        main: Of anonymizer, recovery and re-ID network by letter (the baseline has only C).
-        discriminators: Of D1 and D2; empty for the baseline.
-        centers: Of the identity centres, or None without a centre loss.
-        center_loss_weight: Weight the centre loss has in the sum: the centres' gradient is divided
-            by it, so that their speed does not depend on it; above 0.
+        main: Optimisers of anonymizer, recovery and re-ID network by letter (baseline: C only).
+        discriminators: Optimisers of D1 and D2; empty for the baseline.
+        centers: Optimiser of the identity centres, or None without a centre loss.
+        center_loss_weight: Weight of the centre loss in the sum, above 0. The centres' gradient is
+            divided by it, so that their learning rate does not depend on it.
         schedule: Learning rate of each epoch, for all but the centres.
     """
 
@@ -101,12 +83,12 @@ class Optimizers:
         return self._centers
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Delete all gradients."""
         for optimizer in self._named().values():
             optimizer.zero_grad(set_to_none=True)
 
     def step_main(self) -> None:
-        """Update anonymizer, re-ID network, recovery network and centres, then drop gradients."""
+        """Update anonymizer, recovery, re-ID network and centres, then delete gradients."""
         for optimizer in self.main:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -114,7 +96,7 @@ class Optimizers:
             self._step_centers(self._centers)
 
     def step_discriminators(self) -> None:
-        """Update both discriminators, then drop their gradients."""
+        """Update both discriminators, then delete their gradients."""
         for optimizer in self.discriminators:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -126,18 +108,18 @@ class Optimizers:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`: moments and step counts.
 
-        Weight decay, betas and rates stay those of this run: a value that was changed before
-        resuming must not be undone in silence.
+        Weight decay, betas and rates stay those of this run, so that a value that was changed
+        before resuming is used.
 
         Raises:
-            UserError: If the state is of other optimisers.
+            UserError: The state belongs to other optimisers.
         """
         own = self._named()
         if set(state) != set(own):
             raise UserError(
                 f"the checkpoint has optimisers of {', '.join(sorted(state)) or 'nothing'}; this "
-                f"run has {', '.join(sorted(own))}: resume with the MODEL.MODE and "
-                "MODEL.CENTER_LOSS it was trained with"
+                f"run has {', '.join(sorted(own))}: resume with the mode and losses of the "
+                "checkpoint"
             )
         for name, optimizer in own.items():
             options = [_options(group) for group in optimizer.param_groups]
@@ -168,10 +150,11 @@ class Optimizers:
 
 
 def _lay_out_moments(optimizer: Optimizer) -> None:
-    """Keep moments in the memory format of their parameters, whatever the run before them used.
+    """Convert Adam's moments to the memory format of their parameters.
 
-    The fused kernel walks all of them side by side through memory: on a CPU it would mix up the
-    moments of one weight with another's, in silence, and on a GPU it refuses.
+    The format may have changed between two runs. The fused kernel reads parameters and moments in
+    the order of memory: on a CPU it would silently use the moments of other weights; on a GPU it
+    raises.
     """
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
@@ -184,7 +167,7 @@ def _options(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_learning_rate(optimizers: Optimizers, epoch: int) -> float:
-    """Set the rate of an epoch, counted from 1, for all but the centres' optimiser; return it."""
+    """Set the rate of an epoch (from 1) in all optimisers but that of the centres; return it."""
     rate = optimizers.schedule(epoch)
     for optimizer in optimizers.main + optimizers.discriminators:
         for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""What the re-ID network needs of a backbone."""
+"""Interface between the re-ID network and its backbones."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Backbone(nn.Module):
 
 
 class MakeBackbone(Protocol):
-    """A class of backbones, or whatever else makes one."""
+    """A class of backbones, or a function that returns a backbone."""
 
     def __call__(self, *, last_stride: int, stem_relu: bool) -> Backbone:
         """Build a backbone with random weights.
 
         Args:
-            last_stride: Stride of the last stage (MODEL.LAST_STRIDE), 1 by default.
-            stem_relu: Whether a ReLU follows the stem (MODEL.STEM_RELU), by default not.
+            last_stride: Stride of the last stage, 1 by default.
+            stem_relu: Whether a ReLU follows the stem, False by default.
 
         Raises:
-            UserError: It cannot be built so. One that has no such part refuses all but the default.
+            UserError: The backbone has no such part, and the value is not the default.
         """
         ...

@@ -12,7 +12,6 @@ from layers.non_local import NonLocalBlock
 from layers.recompute import Recomputable
 from modeling.backbones.base import Backbone
 from modeling.weights import ImageNetWeights, KnownFile
-from utils.errors import UserError
 
 
 def _weights(architecture: str, *files: KnownFile) -> ImageNetWeights:
@@ -39,21 +38,18 @@ RESNET101_WEIGHTS = _weights(
 
 
 class ResNetBackbone(ClassificationResNet, Backbone, Recomputable):
-    """torchvision's ResNet without its head, changed as the AGW family of re-ID networks asks.
+    """torchvision's ResNet without its head, with the changes of AGW.
 
     Args:
         block: Residual block.
         depths: Blocks in each of the four stages.
-        non_local: Non-local blocks after the last so many blocks of layer2 and of layer3.
+        non_local: Numbers of non-local blocks, after the last blocks of layer2 and of layer3.
         last_stride: Stride of layer4, 1 or 2; 1 keeps twice the resolution.
         stem_relu: Whether a ReLU follows the stem's batch norm. Published AGW checkpoints were
             trained without it.
-
-    Raises:
-        UserError: If the stride is neither 1 nor 2.
     """
 
-    # Made by torchvision, which tells no types.
+    # Created by torchvision, which has no type annotations.
     conv1: nn.Module
     bn1: nn.Module
     relu: nn.Module
@@ -72,8 +68,6 @@ class ResNetBackbone(ClassificationResNet, Backbone, Recomputable):
         last_stride: int,
         stem_relu: bool,
     ) -> None:
-        if last_stride not in (1, 2):
-            raise UserError(f"MODEL.LAST_STRIDE is {last_stride}; expected 1 or 2")
         super().__init__(block, list(depths))
         del self.fc, self.avgpool
         self.stem_relu = stem_relu
@@ -98,18 +92,18 @@ class ResNetBackbone(ClassificationResNet, Backbone, Recomputable):
     def _stage(
         self, features: Tensor, stage: nn.Module, non_local: nn.ModuleList | tuple[()] = ()
     ) -> Tensor:
-        """Run a stage with one non-local block after each of its last ``len(non_local)`` blocks."""
+        """Run a stage, with one non-local block after each of its last blocks."""
         blocks = list(stage.children())
-        first = len(blocks) - len(non_local)
+        plain = len(blocks) - len(non_local)
         for index, block in enumerate(blocks):
             features = self.run_part(block, features)
-            if index >= first:
-                features = self.run_part(non_local[index - first], features)
+            if index >= plain:
+                features = self.run_part(non_local[index - plain], features)
         return features
 
 
 def _set_stride(block: nn.Module, stride: int) -> None:
-    """Set the stride of a stage's first block: on the 3x3 convolution that bears it, and beside."""
+    """Set the stride of a stage's first block, in its 3x3 convolution and in its shortcut."""
     strided = block.conv2 if isinstance(block, Bottleneck) else block.conv1
     assert isinstance(strided, nn.Conv2d)
     assert isinstance(block.downsample, nn.Sequential)

@@ -49,7 +49,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_command_lines_mean_exactly_what_they_say(name: str) -> None:
+def test_published_command_lines_change_only_their_keys(name: str) -> None:
     overrides, expected = PUBLISHED[name]
     found = changes(default_config(), load(BASELINE, overrides))
     assert {name: now for name, (_, now) in found.items()} == {**COMMON, **expected}
@@ -110,12 +110,12 @@ CONVERSIONS = [
 
 
 @pytest.mark.parametrize(("name", "text", "expected"), CONVERSIONS)
-def test_a_text_becomes_the_value_that_was_meant(name: str, text: str, expected: object) -> None:
+def test_text_becomes_a_value(name: str, text: str, expected: object) -> None:
     if expected is None:
         with pytest.raises(ConfigError) as caught:
             load(None, [name, text])
         assert caught.value.problems == (
-            f"{name} is {text!r}; expected {KEY_BY_NAME[name].kind.describe()}",
+            f"{name} is {text!r}; expected {KEY_BY_NAME[name].allowed.describe()}",
         )
     else:
         value = get_value(load(None, [name, text]), name)
@@ -132,7 +132,20 @@ YAML = [
     ("INPUT: {RADIUS: 24}", "INPUT.RADIUS", 24.0),
     ("MODEL: {VAL_R1: .inf}", "MODEL.VAL_R1", math.inf),
     ("MODEL: {VAL_R1: inf}", "MODEL.VAL_R1", math.inf),
-    ("INPUT: {IMG_SIZE: (384, 128)}", "INPUT.IMG_SIZE", None),  # YAML reads a key without a value
+    ("INPUT: {IMG_SIZE: (384, 128)}", "INPUT.IMG_SIZE", None),  # YAML reads the keys (384 and 128)
+    ("OUTPUT_DIR: 010", "OUTPUT_DIR", "010"),
+    ("OUTPUT_DIR: 0x1F", "OUTPUT_DIR", "0x1F"),
+    ("OUTPUT_DIR: 12:30", "OUTPUT_DIR", "12:30"),
+    ("OUTPUT_DIR: 2024-01-01", "OUTPUT_DIR", "2024-01-01"),
+    ("OUTPUT_DIR: 1e3", "OUTPUT_DIR", "1e3"),
+    ("OUTPUT_DIR: 007.50", "OUTPUT_DIR", "007.50"),
+    ("OUTPUT_DIR: on", "OUTPUT_DIR", "on"),
+    ("OUTPUT_DIR: null", "OUTPUT_DIR", "null"),
+    ("DATASETS: {ROOT_DIR: 0o17}", "DATASETS.ROOT_DIR", "0o17"),
+    ("MODEL: {DEVICE_ID: 00}", "MODEL.DEVICE_ID", "00"),
+    ("SOLVER: {MAX_EPOCHS: 1_0}", "SOLVER.MAX_EPOCHS", 10),
+    ("SOLVER: {RESUME: yes}", "SOLVER.RESUME", True),
+    ("INPUT: {IMG_SIZE: [384, 128]}", "INPUT.IMG_SIZE", (384, 128)),
     ("INPUT: {IMG_SIZE: '(384, 128)'}", "INPUT.IMG_SIZE", (384, 128)),
     ("DATASETS: {NAMES: ('market1501')}", "DATASETS.NAMES", "market1501"),
     ("DATASETS: {NAMES: [a, b]}", "DATASETS.NAMES", None),
@@ -143,7 +156,9 @@ YAML = [
 
 
 @pytest.mark.parametrize(("text", "name", "expected"), YAML)
-def test_yaml_traps(text: str, name: str, expected: object, tmp_path: Path) -> None:
+def test_yaml_values_are_read_as_on_the_command_line(
+    text: str, name: str, expected: object, tmp_path: Path
+) -> None:
     path = tmp_path / "c.yml"
     path.write_text(text)
     if expected is None:
@@ -157,14 +172,21 @@ def test_yaml_traps(text: str, name: str, expected: object, tmp_path: Path) -> N
 
 BROKEN = [
     ("MODEL: [1", "not valid YAML: line"),
-    ("MODEL: {NAME: resnet50}\nMODEL: {MODE: C}", "line 2: the key MODEL stands twice"),
-    ("MODEL: {MODE: C, MODE: GCR}", "the key MODE stands twice"),
-    ("- 1", "holds a list; expected sections"),
-    ("MODEL: 3", "MODEL in .* is 3; expected a section"),
+    ("MODEL: {NAME: resnet50}\nMODEL: {MODE: C}", "line 2: the key MODEL is repeated"),
+    ("MODEL: {MODE: C, MODE: GCR}", "the key MODE is repeated"),
+    ("- 1", "is a list; expected sections"),
+    ("MODEL: 3", "MODEL in .* is '3'; expected a section"),
     ("MODLE: {NAME: x}", "did you mean MODEL"),
-    ("MODEL: {NAME: {X: 1}}", "MODEL.NAME is {'X': 1}"),
+    ("MODEL: {NAME: {X: 1}}", "MODEL.NAME is {'X': '1'}"),
     ("3: x", "3 is not a key"),
-    ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ("!!python/object/apply:os.system ['true']", "is a list; expected sections"),
+    # Aliases can describe an endless or a huge value in a few lines.
+    ("OUTPUT_DIR: &a [*a]", r"line 1: the alias \*a is not supported"),
+    ("MODEL: &a {NAME: *a}", r"the alias \*a is not supported"),
+    ("A: &a [x, x]\nB: &b [*a, *a]", r"line 2: the alias \*a is not supported"),
+    ("OUTPUT_DIR: " + "[" * 100_000, "nested too deeply"),
+    ("OUTPUT_DIR: " + "x" * 300_000, "more than 256 KiB"),
+    ("OUTPUT_DIR: " + "[" * 90 + "]" * 90, "OUTPUT_DIR is"),
 ]
 
 
@@ -176,7 +198,7 @@ def test_broken_files_are_named(text: str, words: str, tmp_path: Path) -> None:
         load(path)
 
 
-def test_missing_file_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_a_missing_file_and_one_that_is_not_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not exist; .*AGW_baseline\.yml"):
         load(ROOT / "configs/AGW.yml")
     (tmp_path / "c.yml").write_bytes(b"\xff\xfe\x00")
@@ -198,7 +220,7 @@ def test_changes_name_old_and_new_value_of_each_key_that_differs() -> None:
     }
 
 
-def test_result_is_frozen_and_calls_share_nothing() -> None:
+def test_the_result_is_frozen_and_not_shared() -> None:
     cfg = load()
     with pytest.raises(AttributeError):
         cfg.MODEL.NAME = "x"

@@ -10,8 +10,8 @@ BAD = [
     (["MODEL.NAM", "x"], "MODEL.NAM is not a key of the configuration; did you mean MODEL.NAME?"),
     (["model.name", "x"], "did you mean MODEL.NAME?"),
     (["DATASETS.NAME", "x"], "did you mean DATASETS.NAMES?"),
-    (["SOLVER.SEED", "3", "--config_file", "x.yml"], "option --config_file stands after a key"),
-    (["--config_file=x.yml", "SOLVER.SEED", "3"], "option --config_file stands after a key"),
+    (["SOLVER.SEED", "3", "--config_file", "x.yml"], "option --config_file is after a key"),
+    (["--config_file=x.yml", "SOLVER.SEED", "3"], "option --config_file is after a key"),
     (["MAX_EPOCHS", "3"], "did you mean SOLVER.MAX_EPOCHS?"),
     (["INPUT.SEED", "3"], "did you mean SOLVER.SEED or SYNTHETIC.SEED?"),
     (["QQQ.QQQ", "3"], "QQQ.QQQ is not a key of the configuration; expected a key of"),
@@ -29,14 +29,14 @@ BAD = [
     (["UNET.NUM_DOWNS", "4"], "UNET.NUM_DOWNS is '4'; expected a whole number from 5 to 10"),
     (["INPUT.RADIUS", "0"], "INPUT.RADIUS is '0'; expected a number above 0"),
     (["INPUT.RADIUS", "0.5"], "expected a whole number of pixels, 2 or more"),
-    (["INPUT.RADIUS", "1"], "INPUT.RADIUS is 1"),
+    (["INPUT.RADIUS", "1"], "2 or more (INPUT.RADIUS)"),
     (["INPUT.TYPE", "noise"], "expected a standard deviation"),
     (["INPUT.PADDING", "128"], "INPUT.PADDING is 128; expected less than the image's shorter side"),
     (["SOLVER.IMS_PER_BATCH", "81"], "SOLVER.IMS_PER_BATCH is 81; expected a multiple"),
     (["SOLVER.IMS_PER_BATCH", "4"], "at least 2 identities, such as 8"),
     (["SOLVER.STEPS", "[80, 40]"], "SOLVER.STEPS is [80, 40]; expected epochs in increasing order"),
     (["SOLVER.STEPS", "[40, 40]"], "each once"),
-    (["MODEL.PRETRAIN_CHOICE", "self"], "expected the folder that holds the checkpoint"),
+    (["MODEL.PRETRAIN_CHOICE", "self"], "expected the folder of the checkpoint"),
     (["MODEL.PRETRAIN_DIR", "./x"], "would not be read; expected MODEL.PRETRAIN_CHOICE self"),
     (["TEST.EVALUATE_ONLY", "on"], "TEST.EVALUATE_ONLY is on without a checkpoint"),
     (["LOSS.TRIPLET_NORMALIZED", "True", "MODEL.WEIGHT_REGULARIZED_TRIPLET", "off"],
@@ -44,11 +44,18 @@ BAD = [
     (["OUTPUT_DIR", " "], "OUTPUT_DIR is ' '; expected a path"),
     (["DATASETS.NAMES", "('a', 'b')"], "expected the name of one data set"),
     (["INPUT.PIXEL_STD", "(0.5, 0, 0.5)"], "each a number above 0 and at most 10"),
+    # Sizes that would allocate all memory.
+    (["UNET.NUM_DOWNS", "1000000000"], "expected a whole number from 5 to 10"),
+    (["INPUT.IMG_SIZE", "[1000000000, 128]"], "each a whole number from 16 to 4,096"),
+    (["MODEL.NGF", "100000"], "expected a whole number from 1 to 1,024"),
+    (["MODEL.NDF", "0x" + "f" * 5000], "expected a whole number from 1 to 1,024"),
+    (["SOLVER.IMS_PER_BATCH", "10000000000"], "expected a whole number from 1 to 65,536"),
+    (["SOLVER.STEPS", str(list(range(1, 1002)))], "SOLVER.STEPS is '[1, 2, 3,"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(b[0]) for b in BAD])
-def test_a_mistake_gives_one_sentence_with_the_remedy(overrides: list[str], words: str) -> None:
+@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(b[0])[:60] for b in BAD])
+def test_a_mistake_is_one_sentence_with_the_remedy(overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, overrides)
     assert len(caught.value.problems) == 1
@@ -58,7 +65,7 @@ def test_a_mistake_gives_one_sentence_with_the_remedy(overrides: list[str], word
 
 
 GOOD = [
-    ["MODEL.MODE", "C", "MODEL.VAL_R1", "0.5"],  # a baseline of a file that upgrades
+    ["MODEL.MODE", "C", "MODEL.VAL_R1", "0.5"],  # a baseline from a file with upgradation
     ["MODEL.MODE", "C", "INPUT.IMG_SIZE", "(250, 100)"],
     ["INPUT.TYPE", "noise", "INPUT.RADIUS", "0.5"],
     ["INPUT.TYPE", "blur", "INPUT.RADIUS", "1.5"],
@@ -74,11 +81,11 @@ GOOD = [
 
 
 @pytest.mark.parametrize("overrides", GOOD, ids=" ".join)
-def test_what_goes_together_is_let_through(overrides: list[str]) -> None:
+def test_allowed_combinations(overrides: list[str]) -> None:
     load(None, overrides)
 
 
-def test_all_problems_come_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     overrides = [item for bad, _ in BAD[:1] + BAD[6:7] + BAD[22:23] for item in bad]
     with pytest.raises(ConfigError) as caught:
         load(None, overrides)

@@ -68,7 +68,16 @@ def test_equality_and_pickling() -> None:
     assert PixelSpace((0, 0, 0), (1, 1, 1)) != SPACE
 
 
-@pytest.mark.parametrize(("mean", "std"), [((0, 0), (1, 1, 1)), ((0, 0, 0), (1, 0, 1))])
-def test_impossible_constants_are_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match="INPUT.PIXEL_MEAN and INPUT.PIXEL_STD"):
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0, 0), (1, 1, 1)),
+        ((0, 0, 0), (1, 0, 1)),
+        ((0, 0, 0), (1, float("nan"), 1)),
+        (("x", 0, 0), (1, 1, 1)),
+        ((10**400, 0, 0), (1, 1, 1)),
+    ],
+)
+def test_impossible_constants_are_errors(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="mean and standard deviation of pixels"):
         PixelSpace(mean, std)

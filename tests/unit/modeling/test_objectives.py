@@ -1,4 +1,4 @@
-"""Loss terms, whose gradients they are, and their weighted sum."""
+"""Loss terms, the networks that get their gradients, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from modeling.objectives import (
 )
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly, frozen
 from modeling.reid_network import ReIDOutput, ReIDPair
+from utils.config_tree import changed
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def test_discriminators_see_the_pairs_of_the_method(make_cfg: MakeCfg) -> None:
     expect(losses["gan_recovered"], second(out.anonymized, out.recovered), 1)
 
 
-def test_a_discriminator_step_leaves_the_generators_alone(make_cfg: MakeCfg) -> None:
+def test_a_discriminator_step_gives_generators_no_gradients(make_cfg: MakeCfg) -> None:
     nets, objectives = build(make_cfg)
     raw, target = images()
     out = nets(raw)
@@ -138,7 +139,7 @@ def test_a_discriminator_step_leaves_the_generators_alone(make_cfg: MakeCfg) -> 
         assert not any(has_gradients(network))
 
 
-def test_a_generator_step_leaves_the_discriminators_alone(make_cfg: MakeCfg) -> None:
+def test_a_generator_step_gives_discriminators_no_gradients(make_cfg: MakeCfg) -> None:
     nets, objectives = build(make_cfg)
     raw, target = images()
     out = nets(raw)
@@ -187,7 +188,7 @@ def test_frozen_restores_after_an_error_and_leaves_frozen_parameters_frozen() ->
     ("output_mode", "kinds"),
     [("both", {"raw", "protected"}), ("origin", {"raw"}), ("protected", {"protected"})],
 )
-def test_output_mode_says_where_the_identity_loss_is_taken(
+def test_the_output_mode_chooses_the_images_of_the_identity_loss(
     make_cfg: MakeCfg, mode: str, output_mode: str, kinds: set[str]
 ) -> None:
     nets, objectives = build(make_cfg, "MODEL.MODE", mode, "MODEL.OUTPUT_MODE", output_mode)
@@ -213,7 +214,9 @@ def test_modes(make_cfg: MakeCfg) -> None:
 
 
 @pytest.mark.parametrize("mode", ["GCR", "C"])
-def test_activations_are_recomputed_only_if_asked_for(make_cfg: MakeCfg, mode: str) -> None:
+def test_grad_checkpoint_chooses_whether_activations_are_recomputed(
+    make_cfg: MakeCfg, mode: str
+) -> None:
     for words, chosen in (((), False), (("SOLVER.GRAD_CHECKPOINT", "True"), True)):
         nets, _ = build(make_cfg, "MODEL.MODE", mode, *words)
         parts = [module for module in nets.modules() if isinstance(module, Recomputable)]
@@ -243,7 +246,7 @@ def test_options_reach_the_losses(make_cfg: MakeCfg) -> None:
     weighted(judged).backward()
 
 
-def test_normalised_triplet_and_smoothing_are_those_of_the_configuration(make_cfg: MakeCfg) -> None:
+def test_normalised_triplet_and_smoothing_follow_the_configuration(make_cfg: MakeCfg) -> None:
     torch.manual_seed(2)
     features = torch.randn(BATCH, 8)
     plain = build(make_cfg)[1].triplet
@@ -252,12 +255,12 @@ def test_normalised_triplet_and_smoothing_are_those_of_the_configuration(make_cf
     assert not torch.allclose(plain(7 * features, LABEL), plain(features, LABEL))
 
     logits = torch.randn(BATCH, CLASSES)
-    seen = ReIDPair(ReIDOutput(logits=logits, feature=features, embedding=features), None)
+    outputs = ReIDPair(ReIDOutput(logits=logits, feature=features, embedding=features), None)
     for words, share in (((), 0.1), (("LOSS.LABEL_SMOOTHING", "0.3"), 0.3)):
         _, objectives = build(make_cfg, "MODEL.CENTER_LOSS", "off", *words)
         target = (1 - share) * functional.one_hot(LABEL, CLASSES) + share / CLASSES
         expected = -(target * logits.log_softmax(1)).sum(1).mean()
-        losses = reid_losses(seen, LABEL, objectives)
+        losses = reid_losses(outputs, LABEL, objectives)
         torch.testing.assert_close(losses["reid_raw_cross_entropy"], expected)
 
 
@@ -276,16 +279,27 @@ def test_losses_are_float32_under_autocast(make_cfg: MakeCfg) -> None:
         assert parameter.grad is None or parameter.grad.isfinite().all()
 
 
-def test_a_loss_without_a_weight_is_a_mistake() -> None:
-    with pytest.raises(KeyError, match="unheard_of"):
-        weighted({"unheard_of": torch.zeros(())}, {})
+def test_a_loss_without_a_weight_is_an_error() -> None:
+    with pytest.raises(KeyError, match="unknown_term"):
+        weighted({"unknown_term": torch.zeros(())}, {})
 
 
-def test_a_size_that_cannot_be_halved_is_refused_before_anything_is_built(
-    make_cfg: MakeCfg,
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("UNET.NUM_DOWNS", 7, r"divisible by 128 \(INPUT\.IMG_SIZE, UNET\.NUM_DOWNS\)"),
+        ("UNET.NUM_DOWNS", 10**9, r"UNET\.NUM_DOWNS is 1000000000; expected .* from 5 to 10"),
+        ("UNET.NUM_DOWNS", "7", r"UNET\.NUM_DOWNS is '7'; expected a whole number"),
+        ("INPUT.IMG_SIZE", (10**9, 64), r"INPUT\.IMG_SIZE is 1000000000; .* to 4096"),
+        ("INPUT.IMG_SIZE", (64,), r"INPUT\.IMG_SIZE is \(64,\); expected height and width"),
+        ("MODEL.NGF", 10**9, r"MODEL\.NGF is 1000000000; expected .* to 1024"),
+        ("MODEL.NDF", 10**9, r"MODEL\.NDF is 1000000000; expected .* to 1024"),
+    ],
+)
+def test_a_wrong_size_is_an_error_before_anything_is_allocated(
+    make_cfg: MakeCfg, name: str, value: object, message: str
 ) -> None:
-    cfg = make_cfg("MODEL.PRETRAIN_CHOICE", "none")
-    cfg.defrost()
-    cfg.UNET.NUM_DOWNS = 7
-    with pytest.raises(UserError, match="lower UNET.NUM_DOWNS"):
+    """Checkpoints record these sizes, so they can be hostile."""
+    cfg = changed(make_cfg("MODEL.PRETRAIN_CHOICE", "none"), {name: value})
+    with pytest.raises(UserError, match=message):
         build_networks(cfg, CLASSES)

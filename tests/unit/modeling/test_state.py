@@ -1,4 +1,4 @@
-"""State dicts are loaded by name; what does not fit is named and changes nothing."""
+"""State dicts are loaded by name; a mismatch is named and changes nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_old_file_may_lack_batch_counters() -> None:
     expect_equal(module, state | {"1.num_batches_tracked": torch.tensor(0)})
 
 
-def test_the_prefix_of_data_parallel_training_is_taken_off() -> None:
+def test_the_prefix_of_data_parallel_training_is_removed() -> None:
     module, state = network(), state_of_another()
     load_matching(module, {f"module.{key}": value for key, value in state.items()}, "dp.pth")
     expect_equal(module, state)
@@ -54,7 +54,7 @@ def test_the_prefix_of_data_parallel_training_is_taken_off() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"0.weight": None}, r"c\.pth does not fit Sequential: it lacks 0\.weight; use the"),
+        ({"0.weight": None}, r"c\.pth does not fit Sequential: it lacks 0\.weight; build the"),
         ({"2.weight": torch.ones(1)}, r"c\.pth .* the network has no 2\.weight"),
         (
             {"0.weight": torch.ones(3, 5)},
@@ -62,7 +62,7 @@ def test_the_prefix_of_data_parallel_training_is_taken_off() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(
+def test_a_mismatch_is_named_and_nothing_is_loaded(
     change: dict[str, Tensor | None], message: str
 ) -> None:
     module = network()
@@ -93,13 +93,13 @@ def test_number_of_classes_comes_from_the_checkpoint() -> None:
     assert num_classes_of({f"module.{key}": value for key, value in state.items()}) == 17
     load_matching(ReIDNetwork(num_classes_of(state), "resnet18"), state, "C.pth")
     shapes = r"classifier.weight has shape \(17, 512\), the network"
-    with pytest.raises(UserError, match=shapes) as told:
+    with pytest.raises(UserError, match=shapes) as raised:
         load_matching(ReIDNetwork(16, "resnet18"), state, "C.pth")
-    # Another data set, not another architecture: naming MODEL.NAME would send people astray.
-    assert "identities it was trained on" in str(told.value)
-    assert "MODEL.NAME" not in str(told.value)
+    # The data set is wrong, not the architecture.
+    assert "identities that it was trained on" in str(raised.value)
+    assert "name, widths" not in str(raised.value)
 
 
 def test_a_state_without_classifier_has_no_number_of_classes() -> None:
-    with pytest.raises(UserError, match=r"G\.pth holds no classifier\.weight"):
+    with pytest.raises(UserError, match=r"G\.pth contains no classifier\.weight"):
         num_classes_of(state_of_another(), "G.pth")

@@ -1,11 +1,12 @@
-"""ImageNet weights: where they are looked for, what is believed, what is said without them.
+"""ImageNet weights: the folders that are searched, the verification, and messages.
 
-Small files stand in for the published ones: which files are known is an argument.
+Small files replace the published ones, since the known files are an argument.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWeights:
-    """Known files V1, old and V2 of 'resnet18', with every usual place inside tmp_path."""
+    """Known files V1, old and V2 of 'resnet18', with every usual folder inside tmp_path."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.chdir(tmp_path)
@@ -42,7 +43,7 @@ def find(fake: FakeWeights, path: str = "") -> tuple[Path, str]:
 @pytest.mark.parametrize(
     "folder", ["torch/hub/checkpoints", "home/.cache/torch/hub/checkpoints", "pretrained"]
 )
-def test_usual_places(fake: FakeWeights, folder: str) -> None:
+def test_usual_folders(fake: FakeWeights, folder: str) -> None:
     file = fake.put("V1", folder)
     found, what = find(fake)
     assert found.resolve() == file
@@ -62,19 +63,19 @@ def test_a_given_folder_and_a_given_file_come_first(fake: FakeWeights) -> None:
     assert find(fake, str(file)) == (file, "old")
 
 
-def test_a_renamed_file_is_known_by_its_content(fake: FakeWeights) -> None:
+def test_a_renamed_file_is_recognised_by_its_digest(fake: FakeWeights) -> None:
     file = fake.put("V2", "mine").rename(fake.root / "mine" / "weights.pth")
     assert find(fake, str(file)) == (file, "V2")
 
 
-def test_the_ablation_is_never_taken_by_itself(fake: FakeWeights) -> None:
+def test_weights_of_the_ablation_are_not_searched_for(fake: FakeWeights) -> None:
     fake.put("V2", "pretrained")
     with pytest.raises(UserError, match="no ImageNet weights for resnet18"):
         find(fake)
     assert find(fake, "pretrained")[1] == "V2"
 
 
-def test_a_damaged_file_is_passed_over_and_named(fake: FakeWeights) -> None:
+def test_a_damaged_file_is_skipped_and_named(fake: FakeWeights) -> None:
     damaged = fake.put("V1", "torch/hub/checkpoints")
     damaged.write_bytes(damaged.read_bytes()[:-1])
     good = fake.put("V1", "pretrained")
@@ -95,19 +96,19 @@ def test_failure_lists_every_path_and_what_to_do(fake: FakeWeights) -> None:
         for what in ("V1", "old"):
             assert str(folder / fake.known[what].name) in text
     assert "no route to host" in text
-    assert "MODEL.PRETRAIN_PATH" in text
+    assert "give its path" in text
     assert "MODEL.PRETRAIN_CHOICE none" in text
     assert "\n" not in text
 
 
-def test_a_path_that_is_wrong_is_not_passed_over(fake: FakeWeights) -> None:
+def test_a_wrong_path_is_an_error(fake: FakeWeights) -> None:
     fake.put("V1", "pretrained")
-    with pytest.raises(UserError, match="MODEL.PRETRAIN_PATH is 'mine', which does not exist"):
+    with pytest.raises(UserError, match="the path 'mine' does not exist"):
         find(fake, "mine")
     foreign = fake.root / "foreign.pth"
     foreign.write_bytes(b"<html>")
     digest = hashlib.sha256(b"<html>").hexdigest()[:8]
-    with pytest.raises(UserError, match=f"foreign.pth', whose SHA-256 starts with {digest}"):
+    with pytest.raises(UserError, match=f"the SHA-256 of .*foreign.pth' starts with {digest}"):
         find(fake, str(foreign))
 
 
@@ -133,7 +134,7 @@ def test_download_is_the_last_resort_and_verified(fake: FakeWeights) -> None:
         find_weights(fake.weights, "", fetch=proxy_page)
 
 
-def test_files_that_nobody_offers_are_only_looked_for(fake: FakeWeights) -> None:
+def test_files_without_a_download_are_only_searched_for(fake: FakeWeights) -> None:
     weights = replace(fake.weights, files=(fake.known["old"],))
     with pytest.raises(UserError, match=f"put {fake.known['old'].name} into one of these folders"):
         find_weights(weights, "", fetch=no_network)
@@ -141,7 +142,7 @@ def test_files_that_nobody_offers_are_only_looked_for(fake: FakeWeights) -> None
     assert find_weights(weights, "", fetch=no_network)[0].resolve() == file
 
 
-def test_a_backbone_without_imagenet_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_without_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = replace(REID_DESIGNS["resnet18"], imagenet=None)
     monkeypatch.setitem(REID_DESIGNS, "plain", plain)
     with pytest.raises(UserError) as caught:
@@ -158,10 +159,14 @@ def backbone(name: str = "resnet18_nl") -> Backbone:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_nl"])
-def test_weights_are_loaded_by_name(fake: FakeWeights, name: str) -> None:
+def test_weights_are_loaded_by_name(
+    fake: FakeWeights, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     fake.put("V1", "pretrained")
     network = backbone(name)
-    load_imagenet_weights(network, fake.weights, fetch=no_network)
+    with caplog.at_level(logging.INFO):
+        load_imagenet_weights(network, fake.weights, fetch=no_network)
+    assert f"SHA-256 {hashlib.sha256(fake.content['V1']).hexdigest()}" in caplog.text
     loaded = network.state_dict()
     for key, value in fake.state.items():
         if not key.startswith("fc."):
@@ -189,7 +194,7 @@ def test_only_the_head_and_counters_may_differ(
             load_imagenet_weights(backbone(), fake.weights, fetch=no_network)
 
 
-def test_a_file_that_is_no_state_dict_is_named(fake: FakeWeights) -> None:
+def test_a_file_that_is_not_a_state_dict_is_named(fake: FakeWeights) -> None:
     fake.content["V1"] = b"not a pickle"
     fake.put("V1", "pretrained")
     with pytest.raises(UserError, match="is not a file of tensors"):

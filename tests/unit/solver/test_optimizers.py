@@ -1,4 +1,4 @@
-"""Optimisers: who is trained how, in which group, and what is kept."""
+"""Optimisers: their settings, their groups, and their state over a resume."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_parameters_that_are_not_trained_are_left_out(make_cfg: MakeCfg) -> None
     assert (nets.official_networks["C"].bias == 3.0).all()  # no decay either
 
 
-def test_groups_step_by_themselves_and_drop_their_gradients(make_cfg: MakeCfg) -> None:
+def test_groups_are_stepped_separately_and_delete_their_gradients(make_cfg: MakeCfg) -> None:
     nets = Nets()
     optimizers = build(make_cfg, nets)
     start = weights(nets)
@@ -89,7 +89,7 @@ def test_groups_step_by_themselves_and_drop_their_gradients(make_cfg: MakeCfg) -
 
 
 @pytest.mark.parametrize("weight", [5e-4, 1.0])
-def test_centers_move_by_their_own_rate_whatever_the_loss_weighs(
+def test_the_rate_of_the_centers_does_not_depend_on_the_loss_weight(
     make_cfg: MakeCfg, weight: float
 ) -> None:
     centers = CenterLoss(3, 2)
@@ -138,7 +138,7 @@ def test_the_fused_step_equals_the_plain_one(make_cfg: MakeCfg) -> None:
     torch.testing.assert_close(weights(nets)["C"], weights(twin)["C"], rtol=1e-5, atol=1e-7)
 
 
-def test_a_restored_run_goes_on_alike(make_cfg: MakeCfg) -> None:
+def test_a_restored_run_continues_identically(make_cfg: MakeCfg) -> None:
     nets, centers = Nets(), CenterLoss(2, 2)
     optimizers = build(make_cfg, nets, centers)
     nets.backward()
@@ -157,7 +157,7 @@ def test_a_restored_run_goes_on_alike(make_cfg: MakeCfg) -> None:
 
 
 @pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
-def test_moments_of_another_memory_format_go_on_alike(
+def test_moments_of_another_memory_format_are_converted(
     make_cfg: MakeCfg, before: torch.memory_format
 ) -> None:
     """RUNTIME.CHANNELS_LAST may change between a run and its resume."""
@@ -180,7 +180,7 @@ def test_moments_of_another_memory_format_go_on_alike(
     torch.testing.assert_close(weights(twin)["C"], weights(nets)["C"])
 
 
-def test_what_was_changed_before_resuming_holds(make_cfg: MakeCfg) -> None:
+def test_values_changed_before_a_resume_are_used(make_cfg: MakeCfg) -> None:
     saved = build(make_cfg, Nets(("C",)), CenterLoss(2, 2)).state_dict()
     cfg = make_cfg("SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.CENTER_LR", "0.75")
     optimizers = build_optimizers(cfg, Nets(("C",)), CenterLoss(2, 2))
@@ -190,7 +190,7 @@ def test_what_was_changed_before_resuming_holds(make_cfg: MakeCfg) -> None:
     assert optimizers.centers.param_groups[0]["lr"] == 0.75
 
 
-def test_state_of_other_optimisers_is_refused(make_cfg: MakeCfg) -> None:
+def test_state_of_other_optimisers_is_an_error(make_cfg: MakeCfg) -> None:
     joint = build(make_cfg, Nets(), CenterLoss(2, 2)).state_dict()
     alone = build(make_cfg, Nets(("C",)))
     with pytest.raises(UserError, match="optimisers of C, D1, D2, G, G_R, centers; this run has C"):

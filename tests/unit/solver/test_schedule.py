@@ -6,7 +6,6 @@ import pytest
 
 from solver.optimizers import LearningRateSchedule
 from tests.fixtures.golden import golden_json
-from utils.errors import UserError
 
 
 def schedule(**changes: object) -> LearningRateSchedule:
@@ -46,13 +45,3 @@ def test_constant_warmup() -> None:
 
 def test_no_warmup() -> None:
     assert schedule(warmup_iters=0)(1) == 1.0
-
-
-def test_unknown_method_is_named() -> None:
-    with pytest.raises(UserError, match="SOLVER.WARMUP_METHOD is 'cosine'; expected one of linear"):
-        schedule(warmup_method="cosine")
-
-
-def test_descending_steps_are_refused() -> None:
-    with pytest.raises(UserError, match=r"SOLVER.STEPS is \[6, 4\]"):
-        schedule(steps=(6, 4))

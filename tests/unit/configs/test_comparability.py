@@ -16,11 +16,11 @@ PLACES_AND_SPEED = {
 }  # fmt: skip
 
 
-def test_every_key_moves_numbers_or_is_named() -> None:
+def test_every_key_changes_numbers_or_is_named() -> None:
     assert {key.name for key in KEYS} - set(OF_A_RESULT) == PLACES_AND_SPEED
 
 
-def test_a_training_is_moved_by_no_test() -> None:
+def test_keys_of_an_evaluation_do_not_change_a_training() -> None:
     left = set(OF_A_RESULT) - set(OF_A_TRAINING)
     assert left and all(name.startswith(("TEST.", "EVAL.", "ISED.")) for name in left)
     assert "TEST.CROSS_CAMERA" in OF_A_TRAINING
@@ -39,13 +39,13 @@ def test_values_are_plain_json() -> None:
         (("SOLVER.SEED", "2"), ["SOLVER.SEED 1 (now 2)"]),
         (("MODEL.DEVICE", "cpu", "RUNTIME.THREADS", "3"), []),
         (("ISED.SCHEME", "aead"), ["ISED.SCHEME additive (now aead)"]),
-        # Weights count by their file, and the folder of data sets where a path begins there.
+        # Weights are compared by file name, and ROOT_DIR only for paths relative to it.
         (("MODEL.PRETRAIN_PATH", "w/resnet50-0676ba61.pth"), []),
         (("MODEL.PRETRAIN_PATH", "w/a.pth"), ["MODEL.PRETRAIN_PATH  (now w/a.pth)"]),
         (("DATASETS.ROOT_DIR", "elsewhere"), []),
     ],
 )
-def test_what_differs_is_said(given: tuple[str, ...], words: list[str]) -> None:
+def test_differing_values_are_named(given: tuple[str, ...], words: list[str]) -> None:
     assert differing(loading.load(), loading.load(None, given)) == words
 
 
@@ -53,7 +53,7 @@ def test_other_keys_are_not_compared() -> None:
     assert not differing(loading.load(), loading.load(None, ("ISED.SCHEME", "aead")), OF_A_TRAINING)
 
 
-def test_where_one_s_own_data_lie_counts() -> None:
+def test_the_folder_of_own_data_is_compared() -> None:
     own = ("DATASETS.NAMES", "folder:mine", "DATASETS.ROOT_DIR")
     words = differing(loading.load(None, (*own, "a")), loading.load(None, (*own, "b")))
     assert words == ["DATASETS.ROOT_DIR a (now b)"]
