@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -34,6 +34,7 @@ def contact_sheet(
     *,
     people: int,
     cameras: int,
+    names: Mapping[int, str] | None = None,
     tile: tuple[int, int] = (64, 128),
     gap: int = 2,
 ) -> ContactSheet:
@@ -41,8 +42,9 @@ def contact_sheet(
 
     Args:
         samples: At least one; the first path of each identity and camera is drawn.
-        people: Largest number of identities, lowest pid first.
+        people: Largest number of identities.
         cameras: Largest number of cameras, lowest number first.
+        names: Names by pid; the rows are sorted by pid, and people with names by name.
         tile: Width and height of each image, px.
         gap: White pixels between images.
 
@@ -52,7 +54,8 @@ def contact_sheet(
     chosen: dict[tuple[int, int], Sample] = {}
     for sample in sorted(samples, key=lambda sample: sample.path):
         chosen.setdefault((sample.pid, sample.camid), sample)
-    pids = sorted({pid for pid, _ in chosen})[:people]
+    names = names or {}
+    pids = sorted({pid for pid, _ in chosen}, key=lambda pid: (names.get(pid, ""), pid))[:people]
     camids = sorted({camid for pid, camid in chosen if pid in pids})[:cameras]
     width, height = tile
     size = (len(camids) * (width + gap) - gap, len(pids) * (height + gap) - gap)

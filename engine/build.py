@@ -57,7 +57,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     """
     splits = first_on_machine(lambda: build_splits(cfg))
     policy = _policy(cfg)
-    if policy.enabled and not splits.has_validation:
+    if policy.enabled and splits.train and not splits.has_validation:
         raise UserError(
             f"MODEL.VAL_R1 is {policy.rank1} but data set '{splits.name}' has no validation split; "
             f"{split_command(splits.name, cfg.DATASETS.ROOT_DIR)}, or leave MODEL.VAL_R1 out"

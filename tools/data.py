@@ -66,7 +66,10 @@ def _sheet(options: argparse.Namespace) -> int:
     for problem in loaded.problems:
         print(shown(f"{problem.level}: {problem.text}"), file=sys.stderr)
     sheet = contact_sheet(
-        _part(loaded.splits, options.part), people=options.people, cameras=options.cameras
+        _part(loaded.splits, options.part),
+        people=options.people,
+        cameras=options.cameras,
+        names=loaded.identity_names,
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(options.output) as temporary:
@@ -202,7 +205,7 @@ def _add_sheet_options(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, type=_folder, metavar="FILE", help="PNG file to write")
     add("--overwrite", action="store_true", help="replace an existing file")
     add("--part", choices=tuple(_PARTS), default="train", help="which images (train)")
-    add("--people", type=whole_number(1, 500), default=6, help="rows, the lowest number first (6)")
+    add("--people", type=whole_number(1, 500), default=6, help="rows, by number or name (6)")
     add("--cameras", type=whole_number(1, 500), default=6, help="columns (6)")
 
 

@@ -1,4 +1,4 @@
-"""What makes a drawn person one person: body, hair, garments, shoes and bag."""
+"""The attributes that identify a drawn person: body, hair, garments, shoes and bag."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 RGB = tuple[float, float, float]
 LEAST_HEIGHT, MOST_HEIGHT = 1.52, 1.92  # metres
 
-# sRGB in [0, 255]; far enough apart that a colour cast does not turn one into the next.
+# sRGB in [0, 255]. The distances are larger than the colour casts of the cameras.
 GARMENT_COLOURS: dict[str, RGB] = {
     "black": (34, 34, 38),
     "grey": (128, 130, 134),
@@ -50,7 +50,7 @@ _BAG_KINDS = ("none", "none", "backpack", "backpack", "shoulder", "messenger", "
 
 @dataclass(frozen=True)
 class Garment:
-    """A piece of clothing: its cut, two colours and how they alternate."""
+    """A piece of clothing: cut, two colours and their pattern."""
 
     cut: str
     colour: str
@@ -61,7 +61,7 @@ class Garment:
 
 @dataclass(frozen=True)
 class Person:
-    """Everything about a person that does not change from camera to camera.
+    """The attributes of a person, equal in all images.
 
     Attributes:
         height: Metres.
@@ -69,9 +69,9 @@ class Person:
         shoulders: Factor on the width of the shoulders.
         skin, hair: sRGB in [0, 255].
         haircut: Haircut or headgear; ``headgear`` is its colour.
-        upper, lower: Garments; ``inner`` is the shirt's colour under an open one.
-        shoes, boots: Colour of the shoes, and whether they reach up the shin.
-        bag, bag_colour, side: Kind, colour, and +1 where it hangs on the person's left.
+        upper, lower: Garments; ``inner`` is the colour of the shirt under an open garment.
+        shoes, boots: Colour of the shoes, and whether they are boots.
+        bag, bag_colour, side: Kind and colour of the bag, and its side: +1 is the person's left.
         stride: Amplitude of the legs' swing, radians.
         lean: Forward lean of the trunk, radians.
     """
@@ -100,7 +100,7 @@ def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
 
 
 def _other(rng: np.random.Generator, choices: tuple[str, ...], *taken: str) -> str:
-    """A colour that stands out from those taken."""
+    """Pick a colour with enough contrast to those taken."""
 
     def contrast(name: str) -> float:
         values = np.asarray(GARMENT_COLOURS[name])
@@ -137,14 +137,14 @@ def _draw_person(rng: np.random.Generator) -> Person:
     )  # fmt: skip
 
 
-# What tells people apart from a distance, and how much: large, visible things count most.
+# Weights of the attributes in the difference of two people; large garments count most.
 _COLOUR_WEIGHTS = np.array([2.0, 1.5, 0.3])  # upper garment, lower garment, shoes
 _KIND_WEIGHTS = np.array([1.0, 0.7, 0.8, 0.9, 0.4])  # pattern, cuts of both, bag, haircut
-_FULL_CONTRAST = 180.0  # summed over the channels: beyond it, colours are simply different
+_FULL_CONTRAST = 180.0  # summed over the channels; larger contrasts count the same
 
 
 class _Lineup:
-    """People so far, as numbers that a new one is compared with at once."""
+    """The people drawn so far, as arrays, for the comparison with a new one."""
 
     def __init__(self, capacity: int) -> None:
         self._colours = np.zeros((capacity, 3, 3))
@@ -165,13 +165,13 @@ class _Lineup:
         return np.array([GARMENT_COLOURS[name] for name in colours]), np.array(codes)
 
     def least_difference(self, person: Person) -> float:
-        """Difference to whoever looks most alike; infinite for the first."""
+        """Return the difference to the most similar person; infinite for the first person."""
         if not self._count:
             return float("inf")
         colours, kinds = self._encode(person)
         contrast = np.abs(self._colours[: self._count] - colours).sum(2) / _FULL_CONTRAST
-        unlike = self._kinds[: self._count] != kinds
-        scores = np.minimum(contrast, 1) @ _COLOUR_WEIGHTS + unlike @ _KIND_WEIGHTS
+        different = self._kinds[: self._count] != kinds
+        scores = np.minimum(contrast, 1) @ _COLOUR_WEIGHTS + different @ _KIND_WEIGHTS
         return float(scores.min())
 
     def add(self, person: Person) -> None:
@@ -180,14 +180,14 @@ class _Lineup:
 
 
 def draw_people(seed: int, count: int, *, apart: float = 2.8, attempts: int = 60) -> list[Person]:
-    """Draw people of whom no two look alike.
+    """Draw people with a minimum difference between any two.
 
     Args:
-        seed: Seed; more people with the same seed begin with the same people.
-        count: How many.
-        apart: Wanted least difference of any two, in the weights above; lowered for all who
-            follow whenever ``attempts`` draws found nobody, so that any count ends.
-        attempts: Draws before the wanted difference is lowered.
+        seed: Seed. A larger count with the same seed begins with the same people.
+        count: Number of people.
+        apart: Minimum difference, in the weights above. It is lowered for all following people
+            after ``attempts`` unsuccessful draws, so that any count can be drawn.
+        attempts: Draws before the minimum difference is lowered.
 
     Returns:
         ``count`` people.

@@ -1,4 +1,4 @@
-"""Cameras: place, viewpoint, light, colours and optics, one fixed set per camera."""
+"""The cameras: scene, viewpoint, light, colours and optics, fixed for each camera."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Camera:
 
     Attributes:
         scene: Key of ``SCENES``.
-        yaw, pitch: How it sees people that walk the usual way, radians.
+        yaw, pitch: Its view of people who walk in the usual direction, radians.
         light: Light on people.
-        shadow: Slant (sideways, downwards per metre of height) and darkness of cast shadows; a
-            darkness of 0 leaves only the contact shadow.
+        shadow: Offset of cast shadows (sideways and downwards, per metre of height), and their
+            darkness; with 0 only the contact shadow is drawn.
         gains: Colour cast, a factor for red, green and blue.
         gamma, saturation, contrast, veil: Tone; ``veil`` is stray light in [0, 1].
-        blur: Radius of the optical blur, pixels of the final picture.
+        blur: Radius of the optical blur, pixels of the final image.
         noise: Standard deviation of the sensor noise, of 255.
     """
 
@@ -71,17 +71,18 @@ _DESIGNS = (
 def build_camera(seed: int, index: int) -> tuple[Camera, Image.Image]:
     """Return camera ``index`` (from 0) of the set of a seed, and its scene.
 
-    Designs repeat after six cameras, with another place, direction and cast; the seed varies all.
+    After six cameras the designs repeat with another scene, direction and colour cast. The seed
+    varies all of them.
     """
     rng = np.random.default_rng([seed, 23, index])
     design = _DESIGNS[index % len(_DESIGNS)]
-    second = index // len(_DESIGNS)
+    repetition = index // len(_DESIGNS)
     names = tuple(SCENES)
-    scene = names[(names.index(design.scene) + 2 * second) % len(names)]
-    gains = np.asarray(design.gains) * np.exp(rng.normal(0, 0.02 + 0.05 * second, 3))
+    scene = names[(names.index(design.scene) + 2 * repetition) % len(names)]
+    gains = np.asarray(design.gains) * np.exp(rng.normal(0, 0.02 + 0.05 * repetition, 3))
     camera = Camera(
         scene=scene,
-        yaw=design.yaw + rng.normal(0, 0.1) + 1.1 * second,
+        yaw=design.yaw + rng.normal(0, 0.1) + 1.1 * repetition,
         pitch=design.pitch * float(rng.uniform(0.85, 1.15)),
         light=design.light,
         shadow=design.shadow,
@@ -97,15 +98,15 @@ def build_camera(seed: int, index: int) -> tuple[Camera, Image.Image]:
 
 
 def expose(camera: Camera, pixels: Array, gain: float) -> Array:
-    """Return what the camera makes of a scene.
+    """Return the image that a camera records of a scene.
 
     Args:
         camera: The camera.
         pixels: sRGB, float32 (H, W, 3) in [0, 255].
-        gain: Exposure of this picture, about 1.
+        gain: Exposure of this image, about 1.
 
     Returns:
-        float32 (H, W, 3), in [0, 255] but for rounding.
+        float32 (H, W, 3), in [0, 255] up to rounding.
     """
     values = np.clip(pixels / 255.0 * np.asarray(camera.gains, np.float32) * gain, 0, 1.2)
     values = values**camera.gamma
@@ -113,11 +114,11 @@ def expose(camera: Camera, pixels: Array, gain: float) -> Array:
     values = grey[..., None] + camera.saturation * (values - grey[..., None])
     values = 0.5 + camera.contrast * (values - 0.5)
     values = values * (1 - camera.veil) + camera.veil
-    # A soft shoulder instead of clipping: bright shirts keep their pattern.
+    # Compressed instead of clipped, so that bright shirts keep their pattern.
     values = np.where(values > 0.85, 0.85 + 0.15 * np.tanh((values - 0.85) / 0.15), values)
     return (255 * np.clip(values, 0, 1)).astype(np.float32)
 
 
 def defocus(camera: Camera, image: Image.Image, sharpness: float) -> Image.Image:
-    """Blur by the camera's optics times ``sharpness``."""
+    """Blur with the camera's radius times ``sharpness``."""
     return image.filter(ImageFilter.GaussianBlur(camera.blur * sharpness))

@@ -1,6 +1,6 @@
-"""Paint for surfaces: cloth patterns, skin, hair; functions of surface coordinates.
+"""Colours of surfaces (cloth, skin, hair) as functions of surface coordinates.
 
-A paint takes (along, around, metres), each (N,), and returns sRGB (N, 3) in [0, 255].
+A paint is a function of (along, around, metres), each (N,), that returns sRGB (N, 3) in [0, 255].
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def darker(colour: RGB, factor: float) -> RGB:
 
 
 def from_front(around: Array) -> Array:
-    """Angle from the front, in [-pi, pi], positive towards the person's left."""
+    """Return the angle from the front, in [-pi, pi], positive towards the person's left."""
     return (FRONT - around + math.pi) % (2 * math.pi) - math.pi
 
 
 def plain(colour: RGB) -> Paint:
-    """One colour."""
+    """Return the paint of one colour."""
     values = np.asarray(colour, np.float32)
     return lambda along, _around, _metres: np.broadcast_to(values, (len(along), 3))
 
 
 def _pattern(garment: Garment, along: Array, around: Array, metres: Array, girth: float) -> Array:
-    """Where the second colour is, as a weight in [0, 1]; trunk, sleeves and legs alike."""
+    """Return the weight of the second colour, in [0, 1], for the patterns of all garments."""
     period = garment.period
     side = from_front(around) * girth
     if garment.pattern == "stripes":
@@ -56,10 +56,10 @@ def _pattern(garment: Garment, along: Array, around: Array, metres: Array, girth
 
 
 def trunk(garment: Garment, folds: float, *, open_over: str | None = None) -> Paint:
-    """Cloth on the trunk; ``along`` runs from the hem to the neck.
+    """Return the paint of the trunk; ``along`` goes from the hem to the neck.
 
     Args:
-        garment: What is worn.
+        garment: The garment.
         folds: Phase of the folds, radians.
         open_over: Colour of the shirt under a garment that is open in front.
     """
@@ -89,7 +89,7 @@ def trunk(garment: Garment, folds: float, *, open_over: str | None = None) -> Pa
 
 
 def sleeve(garment: Garment, start: float, *, contrast: bool = False) -> Paint:
-    """Cloth on an arm; ``start`` is the length of sleeve above this part, metres."""
+    """Return the paint of an arm; ``start`` is the length of sleeve above this part, metres."""
     first, second = GARMENT_COLOURS[garment.colour], GARMENT_COLOURS[garment.second]
     if contrast or garment.pattern == "sleeves":
         first = second
@@ -105,7 +105,7 @@ def sleeve(garment: Garment, start: float, *, contrast: bool = False) -> Paint:
 
 
 def leg(garment: Garment, start: float, outside: int) -> Paint:
-    """Cloth on a leg; ``outside`` is +1 on the person's left leg."""
+    """Return the paint of a leg; ``outside`` is +1 for the person's left leg."""
     first, second = GARMENT_COLOURS[garment.colour], GARMENT_COLOURS[garment.second]
 
     def paint(along: Array, around: Array, metres: Array) -> Array:
@@ -123,7 +123,7 @@ def leg(garment: Garment, start: float, outside: int) -> Paint:
 
 
 def skirt(garment: Garment, folds: float) -> Paint:
-    """A skirt with folds that deepen towards the hem; ``along`` runs from waist to hem."""
+    """Return the paint of a skirt, with deeper folds at the hem; ``along`` starts at the waist."""
     first, second = GARMENT_COLOURS[garment.colour], GARMENT_COLOURS[garment.second]
 
     def paint(along: Array, around: Array, metres: Array) -> Array:
@@ -137,7 +137,7 @@ def skirt(garment: Garment, folds: float) -> Paint:
 
 
 def face(skin: RGB) -> Paint:
-    """A head: eyes, brows, mouth and cheeks in front, ears left to the hair."""
+    """Return the paint of a head: eyes, brows, nose and mouth."""
     base = np.asarray(skin, np.float32)
 
     def paint(along: Array, around: Array, _metres: Array) -> Array:
@@ -157,7 +157,7 @@ def face(skin: RGB) -> Paint:
 
 
 def strands(colour: RGB, *, curly: bool = False) -> Paint:
-    """Hair with a sheen, in strands or in curls."""
+    """Return the paint of hair, straight or curly."""
     base = np.asarray(colour, np.float32)
 
     def paint(along: Array, around: Array, _metres: Array) -> Array:
@@ -171,7 +171,7 @@ def strands(colour: RGB, *, curly: bool = False) -> Paint:
 
 
 def shoe(colour: RGB, *, sole: RGB) -> Paint:
-    """A shoe with a sole along its lower edge."""
+    """Return the paint of a shoe with a sole at its lower edge."""
 
     def paint(along: Array, around: Array, _metres: Array) -> Array:
         return _mix((np.cos(around) < -0.55) | (along > 0.93), sole, colour)
@@ -180,7 +180,7 @@ def shoe(colour: RGB, *, sole: RGB) -> Paint:
 
 
 def knapsack(colour: RGB) -> Paint:
-    """A backpack with a front pocket, its zip and a lid."""
+    """Return the paint of a backpack with a pocket, a zip and a lid."""
     base = np.asarray(colour, np.float32)
 
     def paint(along: Array, around: Array, _metres: Array) -> Array:

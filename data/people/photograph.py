@@ -1,7 +1,4 @@
-"""One picture: a person in front of a camera, cut out as a detector would.
-
-Drawing people's walks past cameras into files, in several processes where that pays.
-"""
+"""Draw images of people in front of cameras, cropped as by a detector, and write them to files."""
 
 from __future__ import annotations
 
@@ -26,25 +23,25 @@ from data.people.raster import Array, Frame, render
 from data.people.scenery import BOUNDARY, STRIP
 from data.people.skeleton import View
 
-SIZE = (64, 128)  # width, height of a picture, as in Market-1501
-_OVER = 2  # drawn at this multiple, then reduced
+SIZE = (64, 128)  # width and height of an image, as in Market-1501
+_OVER = 2  # images are drawn at this multiple of SIZE and reduced
 _WIDTH, _HEIGHT = SIZE[0] * _OVER, SIZE[1] * _OVER
 _STATURE = 1.77  # metres from the floor to the top of a drawn head with hair
 
 
 @dataclass(frozen=True)
 class Track:
-    """One walk past one camera: what its pictures share."""
+    """What the images of one walk past one camera have in common."""
 
     yaw: float
     phase: float
-    place: float  # in the scene, [0, 1]
+    place: float  # horizontal position in the scene, [0, 1]
     gain: float
-    distance: float  # factor on the size in the picture
+    distance: float  # factor on the size in the image
 
 
 def draw_track(camera: Camera, rng: np.random.Generator) -> Track:
-    """Draw a walk: mostly the camera's usual way, sometimes the other way."""
+    """Draw a walk: usually in the camera's main direction, sometimes in the opposite one."""
     turned = math.pi if rng.random() < 0.25 else 0.0
     return Track(
         yaw=camera.yaw + turned + float(rng.normal(0, 0.28)),
@@ -64,15 +61,15 @@ def photograph(
     *,
     careless: bool = False,
 ) -> Image.Image:
-    """Take one picture.
+    """Draw one image.
 
     Args:
-        person: Whom.
-        seed: Seed of the set, which fixes its cameras.
-        camera_index: Which camera, from 0.
-        track: The walk the picture belongs to.
-        rng: Source of what differs from picture to picture.
-        careless: A detector's badly placed box, as distractors have.
+        person: The person.
+        seed: Seed of the set, which determines its cameras.
+        camera_index: Camera, from 0.
+        track: The walk.
+        rng: Random numbers for this image.
+        careless: Whether the box is badly placed, as for distractors.
 
     Returns:
         RGB image of ``SIZE``.
@@ -100,7 +97,7 @@ def photograph(
 
 
 def _background(scene: Image.Image, track: Track, rng: np.random.Generator, feet: float) -> Array:
-    """Cut the place behind the person; feet stay on the ground however the box lies."""
+    """Return the part of the scene behind the person; the feet are on the ground for any box."""
     left = (STRIP[0] - _WIDTH) * np.clip(track.place + rng.normal(0, 0.04), 0, 1)
     top = np.clip(BOUNDARY + 76 - feet, 0, STRIP[1] - _HEIGHT)
     box = (float(left), float(top), float(left) + _WIDTH, float(top) + _HEIGHT)
@@ -109,7 +106,7 @@ def _background(scene: Image.Image, track: Track, rng: np.random.Generator, feet
 
 
 def _shadow(mask: NDArray[np.bool_], camera: Camera, frame: Frame) -> Array:
-    """Factor on the ground: the silhouette laid down along the light, and a contact shadow."""
+    """Return the factor on the ground: the projected silhouette and a contact shadow."""
     right, down, darkness = camera.shadow
     centre, feet = frame.origin
     rows, columns = np.mgrid[0:_HEIGHT, 0:_WIDTH].astype(np.float32)
@@ -119,7 +116,7 @@ def _shadow(mask: NDArray[np.bool_], camera: Camera, frame: Frame) -> Array:
     )
     factor = 1 - 0.42 * contact
     if darkness > 0 and abs(down) > 0.01:
-        # A point at height h throws its shadow (right, down) * h from the feet.
+        # The shadow of a point at height h is (right, down) * h away from the feet.
         silhouette = Image.fromarray(mask.astype(np.uint8) * 255)
         slope = right / down
         transform = (1, slope, -slope * feet, 0, -1 / down, feet + feet / down)
@@ -131,7 +128,7 @@ def _shadow(mask: NDArray[np.bool_], camera: Camera, frame: Frame) -> Array:
 
 
 _QUALITY = 92
-_MIN_PARALLEL = 400  # pictures below which starting processes costs more than it saves
+_MIN_PARALLEL = 400  # with fewer images, starting processes takes longer than it saves
 
 
 @dataclass(frozen=True)
@@ -140,15 +137,15 @@ class Walk:
 
     person: Person
     pid: int
-    number: int  # of the person in the whole set, seeds the drawing
+    number: int  # of the person in the whole set; part of the seed
     camera: int
-    first: str  # folder of the first picture
-    rest: str
+    first: str  # folder of the first image
+    rest: str  # folder of the other images
     images: int
 
 
 def draw_walks(folder: Path, walks: list[Walk], seed: int) -> Iterator[int]:
-    """Draw walks, in processes where that pays; yields the number of pictures just drawn."""
+    """Draw walks, in several processes if there are many; yield the number of new images."""
     size = 24
     chunks = [walks[i : i + size] for i in range(0, len(walks), size)]
     workers = min(os.cpu_count() or 1, 8, len(chunks))
@@ -159,7 +156,7 @@ def draw_walks(folder: Path, walks: list[Walk], seed: int) -> Iterator[int]:
         return
     waiting = set(range(len(chunks)))
     try:
-        # "spawn": a fork of a process that has started torch's threads may hang.
+        # spawn, because a fork of a process with torch's threads may hang.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, mp_context=context)
         try:
@@ -169,33 +166,33 @@ def draw_walks(folder: Path, walks: list[Walk], seed: int) -> Iterator[int]:
                 waiting.discard(futures[future])
                 yield done
         finally:
-            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest
-    except BrokenProcessPool:  # e.g. one was ended for want of memory
+            pool.shutdown(cancel_futures=True)  # so that an interrupt ends at once
+    except BrokenProcessPool:  # for example because memory ran out: draw the rest here
         for index in sorted(waiting):
             yield _draw(chunks[index], folder, seed)
 
 
 def _can_start_processes() -> bool:
-    """Whether new processes can import what runs here: a program on standard input they cannot."""
+    """Return whether new processes can import the running program; not one from standard input."""
     program = getattr(sys.modules["__main__"], "__file__", None)
-    found = program is None or Path(program).is_file()
-    return found and not multiprocessing.current_process().daemon
+    importable = program is None or Path(program).is_file()
+    return importable and not multiprocessing.current_process().daemon
 
 
 def _draw(walks: list[Walk], folder: Path, seed: int) -> int:
-    """Draw walks into their folders; returns the number of pictures."""
+    """Draw walks into their folders; return the number of images."""
     drawn = 0
     for walk in walks:
         rng = np.random.default_rng([seed, 37, walk.number, walk.camera])
         track = draw_track(build_camera(seed, walk.camera)[0], rng)
         frame = int(rng.integers(1, 90000))
         for index in range(walk.images):
-            picture = photograph(walk.person, seed, walk.camera, track, rng, careless=walk.pid == 0)
-            # A distractor's frame is its own number, so that no two pictures share a name.
+            image = photograph(walk.person, seed, walk.camera, track, rng, careless=walk.pid == 0)
+            # The frame of a distractor is its number, so that all names differ.
             shown = 100_000 + walk.number if walk.pid == 0 else frame
             name = f"{walk.pid:04d}_c{walk.camera + 1}s1_{shown:06d}_{index:02d}.jpg"
             target = folder / (walk.first if index == 0 else walk.rest) / name
-            picture.save(target, quality=_QUALITY, subsampling=0)
+            image.save(target, quality=_QUALITY, subsampling=0)
             frame += int(rng.integers(8, 30))
             drawn += 1
     return drawn

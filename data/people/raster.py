@@ -1,9 +1,9 @@
-"""A small depth-buffered renderer of tapered elliptic tubes, in NumPy.
+"""A renderer of tapered elliptic tubes with a depth buffer, in NumPy.
 
-Bodies are tubes: limbs, trunk, head, shoes, bags. Along the picture plane a tube's axis is a line
-and its cross-section an ellipse turned with the person, so each pixel's point of the surface has a
-closed form: where along the axis, where around it, how near, and which way it faces. Patterns live
-on those surface coordinates and therefore stay on the garment when the person turns.
+All parts of a person are tubes: limbs, trunk, head, shoes, bags. In the image a tube's axis is a
+line, and its cross-section is an ellipse that turns with the person. So the surface point of each
+pixel has a closed form: position along the axis, angle around it, depth and normal. Patterns are
+functions of these coordinates and therefore turn with the person.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Tube:
         wide, deep: Half-axes of the cross-section sideways and forward, metres, at equal steps
             from start to end.
         paint: ``(along, around, metres) -> (N, 3)`` sRGB in [0, 255]; along in [0, 1], around in
-            radians (0 the person's left, pi/2 the front), metres from the start.
+            radians (0 is the person's left, pi/2 the front), metres from the start.
         caps: Lengths of the rounded ends, metres; 0 is a flat end.
-        cut: Optional ``(along, around) -> bool``: which part of the surface exists.
+        cut: Optional ``(along, around) -> bool``: the part of the surface that exists.
         gloss: Strength of the highlight.
-        lift: Metres by which the part counts as nearer, to lie on top of another.
+        lift: Offset towards the camera in the depth test, metres, to cover another part.
     """
 
     start: Vector
@@ -50,7 +50,7 @@ class Tube:
 
 
 def offset(y: float, z: float = 0.0, x: float = 0.0) -> Vector:
-    """A vector in body axes, the usual direction first."""
+    """Return a vector in body axes; its upward component comes first."""
     return np.array([x, y, z])
 
 
@@ -63,14 +63,14 @@ def limb(
     flat_end: bool = False,
     lift: float = 0.0,
 ) -> Tube:
-    """A round tube with a round start, and an end that is round or cut off like a cuff."""
+    """Return a round tube with a round start, and an end that is round or flat like a cuff."""
     last = 0.012 if flat_end else radii[-1]
     return Tube(start, end, radii, radii, paint, caps=(radii[0], last), lift=lift)
 
 
 @dataclass(frozen=True)
 class Light:
-    """Light of a place: direction towards it (right, up, near), and strengths."""
+    """Light of a scene: direction towards it (right, up, near), and strengths."""
 
     direction: tuple[float, float, float]
     ambient: float
@@ -79,7 +79,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where metres lie in the picture: pixels per metre, and the pixel of (0, 0)."""
+    """Mapping of metres to the image: pixels per metre, and the pixel of (0, 0)."""
 
     scale: float
     origin: tuple[float, float]
@@ -87,7 +87,7 @@ class Frame:
 
 
 class _Buffers:
-    """Per pixel, flattened: depth, part, and (along, around, metres, shade) of what is nearest."""
+    """Depth, part, and (along, around, metres, shade) of the nearest surface of each pixel."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         pixels = size[0] * size[1]
@@ -102,7 +102,7 @@ def render(
     """Draw tubes.
 
     Returns:
-        Colours, float32 (H, W, 3) in [0, 255], and the mask (H, W) of what is covered.
+        Colours, float32 (H, W, 3) in [0, 255], and the mask (H, W) of covered pixels.
     """
     buffers = _Buffers(frame.size)
     for index, tube in enumerate(tubes):
@@ -131,8 +131,8 @@ def _rasterize(
     if not len(pixels):
         return
     beyond = np.where(metres < 0, metres, np.maximum(metres - length, 0))
-    first, last = (np.float32(max(cap, 1e-6)) for cap in tube.caps)
-    cap: Array = beyond / np.where(metres < 0, first, last)
+    start_cap, end_cap = (np.float32(max(cap, 1e-6)) for cap in tube.caps)
+    cap: Array = beyond / np.where(metres < 0, start_cap, end_cap)
     along = np.clip(metres / length, 0, 1)
     shrink = np.sqrt(np.maximum(1 - cap * cap, 1e-6))
     steps = np.arange(len(tube.wide)) / (len(tube.wide) - 1)
@@ -140,8 +140,8 @@ def _rasterize(
     deep = np.interp(along, steps, tube.deep).astype(np.float32) * shrink
     sine, cosine = math.sin(view.yaw), math.cos(view.yaw)
     extent = np.sqrt((wide * cosine) ** 2 + (deep * sine) ** 2)
-    # aside = extent cos(around - turn); of the two solutions the larger angle is the near one,
-    # because the view only rotates the cross-section and keeps its sense.
+    # aside = extent cos(around - turn) has two solutions. The larger angle is the near one, because
+    # the view rotates the cross-section without mirroring it.
     turn = np.arctan2(deep * sine, wide * cosine)
     around = turn + np.arccos(np.clip(aside / extent, -1, 1))
     near = deep * np.sin(around) * cosine - wide * np.cos(around) * sine
@@ -164,7 +164,7 @@ def _rasterize(
 def _candidates(
     tube: Tube, ends: tuple[Vector, Vector], direction: Vector, across: Vector, frame: Frame
 ) -> tuple[NDArray[np.intp], Array, Array]:
-    """Pixels a tube may cover: flat index, metres along its axis and across it."""
+    """Return the pixels that a tube may cover: flat index, metres along its axis and across it."""
     width, height = frame.size
     radius = max(*tube.wide, *tube.deep)
     reach = max(radius, *tube.caps) * frame.scale + 2
@@ -189,7 +189,7 @@ def _candidates(
 def _normal(
     around: Array, wide: Array, deep: Array, cap: Array, turn: tuple[float, float]
 ) -> tuple[Array, Array, Array]:
-    """Outward normal as (across the axis, along the axis, towards the camera)."""
+    """Return the outward normal as (across the axis, along the axis, towards the camera)."""
     sine, cosine = turn
     x, z = np.cos(around) * deep, np.sin(around) * wide
     norm = np.sqrt(x * x + z * z) + 1e-9
@@ -210,6 +210,6 @@ def _shade(
     up = sideways * across[1] + lengthwise * direction[1]
     facing = right * light.direction[0] + up * light.direction[1] + near * light.direction[2]
     diffuse = np.maximum(facing, 0)
-    rim = 0.72 + 0.28 * np.maximum(near, 0)  # edges turn away from the open sky as well
+    rim = 0.72 + 0.28 * np.maximum(near, 0)  # edges also get less ambient light
     shade = light.ambient * rim + light.direct * diffuse
     return (shade + gloss * diffuse**12).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Backgrounds: one long strip of street, park or building per camera, drawn once."""
+"""Backgrounds: a wide image of a street, park or building for each camera, drawn once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from data.people.raster import Array
 
 Colour = tuple[int, int, int]
 
-STRIP = (720, 320)  # pixels; a picture is cut out of it
+STRIP = (720, 320)  # pixels; the background of an image is a part of it
 BOUNDARY = 190  # row where the ground begins
 
 
 def draw_scene(kind: str, rng: np.random.Generator) -> Image.Image:
-    """Draw the strip a camera sees behind people.
+    """Draw the background of a camera.
 
     Args:
         kind: A key of ``SCENES``.
-        rng: Source of colours and places.
+        rng: Random numbers for colours and positions.
 
     Returns:
         RGB image of size ``STRIP``.
@@ -32,7 +32,7 @@ def draw_scene(kind: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _noise(rng: np.random.Generator, cell: int) -> Array:
-    """Smooth noise of about unit size with features of ``cell`` pixels."""
+    """Return smooth noise of about unit deviation with features of ``cell`` pixels."""
     width, height = STRIP
     small = rng.normal(0, 1, (height // cell + 2, width // cell + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(small).resize(STRIP, Image.Resampling.BICUBIC))
@@ -46,7 +46,7 @@ def _jitter(rng: np.random.Generator, colour: Colour, amount: float = 14) -> Col
 
 
 def _goods(rng: np.random.Generator) -> Colour:
-    """A printed colour: packages, posters, cars."""
+    """Return a random colour for packages, posters and cars."""
     red, green, blue = (int(c) for c in rng.uniform(50, 220, 3))
     return (red, green, blue)
 
@@ -65,7 +65,7 @@ def _ground(
     rng_shift: float,
     alternate: float = 1.0,
 ) -> None:
-    """Paint paving in perspective: ``slab`` metres wide, joints of a relative darkness."""
+    """Draw paving in perspective, with slabs of ``slab`` metres and darker joints."""
     width, height = STRIP
     rows = np.arange(height - BOUNDARY, dtype=np.float32)[:, None]
     distance = 260.0 / (rows + 46.0)
@@ -99,7 +99,7 @@ def _plaza(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generat
 def _park(image: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     draw.rectangle((0, 0, STRIP[0], 90), fill=(186, 208, 224))
     draw.rectangle((0, 34, STRIP[0], BOUNDARY), fill=(38, 60, 34))
-    for _ in range(760):  # foliage, the near leaves last
+    for _ in range(760):  # foliage; near leaves last
         x, y = rng.uniform(-20, STRIP[0]), rng.uniform(-20, BOUNDARY - 40)
         size = rng.uniform(8, 24)
         leaf = _jitter(rng, (58, 92, 46), 16)

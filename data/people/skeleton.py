@@ -1,4 +1,4 @@
-"""A walking skeleton in metres and its view from a camera."""
+"""The joints of a walking person in metres, and their projection into a camera."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 
-# Body axes: x to the person's left, y up, z forward; heights of a person of 1.70 m.
+# Body axes: x to the person's left, y up, z forward. Lengths of a person of 1.70 m.
 _HIP_Y, _THIGH, _SHIN, _ANKLE = 0.90, 0.43, 0.40, 0.07
 _TRUNK, _UPPER_ARM, _FOREARM = 0.50, 0.29, 0.25
 
 
 @dataclass(frozen=True)
 class View:
-    """Where the camera stands, seen from the person.
+    """Direction from which the camera sees a person.
 
     Attributes:
-        yaw: Radians; 0 faces the camera, pi/2 walks to the right of the image.
-        pitch: Radians the camera looks down.
+        yaw: Radians; 0: the person faces the camera, pi/2: walks to the right of the image.
+        pitch: Downward angle of the camera, radians.
     """
 
     yaw: float
@@ -37,24 +37,24 @@ class View:
 
 
 def _swing(angle: float, length: float, outward: float = 0.0) -> Vector:
-    """A limb hanging down, swung forward by an angle and held outward (both radians)."""
+    """Return a limb that hangs down, rotated forward and outward (radians)."""
     return length * np.array([math.sin(outward), -math.cos(angle), math.sin(angle)])
 
 
 def walking_joints(
     phase: float, *, stride: float, lean: float, shoulder: float, carrying: int = 0
 ) -> dict[str, Vector]:
-    """Joints of a person of 1.70 m in mid-stride.
+    """Return the joints of a walking person of 1.70 m.
 
     Args:
-        phase: Place in the gait cycle, radians.
+        phase: Phase of the gait cycle, radians.
         stride: Amplitude of the thighs, radians.
         lean: Forward lean of the trunk, radians.
         shoulder: Half the distance of the shoulders, metres.
-        carrying: +1 or -1 where the left or right arm hangs still with a bag, else 0.
+        carrying: +1 or -1 if the left or right arm holds a bag and does not swing, else 0.
 
     Returns:
-        Body-axis points by name; those of a side end in ``_l`` or ``_r``.
+        Points in body axes by name; names of joints on one side end in ``_l`` or ``_r``.
     """
     joints: dict[str, Vector] = {"pelvis": np.array([0.0, _HIP_Y, 0.0])}
     joints["neck"] = joints["pelvis"] + _TRUNK * np.array([0, math.cos(lean), math.sin(lean)])
@@ -62,7 +62,7 @@ def walking_joints(
     for name, sign, shift in (("l", 1, 0.0), ("r", -1, math.pi)):
         swing = math.sin(phase + shift)
         thigh = stride * swing + 0.06
-        # The knee bends while the leg swings forward and gives a little under load.
+        # The knee bends while the leg swings forward, and slightly under load.
         bend = 0.10 + 1.5 * stride * max(0.0, math.cos(phase + shift)) + 0.25 * max(0.0, -swing)
         hip = joints["pelvis"] + np.array([sign * 0.088, 0, 0])
         knee = hip + _swing(thigh, _THIGH)

@@ -1,3 +1,5 @@
+"""CUHK03: every layout gives the same samples; extraction, protocol and optional readers."""
+
 from __future__ import annotations
 
 import os
@@ -39,21 +41,21 @@ def everything(splits: DatasetSplits) -> dict[str, list[tuple[int, int, str, byt
 
 @pytest.mark.parametrize("kind", ["labeled", "detected"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_route_gives_the_same_people_cameras_and_pixels(
+def test_every_layout_gives_the_same_people_cameras_and_pixels(
     tmp_path: Path, route: str, kind: str
 ) -> None:
     ROUTES[route](tmp_path, kind)
     found = everything(load_splits("cuhk03", tmp_path, cuhk03_kind=kind))
     rows = trees._cuhk_list(kind)
-    for part, places in trees.cuhk03_places(kind).items():
+    for part, indices in trees.cuhk03_indices(kind).items():
         split = "train" if part == "train" else "test"
         assert found[part] == [
             (pid, camera - 1, f"cuhk03/{split}/{pid}", values.tobytes())
-            for _, pid, camera, values in (rows[place - 1] for place in places)
+            for _, pid, camera, values in (rows[index - 1] for index in indices)
         ]
 
 
-def test_raw_is_extracted_once_where_everybody_has_it(tmp_path: Path) -> None:
+def test_the_original_is_extracted_once_to_the_usual_folder(tmp_path: Path) -> None:
     folder = trees.cuhk03_raw(tmp_path)
     first = load_splits("cuhk03", tmp_path)
     images = folder / "images_labeled"
@@ -99,14 +101,14 @@ def test_list_only_extracts_nothing(tmp_path: Path) -> None:
     assert loaded.splits == load_splits("cuhk03", tmp_path)
 
 
-def test_protocol_counts_from_zero_without_wrapping(tmp_path: Path) -> None:
+def test_indices_of_the_protocol_start_at_zero_without_overflow(tmp_path: Path) -> None:
     protocol = read_protocol(trees.cuhk03_config(tmp_path, "labeled"))
     assert protocol.subsets["train"].min() == 0
     assert protocol.subsets["train"].dtype == np.int64
 
 
 @pytest.mark.parametrize("module", ["h5py", "scipy"])
-def test_missing_reader_names_the_command(
+def test_the_message_for_a_missing_reader_contains_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     trees.cuhk03_raw(tmp_path)

@@ -1,3 +1,5 @@
+"""Market-1501: folder names, junk and distractors, labels, subjects, file names."""
+
 from __future__ import annotations
 
 import logging
@@ -36,7 +38,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> DatasetSplits:
 
 
 @pytest.mark.parametrize("home", ROOTS)
-def test_every_root_gives_the_same(tmp_path: Path, home: str, plain: DatasetSplits) -> None:
+def test_every_folder_name_gives_the_same_samples(
+    tmp_path: Path, home: str, plain: DatasetSplits
+) -> None:
     trees.market1501(tmp_path, home)
     assert facts(load_splits("market1501", str(tmp_path))) == facts(plain)
 

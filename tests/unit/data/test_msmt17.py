@@ -1,3 +1,5 @@
+"""MSMT17: V1, V2 and Market-style copies, protocols, lists."""
+
 from __future__ import annotations
 
 from pathlib import Path

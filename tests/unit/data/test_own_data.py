@@ -229,7 +229,7 @@ def test_images_without_a_camera_next_to_others_are_reported(tmp_path: Path) -> 
 
 
 def test_an_unknown_pattern_of_cameras_is_not_only_one_camera(tmp_path: Path) -> None:
-    """The error for one camera also says how cameras are written."""
+    """The error for a single camera also contains how cameras are written."""
     subsets(tmp_path, "7/view1.png", "7/view2.png")
     loaded = load_data(LoadRequest(f"folder:{tmp_path}", tmp_path))
     with pytest.raises(DatasetError, match="put the camera into the file names"):

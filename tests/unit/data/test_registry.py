@@ -1,4 +1,4 @@
-"""What every data set keeps to, whoever adds it."""
+"""Properties of every data set in the registry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = {"identities": 2, "cameras": 2, "images": 2, "seed": 1}
 def load(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], DatasetSplits]:
-    """Load one data set after the other from a small tree."""
+    """Return a function that loads one of the data sets from a small tree."""
     name: str = request.param
     base = name.removesuffix("_val")
     assert base in trees.TREES, f"no tree of {base}; add one to TREES in tests/fixtures/trees.py"
@@ -40,7 +40,7 @@ def splits(load: Callable[[], DatasetSplits]) -> DatasetSplits:
     return load()
 
 
-def test_there_is_something_to_train_on_and_to_look_for(splits: DatasetSplits) -> None:
+def test_train_query_and_gallery_are_not_empty(splits: DatasetSplits) -> None:
     assert splits.train
     assert splits.query
     assert splits.gallery
@@ -57,7 +57,7 @@ def test_samples_are_files_with_numbers(splits: DatasetSplits, subset: str) -> N
     assert all(s.camid >= 0 for s in samples)
 
 
-def test_no_file_system_decides_the_order(
+def test_the_order_does_not_depend_on_the_file_system(
     load: Callable[[], DatasetSplits], splits: DatasetSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scandir, listdir = os.scandir, os.listdir
@@ -72,7 +72,7 @@ def test_no_file_system_decides_the_order(
     assert load() == splits
 
 
-def test_subjects_name_data_set_side_and_person(splits: DatasetSplits) -> None:
+def test_subjects_consist_of_data_set_split_and_person(splits: DatasetSplits) -> None:
     datasets = set()
     for subset in SUBSETS:
         side = "test" if subset in ("query", "gallery") else "train"

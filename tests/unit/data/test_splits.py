@@ -1,3 +1,5 @@
+"""Validation splits and the division of persons, as properties of random data sets."""
+
 from __future__ import annotations
 
 import random
@@ -51,7 +53,7 @@ def test_identity_split(images: list[list[int]], seed: int) -> None:
     assert split_by_identity(shuffled, seed) == split
 
 
-def test_every_identity_is_asked_for_before_any_twice() -> None:
+def test_every_identity_has_a_query_before_any_has_two() -> None:
     split = split_by_identity(samples([[3, 3, 3]] * 20), 1)  # 4 persons, 36 images, 7 queries
     asked = [s.pid for s in split.val_query]
     assert len(asked) == 7
@@ -59,7 +61,7 @@ def test_every_identity_is_asked_for_before_any_twice() -> None:
     assert len(set(asked)) == 4
 
 
-def test_chance_decides_who_is_asked_once_more() -> None:
+def test_the_identities_with_two_queries_are_random() -> None:
     everything = samples([[3, 3, 3]] * 20)
     places = set()
     for seed in range(8):
@@ -94,7 +96,7 @@ def test_published_split_is_the_first_fifth_of_the_files() -> None:
 def test_persons_are_divided_so_that_validation_and_test_have_queries(
     queried: int, others: int, held_out: int
 ) -> None:
-    """A person of one camera cannot be queried: most of a set may be like that."""
+    """A person with one camera cannot be queried, and a set may consist mostly of such persons."""
     everything = samples([[2, 2]] * queried + [[3]] * others)
     parts = divide_persons(everything)
     pids = {name: {s.pid for s in part} for name, part in parts.items()}
@@ -108,7 +110,7 @@ def test_persons_are_divided_so_that_validation_and_test_have_queries(
 
 @settings(max_examples=40)
 @given(images=IMAGES)
-def test_every_camera_of_a_divided_person_is_asked_for_while_all_keep_a_match(
+def test_every_camera_of_a_divided_person_has_a_query_while_all_keep_a_match(
     images: list[list[int]],
 ) -> None:
     everything = samples(images)

@@ -1,4 +1,4 @@
-"""The drawn data set: repeatable, disjoint, complete, safe to make, and left with work to do."""
+"""The synthetic data set: repeatable, disjoint, complete, created safely, and not trivial."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAME = re.compile(r"(\d{4})_c([1-9])s(\d)_(\d{6})_(\d{2})\.jpg")
 
 
 def names_in(tree: Path, folder: str) -> list[tuple[int, int]]:
-    """(pid, camera) of every picture; fails on a name that Market-1501 would not have."""
+    """Return (pid, camera) of every image; every name must be Market-style."""
     matches = [NAME.fullmatch(p.name) for p in sorted((tree / folder).iterdir())]
     assert all(matches)
     return [(int(m[1]), int(m[2])) for m in matches if m]
@@ -113,7 +113,7 @@ def test_the_loader_reads_it(tree):
     assert {s.camid for s in splits.query} == {0, 1, 2}
 
 
-def test_pictures_are_market_sized_and_the_set_says_what_it_is(tree):
+def test_the_size_of_images_and_the_record_of_a_set(tree):
     for path in tree.rglob("*.jpg"):
         with Image.open(path) as picture:
             assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", SIZE)
@@ -128,7 +128,7 @@ def test_pictures_are_market_sized_and_the_set_says_what_it_is(tree):
     [("identities", 1), ("identities", 4001), ("cameras", 1), ("cameras", 10), ("images", 1),
      ("images", 51), ("seed", -1), ("images", 2.0), ("cameras", True)],
 )  # fmt: skip
-def test_out_of_range_is_one_sentence_and_writes_nothing(tmp_path, option, value):
+def test_values_out_of_range_are_one_line_and_write_nothing(tmp_path, option, value):
     with pytest.raises(UserError, match=rf"synthetic {option} is {value}; expected .* from \d"):
         ensure_synthetic(tmp_path / "new", **{option: value})
     assert not (tmp_path / "new").exists()
@@ -148,7 +148,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_run_leaves_no_set_and_its_rest_is_swept(tree, tmp_path):
+def test_a_killed_run_leaves_no_set_and_its_files_are_removed_later(tree, tmp_path):
     code = (
         "import sys; from pathlib import Path; from data.datasets.synthetic import *;"
         "ensure_synthetic(Path(sys.argv[1]), identities=60)"
@@ -162,7 +162,7 @@ def test_a_killed_run_leaves_no_set_and_its_rest_is_swept(tree, tmp_path):
     left = list(tmp_path.iterdir())
     assert [p.name.startswith(".synthetic-unfinished-") for p in left] == [True]
     made = ensure_synthetic(tmp_path, **SMALL)
-    assert left[0].exists()  # perhaps another process is still at it
+    assert left[0].exists()  # another process may still be writing
     os.utime(left[0], (0, 0))
     ensure_synthetic(tmp_path, **SMALL, seed=3)
     assert not left[0].exists()
@@ -183,7 +183,7 @@ def test_racing_processes_end_with_one_whole_set(tree, tmp_path):
     assert contents(tmp_path / tree.name) == contents(tree)
 
 
-def test_a_damaged_set_is_named_with_the_remedy(tmp_path):
+def test_the_message_for_a_damaged_set_contains_the_fix(tmp_path):
     made = ensure_synthetic(tmp_path, **SMALL)
     next((made / "query").iterdir()).unlink()
     with pytest.raises(UserError, match="delete .* and it is created again"):
@@ -195,7 +195,7 @@ def test_a_damaged_set_is_named_with_the_remedy(tmp_path):
 
 @pytest.fixture(scope="module")
 def walks() -> tuple[list[list[Image.Image]], np.ndarray, np.ndarray]:
-    """Two pictures of every walk of 16 people past 6 cameras, with pids and cameras."""
+    """Return two images of each walk of 16 people past 6 cameras, with pids and cameras."""
     people = draw_people(1, 16)
     pairs, owners = [], list(itertools.product(range(16), range(6)))
     for pid, camera in owners:
@@ -216,7 +216,7 @@ def histogram(picture: Image.Image, stripes: int) -> np.ndarray:
 @pytest.mark.parametrize("space", ["RGB", "HSV"])
 @pytest.mark.parametrize("other_cameras", [False, True])
 def test_a_colour_histogram_is_not_enough(walks, stripes, space, other_cameras):
-    # Half the identities of the default test set, so easier than the real thing.
+    # Half the identities of the default test set, so this task is easier.
     pairs, pid, camera = walks
     query, gallery = (
         np.stack([histogram(pair[k].convert(space), stripes) for pair in pairs]) for k in (0, 1)
@@ -228,13 +228,13 @@ def test_a_colour_histogram_is_not_enough(walks, stripes, space, other_cameras):
     assert (pid[best] == pid).mean() < 0.6
 
 
-def test_people_are_told_apart_by_large_things():
+def test_people_differ_in_large_attributes():
     people = draw_people(1, 112)
-    seen = {
+    attributes = {
         (p.upper.colour, p.upper.pattern, p.lower.colour, p.lower.cut, p.bag, p.bag_colour)
         for p in people
     }
-    assert len(seen) == len(people)
+    assert len(attributes) == len(people)
     assert people[:16] == draw_people(1, 16)
 
 
@@ -243,10 +243,10 @@ def test_any_number_of_people_can_be_drawn():
 
 
 @pytest.mark.parametrize("camera", range(9))
-def test_every_camera_sees_a_person_in_the_picture(camera):
+def test_every_camera_records_a_person_and_a_scene(camera):
     settings, scene = build_camera(4, camera)
     assert settings.scene in SCENES
-    assert len(scene.getcolors(1 << 20)) > 500  # a place, not a plain wall
+    assert len(scene.getcolors(1 << 20)) > 500  # a scene, not a plain wall
     person = draw_people(4, 1)[0]
     rng = np.random.default_rng(camera)
     picture = np.asarray(photograph(person, 4, camera, draw_track(settings, rng), rng), int)
@@ -264,7 +264,7 @@ def test_one_foot_is_on_the_ground_and_bones_keep_their_length(phase):
 
 
 def covered(person, yaw: float, colour: tuple[float, float, float]) -> np.ndarray:
-    """Columns, from the person's middle in pixels, that a paint of the given hue covers."""
+    """Return the columns, relative to the middle of the person, that a hue covers."""
     frame = Frame(60.0, (32.0, 120.0), SIZE)
     shades, mask = render(
         build_figure(person, 0.3), View(yaw, 0.0), Light((0, 0, 1), 1.0, 0.0), frame
@@ -282,7 +282,9 @@ def test_a_bag_stays_on_its_side_when_the_person_turns():
         upper=dataclasses.replace(plain.upper, cut="tee", colour="green", pattern="plain"),
         lower=dataclasses.replace(plain.lower, cut="slim", colour="navy", pattern="plain"),
     )  # fmt: skip
-    assert covered(person, 0.0, red).mean() > 3  # facing us, the left hand is to our right
+    assert (
+        covered(person, 0.0, red).mean() > 3
+    )  # seen from the front, the left hand is on the right
     assert covered(person, math.pi, red).mean() < -3
     pack = dataclasses.replace(person, bag="backpack")
     assert len(covered(pack, math.pi, red)) > 2 * len(covered(pack, 0.0, red))

@@ -182,6 +182,24 @@ def test_a_sheet_has_people_as_rows_and_cameras_as_columns(
     assert colours(output) == [[(5, 1), (5, 2)]]
 
 
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_a_sheet_prints_the_names_of_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    rows = ["path,pid,camid,split"]
+    for person in ("zoe", "bob", "12", "7"):
+        for camera in (1, 2):
+            for subset in ("query", "gallery"):
+                path = tmp_path / "own" / subset / person / f"c{camera}.png"
+                trees.save(path, person, camera, subset)
+                rows.append(f"{path},{person},{camera},{subset}")
+    (tmp_path / "own.csv").write_text("\n".join(rows))
+    name = f"folder:{tmp_path}/own" if kind == "folder" else f"csv:{tmp_path}/own.csv"
+    output = str(tmp_path / "sheet.png")
+    assert sheet(tmp_path, "--name", name, "--part", "test", "--output", output) == 0
+    assert "people: 7, 12, bob, zoe\n" in capsys.readouterr().out
+
+
 def test_errors_of_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = ("--name", "market1501", "--output", str(tmp_path / "sheet.png"))
     assert sheet(tmp_path / "nowhere", *name) == 2
