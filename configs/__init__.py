@@ -4,7 +4,7 @@
 - `loading`: `load`, `dump`, `changes`: a checked configuration from a file and overrides.
 - `schema`: `Key`, `OneOf`, `Number`, `Flag`: what a key allows.
 - `validation`: `ConfigError`, `cross_field_problems`: checks between keys.
-- `comparability`: `differing`: values that can change a number and differ between two configurations.
+- `comparability`: `differing`: values that differ and can change a number.
 - `published`: `published_rank1`: rank-1 of the published tables.
 - `reference`: `markdown`: the table in docs/configuration.md.
 """
