@@ -26,6 +26,7 @@ from engine.scoring.retrieval import RetrievalScores, score_retrieval
 from engine.scoring.single_shot import SingleShotScores, score_single_shot
 from engine.scoring.verification import (
     Calibration,
+    NoImpostorPairs,
     VerificationScores,
     calibrate,
     score_verification,
@@ -52,13 +53,14 @@ class ScoreDetails:
 
     Attributes:
         retrieval: Retrieval, with the result of each query.
-        verification: Whether two images show the same identity, over all pairs.
+        verification: Whether two images show the same identity, over all pairs; None if no pair
+            shows different ones.
         single_shot: Retrieval in galleries with one image of each identity.
         reranked: Retrieval after re-ranking; None if it was not asked for.
     """
 
     retrieval: RetrievalScores
-    verification: VerificationScores
+    verification: VerificationScores | None
     single_shot: SingleShotScores
     reranked: RetrievalScores | None = None
 
@@ -94,7 +96,7 @@ class ScoreDetails:
                 "num_identities": self.single_shot.num_identities,
                 "draws": self.single_shot.ranks.shape[1],
             },
-            "verification": _verification(self.verification),
+            "verification": None if self.verification is None else _verification(self.verification),
         }
         if self.reranked is not None:
             content["reranked"] = _plain(retrieval_intervals(self.reranked), _SUMMARY)
@@ -121,9 +123,16 @@ def score_details(
     Raises:
         UserError: As for ``score_retrieval`` and ``score_verification``.
     """
+    try:
+        verification = score_verification(
+            query, gallery, cross_camera=cross_camera, memory_mib=memory_mib
+        )
+    except NoImpostorPairs as error:
+        get_logger().warning("Verification rates are left out of the details: %s", error)
+        verification = None
     return ScoreDetails(
         score_retrieval(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib),
-        score_verification(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib),
+        verification,
         score_single_shot(
             query, gallery, seed=seed, cross_camera=cross_camera, memory_mib=memory_mib
         ),
@@ -223,10 +232,11 @@ def details_table(details: Mapping[str, ScoreDetails], access: Access) -> str:
     ]
     for name, scores in details.items():
         content = scores.to_json(per_query=False)
+        verification = content["verification"]
         cells = (
             content["retrieval"]["rank1"],
             content["retrieval"]["mAP"],
-            content["verification"]["tpr_at_fpr"]["0.001"],
+            verification and verification["tpr_at_fpr"]["0.001"],
             content["single_shot"]["rank1"],
         )
         lines.append(f"  {name:<26}" + "".join(f"{_cell(cell):>24}" for cell in cells))
@@ -279,6 +289,8 @@ def _save_json(content: Mapping[str, Any], path: Path) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _cell(interval: Mapping[str, float]) -> str:
+def _cell(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return "-"
     low, high = interval["low"], interval["high"]
     return f"{interval['value']:.1%} [{low:.1%}, {high:.1%}]"

@@ -13,8 +13,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from utils.errors import UserError
 from utils.files import WriteError, ensure_folder, write_text
 
 
@@ -43,7 +43,15 @@ class MetricWriter:
 
         Raises:
             WriteError: The folder or a file in it cannot be written.
+            UserError: The package tensorboard is not installed.
         """
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - for trainings only
+        except ImportError as error:
+            raise UserError(
+                f"a training needs the package tensorboard ({error}); run `pip install -r "
+                "requirements.txt`"
+            ) from error
         folder = ensure_folder(output_dir)
         self._folder = folder
         path = folder / "metrics.jsonl"

@@ -60,6 +60,10 @@ _RESAMPLES_AT_ONCE = 64
 _Floats = NDArray[np.float64]
 
 
+class NoImpostorPairs(UserError):  # noqa: N818 - the data may be valid for retrieval
+    """No pair of a query and a gallery image shows different identities."""
+
+
 @dataclass(frozen=True, eq=False)
 class PersonPairs:
     """Counts of P query persons between K - 1 thresholds, from far to close.
@@ -323,7 +327,8 @@ def score_verification(
         memory_mib: Most memory to use besides the features (MiB); None: what is free.
 
     Raises:
-        UserError: As for ``score_retrieval``, or there is no pair of two people.
+        UserError: As for ``score_retrieval``.
+        NoImpostorPairs: There is no pair of two people.
     """
     matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
     with torch.inference_mode():
@@ -352,7 +357,9 @@ def score_verification(
                 pair_bin[matching.matches.places(np.sort(places))] = found
     counted = impostor[: BINS + 1].cpu().numpy()
     if not counted.any():
-        raise UserError("every pair shows one person; expected at least two people in the gallery")
+        raise NoImpostorPairs(
+            "every pair shows one person; expected at least two people in the gallery"
+        )
     return VerificationScores(
         genuine=np.bincount(pair_bin, minlength=BINS + 1),
         impostor=counted,

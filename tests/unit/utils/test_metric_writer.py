@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from utils.errors import UserError
 from utils.files import WriteError
 from utils.metric_writer import MetricWriter, read_metrics
 
@@ -94,3 +96,11 @@ def test_a_full_disk_in_tensorboards_thread_is_reported_once(
             writer.picture("noise", torch.rand(3, 64, 64), step=step)
             writer.flush()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match="a training needs the package tensorboard"):
+        MetricWriter(tmp_path)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.details import score_details
+from engine.details import details_table, score_details
 from engine.scoring.features import Features
+from engine.scoring.paired import Access
 from engine.scoring.retrieval import score_retrieval
 from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import score_verification
@@ -69,3 +70,17 @@ def test_the_curve_is_thinned_but_keeps_its_ends(details):
 
 def test_a_single_shot_gallery_is_harder_than_the_whole(details):
     assert details.single_shot.cmc[0] <= details.retrieval.rank1
+
+
+def test_one_identity_has_no_verification_rates(caplog):
+    embeddings = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    pids = torch.full((6,), 7)
+    one = [Features(embeddings, pids, torch.full((6,), camera)) for camera in (0, 1)]
+    details = score_details(*one)
+    assert details.verification is None
+    assert details.retrieval.rank1 == 1.0
+    assert json.loads(json.dumps(details.to_json(), allow_nan=False))["verification"] is None
+    assert "Verification rates are left out of the details: every pair" in caplog.text
+    row = details_table({"raw->raw": details}, Access()).splitlines()[-1]
+    assert row.split()[:1] == ["raw->raw"]
+    assert " - " in row
