@@ -1,4 +1,4 @@
-"""Make and look after a keyring: the keys that protected pictures are sealed under.
+"""Create and administer a keyring: the keys that protected images are sealed under.
 
 Examples:
     python3 tools/keyring.py --keyring keys.db --master master.key init
@@ -6,8 +6,9 @@ Examples:
     python3 tools/keyring.py --keyring keys.db --master master.key destroy market/0002 --yes
     python3 tools/keyring.py --keyring keys.db --passphrase-file - rekey --new-master new.key
 
-The master is a file of 32 random bytes (--master; `init` makes it), or a passphrase, which is
-asked for on the terminal if neither --master nor --passphrase-file is given.
+The master is a file of 32 random bytes (--master; `init` creates it), or a passphrase, which is
+asked for on the terminal if neither --master nor --passphrase-file is given. A label on the command
+line is visible to other users and stays in the shell's history; --subject-file FILE avoids both.
 Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authentication failed,
 130 interrupted.
 """
@@ -15,6 +16,7 @@ Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authenticati
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,6 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from engine.vault import keyring_admin
-from engine.vault import keyring_admin as key_transfer
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Master, Passphrase
 from modeling.encryption.ised_errors import UsageError, WrongMaster
@@ -34,8 +35,11 @@ from tools.lib.keyring_access import (
     add_master_arguments,
     ask_passphrase,
     error_line,
+    handling,
+    interrupt,
     master_from,
     open_keyring,
+    read_label,
     read_passphrase,
 )
 
@@ -48,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         try:
-            arguments.run(arguments)
+            with handling({signal.SIGTERM: interrupt}):
+                if getattr(arguments, "subject_file", None) is not None:
+                    arguments.subject = read_label(arguments.subject_file)
+                arguments.run(arguments)
         except EOFError:  # Ctrl-D at a question
             raise KeyboardInterrupt from None
 
@@ -56,9 +63,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; --keyring and the master may stand before or after the command."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    """Parse the command line; --keyring and the master may come before or after the command."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = _parser(label_from_file=any(w.split("=")[0] == "--subject-file" for w in words))
+    arguments = parser.parse_args(words)
     if arguments.keyring is None:
         parser.error("the following arguments are required: --keyring")
     if arguments.master is not None and arguments.passphrase_file is not None:
@@ -66,40 +74,47 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> Parser:
-    """Return the command line."""
+def _parser(*, label_from_file: bool) -> Parser:
+    """Return the command line, with a subject label or --subject-file."""
     parser = Parser(description=__doc__)
-    # What is not given after the command must not undo what stands before it.
-    again = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    for place in (parser, again):
-        place.add_argument("--keyring", type=Path, help="the keyring file (required)")
-        add_master_arguments(place)
+    # An option that is missing after the command must not reset one that was given before it.
+    after_command = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    for options in (parser, after_command):
+        options.add_argument("--keyring", type=Path, help="the keyring file (required)")
+        add_master_arguments(options)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None]) -> Parser:
         text = (run.__doc__ or "").strip()
-        sub = commands.add_parser(name, help=text, description=text, parents=[again])
+        sub = commands.add_parser(name, help=text, description=text, parents=[after_command])
         sub.set_defaults(run=run)
+        return sub
+
+    def subject_command(name: str, run: Callable[[argparse.Namespace], None]) -> Parser:
+        sub = command(name, run)
+        # Not an optional argument: `export LABEL --option FILE` would take LABEL for the file.
+        if not label_from_file:
+            sub.add_argument("subject", help="subject label, as `list` shows it")
+        sub.add_argument(
+            "--subject-file",
+            help="file whose first line is the label, instead of the argument; - for standard "
+            "input, before any passphrase",
+        )
         return sub
 
     command("init", _init)
     command("list", _list).add_argument("subject", nargs="?", help="only this subject label")
-    command("rotate", _rotate).add_argument("subject", help="subject label, as `list` shows it")
-    revoke = command("revoke", _revoke)
-    revoke.add_argument("subject", help="subject label")
+    subject_command("rotate", _rotate)
+    revoke = subject_command("revoke", _revoke)
     revoke.add_argument("--undo", action="store_true", help="allow the keys again")
-    destroy = command("destroy", _destroy)
-    destroy.add_argument("subject", help="subject label")
+    destroy = subject_command("destroy", _destroy)
     destroy.add_argument("--yes", action="store_true", help="do not ask: there is no way back")
     rekey = command("rekey", _rekey)
     new = rekey.add_mutually_exclusive_group()
     new.add_argument("--new-master", type=Path, help="new master key file, made here")
     new.add_argument("--new-passphrase-file", help=f"file with a new passphrase; {_NEXT_LINE}")
-    command("backup", _backup).add_argument("target", type=Path, help="file to make")
-    for name, run in (("export", _export), ("import", _import)):
-        transfer = command(name, run)
-        if name == "export":
-            transfer.add_argument("subject", help="subject label")
+    command("backup", _backup).add_argument("target", type=Path, help="file to create")
+    for transfer in (subject_command("export", _export), command("import", _import)):
         transfer.add_argument("file", type=Path, help="file of exported keys")
         transfer.add_argument(
             "--file-passphrase-file", help=f"file with its passphrase; {_NEXT_LINE}"
@@ -108,7 +123,7 @@ def _parser() -> Parser:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    """Make a new keyring, and its master key file if that is not there."""
+    """Create a keyring, and its master key file if that does not exist."""
     master = master_from(arguments.master, arguments.passphrase_file, confirm=True)
     Keyring.create(arguments.keyring, master).close()
     print(shown(f"made {arguments.keyring}"))
@@ -134,7 +149,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _rotate(arguments: argparse.Namespace) -> None:
-    """Give a subject a new key; its former files still open."""
+    """Create a new key for a subject; its former files still open."""
     with open_keyring(arguments) as keyring:
         info = keyring_admin.rotate(keyring, arguments.subject)
     print(shown(f"{arguments.subject}: generation {info.generation} is active"))
@@ -150,7 +165,7 @@ def _revoke(arguments: argparse.Namespace) -> None:
 
 
 def _destroy(arguments: argparse.Namespace) -> None:
-    """Destroy a subject's keys for good; no file of the subject opens ever again."""
+    """Destroy a subject's keys; no file of the subject can ever be opened again."""
     question = shown(f"destroy the keys of {arguments.subject}? [yes] ")
     if not arguments.yes and (not sys.stdin.isatty() or input(question) != "yes"):
         raise UsageError("nothing was destroyed; answer yes, or pass --yes")
@@ -162,12 +177,12 @@ def _destroy(arguments: argparse.Namespace) -> None:
     )
 
 
-def _keys(count: int, kind: str = "") -> str:
-    return f"{count} {kind}key{'' if count == 1 else 's'}"
+def _keys(count: int, adjective: str = "") -> str:
+    return f"{count} {adjective}key{'' if count == 1 else 's'}"
 
 
 def _rekey(arguments: argparse.Namespace) -> None:
-    """Change master and root; no protected file changes."""
+    """Change master and root; protected files do not change."""
     try:
         keyring = open_keyring(arguments)  # first, so that the old passphrase is read first
     except WrongMaster:
@@ -176,8 +191,8 @@ def _rekey(arguments: argparse.Namespace) -> None:
             raise
         killed = f"{arguments.keyring}: {new_file} is in force already, by a rekey that was killed"
         print(
-            f"{shown(killed)}; it is not known whether what was given is the former master: "
-            "destroy it if it is, keep it if it is another keyring's"
+            f"{shown(killed)}; it is not known whether the given master is the former one: "
+            "destroy it if it is, keep it if it belongs to another keyring"
         )
         return
     with keyring:
@@ -190,7 +205,7 @@ def _rekey(arguments: argparse.Namespace) -> None:
 
 
 def _backup(arguments: argparse.Namespace) -> None:
-    """Copy the keyring while it is in use, and open every row of the copy once."""
+    """Copy the keyring while it is in use, and open every row of the copy."""
     master = master_from(arguments.master, arguments.passphrase_file)  # asked for once, used twice
     with Keyring.open(arguments.keyring, master) as keyring:
         count = keyring_admin.backup(keyring, arguments.target, master)
@@ -201,20 +216,20 @@ def _export(arguments: argparse.Namespace) -> None:
     """Write one subject's keys to a file under a passphrase."""
     with open_keyring(arguments) as keyring:  # first, so that its passphrase is read first
         passphrase = _file_passphrase(arguments, confirm=True)
-        count = key_transfer.export_subject(keyring, arguments.subject, arguments.file, passphrase)
+        count = keyring_admin.export_subject(keyring, arguments.subject, arguments.file, passphrase)
     print(shown(f"made {arguments.file}: {_keys(count)} of {arguments.subject}"))
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    """Add a file of exported keys; they open files and never seal new ones."""
+    """Add exported keys; they open files and never seal new ones."""
     with open_keyring(arguments) as keyring:
         passphrase = _file_passphrase(arguments, confirm=False)
-        subject, count = key_transfer.import_subject(keyring, arguments.file, passphrase)
+        subject, count = keyring_admin.import_subject(keyring, arguments.file, passphrase)
     print(shown(f"{subject}: {_keys(count, 'new ')}"))
 
 
 def _file_passphrase(arguments: argparse.Namespace, *, confirm: bool) -> Passphrase:
-    """Return the passphrase of a file of exported keys."""
+    """Return the passphrase of exported keys."""
     if arguments.file_passphrase_file is not None:
         return Passphrase(read_passphrase(arguments.file_passphrase_file))
     return Passphrase(ask_passphrase(f"passphrase of {arguments.file}: ", confirm=confirm))

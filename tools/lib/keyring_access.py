@@ -1,19 +1,26 @@
-"""How every command that works with a keyring opens it, and says what is wrong."""
+"""Options, passphrases, labels and errors of all commands that open a keyring."""
 
 from __future__ import annotations
 
 import argparse
 import getpass
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Master, Passphrase
 from engine.vault.secret_files import read_private
 from modeling.encryption.ised_errors import UsageError
 from tools.lib.command_line import shown
+from utils.files import check_regular
 
-ENVIRONMENT = 3  # exit code where a disk or device failed
+ENVIRONMENT = 3  # exit code after a failure of a disk or device
+_MAX_LABEL_CHARS = 4096  # more than any label has
 
 
 def add_master_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +40,14 @@ def open_keyring(arguments: argparse.Namespace) -> Keyring:
 
 
 def error_line(error: Exception, path: str = "") -> str:
-    """Return what an error is about, its class and its text, as a terminal may show it."""
+    """Return path, class and message of an error, without characters that steer a terminal."""
     return shown(f"{path}: " * bool(path) + f"{type(error).__name__}: {error}")
 
 
 def master_from(
     key_file: Path | None, passphrase_file: str | None, *, confirm: bool = False
 ) -> Master:
-    """Return the master that arguments name.
+    """Return the master that the arguments describe.
 
     Args:
         key_file: Value of --master.
@@ -48,7 +55,7 @@ def master_from(
         confirm: Ask for a new passphrase twice.
 
     Raises:
-        UsageError: Neither is given and there is no terminal to ask on.
+        UsageError: Neither is given, and there is no terminal.
     """
     if key_file is not None:
         return KeyFile(key_file)
@@ -61,7 +68,7 @@ def read_passphrase(source: str) -> str:
     """Return the first line of a private file, or of standard input for ``-``.
 
     Raises:
-        KeyringMissing, InsecurePermissions: The file is not there or not private.
+        KeyringMissing, InsecurePermissions: The file does not exist or is not private.
         UsageError: It is not UTF-8.
     """
     try:
@@ -74,8 +81,26 @@ def read_passphrase(source: str) -> str:
     return text.split("\n", 1)[0].rstrip("\r")  # not splitlines: it would also cut at U+2028
 
 
+def read_label(source: str) -> str:
+    """Return the first line of a file, or of standard input for ``-``, as a subject label.
+
+    Raises:
+        UsageError: The file cannot be read, or is not UTF-8.
+    """
+    try:
+        if source == "-":
+            text = sys.stdin.readline()
+        else:
+            check_regular(source)
+            with Path(source).open(encoding="utf-8-sig") as file:
+                text = file.readline(_MAX_LABEL_CHARS)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"subject file {source} cannot be read ({error})") from None
+    return text.split("\n", 1)[0].rstrip("\r")
+
+
 def ask_passphrase(prompt: str, *, confirm: bool) -> str:
-    """Ask on the terminal without showing what is typed.
+    """Ask on the terminal without an echo.
 
     Raises:
         UsageError: There is no terminal, or the two entries differ.
@@ -86,3 +111,21 @@ def ask_passphrase(prompt: str, *, confirm: bool) -> str:
     if confirm and getpass.getpass("again: ") != text:
         raise UsageError("the two passphrases differ")
     return text
+
+
+@contextmanager
+def handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Handle signals in the block; only the main thread can."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, new) for number, new in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt(*_: object) -> NoReturn:
+    """Handle SIGTERM like Ctrl-C: undo what is under way, and exit with 130."""
+    raise KeyboardInterrupt

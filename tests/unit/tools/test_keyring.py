@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
+from tests.fixtures.paths import ROOT
 from tools import keyring as tool
 
 
@@ -218,3 +221,82 @@ def test_names_that_are_no_text_and_labels_that_steer_are_printed_escaped(
     assert told.count("\\xdcff") == 4
     assert told.count("set/\\x1b[2J") == 3
     assert all(char.isprintable() or char == "\n" for char in told)
+
+
+@pytest.mark.parametrize("source", ["file", "-"])
+def test_a_label_can_come_from_a_file(
+    base: list[str],
+    tmp_path: Path,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A label on the command line is in the process list and in the shell's history."""
+    label, phrase = tmp_path / "label", tmp_path / "phrase"
+    label.write_text("set/Zo\u00eb \n", encoding="utf-8-sig")
+    phrase.touch(0o600)
+    phrase.write_text("for the court\n")
+    assert tool.main([*base, "init"]) == 0
+    _sealing(base, "set/Zo\u00eb")
+    export = [str(tmp_path / "one.keys"), "--file-passphrase-file", str(phrase)]
+    for command in (["rotate"], ["export", *export], ["revoke"], ["destroy", "--yes"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("set/Zo\u00eb\n"))
+        given = "-" if source == "-" else str(label)
+        assert tool.main([*base, *command, "--subject-file", given]) == 0, command
+    assert tool.main([*base, "list"]) == 0
+    assert capsys.readouterr().out.count("(erased)") == 2
+    for wrong in (tmp_path, tmp_path / "missing"):
+        assert tool.main([*base, "rotate", "--subject-file", str(wrong)]) == 2
+    with pytest.raises(SystemExit):
+        tool.main([*base, "rotate", "set/1", "--subject-file", str(label)])
+    with pytest.raises(SystemExit):
+        tool.main([*base, "rotate"])
+
+
+def test_options_may_stand_between_a_label_and_a_file(base: list[str], tmp_path: Path) -> None:
+    phrase = tmp_path / "phrase"
+    phrase.touch(0o600)
+    phrase.write_text("for the court\n")
+    assert tool.main([*base, "init"]) == 0
+    _sealing(base, "set/1")
+    given = ["--file-passphrase-file", str(phrase)]
+    assert tool.main([*base, "export", "set/1", *given, str(tmp_path / "one.keys")]) == 0
+
+
+def test_destroy_and_revoke_can_be_repeated(
+    base: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that was killed after its commit is run again."""
+    assert tool.main([*base, "init"]) == 0
+    _sealing(base, "set/1")
+    for command, done in (
+        (["revoke", "set/1"], "revoked"),
+        (["revoke", "set/1", "--undo"], "allowed again"),
+        (["destroy", "set/1", "--yes"], "destroyed"),
+    ):
+        for count in ("1 key", "0 keys"):
+            assert tool.main([*base, *command]) == 0
+            assert f"set/1: {count} {done}" in capsys.readouterr().out
+
+
+TERMINATED = """
+import os, signal, sys
+from engine.vault.keyring import Keyring
+from tools import keyring
+put = Keyring.put
+def put_and_stop(self, row, key):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return put(self, row, key)
+Keyring.put = put_and_stop
+sys.exit(keyring.main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_undoes_a_rekey_and_exits_with_130(base: list[str], tmp_path: Path) -> None:
+    assert tool.main([*base, "init"]) == 0
+    _sealing(base, "set/1")
+    rekey = [*base, "rekey", "--new-master", str(tmp_path / "new.key")]
+    done = subprocess.run([sys.executable, "-c", TERMINATED, *rekey], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["k.db", "m.key"]
+    assert tool.main([*base, "list"]) == 0

@@ -183,7 +183,7 @@ def test_a_kill_after_the_commit(
     assert tool.main([part.replace("old.key", given) for part in scene.command]) == 0
     told = capsys.readouterr().out
     assert "new.key is in force already" in told
-    assert "not known whether what was given is the former master" in told
+    assert "not known whether the given master is the former one" in told
     if other != scene.old:
         other.path.unlink()
     scene.check_rekeyed()
