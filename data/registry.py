@@ -15,6 +15,7 @@ from data.datasets.market1501 import read_validation_tree
 from data.problems import DatasetError, Problem, wrong_counts
 from data.records import DatasetSplits
 from utils.logger import get_logger
+from utils.text import existing_path
 
 _LOGGER = get_logger()
 
@@ -115,9 +116,8 @@ def load_splits(
     Raises:
         DatasetError: The name is unknown, or the data cannot be used.
     """
-    request = LoadRequest(
-        name, Path(root).expanduser(), msmt17_protocol, cuhk03_kind, dict(synthetic_options or {})
-    )
+    root = existing_path(Path(root).expanduser())
+    request = LoadRequest(name, root, msmt17_protocol, cuhk03_kind, dict(synthetic_options or {}))
     loaded = load_data(request, compare_images=True)
     for line in banner(loaded):
         _LOGGER.info(line)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.desensitize import Desensitizer
 from data.images import BadImage, read_rgb, resize
-from utils.errors import UserError, worker_death, worker_died
+from utils.errors import UserError, WorkerError, worker_death, worker_died
 from utils.logger import get_logger
 from utils.memory import MIB, available_mib
 from utils.progress import Progress
@@ -288,9 +288,9 @@ class StreamedPixels:
                 yield raw, desensitized[0] if desensitized else None
         except RuntimeError as error:
             if worker_died(error):
-                raise UserError(worker_death("use fewer workers, or free memory")) from error
+                raise WorkerError(worker_death("use fewer workers, or free memory")) from error
             if "timed out" in str(error):
-                raise UserError(
+                raise WorkerError(
                     f"the workers decoded no image for {_TIMEOUT_S} s; see whether the disk with "
                     "the images answers, or use fewer workers"
                 ) from error
@@ -298,7 +298,7 @@ class StreamedPixels:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise UserError(
+            raise WorkerError(
                 "worker processes cannot be started because /dev/shm is full; delete old files "
                 "there, give a container more (docker run --shm-size 1g), or use 0 workers"
             ) from error

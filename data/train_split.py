@@ -30,6 +30,7 @@ from data.tree_writer import arrange, check_target, fill, market_names, write_re
 from tools.lib.command_line import MAX_SEED, Parser, exit_code_of, whole_number
 from utils.errors import UserError
 from utils.files import staged_folder
+from utils.text import existing_path
 
 # Published data sets for which NAME_val can be loaded.
 NAMES = tuple(name for name in DATASETS if f"{name}_val" in DATASETS)
@@ -168,7 +169,7 @@ def _split(options: argparse.Namespace) -> None:
     if options.dataset_root_dir is None and not is_own_data(name):
         raise UserError(f"--dataset_name {name} needs --dataset_root_dir D")
     target = make_split(
-        Path(options.dataset_root_dir or ".").expanduser(),
+        existing_path(Path(options.dataset_root_dir or ".").expanduser()),
         name,
         output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
         strategy=options.strategy,

@@ -23,6 +23,7 @@ from data.sheet import contact_sheet
 from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.text import existing_path
 
 _PARTS = {
     "train": ("train",),
@@ -171,7 +172,7 @@ def _parser() -> Parser:
 
 
 def _folder(text: str) -> Path:
-    return Path(text).expanduser()
+    return existing_path(Path(text).expanduser())
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:

@@ -59,6 +59,12 @@ def shortage(error: Exception) -> str:
     return text[start:].split(". ")[0].partition("\n")[0] or type(error).__name__
 
 
+class WorkerError(UserError):
+    """Worker processes died, hang or cannot be started."""
+
+    exit_code = 1
+
+
 def worker_died(error: BaseException) -> bool:
     """Return whether an error reports that a worker process of a pool or DataLoader was killed."""
     if type(error).__name__ == "BrokenProcessPool":

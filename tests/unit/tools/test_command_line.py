@@ -158,6 +158,18 @@ def test_a_full_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.count("\n") == 1
 
 
+def test_a_killed_data_loader_worker_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Torch raises it from a signal handler, so that it can come from any line of a training."""
+
+    def work() -> None:
+        raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
+
+    assert exit_code_of(work) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: a worker process died, perhaps because memory ran out; use f")
+    assert error.count("\n") == 1
+
+
 def test_a_full_machine_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Torch's own error, and that of NumPy and Python."""
     import numpy as np
