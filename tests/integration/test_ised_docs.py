@@ -1,4 +1,4 @@
-"""What docs/ISED.md shows runs as it is shown."""
+"""The commands and examples of docs/ISED.md run."""
 
 from __future__ import annotations
 

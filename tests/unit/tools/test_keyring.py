@@ -1,4 +1,4 @@
-"""The keyring command: every subcommand, its exit codes, and one line for every mistake."""
+"""tools/keyring.py: every command, its exit codes, and one line for every error."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_export_and_import_read_the_keyrings_passphrase_first(
         assert tool.main([*base, *command]) == 0
 
 
-def test_labels_of_others_do_not_steer_the_terminal(
+def test_imported_labels_do_not_steer_the_terminal(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     phrase, keys, label = tmp_path / "phrase", tmp_path / "two.keys", "set/\x1b[2J\u202e2"
@@ -137,13 +137,13 @@ def test_labels_of_others_do_not_steer_the_terminal(
     [
         (["list"], 4, "KeyringMissing"),
         (["init"], 4, "KeyringExists"),
-        (["rotate", "nobody"], 1, "MissingKey"),
+        (["rotate", "unknown"], 1, "MissingKey"),
         (["destroy", "set/2"], 2, "UsageError"),
         (["rekey"], 2, "UsageError"),
         (["export", "set/2", "out.keys"], 2, "UsageError"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_errors_are_one_line(
     base: list[str],
     arguments: list[str],
     code: int,
@@ -161,7 +161,7 @@ def test_mistakes_are_one_line(
     assert err.count("\n") == 1
 
 
-def test_keyring_and_master_may_stand_after_the_command(
+def test_keyring_and_master_may_follow_the_command(
     base: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tool.main(["init", *base]) == 0
@@ -176,7 +176,7 @@ def test_keyring_and_master_may_stand_after_the_command(
         assert "set/2" in capsys.readouterr().out
 
 
-def test_usage_mistakes_exit_with_2(base: list[str]) -> None:
+def test_usage_errors_exit_with_2(base: list[str]) -> None:
     two_masters = ["--new-master", "new.key", "--new-passphrase-file", "-"]
     for wrong in (
         [*base, "explode"],
@@ -199,10 +199,10 @@ def test_end_of_input_at_the_question_destroys_nothing(
     assert tool.main([*base, "destroy", "market/0002"]) == 130
 
 
-def test_names_that_are_no_text_and_labels_that_steer_are_printed_escaped(
+def test_file_names_and_labels_are_escaped_in_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on most terminals: what is no UTF-8 cannot be printed as it is."""
+    """Most terminals cannot print names that are not UTF-8."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
     monkeypatch.setattr("sys.stdout", stream)
     base = ["--keyring", str(tmp_path / "k\udcff.db"), "--master", str(tmp_path / "m\udcff.key")]
@@ -217,10 +217,10 @@ def test_names_that_are_no_text_and_labels_that_steer_are_printed_escaped(
         ["rekey", "--new-master", new],
     ):
         assert tool.main([*base, *command]) == 0
-    told = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
-    assert told.count("\\xdcff") == 4
-    assert told.count("set/\\x1b[2J") == 3
-    assert all(char.isprintable() or char == "\n" for char in told)
+    printed = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert printed.count("\\xdcff") == 4
+    assert printed.count("set/\\x1b[2J") == 3
+    assert all(char.isprintable() or char == "\n" for char in printed)
 
 
 @pytest.mark.parametrize("source", ["file", "-"])
@@ -253,7 +253,7 @@ def test_a_label_can_come_from_a_file(
         tool.main([*base, "rotate"])
 
 
-def test_options_may_stand_between_a_label_and_a_file(base: list[str], tmp_path: Path) -> None:
+def test_options_may_be_between_label_and_file(base: list[str], tmp_path: Path) -> None:
     phrase = tmp_path / "phrase"
     phrase.touch(0o600)
     phrase.write_text("for the court\n")

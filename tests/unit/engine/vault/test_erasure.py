@@ -1,4 +1,4 @@
-"""What must be gone after `destroy` and `rekey` is gone: also from old copies and hidden names."""
+"""After `destroy` and `rekey`, old copies and leftovers reveal no key and no label."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ERASED, OTHER = "set/anna", "set/Hie\u0302\u0301n"
 
 
 def _label(keyring: Keyring, row: KeyRow) -> str:
-    """Open an old copy's label with what a keyring has now."""
+    """Open a label of an old copy with the present keys of a keyring."""
     assert row.label_ct is not None
     aad = keyring.head.keyring_id + row.key_id
     return unwrap(keyring._services["label"], "label", aad, row.label_ct).decode()
@@ -47,12 +47,12 @@ def test_the_new_master_opens_no_label_of_an_old_copy(tmp_path: Path) -> None:
                 _label(keyring, row)
         labels = [info.subject for info in keyring_admin.list_keys(keyring)]
         assert labels == ["set/Hi\u1ebfn", None]
-        assert keyring.file_name("set", "anna/1.png") == name  # what is sealed is found as before
+        assert keyring.file_name("set", "anna/1.png") == name  # names of sealed files stay
 
 
 @pytest.mark.parametrize("calls", [1, 2])  # of the master key file, of the keyring
-def test_no_hidden_name_outlives_a_master_that_is_destroyed(tmp_path: Path, calls: int) -> None:
-    """Killed between giving a secret its name and removing the temporary one: both are there."""
+def test_no_leftover_survives_a_destroyed_master(tmp_path: Path, calls: int) -> None:
+    """A kill between linking a secret and removing its temporary name leaves both names."""
     folders = tmp_path / "keyring", tmp_path / "secret"
     for folder in folders:
         folder.mkdir()

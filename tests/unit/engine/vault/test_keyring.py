@@ -1,4 +1,4 @@
-"""The keyring under its holder, under other processes, and under somebody who edits the file."""
+"""The keyring: use, administration, concurrent processes, and a file that was edited by hand."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _states(keyring: Keyring) -> list[tuple[int, str]]:
     return [(info.generation, info.state) for info in keyring_admin.list_keys(keyring)]
 
 
-def test_files_of_a_keyring_are_private_and_keys_outlive_the_process(
+def test_files_of_a_keyring_are_private_and_keys_are_stored(
     path: Path, master: KeyFile, keyring: Keyring
 ) -> None:
     for secret in (path, master.path):
@@ -85,7 +85,7 @@ def test_files_of_a_keyring_are_private_and_keys_outlive_the_process(
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
 
 
-def test_no_identity_stands_in_clear(path: Path, keyring: Keyring) -> None:
+def test_no_identity_is_readable_in_the_file(path: Path, keyring: Keyring) -> None:
     keyring.ensure([SUBJECT, "market/test/anna-schmidt"])
     content = path.read_bytes()
     assert b"anna" not in content
@@ -96,7 +96,7 @@ def test_no_identity_stands_in_clear(path: Path, keyring: Keyring) -> None:
     ]
 
 
-def test_passphrase_opens_and_another_does_not(path: Path, master: KeyFile) -> None:
+def test_a_keyring_opens_with_its_passphrase_only(path: Path, master: KeyFile) -> None:
     Keyring.create(path, Passphrase("correct horse", CHEAP)).close()
     Keyring.open(path, Passphrase("correct horse")).close()
     with pytest.raises(WrongMaster, match=r"not that of .*keys\.db; give the master from `init`"):
@@ -107,19 +107,19 @@ def test_passphrase_opens_and_another_does_not(path: Path, master: KeyFile) -> N
     assert "horse" not in repr(Passphrase("correct horse"))
 
 
-def test_an_accent_of_a_passphrase_is_the_same_in_both_spellings(path: Path) -> None:
+def test_an_accent_in_a_passphrase_may_be_composed_or_decomposed(path: Path) -> None:
     Keyring.create(path, Passphrase("cr\u00e8me br\u00fbl\u00e9e", CHEAP)).close()
     Keyring.open(path, Passphrase("cre\u0300me bru\u0302le\u0301e")).close()
     with pytest.raises(WrongMaster):
         Keyring.open(path, Passphrase("creme brulee"))
-    with pytest.raises(UsageError, match="passphrase has 7 characters"):  # as people count them
+    with pytest.raises(UsageError, match="passphrase has 7 characters"):
         Passphrase("caf\u00e9 au".replace("\u00e9", "e\u0301")).check_strength()
 
 
 def test_short_passphrase_is_refused(path: Path) -> None:
     with pytest.raises(UsageError, match="at least 8"):
         Keyring.create(path, Passphrase("short", CHEAP))
-    assert list(path.parent.iterdir()) == []  # nor a temporary file
+    assert list(path.parent.iterdir()) == []
 
 
 def test_wrong_and_missing_master_files(path: Path, master: KeyFile, keyring: Keyring) -> None:
@@ -135,22 +135,22 @@ def test_wrong_and_missing_master_files(path: Path, master: KeyFile, keyring: Ke
 
 
 def test_rotate_keeps_former_files_open(keyring: Keyring) -> None:
-    first = _seal(keyring)
+    old = _seal(keyring)
     keyring_admin.rotate(keyring, SUBJECT)
-    second = _seal(keyring)
+    new = _seal(keyring)
     assert _states(keyring) == [(1, "retired"), (2, "active")]
-    assert _opens(keyring, first)
-    assert _opens(keyring, second)
+    assert _opens(keyring, old)
+    assert _opens(keyring, new)
 
 
-def test_revoke_is_reversible_and_never_opens(keyring: Keyring) -> None:
+def test_revoked_keys_neither_open_nor_seal_until_restored(keyring: Keyring) -> None:
     sealed = _seal(keyring)
     keyring_admin.rotate(keyring, SUBJECT)
     assert keyring_admin.revoke(keyring, SUBJECT) == 2
     for use in (lambda: keyring.opening_key(sealed.chunk), lambda: keyring.sealing_key(SUBJECT)):
         with pytest.raises(RevokedKey, match="--undo"):
             use()
-    keyring.ensure([SUBJECT])  # passes over it
+    keyring.ensure([SUBJECT])  # skips it
     assert keyring_admin.restore(keyring, SUBJECT) == 2
     assert _states(keyring) == [(1, "retired"), (2, "active")]
     assert _opens(keyring, sealed)
@@ -195,13 +195,13 @@ def test_destroy_erases_key_and_label_from_the_file(path: Path, keyring: Keyring
 
 def test_unknown_subject_is_named(keyring: Keyring) -> None:
     for act in (keyring_admin.rotate, keyring_admin.revoke, keyring_admin.destroy):
-        with pytest.raises(MissingKey, match="no key of subject 'nobody'"):
-            act(keyring, "nobody")
+        with pytest.raises(MissingKey, match="no key of subject 'unknown'"):
+            act(keyring, "unknown")
     with pytest.raises(BadInput, match="1 to 1024"):
         keyring.sealing_key("")
 
 
-def test_rekey_orphans_no_file(path: Path, master: KeyFile, keyring: Keyring) -> None:
+def test_sealed_files_open_after_a_rekey(path: Path, master: KeyFile, keyring: Keyring) -> None:
     sealed, name = _seal(keyring), keyring.file_name("market", "a/b.jpg")
     keyring_admin.destroy(keyring, _other(keyring))
     new = Passphrase("a new passphrase", CHEAP)
@@ -223,7 +223,7 @@ def _other(keyring: Keyring) -> str:
     return "market/test/9"
 
 
-def test_rekey_elsewhere_stops_a_running_process(
+def test_a_rekey_by_another_process_stops_this_one(
     path: Path, master: KeyFile, keyring: Keyring
 ) -> None:
     with Keyring.open(path, master) as other:
@@ -232,7 +232,9 @@ def test_rekey_elsewhere_stops_a_running_process(
             other.sealing_key(SUBJECT)
 
 
-def test_a_running_process_sees_a_revocation(path: Path, master: KeyFile, keyring: Keyring) -> None:
+def test_an_open_keyring_notices_a_revocation(
+    path: Path, master: KeyFile, keyring: Keyring
+) -> None:
     sealed = _seal(keyring)
     with Keyring.open(path, master) as other:
         assert _opens(other, sealed)
@@ -251,7 +253,7 @@ def test_backup_is_a_working_keyring(path: Path, master: KeyFile, keyring: Keyri
         keyring_admin.backup(keyring, target, master)
 
 
-def test_one_persons_keys_open_elsewhere_and_nobody_elses(tmp_path: Path, keyring: Keyring) -> None:
+def test_an_export_opens_one_subject_only(tmp_path: Path, keyring: Keyring) -> None:
     first = _seal(keyring)
     keyring_admin.rotate(keyring, SUBJECT)
     second, foreign = _seal(keyring), _seal(keyring, "market/test/3")
@@ -279,7 +281,7 @@ def test_one_persons_keys_open_elsewhere_and_nobody_elses(tmp_path: Path, keyrin
         ]
 
 
-def test_import_does_not_undo_a_destruction(tmp_path: Path, keyring: Keyring) -> None:
+def test_an_import_does_not_undo_a_destruction(tmp_path: Path, keyring: Keyring) -> None:
     _seal(keyring)
     exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
     export_subject(keyring, SUBJECT, exported, phrase)
@@ -288,7 +290,7 @@ def test_import_does_not_undo_a_destruction(tmp_path: Path, keyring: Keyring) ->
         import_subject(keyring, exported, phrase)
 
 
-def test_a_key_that_comes_back_opens_and_never_seals(
+def test_an_exported_key_imported_into_its_own_keyring_never_seals(
     tmp_path: Path, master: KeyFile, keyring: Keyring
 ) -> None:
     before, exported = tmp_path / "before.db", tmp_path / "two.keys"
@@ -329,7 +331,7 @@ def test_a_changed_export_is_refused(tmp_path: Path, keyring: Keyring, place: in
 def test_an_export_that_another_program_wrote_is_refused(
     tmp_path: Path, keyring: Keyring, content: bytes
 ) -> None:
-    """Its maker knows the passphrase, so that authentication alone does not help."""
+    """Its author knows the passphrase, so authentication does not help."""
     phrase, params, salt = Passphrase("for the court", CHEAP), str(CHEAP).encode(), bytes(32)
     head = b"ISEX\x01" + bytes([len(params)]) + params + salt
     exported = tmp_path / "two.keys"
@@ -354,7 +356,7 @@ def test_an_export_that_another_program_wrote_is_refused(
         (b"ISEX\x01\x0em=8192,t=1,p=1" + bytes(1 << 20), "larger than any file of exported"),
     ],
 )
-def test_a_file_that_is_no_export_is_named(
+def test_a_file_that_is_not_an_export_is_named(
     tmp_path: Path,
     keyring: Keyring,
     content: bytes,
@@ -382,7 +384,7 @@ def test_an_export_that_no_import_would_accept_is_not_made(
     assert not (tmp_path / "two.keys").exists()
 
 
-def test_what_is_no_file_is_no_secret(tmp_path: Path) -> None:
+def test_a_secret_must_be_a_regular_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir(mode=0o700)
     os.mkfifo(tmp_path / "pipe", 0o600)
     for name in ("folder", "pipe"):
@@ -417,7 +419,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", sorted(EDITS))
-def test_editing_the_file_by_hand_is_noticed(
+def test_an_edited_file_is_refused(
     path: Path, master: KeyFile, keyring: Keyring, edit: str
 ) -> None:
     keyring.ensure([SUBJECT, "market/test/3"])
@@ -431,12 +433,12 @@ def test_editing_the_file_by_hand_is_noticed(
         Keyring.open(path, master)
 
 
-def test_putting_an_old_row_back_is_noticed(path: Path, master: KeyFile, keyring: Keyring) -> None:
+def test_restoring_an_old_row_is_refused(path: Path, master: KeyFile, keyring: Keyring) -> None:
     _seal(keyring)
     old = keyring.rows[0]
     keyring_admin.revoke(keyring, SUBJECT)
     keyring.close()
-    connection = sqlite3.connect(path)  # the old row is whole and its own wrap would open
+    connection = sqlite3.connect(path)  # the old row is complete, and its own wrap opens
     connection.execute("UPDATE keys SET state = ?, wrapped = ?", (old.state, old.wrapped))
     connection.commit()
     connection.close()
@@ -456,7 +458,7 @@ def test_passphrase_parameters_are_checked_before_memory_is_taken(path: Path, pa
 
 
 def test_bounds_of_passphrase_parameters() -> None:
-    """The default is that of docs/ISED.md; a stored one may not ask for any amount of work."""
+    """The default is that of docs/ISED.md; stored parameters are bounded."""
     assert str(Argon2Cost()) == "m=262144,t=3,p=4"
     for allowed in ("m=8192,t=1,p=1", "m=4194304,t=64,p=64"):
         assert str(Argon2Cost.parse(allowed)) == allowed
@@ -473,7 +475,7 @@ def test_bounds_of_passphrase_parameters() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no database at all" * 99, b"SQLite format 3\0" + b"x" * 999]
 )
-def test_a_file_that_is_no_keyring(
+def test_a_file_that_is_not_a_keyring_is_refused(
     path: Path, master: KeyFile, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, connect = [], sqlite3.connect
@@ -492,7 +494,7 @@ def test_a_file_that_is_no_keyring(
         made[0].execute("SELECT 1")
 
 
-def test_damaged_pages_are_corrupt_or_harmless(
+def test_damaged_pages_are_refused_or_harmless(
     path: Path, master: KeyFile, keyring: Keyring
 ) -> None:
     keyring.ensure(f"s/{pid}" for pid in range(40))
@@ -539,7 +541,7 @@ def test_locked_keyring(path: Path, master: KeyFile, keyring: Keyring) -> None:
 
 
 @pytest.mark.parametrize("which", ["keyring", "master"])
-def test_insecure_permissions_print_the_remedy(
+def test_insecure_permissions_name_the_command_that_fixes_them(
     path: Path, master: KeyFile, keyring: Keyring, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = path if which == "keyring" else master.path
@@ -559,7 +561,7 @@ def test_insecure_permissions_print_the_remedy(
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe"])
-def test_a_secret_swapped_after_its_check_is_refused(
+def test_a_secret_replaced_after_its_check_is_refused(
     master: KeyFile, keyring: Keyring, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check = secret_files.check_private
@@ -598,13 +600,13 @@ def _make_keys(path: Path, index: int) -> str:
 
 def test_eight_processes_race_on_init_and_on_key_creation(path: Path) -> None:
     assert sorted(_race(_init, path)) == ["exists"] * 7 + ["made"]
-    assert len(set(_race(_make_keys, path))) == 1  # everybody got the same twelve keys
+    assert len(set(_race(_make_keys, path))) == 1  # all got the same twelve keys
     with Keyring.open(path, KeyFile(path.with_name("master.key"))) as keyring:
         assert [row.state for row in keyring.rows] == ["active"] * 12
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
 
 
-def test_an_import_after_a_destruction_makes_no_new_key(tmp_path: Path, keyring: Keyring) -> None:
+def test_an_import_after_a_destruction_allows_no_new_key(tmp_path: Path, keyring: Keyring) -> None:
     exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
     with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
         other.sealing_key(SUBJECT)
@@ -640,9 +642,7 @@ def full_disk(source: Path, target: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_backup_holds_what_is_left_of_destroyed_keys_too(
-    tmp_path: Path, master: KeyFile, keyring: Keyring
-) -> None:
+def test_a_backup_contains_tombstones(tmp_path: Path, master: KeyFile, keyring: Keyring) -> None:
     keyring.ensure([SUBJECT, "market/test/3"])
     keyring_admin.destroy(keyring, SUBJECT)
     copy = tmp_path / "copy.db"
@@ -651,7 +651,7 @@ def test_a_backup_holds_what_is_left_of_destroyed_keys_too(
         again.sealing_key(SUBJECT)
 
 
-def test_a_closed_keyring_holds_its_file_no_longer(
+def test_a_closed_keyring_closes_its_connections(
     path: Path, master: KeyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, connect = [], sqlite3.connect
@@ -686,7 +686,7 @@ def test_a_snapshot_opens_what_imported_keys_open(tmp_path: Path, keyring: Keyri
     assert np.array_equal(opened.pixels, PIXELS)
 
 
-def test_secrets_are_not_shown_and_revoked_keys_do_not_leave_the_process(keyring: Keyring) -> None:
+def test_secrets_are_hidden_and_a_snapshot_has_no_revoked_keys(keyring: Keyring) -> None:
     sealed = _seal(keyring)
     key = keyring.sealing_key(SUBJECT).key
     keyring_admin.revoke(keyring, SUBJECT)
@@ -705,7 +705,7 @@ def test_leftovers_of_a_killed_init_are_removed(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_odd_text_and_little_memory_are_named(
+def test_invalid_text_and_too_little_memory_are_named(
     keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BadInput, match="UTF-8"):

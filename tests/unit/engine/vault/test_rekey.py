@@ -1,4 +1,4 @@
-"""A rekey that fails leaves nothing new; one that is killed leaves what the same command ends."""
+"""A failed rekey leaves no new file; a killed rekey is completed by the same command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scene(tmp_path: Path) -> Scene:
 
 @pytest.mark.parametrize("error", [OSError(5, "I/O"), StorageError("full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("place", ["make", "put_row", "_put_head"])
-def test_a_failure_leaves_nothing_new(
+def test_a_failure_leaves_no_new_file(
     scene: Scene, place: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = {"make": NewMasterFile, "put_row": KeyringStore, "_put_head": Keyring}[place]
@@ -40,10 +40,10 @@ def test_a_failure_leaves_nothing_new(
     scene.check_rekeyed()
 
 
-def test_a_full_disk_leaves_nothing_new(
+def test_a_full_disk_leaves_no_new_file(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SQLite itself fails at the commit, the last moment."""
+    """SQLite fails at the commit, the last step."""
     execute_of = sqlite3.connect
 
     class Full(sqlite3.Connection):
@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_nothing_new(
     scene.check_under(scene.old, scene.new)
 
 
-def test_a_key_file_that_cannot_be_written_leaves_nothing_new(
+def test_a_key_file_that_cannot_be_written_leaves_no_new_file(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, before = new_master.write_new_private, scene.files()
@@ -81,7 +81,7 @@ def test_a_key_file_that_cannot_be_written_leaves_nothing_new(
     scene.check_under(scene.old, scene.new)
 
 
-def test_a_locked_keyring_leaves_nothing_new(scene: Scene) -> None:
+def test_a_locked_keyring_leaves_no_new_file(scene: Scene) -> None:
     before = scene.files()
     with (
         Keyring.open(scene.path, scene.old) as other,
@@ -94,7 +94,7 @@ def test_a_locked_keyring_leaves_nothing_new(scene: Scene) -> None:
     scene.check_under(scene.old, scene.new)
 
 
-def test_an_error_after_the_commit_keeps_the_key_that_is_in_force(
+def test_an_error_after_the_commit_keeps_the_new_master(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = KeyringStore.transaction
@@ -128,8 +128,10 @@ def test_an_error_after_the_commit_keeps_the_key_that_is_in_force(
     scene.check_rekeyed()
 
 
-def test_what_cannot_be_looked_at_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If nobody can say which master is in force, no key is removed."""
+def test_the_new_master_is_kept_if_the_keyring_cannot_be_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which master is in force is unknown then, so no key may be deleted."""
 
     def broken(self: KeyringStore) -> object:
         raise StorageError("I/O error")
@@ -160,13 +162,13 @@ KILLS = {
 
 
 @pytest.mark.parametrize("place", KILLS)
-def test_the_same_command_goes_on_after_a_kill(scene: Scene, place: str) -> None:
+def test_the_same_command_resumes_after_a_kill(scene: Scene, place: str) -> None:
     owner, name, calls = KILLS[place]
     assert killed(scene, owner, name, calls) == -signal.SIGKILL  # type: ignore[arg-type]
     scene.check_under(scene.old, scene.new)
     assert tool.main(scene.command) == 0
     scene.check_rekeyed()
-    assert tool.main(scene.command) == 4  # done already, and nothing left that says so
+    assert tool.main(scene.command) == 4  # completed: the old master is a wrong one
     scene.check_rekeyed()
 
 
@@ -174,16 +176,16 @@ def test_the_same_command_goes_on_after_a_kill(scene: Scene, place: str) -> None
 def test_a_kill_after_the_commit(
     scene: Scene, given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was the master cannot be told any more: nobody is told to destroy what he gave."""
+    """The former master is unknown then, so the user is not advised to destroy the given one."""
     assert killed(scene, new_master, "is_claimed", 1) == -signal.SIGKILL  # type: ignore[arg-type]
     scene.check_under(scene.new, scene.old)
     assert mark_of(scene.new.path).exists()
     other = KeyFile(scene.path.with_name(given))
     other.create_if_missing()
     assert tool.main([part.replace("old.key", given) for part in scene.command]) == 0
-    told = capsys.readouterr().out
-    assert "new.key is in force already" in told
-    assert "not known whether the given master is the former one" in told
+    output = capsys.readouterr().out
+    assert "new.key is in force already" in output
+    assert "not known whether the given master is the former one" in output
     if other != scene.old:
         other.path.unlink()
     scene.check_rekeyed()

@@ -1,4 +1,4 @@
-"""A new master file that exists is nobody's to take, unless a mark says that it is a leftover."""
+"""An existing file for the new master is used only if its mark proves that it is a leftover."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_a_key_file_that_is_no_leftover_is_refused_and_kept(scene: Scene, tmp_path: Path) -> None:
+def test_a_key_file_that_is_not_a_leftover_is_refused_and_kept(
+    scene: Scene, tmp_path: Path
+) -> None:
     scene.new.create_if_missing()
     content = scene.new.path.read_bytes()
     assert tool.main(scene.command) == 2
@@ -34,8 +36,8 @@ def test_a_key_file_that_is_no_leftover_is_refused_and_kept(scene: Scene, tmp_pa
     scene.check_under(scene.old, scene.new)
 
 
-def test_a_stale_mark_makes_no_key_of_another_keyring_acceptable(scene: Scene) -> None:
-    """Two keyrings under one key would be lost together, and destroyed together."""
+def test_a_stale_mark_does_not_allow_the_key_of_another_keyring(scene: Scene) -> None:
+    """Two keyrings under one key would be lost and destroyed together."""
     assert killed(scene, new_master, "write_new_private", 1) == -signal.SIGKILL  # type: ignore[arg-type]
     assert mark_of(scene.new.path).exists()
     assert not scene.new.path.exists()
@@ -67,7 +69,7 @@ def test_an_error_after_a_name_was_linked_leaves_neither(
     scene.check_under(scene.old, scene.new)
 
 
-def test_who_is_slower_leaves_the_winners_file_and_no_mark(
+def test_the_slower_of_two_writers_keeps_the_other_file_and_leaves_no_mark(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, before = new_master.write_new_private, scene.files()
@@ -85,11 +87,11 @@ def test_who_is_slower_leaves_the_winners_file_and_no_mark(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link"])
-def test_a_mark_that_is_no_private_file_counts_for_nothing(scene: Scene, kind: str) -> None:
+def test_a_mark_that_is_not_a_private_file_is_ignored(scene: Scene, kind: str) -> None:
     scene.new.create_if_missing()
     mark = mark_of(scene.new.path)
     if kind == "pipe":
-        os.mkfifo(mark, 0o600)  # nobody writes: a plain read would wait for ever
+        os.mkfifo(mark, 0o600)  # a blocking read would never return
     else:
         with Keyring.open(scene.path, scene.old) as keyring:
             claim = claim_of(scene.new.path.read_bytes(), keyring.head.keyring_id, 0)
@@ -99,8 +101,8 @@ def test_a_mark_that_is_no_private_file_counts_for_nothing(scene: Scene, kind: s
     scene.check_under(scene.old, scene.new)
 
 
-def test_a_mark_of_an_earlier_epoch_does_not_open_the_way_back(scene: Scene) -> None:
-    """A former master would open what `destroy` left in old copies; it never becomes one again."""
+def test_a_mark_of_an_earlier_epoch_does_not_allow_a_former_master(scene: Scene) -> None:
+    """A former master opens what `destroy` left in old copies, so it must not come back."""
     with Keyring.open(scene.path, scene.old) as keyring:
         head = keyring.head
         keyring_admin.rekey(keyring, scene.new)
@@ -114,10 +116,10 @@ def test_a_mark_of_an_earlier_epoch_does_not_open_the_way_back(scene: Scene) -> 
 
 
 @pytest.mark.parametrize("marked", [None, "another keyring", "another epoch"])
-def test_the_master_of_another_keyring_is_not_called_a_former_one(
+def test_the_master_of_another_keyring_is_not_taken_for_a_new_one(
     scene: Scene, marked: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who confuses two keyrings must not be told to destroy the other one's only key."""
+    """A user who confuses two keyrings must not be advised to destroy a key that is in use."""
     other = scene.path.with_name("b.db")
     with Keyring.create(other, scene.new) as keyring:
         head = keyring.head
@@ -128,15 +130,13 @@ def test_the_master_of_another_keyring_is_not_called_a_former_one(
         write_new_private(mark, claim_of(scene.new.path.read_bytes(), keyring_id, epoch))
     command = [part.replace("keys.db", "b.db") for part in scene.command]
     assert tool.main(command) == 4
-    told = capsys.readouterr()
-    assert "WrongMaster: " in told.err
-    assert "destroy" not in told.out + told.err
+    output = capsys.readouterr()
+    assert "WrongMaster: " in output.err
+    assert "destroy" not in output.out + output.err
     assert mark.exists() == (marked is not None)
 
 
-def test_another_wrong_master_is_told_as_before(
-    scene: Scene, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_old_master_is_named(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     KeyFile(scene.path.with_name("wrong.key")).create_if_missing()
     command = [part.replace("old.key", "wrong.key") for part in scene.command]
     assert tool.main(command) == 4

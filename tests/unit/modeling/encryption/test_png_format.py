@@ -98,7 +98,7 @@ def _ihdr(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 4), (128, 256), (7281, 3), (3, 6554)])
-def test_any_image_program_reads_the_file_as_the_ciphertext(width: int, height: int) -> None:
+def test_image_programs_read_the_ciphertext(width: int, height: int) -> None:
     _, sealed = _sealed(width, height)
     data = png_format.encode(sealed)
     assert len(data) == png_format.file_bytes(width, height)
@@ -113,7 +113,7 @@ def test_file_costs_701_bytes_at_full_size() -> None:
     assert png_format.file_bytes(128, 256) - 3 * 128 * 256 == 701
 
 
-def test_no_size_makes_a_longer_file_than_the_stated_maximum() -> None:
+def test_no_file_is_longer_than_the_stated_maximum() -> None:
     sizes = [(2**24 // side, side) for side in (1024, 2048, 4096, 16384)]
     assert max(png_format.file_bytes(*size) for size in sizes) == png_format.file_bytes_at_most()
 
@@ -151,7 +151,7 @@ def test_a_spliced_file_is_refused_or_is_the_same_file(
         assert data == good
 
 
-def test_extra_missing_and_trailing_bytes_name_their_place() -> None:
+def test_extra_missing_and_trailing_bytes_name_their_offset() -> None:
     good = png_format.encode(_sealed()[1])
     for length in range(len(good)):
         with pytest.raises(FormatError, match=r"^truncated: .*at byte"):
@@ -169,7 +169,7 @@ def test_extra_missing_and_trailing_bytes_name_their_place() -> None:
         png_format.decode(good[:405] + chunk + good[405:])
 
 
-def test_resaved_and_never_sealed_pictures_ask_about_an_editor() -> None:
+def test_messages_about_other_images_mention_image_editors() -> None:
     good = png_format.encode(_sealed()[1])
     with Image.open(io.BytesIO(good)) as shown:
         plain, jpeg = io.BytesIO(), io.BytesIO()
@@ -206,7 +206,7 @@ def test_constant_header_fields(place: int, value: int, error: type[FormatError]
     assert caught.value.offset == 41 + place
 
 
-def test_a_header_chunk_outside_a_file_has_no_place_to_name() -> None:
+def test_a_header_chunk_outside_a_file_has_no_offset() -> None:
     key, sealed = _sealed()
     with pytest.raises(FormatError, match="does not begin with ISED$") as caught:
         open_image(key.key, replace(sealed, chunk=b"X" + sealed.chunk[1:]))
@@ -219,7 +219,7 @@ def test_the_largest_sizes_are_allowed(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(16385, 1), (16384, 1025), (2**31, 2**31)])
-def test_too_large_is_said_before_anything_is_read(width: int, height: int) -> None:
+def test_too_large_sizes_are_refused_before_reading(width: int, height: int) -> None:
     good = png_format.encode(_sealed()[1])
     header = _ihdr(width, height)
     with pytest.raises(TooLarge, match="scale it down"):
@@ -238,7 +238,7 @@ def test_metadata_that_this_program_does_not_write_is_refused() -> None:
         Metadata("a/\udcff.png").to_bytes()
 
 
-def test_no_pixels_is_a_format_error() -> None:
+def test_an_image_without_pixels_is_a_format_error() -> None:
     good = png_format.encode(_sealed()[1])
     header = _ihdr(0, 4)
     with pytest.raises(FormatError, match="at least 1"):

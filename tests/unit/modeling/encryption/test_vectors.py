@@ -1,4 +1,4 @@
-"""Published test vectors on the installed library, and SEAL/OPEN on top of it."""
+"""Published test vectors with the installed library, and SEAL/OPEN based on it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_sealed_data_opens_unchanged_or_not_at_all(message: bytes, aad: bytes, p
         open_sealed(key, "test", aad, stored[: place % len(stored)])
 
 
-def test_keys_contexts_and_salts_keep_records_apart() -> None:
+def test_keys_contexts_and_salts_separate_records() -> None:
     key = os.urandom(32)
     stored = seal(key, "label", b"", b"anna")
     with pytest.raises(WrongKey):
