@@ -48,10 +48,9 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         verify_folder,
         write_opened,
     )
-    from engine.vault.protect import MAX_BATCH, ProtectOptions, Summary, protect_folder
+    from engine.vault.protect import MAX_BATCH, Outcome, ProtectOptions, Summary, protect_folder
     from engine.vault.sealed_folder import check_apart
-    from engine.vault.sealing_work import Outcome
-    from engine.vault.sources import list_sources, other_files
+    from engine.vault.sources import list_sources
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from layers.pixels import PixelSpace
     from modeling.encryption.ised_errors import IsedError, UsageError
@@ -198,7 +197,8 @@ def _protect(arguments: argparse.Namespace) -> int:
         table=arguments.subject_csv,
     )
     options = ProtectOptions(dataset, rule, arguments.batch, arguments.workers, arguments.overwrite)
-    total, stop = len(share(list_sources(arguments.input))), threading.Event()
+    source, stop = list_sources(arguments.input, arguments.output), threading.Event()
+    total = len(share(source.images))
     # Ctrl-C and `kill` end the run after the batches under way.
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
     with locked_by_main(arguments.output), open_keyring(arguments) as keyring:
@@ -211,14 +211,13 @@ def _protect(arguments: argparse.Namespace) -> int:
                     _print_error(outcome.error, outcome.path)
 
             summary = protect_folder(
-                arguments.input, arguments.output, model, keyring, options, report=report, stop=stop
+                source, arguments.output, model, keyring, options, report=report, stop=stop
             )
             if not is_main():
                 return 0  # the main process reports for all
             _print_summary(summary, arguments.output, bar.rate)
-    others = other_files(arguments.input)
-    if others:  # a user may delete a HEIC or GIF original, believing that everything was sealed
-        print(f"{len(others)} other files were left out, the first is {shown(others[0])}")
+    if source.left_out:  # a user may delete a HEIC original, believing that everything was sealed
+        print(f"left out because they are not images: e.g. {shown(source.left_out[0])}")
     return 130 if summary.interrupted else summary.exit_code
 
 
@@ -304,7 +303,12 @@ def _load_model(arguments: argparse.Namespace) -> Anonymizer:
 
 def _print_summary(summary: Summary, output: Path, rate: float) -> None:
     """Print the counts of a protect run."""
-    counts = f"{summary.sealed} sealed, {summary.present} already present, {summary.failed} failed"
+    counts = (
+        f"{summary.sealed} sealed, {summary.present} already present, {summary.failed} failed, "
+        f"{summary.left_out} left out"
+    )
+    if summary.not_reached:
+        counts += f", {summary.not_reached} not reached"
     print(shown(f"{output}: {counts} ({rate:.1f} images/s)"))
     if summary.exif:
         print(f"EXIF data of {summary.exif} images was not kept; orientation was applied")

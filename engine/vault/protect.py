@@ -1,11 +1,12 @@
 """Protect a folder: read, anonymize and seal every image below it.
 
-`protect_folder` lists the sources, prepares keys and output names, and runs the pipeline. Workers
-read and seal (`sealing_work`) while this process runs the networks. A run can be resumed.
+`protect_folder` prepares keys and output names and runs the pipeline. Worker processes read and
+seal (`sealing_work`) while this process runs the networks and looks up keys. A run can be resumed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,31 +18,63 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from engine.api import Anonymizer
 from engine.distributed.processes import all_gather, from_main, is_main, share
-from engine.vault.key_snapshot import KeySnapshot
 from engine.vault.keyring import Keyring
 from engine.vault.sealed_folder import Manifest, check_apart
 from engine.vault.sealing_work import (
-    Job,
-    Outcome,
+    SealTask,
     WorkSettings,
     kill_workers,
     make_executor,
     read_batch,
     seal_batch,
 )
-from engine.vault.sources import SourceImage, list_sources
-from engine.vault.subjects import SubjectOf
+from engine.vault.sources import SourceFolder, SourceImage
+from engine.vault.subjects import SubjectOf, check_dataset
+from modeling.encryption import png_format
 from modeling.encryption.cipher import quantize_pixels
-from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, UsageError
-from modeling.encryption.sealed_image import Metadata, check_relative_path
+from modeling.encryption.ised_errors import (
+    BadInput,
+    IsedError,
+    OutputExists,
+    StorageError,
+    UsageError,
+)
+from modeling.encryption.sealed_image import (
+    Metadata,
+    check_relative_path,
+    key_id_of,
+    new_file_key,
+    open_image,
+)
 from utils.errors import UserError, worker_death
 from utils.files import ensure_folder, remove_leftovers
 
 MAX_BATCH = 64  # the output folder is synced once per batch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result for one entry of the source folder.
+
+    Attributes:
+        path: Relative path.
+        state: ``sealed``, ``present`` (the output existed already) or ``failed``.
+        name: Name of the output file.
+        digest: SHA-256 of the output in hexadecimal.
+        error: The reason of a failure.
+        had_exif: Whether the source had EXIF data, which was not kept.
+    """
+
+    path: str
+    state: str
+    name: str = ""
+    digest: str = ""
+    error: IsedError | None = None
+    had_exif: bool = False
+
 
 Report = Callable[[Outcome], None]
 
@@ -65,7 +98,8 @@ class ProtectOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UsageError if a number is out of range."""
+        """Raise UsageError if the data set name is not allowed or a number is out of range."""
+        check_dataset(self.dataset)
         if not 1 <= self.batch <= MAX_BATCH:
             raise UsageError(f"batch is {self.batch}; expected 1 to {MAX_BATCH} images")
         if self.workers < 0:
@@ -74,10 +108,12 @@ class ProtectOptions:
 
 @dataclass
 class Summary:
-    """The counts of a protect run.
+    """The counts of a protect run. Every entry of the source folder is counted exactly once.
 
     Attributes:
-        sealed, present, failed: Numbers of images.
+        sealed, present, failed: Numbers of outcomes.
+        left_out: Number of files that are not images.
+        not_reached: Number of images that an interrupted run did not reach.
         exif: Number of sealed images whose source had EXIF data, which was not kept.
         exit_code: 0, or the highest exit code of a failure: 1 or 5.
         interrupted: Whether the run was asked to stop.
@@ -87,13 +123,15 @@ class Summary:
     sealed: int = 0
     present: int = 0
     failed: int = 0
+    left_out: int = 0
+    not_reached: int = 0
     exif: int = 0
     exit_code: int = 0
     interrupted: bool = False
     digests: dict[str, str] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
-        """Count one image."""
+        """Count one outcome."""
         if outcome.error is not None:
             self.failed += 1
             self.exit_code = max(self.exit_code, outcome.error.exit_code)
@@ -114,8 +152,17 @@ class Summary:
         self.digests |= other.digests
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One image: path of the source, name of the output, and subject label."""
+
+    path: str
+    name: str
+    subject: str
+
+
 def protect_folder(
-    source: Path,
+    source: SourceFolder,
     target: Path,
     model: Anonymizer,
     keyring: Keyring,
@@ -124,7 +171,10 @@ def protect_folder(
     report: Report | None = None,
     stop: threading.Event | None = None,
 ) -> Summary:
-    """Anonymize and seal every image below a folder.
+    """Anonymize and seal every image of a folder.
+
+    Images are sealed in the order of their output names, which are keyed hashes of their paths.
+    The order of the files on a disk or in an archive therefore reveals nothing about subjects.
 
     The same call continues after any interruption: the output name is a function of the input.
     An existing output is opened; source, subject and manifest entry must match.
@@ -134,36 +184,37 @@ def protect_folder(
     complete, and the same call adds them to the manifest.
 
     Args:
-        source: Folder of images; subfolders are included.
+        source: Folder of images; the list of the main process is used.
         target: Folder for the sealed files; created if missing.
         model: Anonymizes.
         keyring: Contains the keys. A key is on disk before the first file that is sealed under it.
         options: Names, subjects and speed.
-        report: Called with the outcome of every image.
+        report: Called with every outcome.
         stop: When set, batches under way are finished and no new ones are started.
 
     Raises:
         UsageError: The folders overlap.
         StorageError, KeyringError: The run cannot continue; finished files are complete.
     """
-    check_apart(source, target, keyring.store.path)
-    paths, listed = from_main(lambda: _prepare(source, target, keyring))
-    summary = Summary()
+    check_apart(source.root, target, keyring.store.path)
+    source, listed = from_main(lambda: (source, _prepare(target, keyring)))
+    summary, stop = Summary(), stop or threading.Event()
 
     def note(outcome: Outcome) -> None:
         summary.add(outcome)
         if report is not None:
             report(outcome)
 
-    jobs, snapshot = _jobs(share(paths), keyring, options, listed, note)
-    settings = WorkSettings(source, target, model.size, snapshot, options.overwrite)
-    size, stop = options.batch, stop or threading.Event()
-    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    if is_main():
+        for path, problem in source.failed.items():
+            note(Outcome(path, "failed", error=problem))
+    jobs = _jobs(source.images, keyring, options, note)
     key = keyring.manifest_key()
     names = [name for part in all_gather([job.name for job in jobs]) for name in part]
     from_main(lambda: _unlist(target, key, names, overwrite=options.overwrite))
+    pipeline = _Pipeline(source.root, target, model, keyring, options, listed, note)
     try:
-        _run_pipeline(batches, settings, model, options.workers, report=note, stop=stop)
+        pipeline.run(jobs, stop)
         summary.interrupted = stop.is_set()
         summary, *others = all_gather(summary)
         for other in others:
@@ -175,54 +226,64 @@ def protect_folder(
         raise
     if is_main():
         _add_to_manifest(target, key, options.dataset, summary.digests)
+    summary.left_out = len(source.left_out)
+    finished = summary.sealed + summary.present + summary.failed
+    summary.not_reached = len(source.images) + len(source.failed) - finished
     return summary
 
 
-def _prepare(source: Path, target: Path, keyring: Keyring) -> tuple[list[str], Mapping[str, str]]:
-    """Create the output folder; return the sources and the files that its manifest lists.
+def _prepare(target: Path, keyring: Keyring) -> Mapping[str, str]:
+    """Create the output folder; return the files that its manifest lists.
 
     Loading the manifest fails if the folder belongs to another keyring, before anything is written.
     """
-    paths = list_sources(source)
     try:
         ensure_folder(target)
     except UserError as error:
         raise StorageError(str(error)) from None
     remove_leftovers(target)
-    return paths, _listed(target, keyring.manifest_key())
+    return _listed(target, keyring.manifest_key())
 
 
 def _jobs(
-    paths: Sequence[str],
-    keyring: Keyring,
-    options: ProtectOptions,
-    listed: Mapping[str, str],
-    report: Report,
-) -> tuple[list[Job], KeySnapshot]:
-    """Return a job for every path that can be sealed, and the keys; report the other paths."""
-    subjects: dict[str, str] = {}
+    paths: Sequence[str], keyring: Keyring, options: ProtectOptions, report: Report
+) -> list[_Job]:
+    """Return this process's jobs in the order of output names; report paths that have none."""
+    names: dict[str, str] = {}
     for path in paths:
         try:
             check_relative_path(path)
-            subject = options.subject_of(path)
-            keyring.check_subject(subject)
-            subjects[path] = subject
+            names[keyring.file_name(options.dataset, path)] = path
         except IsedError as error:
-            report(Outcome(path, "", "failed", error=error))
-    snapshot = keyring.snapshot(subjects.values())
-    key_ids = {
-        subject: frozenset(row.key_id for row in keyring.rows_of(subject))
-        for subject in set(subjects.values())
-    }
+            if is_main():
+                report(Outcome(path, "failed", error=error))
     jobs = []
-    for path, subject in subjects.items():
-        name = keyring.file_name(options.dataset, path)
+    for name in share(sorted(names)):
+        path = names[name]
         try:
-            key = snapshot.sealing_key(subject)
-            jobs.append(Job(path, name, key, key_ids[subject], listed.get(name)))
+            job = _Job(path, name, options.subject_of(path))
+            keyring.check_subject(job.subject)
+            jobs.append(job)
         except IsedError as error:
-            report(Outcome(path, name, "failed", error=error))
-    return jobs, snapshot
+            report(Outcome(path, "failed", error=error))
+    subjects = {job.subject for job in jobs}
+    keyring.ensure(subjects)
+    problems = {subject: _sealing_problem(keyring, subject) for subject in subjects}
+    for job in jobs:
+        if problem := problems[job.subject]:
+            report(Outcome(job.path, "failed", job.name, error=problem))
+    return [job for job in jobs if not problems[job.subject]]
+
+
+def _sealing_problem(keyring: Keyring, subject: str) -> IsedError | None:
+    """Return why no image of a subject can be sealed, if there is a reason."""
+    try:
+        keyring.sealing_key(subject)
+    except IsedError as error:
+        if error.stops:
+            raise
+        return error
+    return None
 
 
 def _listed(target: Path, key: bytes) -> Mapping[str, str]:
@@ -251,77 +312,142 @@ def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, 
     Manifest(dataset, {**_listed(target, key), **digests}).save(target, key)
 
 
-def _run_pipeline(
-    batches: Sequence[Sequence[Job]],
-    settings: WorkSettings,
-    model: Anonymizer,
-    workers: int,
-    *,
-    report: Report,
-    stop: threading.Event,
-) -> None:
-    """Read, anonymize and seal batches; the three steps overlap.
-
-    Raises:
-        StorageError: The disk is full or failing, or a worker process died.
-        BadInput: The networks return NaN or infinity.
-    """
-    executor = make_executor(workers, settings)
-    depth = max(1, 2 * workers)
-    sealing: deque[Future[list[Outcome]]] = deque()
-
-    def finish_oldest() -> None:
-        for outcome in sealing.popleft().result():
-            report(outcome)
-
-    try:
-        for jobs, results in _read_ahead(executor, batches, depth, stop):
-            sources = []
-            for job, result in zip(jobs, results, strict=True):
-                if isinstance(result, Outcome):
-                    report(result)
-                else:
-                    sources.append((job, result))
-            if not sources:
-                continue
-            items = [
-                (job, Metadata(job.path, image.sha256, image.height, image.width), image.had_exif)
-                for job, image in sources
-            ]
-            pixels = _anonymized(model, [image for _, image in sources])
-            sealing.append(executor.submit(seal_batch, items, pixels))
-            while sealing and (sealing[0].done() or len(sealing) > depth):
-                finish_oldest()
-        while sealing:
-            finish_oldest()
-    except BrokenProcessPool:
-        kill_workers(executor)
-        raise StorageError(worker_death("use fewer --workers")) from None
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+_Read = list[SourceImage | bytes | IsedError]
+_Sealed = list[str | IsedError]
 
 
-def _read_ahead(
-    executor: Executor, batches: Sequence[Sequence[Job]], depth: int, stop: threading.Event
-) -> Iterator[tuple[Sequence[Job], list[SourceImage | Outcome]]]:
-    """Yield the batches in order while ``depth`` more are being read; end early after a stop."""
-    reading: deque[tuple[Sequence[Job], Future[list[SourceImage | Outcome]]]] = deque()
-    for batch in batches:
-        if stop.is_set():
-            return
-        reading.append((batch, executor.submit(read_batch, batch)))
-        if len(reading) > depth:
-            jobs, future = reading.popleft()
-            yield jobs, future.result()
-    while reading and not stop.is_set():
-        jobs, future = reading.popleft()
-        yield jobs, future.result()
+class _Pipeline:
+    """Reads, anonymizes and seals batches; the three steps overlap."""
 
+    def __init__(
+        self,
+        source: Path,
+        target: Path,
+        model: Anonymizer,
+        keyring: Keyring,
+        options: ProtectOptions,
+        listed: Mapping[str, str],
+        report: Report,
+    ) -> None:
+        """Start no process yet; see `run`."""
+        self._settings = WorkSettings(source, target, model.size, options.overwrite)
+        self._model, self._keyring, self._options = model, keyring, options
+        self._listed, self._report = listed, report
+        self._depth = max(1, 2 * options.workers)
+        self._sealing: deque[tuple[list[tuple[_Job, SourceImage]], Future[_Sealed]]] = deque()
 
-def _anonymized(model: Anonymizer, sources: Sequence[SourceImage]) -> NDArray[np.uint8]:
-    """Return anonymized images as bytes, uint8 (B, H, W, 3)."""
-    pixels = np.stack([source.pixels for source in sources])
-    anonymized = model.anonymize_tensor(torch.from_numpy(pixels))
-    if not bool(torch.isfinite(anonymized).all()):
-        raise BadInput("the anonymizer returns NaN or infinity; the checkpoint is broken")
-    return quantize_pixels(anonymized).cpu().numpy()
+    def run(self, jobs: Sequence[_Job], stop: threading.Event) -> None:
+        """Protect the images of all jobs, or of the batches under way when ``stop`` is set.
+
+        Raises:
+            StorageError: The disk is full or failing, or a worker process died.
+            BadInput: The networks return NaN or infinity.
+        """
+        executor = make_executor(self._options.workers, self._settings)
+        try:
+            for batch, results in self._read_ahead(executor, jobs, stop):
+                images = self._images_to_seal(batch, results)
+                if images:
+                    self._submit(executor, images)
+                while self._sealing and (
+                    self._sealing[0][1].done() or len(self._sealing) > self._depth
+                ):
+                    self._finish_oldest()
+            while self._sealing:
+                self._finish_oldest()
+        except BrokenProcessPool:
+            kill_workers(executor)
+            raise StorageError(worker_death("use fewer --workers")) from None
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def _read_ahead(
+        self, executor: Executor, jobs: Sequence[_Job], stop: threading.Event
+    ) -> Iterator[tuple[Sequence[_Job], _Read]]:
+        """Yield the batches in order while others are being read; end early after a stop."""
+        reading: deque[tuple[Sequence[_Job], Future[_Read]]] = deque()
+        size = self._options.batch
+        for start in range(0, len(jobs), size):
+            if stop.is_set():
+                return
+            batch = jobs[start : start + size]
+            sources = [(job.path, job.name) for job in batch]
+            reading.append((batch, executor.submit(read_batch, sources)))
+            if len(reading) > self._depth:
+                batch, future = reading.popleft()
+                yield batch, future.result()
+        while reading and not stop.is_set():
+            batch, future = reading.popleft()
+            yield batch, future.result()
+
+    def _images_to_seal(
+        self, jobs: Sequence[_Job], results: _Read
+    ) -> list[tuple[_Job, SourceImage]]:
+        """Return the jobs whose images are to be sealed; report the others."""
+        images = []
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, bytes):
+                self._report(self._compare_output(job, result))
+            elif isinstance(result, IsedError):
+                self._report(Outcome(job.path, "failed", job.name, error=result))
+            elif problem := _sealing_problem(self._keyring, job.subject):  # revoked meanwhile
+                self._report(Outcome(job.path, "failed", job.name, error=problem))
+            else:
+                images.append((job, result))
+        return images
+
+    def _submit(self, executor: Executor, images: list[tuple[_Job, SourceImage]]) -> None:
+        """Anonymize images and let a worker seal them."""
+        tasks = [
+            SealTask(
+                job.name,
+                new_file_key(self._keyring.sealing_key(job.subject)),
+                Metadata(job.path, image.sha256, image.height, image.width),
+            )
+            for job, image in images
+        ]
+        pixels = torch.from_numpy(np.stack([image.pixels for _, image in images]))
+        anonymized = self._model.anonymize_tensor(pixels)
+        if not bool(torch.isfinite(anonymized).all()):
+            raise BadInput("the anonymizer returns NaN or infinity; the checkpoint is broken")
+        future = executor.submit(seal_batch, tasks, quantize_pixels(anonymized).cpu().numpy())
+        self._sealing.append((images, future))
+
+    def _finish_oldest(self) -> None:
+        """Wait for the oldest batch that is being sealed, and report its images."""
+        images, future = self._sealing.popleft()
+        for (job, image), result in zip(images, future.result(), strict=True):
+            if isinstance(result, str):
+                self._report(Outcome(job.path, "sealed", job.name, result, had_exif=image.had_exif))
+            else:
+                self._report(Outcome(job.path, "failed", job.name, error=result))
+
+    def _compare_output(self, job: _Job, source_sha256: bytes) -> Outcome:
+        """Return the outcome for an output that exists already.
+
+        It fails if the output does not open, was made from another source, was sealed for another
+        subject (whose erasure would erase it too), or is not the file that the manifest lists.
+        """
+        output = self._settings.target / job.name
+        try:
+            content = png_format.read_content(output)
+            sealed = png_format.decode(content)
+            metadata = open_image(self._keyring.opening_key(sealed.chunk), sealed).metadata
+        except (IsedError, OSError) as error:
+            if isinstance(error, IsedError) and error.stops:
+                raise
+            problem = f"does not open ({type(error).__name__})"
+        else:
+            digest = hashlib.sha256(content).hexdigest()
+            locator_key = self._keyring.sealing_key(job.subject).locator_key
+            key_ids = {row.key_id for row in self._keyring.rows_of(job.subject)}
+            if (metadata.path, metadata.source_sha256) != (job.path, source_sha256):
+                problem = f"was made from another version of {job.path}"
+            elif key_id_of(sealed.chunk, locator_key) not in key_ids:
+                problem = "was sealed for another subject"
+            elif self._listed.get(job.name, digest) != digest:
+                problem = "is not the file that the manifest lists: it was put there from elsewhere"
+            else:
+                return Outcome(job.path, "present", job.name, digest)
+        reason = f"{output} exists and {problem}; it was kept, --overwrite replaces it"
+        return Outcome(job.path, "failed", job.name, error=OutputExists(reason))

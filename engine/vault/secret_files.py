@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modeling.encryption.ised_errors import InsecurePermissions, KeyringMissing, StorageError
 from utils.files import PRIVATE_MODE, WriteError, atomic_write, remove_leftovers
+
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def check_private(path: Path, what: str) -> os.stat_result:
@@ -98,3 +102,13 @@ def write_new_private(path: Path, content: bytes) -> None:
     """
     with new_private_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+def forbid_memory_dumps() -> None:
+    """Keep keys in the memory of this process out of core dumps and other processes of the user.
+
+    On Linux the process also becomes not dumpable: no debugger of the same user can attach.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,39 +56,114 @@ class SourceImage:
     had_exif: bool
 
 
-def list_sources(root: Path) -> list[str]:
-    """Return the sorted relative paths of all images below a folder.
+@dataclass(frozen=True)
+class SourceFolder:
+    """The entries below a folder, as sorted relative paths. Each entry is in exactly one field.
 
-    Raises:
-        BadInput: It is not a folder, contains no images, or a folder below it cannot be read.
+    Attributes:
+        root: The folder.
+        images: Files to read.
+        failed: Entries that cannot be read, such as broken links, with the reason.
+        left_out: Other files: litter of operating systems, and files without an image suffix.
     """
 
-    def refuse(error: OSError) -> None:
-        raise BadInput(f"folder {error.filename} cannot be read ({error.strerror})")
+    root: Path
+    images: Sequence[str]
+    failed: Mapping[str, BadInput]
+    left_out: Sequence[str]
 
+
+def list_sources(root: Path, output: Path | None = None) -> SourceFolder:
+    """Return the entries below a folder. Symbolic links to folders are followed.
+
+    Every folder is read once: a link to a folder that is read under another path (a loop is an
+    example) fails, because its images would get two subjects.
+
+    Args:
+        root: The folder.
+        output: A folder that is not read, although a link may lead to it.
+
+    Raises:
+        BadInput: It is not a folder, cannot be read, or contains no images.
+    """
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder; expected a folder of images")
-    paths = []
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not is_litter(name)]
-        paths += [
-            os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")  # noqa: PTH118
-            for name in names
-            if is_image_name(name)
-        ]
-    if not paths:
+    lister = _Lister(root)
+    if output is not None and output.is_dir():
+        lister.read_as[_identity(output)] = "the output folder"
+    lister.run()
+    images, failed, left_out = lister.images, lister.failed, lister.left_out
+    if not images and not failed:
         raise BadInput(f"{root} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    return sorted(paths)
+    return SourceFolder(root, sorted(images), dict(sorted(failed.items())), sorted(left_out))
 
 
-def other_files(root: Path) -> list[str]:
-    """Return the sorted relative paths of files below a folder that `list_sources` leaves out."""
-    files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    return sorted(
-        path.as_posix()
-        for path in files
-        if not is_image_name(path.name) or any(map(is_litter, path.parts[:-1]))
-    )
+class _Lister:
+    """Walks through a folder; see `list_sources`."""
+
+    def __init__(self, root: Path) -> None:
+        self.images: list[str] = []
+        self.failed: dict[str, BadInput] = {}
+        self.left_out: list[str] = []
+        self.read_as: dict[tuple[int, int], str] = {}  # device and inode -> path
+        self._root = root
+        # Links come last, so that a folder is read under its own path, not under that of a link.
+        self._folders = deque([("", False)])
+        self._links: deque[tuple[str, bool]] = deque()
+
+    def run(self) -> None:
+        """Read all folders."""
+        while self._folders or self._links:
+            folder, in_litter = (self._folders or self._links).popleft()
+            for entry in self._entries(folder):
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                self._add(entry, path, litter=in_litter or is_litter(entry.name))
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """Return the entries of a folder; none if it cannot be read or was read before."""
+        path = self._root / folder
+        try:
+            first_path = self.read_as.setdefault(_identity(path), str(path))
+            if first_path != str(path):
+                reason = f"links to {first_path}, which is not read twice; remove this link"
+                self.failed[folder] = BadInput(reason)
+                return []
+            with os.scandir(path) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder:
+                raise BadInput(f"folder {path} cannot be read ({error.strerror})") from None
+            self.failed[folder] = BadInput(f"folder cannot be read ({error.strerror})")
+            return []
+
+    def _add(self, entry: os.DirEntry[str], path: str, *, litter: bool) -> None:
+        """Put an entry into the list where it belongs."""
+        if entry.is_dir(follow_symlinks=False):
+            self._folders.append((path, litter))
+        elif litter:
+            self.left_out.append(path)
+        elif entry.is_symlink() and (problem := _link_problem(self._root / path)):
+            self.failed[path] = BadInput(problem)
+        elif entry.is_dir():
+            self._links.append((path, litter))
+        elif is_image_name(entry.name):
+            self.images.append(path)
+        else:
+            self.left_out.append(path)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _link_problem(link: Path) -> str:
+    """Return why a symbolic link cannot be followed, or ''."""
+    try:
+        link.stat()
+    except OSError as error:
+        return f"symbolic link cannot be followed ({error.strerror}); restore its target"
+    return ""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -108,12 +185,13 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def decode_source(content: bytes, size: tuple[int, int]) -> SourceImage:
+def decode_source(content: bytes, size: tuple[int, int], name: str = "image") -> SourceImage:
     """Decode a file and resize it the same way as in training.
 
     Args:
         content: The file.
         size: Height and width of the networks' images.
+        name: Names the image in warnings.
 
     Raises:
         BadInput: It is not an image, is damaged, or is not 8-bit RGB or grey without transparency.
@@ -123,7 +201,7 @@ def decode_source(content: bytes, size: tuple[int, int]) -> SourceImage:
             _check_plain(image)
             image.load()
             had_exif = _has_exif(image)
-            rotated = upright(image, "an image to be sealed").convert("RGB")
+            rotated = upright(image, name).convert("RGB")
     except BadInput:
         raise
     except UnidentifiedImageError:

@@ -179,6 +179,19 @@ class OpenedImage:
     metadata: Metadata
 
 
+@dataclass(frozen=True)
+class FileKey:
+    """The key of one file, made by `new_file_key`; worker processes need no other key.
+
+    Attributes:
+        message_key: Key, salt and commitment of the file.
+        locator: Masked id of the subject's key.
+    """
+
+    message_key: MessageKey
+    locator: bytes
+
+
 def image_header(width: int, height: int) -> bytes:
     """Return the 13 bytes of a PNG's IHDR for an 8-bit RGB image."""
     return _IHDR.pack(width, height, 8, 2, 0, 0, 0)
@@ -267,7 +280,12 @@ def seal_image(key: SubjectKey, pixels: NDArray[np.uint8], metadata: Metadata) -
     Raises:
         TooLarge: The image has more pixels than the format allows.
     """
-    return _seal_under(fresh_message_key(key.key, CONTEXT), key, pixels, metadata)
+    return seal_with(new_file_key(key), pixels, metadata)
+
+
+def new_file_key(key: SubjectKey) -> FileKey:
+    """Return a fresh key for one file; it reveals nothing about the subject's other files."""
+    return _file_key(fresh_message_key(key.key, CONTEXT), key)
 
 
 def open_image(key: bytes, image: SealedImage) -> OpenedImage:
@@ -289,17 +307,23 @@ def open_image(key: bytes, image: SealedImage) -> OpenedImage:
     return OpenedImage(pixels, Metadata.from_bytes(message[count:]))
 
 
-def _seal_under(
-    message_key: MessageKey, key: SubjectKey, pixels: NDArray[np.uint8], metadata: Metadata
-) -> SealedImage:
-    """Seal under a given message key. Only tests call this directly, for known answers."""
+def _file_key(message_key: MessageKey, key: SubjectKey) -> FileKey:
+    """Return the file key of a given message key. Tests call this directly, for known answers."""
+    return FileKey(message_key, mask_locator(key.locator_key, message_key.salt, key.key_id))
+
+
+def seal_with(key: FileKey, pixels: NDArray[np.uint8], metadata: Metadata) -> SealedImage:
+    """Encrypt an image and its metadata under the key of its file; see `seal_image`.
+
+    Call it once per key: a second message under one key would reveal both.
+    """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (H, W, 3)")
     height, width = pixels.shape[:2]
     check_size(width, height)
-    locator = mask_locator(key.locator_key, message_key.salt, key.key_id)
+    message_key = key.message_key
     public = b"".join(
-        (MAGIC, bytes((VERSION, KIND, 0, 0)), message_key.salt, locator, message_key.commit)
+        (MAGIC, bytes((VERSION, KIND, 0, 0)), message_key.salt, key.locator, message_key.commit)
     )
     plaintext = b"".join((np.ascontiguousarray(pixels).data, metadata.to_bytes()))
     ciphertext = message_key.encrypt(_aad(public, width, height), plaintext)

@@ -40,7 +40,7 @@ def scene(scene: Scene) -> Scene:
 
 def _run(scene: Scene, *more: str) -> None:
     """Run protect in a forked process, with its own fork server for the workers."""
-    os.environ["SCENE"] = str(scene.root)
+    os.setsid()
     forkserver._forkserver.__init__()  # type: ignore[misc] # forget the one of the test process
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -67,7 +67,7 @@ def _kill(scene: Scene, process: ForkProcess) -> None:
     """Kill a run and check that its workers end and its finished files open."""
     process.kill()
     process.join()
-    _check_workers_end(scene)
+    _check_workers_end(process.pid or 0)
     _check_finished_files(scene)
 
 
@@ -127,9 +127,14 @@ def test_kill_9_while_files_of_a_finished_folder_are_rewritten(
 def _start_program(scene: Scene) -> subprocess.Popen[bytes]:
     """Start tools/protect.py with two worker processes, one image at a time."""
     command = [sys.executable, str(ROOT / "tools/protect.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SCENE": str(scene.root)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = scene.protect("--workers", "2", "--batch", "1")
-    return subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, env=environment)
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.slow
@@ -144,31 +149,30 @@ def test_kill_9_of_the_program(scene: Scene) -> None:
         time.sleep(0.002)
     process.kill()
     process.wait()
-    _check_workers_end(scene)
+    _check_workers_end(process.pid or 0)
     _check_resume(scene)
 
 
-def _processes_of(scene: Scene) -> list[int]:
-    """Return the running processes that were started for the scene."""
+def _check_workers_end(session: int) -> None:
+    """Check that no process of a killed run remains; all are in the session of the run."""
+    deadline = time.monotonic() + 30
+    while _processes_in(session) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert _processes_in(session) == []
+
+
+def _processes_in(session: int) -> list[int]:
+    """Return the running processes in a session."""
     processes = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                environment = (entry / "environ").read_bytes()
-                zombie = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-            if f"SCENE={scene.root}".encode() in environment and not zombie:
+            if int(fields[3]) == session and fields[0] != "Z":
                 processes.append(int(entry.name))
     return processes
-
-
-def _check_workers_end(scene: Scene) -> None:
-    """Check that no process of a killed run remains."""
-    deadline = time.monotonic() + 30
-    while _processes_of(scene) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert _processes_of(scene) == []
 
 
 def _check_interrupted(scene: Scene, code: int) -> None:
@@ -208,7 +212,7 @@ def test_the_interrupted_program_finishes_the_batches_under_way(
         time.sleep(0.002)
     process.send_signal(number)
     _check_interrupted(scene, process.wait(timeout=60))
-    _check_workers_end(scene)
+    _check_workers_end(process.pid or 0)
 
 
 def test_sigterm_ends_opening_with_130_and_leaves_no_temporary_file(

@@ -197,7 +197,7 @@ def _ciphertext(key: SubjectKey, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]
 
 def _photos(model: Anonymizer, folder: Path, limit: int) -> torch.Tensor:
     """Return photographs at the networks' size, uint8 (B, H, W, 3)."""
-    paths = list_sources(folder)[:limit]
+    paths = list_sources(folder).images[:limit]
     if len(paths) < _LEAST:
         raise UserError(f"--photos {folder} holds {len(paths)} pictures; expected {_LEAST} or more")
     sources = [decode_source((folder / path).read_bytes(), model.size) for path in paths]
@@ -217,7 +217,7 @@ def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "photos/1").mkdir(parents=True)
-        for path in list_sources(arguments.photos)[: arguments.limit]:
+        for path in list_sources(arguments.photos).images[: arguments.limit]:
             link = root / "photos/1" / path.replace("/", "_")
             link.symlink_to((arguments.photos / path).resolve())
         with Keyring.create(root / "keys.db", KeyFile(root / "master.key")) as keyring:
@@ -227,7 +227,7 @@ def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
             done: list[float] = []
             start = time.perf_counter()
             protect_folder(
-                root / "photos", root / "sealed", model, keyring, options,
+                list_sources(root / "photos"), root / "sealed", model, keyring, options,
                 report=lambda _: done.append(time.perf_counter()),
             )  # fmt: skip
     alone = len(photos) / min(before, _once(anonymize))

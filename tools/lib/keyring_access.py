@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, Master, Passphrase
-from engine.vault.secret_files import read_private
+from engine.vault.secret_files import forbid_memory_dumps, read_private
 from modeling.encryption.ised_errors import UsageError
 from tools.lib.command_line import shown
 from utils.files import check_regular
@@ -35,7 +35,8 @@ def add_master_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_keyring(arguments: argparse.Namespace) -> Keyring:
-    """Open the keyring of a command line."""
+    """Forbid memory dumps and open the keyring of a command line."""
+    forbid_memory_dumps()
     return Keyring.open(arguments.keyring, master_from(arguments.master, arguments.passphrase_file))
 
 

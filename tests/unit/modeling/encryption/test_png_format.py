@@ -69,7 +69,8 @@ def vector_kind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_known_answer_is_written_byte_for_byte(name: str, vector_kind: None) -> None:
     vector, key = _vector(name), _key(_vector(name))
     message_key = primitives._message_key(key.key, "file", bytes.fromhex(vector["salt"]))
-    sealed = sealed_image_module._seal_under(message_key, key, _pixels(vector), _metadata(vector))
+    file_key = sealed_image_module._file_key(message_key, key)
+    sealed = sealed_image_module.seal_with(file_key, _pixels(vector), _metadata(vector))
     assert sealed.chunk.hex() == vector["isEd"]
     digest = hashlib.sha256(sealed.pixels).hexdigest()
     assert digest == vector["ciphertext_pixels_sha256"]
