@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from data.images import MAX_PIXELS
 from engine.api import Anonymizer
 from engine.vault.keyring import Keyring
 from engine.vault.sealed_folder import (
     MANIFEST_NAME,
     SEALED_SUFFIX,
     Manifest,
+    output_error,
     publish,
-    storage_error,
 )
 from engine.vault.sources import decode_source, read_bytes
 from layers.pixels import PixelSpace
@@ -41,7 +42,7 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.keys import KeySource
 from modeling.encryption.sealed_image import Metadata, OpenedImage, open_image
-from utils.files import remove_leftovers, sync_folder
+from utils.files import WriteError, ensure_folder, remove_leftovers, sync_folder
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,10 @@ def write_opened(
             yield file
             continue
         metadata = file.image.metadata
-        image = Image.fromarray(pixels)
-        if original_size and metadata.orig_h and metadata.orig_w:
-            size = (metadata.orig_w, metadata.orig_h)
-            image = image.resize(size, Image.Resampling.BICUBIC)
         try:
+            image = Image.fromarray(pixels)
+            if original_size and metadata.orig_h and metadata.orig_w:
+                image = _resized(image, (metadata.orig_w, metadata.orig_h))
             path = _output_path(folder, _relative_path(metadata, file.path))
             if path.parent not in swept:  # a killed run may have left an opened image there
                 swept.add(path.parent)
@@ -179,9 +179,9 @@ def write_opened(
             # a.jpg and a.jpg.png have the same output name; the second must not replace the first
             _write(path, image, overwrite=overwrite and path not in written)
             written.add(path)
-        except StorageError:
-            raise
         except IsedError as error:
+            if error.stops:
+                raise
             yield replace(file, error=error)
         else:
             yield file
@@ -215,20 +215,43 @@ def _relative_path(metadata: Metadata, file: Path) -> str:
     return path if path.lower().endswith(".png") else f"{path}.png"
 
 
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an image at its original width and height.
+
+    Raises:
+        BadInput: It would be larger than any source; another program sealed it.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise BadInput(
+            f"original size {width} x {height}; at most {MAX_PIXELS} pixels, open it without "
+            "--original-size"
+        )
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
 def _output_path(folder: Path, name: str) -> Path:
     """Return the path of an output and create its folder.
 
     Raises:
         UnsafePath: A symbolic link leads out of the folder; nothing was created there.
-        StorageError: The folder cannot be created.
+        OutputBlocked: Its subfolder cannot be created; an example is a file of that name.
+        StorageError: The output folder cannot be created or written to.
     """
     path = folder / name
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise UnsafePath(f"{path} leads out of {folder} through a symbolic link")
+    try:
+        if not path.parent.resolve().is_relative_to(folder.resolve()):
+            raise UnsafePath(f"{path} leads out of {folder} through a symbolic link")
+    except (OSError, RuntimeError):  # RuntimeError until Python 3.12
+        raise UnsafePath(f"{path} leads into a loop of symbolic links") from None
+    try:
+        ensure_folder(folder)
+    except WriteError as error:
+        raise StorageError(str(error)) from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise storage_error(path, error) from None
+        raise output_error(path, error) from None
     return path
 
 
@@ -237,13 +260,17 @@ def _write(path: Path, image: Image.Image, *, overwrite: bool) -> None:
 
     Raises:
         OutputExists: Another file has this name.
-        StorageError: The file cannot be written.
+        OutputBlocked, StorageError: The file cannot be written.
     """
     stream = io.BytesIO()
     image.save(stream, "PNG")
     content = stream.getvalue()
-    if not overwrite and path.is_file() and path.read_bytes() == content:
-        return
+    try:
+        same_size = path.is_file() and path.stat().st_size == len(content)
+        if not overwrite and same_size and path.read_bytes() == content:
+            return
+    except OSError as error:
+        raise output_error(path, error) from None
     publish(path, content, overwrite=overwrite)
     sync_folder(path.parent)
 
@@ -255,8 +282,10 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
     """Open every file of a folder and compare the folder with its manifest.
 
     Yields:
-        Each file. It has an error if it does not open, was replaced by another valid file, is not
-        in the manifest, or is missing. If there is no manifest, that is an error of its own.
+        Each entry of the folder except the manifest, and each missing file. An entry has an error
+        if it does not open, was replaced by another valid file, or is not in the manifest: a
+        photograph, a hidden file, a subfolder, a link. If there is no manifest, that is an error
+        of its own.
 
     Raises:
         BadInput: It is not a folder, or contains neither sealed files nor a manifest that lists
@@ -267,25 +296,38 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         raise BadInput(f"{folder} is not a folder; expected a folder of sealed images")
     manifest = Manifest.load(folder, keyring.manifest_key())
     listed = {} if manifest is None else dict(manifest.files)
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
+    if not paths and not listed:
+        raise BadInput(f"{folder} contains no sealed images (*{SEALED_SUFFIX})")
     if manifest is None:
-        reason = MissingManifest(
+        missing = MissingManifest(
             "no manifest, so missing files cannot be detected; run `protect` to its end"
         )
-        yield OpenedFile(folder / MANIFEST_NAME, error=reason)
-    # With a manifest an empty folder is verified too: it lacks the files that are listed.
-    for file in unseal(_sealed_in(folder) if listed else sealed_files(folder), keyring):
-        expected = listed.pop(file.path.name, None)
-        if file.error is None and manifest is not None and expected != file.digest:
-            problem = (
-                "is not in the manifest: it was put here from elsewhere, or a run did not end"
-                if expected is None
-                else "is not the file that the manifest lists: it was put here from elsewhere"
-            )
-            yield replace(file, error=Tampered(problem))
+        yield OpenedFile(folder / MANIFEST_NAME, error=missing)
+    for path in paths:
+        expected = listed.pop(path.name, None)
+        if path.is_symlink() or not path.is_file():
+            kind = "a symbolic link" if path.is_symlink() else "not a regular file"
+            yield OpenedFile(path, error=Tampered(f"is {kind}: it was put here from elsewhere"))
+        elif expected is None and manifest is not None:
+            foreign = "is not in the manifest: it was put here from elsewhere, or a run did not end"
+            yield OpenedFile(path, error=Tampered(foreign))
         else:
-            yield file
+            yield from _compared(unseal([path], keyring), expected)
     for name in sorted(listed):
         yield OpenedFile(folder / name, error=Tampered("is in the manifest and missing here"))
+
+
+def _compared(files: Iterable[OpenedFile], expected: str | None) -> Iterator[OpenedFile]:
+    """Yield files, with an error if one opens but is not the file that the manifest lists."""
+    for file in files:
+        if file.error is None and expected not in (None, file.digest):
+            reason = Tampered(
+                "is not the file that the manifest lists: it was put here from elsewhere"
+            )
+            yield replace(file, error=reason)
+        else:
+            yield file
 
 
 def accept_folder(folder: Path, keyring: Keyring) -> int:

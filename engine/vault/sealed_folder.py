@@ -14,6 +14,8 @@ from pathlib import Path
 from modeling.encryption.ised_errors import (
     AuthenticationError,
     BadInput,
+    IsedError,
+    OutputBlocked,
     OutputExists,
     StorageError,
     Tampered,
@@ -24,11 +26,11 @@ from utils.files import PRIVATE_MODE, WriteError, atomic_write, check_regular
 
 MANIFEST_NAME = "manifest.ised"
 SEALED_SUFFIX = ".png"
+MAX_MANIFEST_BYTES = 1 << 28  # about 2.5 million files
 _CONTEXT = "manifest"
 _AAD = b"securereid/ised/manifest/1"
-_STOPPING = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
-)
+# No other output could be written either. Other errors concern one name only.
+_STOPPING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG))
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,23 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, key: bytes) -> None:
-        """Write the manifest into a folder, atomically; file and folder get modification time 0."""
+        """Write the manifest into a folder, atomically; file and folder get modification time 0.
+
+        Raises:
+            StorageError: It cannot be written, or would be longer than MAX_MANIFEST_BYTES.
+        """
         text = json.dumps({"dataset": self.dataset, "files": dict(sorted(self.files.items()))})
+        stored = seal(key, _CONTEXT, _AAD, text.encode())
         path = folder / MANIFEST_NAME
+        if len(stored) > MAX_MANIFEST_BYTES:
+            raise StorageError(f"{path}: {len(self.files)} files are too many; use several folders")
         mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else PRIVATE_MODE
-        with atomic_write(path, mode=mode) as temporary:
-            temporary.write_bytes(seal(key, _CONTEXT, _AAD, text.encode()))
-            os.utime(temporary, (0, 0))
+        try:
+            with atomic_write(path, mode=mode) as temporary:
+                temporary.write_bytes(stored)
+                os.utime(temporary, (0, 0))
+        except OSError as error:  # also a WriteError of atomic_write
+            raise StorageError(f"manifest: {error}; run the same command again") from None
         with suppress(PermissionError):  # only the owner of a folder may set its date
             os.utime(folder, (0, 0))  # copies keep the dates of folders too
 
@@ -64,16 +76,19 @@ class Manifest:
         Raises:
             BadInput: It cannot be read.
             WrongKey: It was sealed under another keyring.
-            Tampered: It was changed.
+            Tampered: It was changed, or is longer than MAX_MANIFEST_BYTES.
         """
         path = folder / MANIFEST_NAME
         try:
             check_regular(path)
-            stored = path.read_bytes()
+            with path.open("rb") as file:
+                stored = file.read(MAX_MANIFEST_BYTES + 1) if _is_short(file.fileno()) else None
         except FileNotFoundError:
             return None
         except OSError as error:
             raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+        if stored is None or len(stored) > MAX_MANIFEST_BYTES:
+            raise Tampered(f"{path} is longer than any manifest ({MAX_MANIFEST_BYTES} bytes)")
         try:
             content = json.loads(open_sealed(key, _CONTEXT, _AAD, stored))
             return cls(content["dataset"], content["files"])
@@ -83,6 +98,11 @@ class Manifest:
             raise Tampered(f"{path} is not a manifest that this program writes") from None
 
 
+def _is_short(descriptor: int) -> bool:
+    """Return whether a file may be a manifest; a large sparse file costs an attacker nothing."""
+    return os.fstat(descriptor).st_size <= MAX_MANIFEST_BYTES
+
+
 def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write a file under its final name: complete, synced, with modification time 0.
 
@@ -90,6 +110,7 @@ def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
 
     Raises:
         OutputExists: The name is taken and ``overwrite`` is False.
+        OutputBlocked: This name cannot be written; an example is a folder of that name.
         StorageError: The disk is full, read-only or failing; no temporary file is left.
     """
     try:
@@ -101,19 +122,19 @@ def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
     except FileExistsError:
         raise OutputExists(f"{path} exists already; it was kept, --overwrite replaces it") from None
     except WriteError as error:
-        raise storage_error(path, error.cause) from None
+        raise output_error(path, error.cause) from None
     except OSError as error:
-        raise storage_error(path, error) from None
+        raise output_error(path, error) from None
 
 
-def storage_error(path: Path, error: OSError) -> OSError | StorageError:
-    """Return a StorageError for a full, read-only or failing disk; other errors unchanged."""
+def output_error(path: Path, error: OSError) -> IsedError:
+    """Return StorageError for a full, read-only or failing disk, or else OutputBlocked."""
     if error.errno in _STOPPING:
         return StorageError(
             f"cannot write {path}: {error.strerror}; finished files are complete, the same command "
             "continues when there is room"
         )
-    return error
+    return OutputBlocked(f"cannot write {path}: {error.strerror}; remove what is in its place")
 
 
 def check_apart(source: Path, target: Path, keyring: Path | None) -> None:

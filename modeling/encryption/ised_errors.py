@@ -90,6 +90,10 @@ class OutputExists(IsedError):
     """The output name is taken by a file made from another source."""
 
 
+class OutputBlocked(IsedError):
+    """The name of an output cannot be written; outputs with other names can."""
+
+
 class UsageError(IsedError):
     """Arguments that contradict each other; nothing was changed."""
 

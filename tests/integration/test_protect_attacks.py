@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.vault import keyring_admin, opening
 from engine.vault.master import KeyFile
 from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
 from engine.vault.sources import decode_source
+from modeling.encryption import png_format
 from modeling.encryption.ised_errors import BadInput
+from modeling.encryption.sealed_image import Metadata, seal_image
 from tests.fixtures.keyrings import to_format_1
 from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools.protect import main
+from utils.files import WriteError
 
 COUNT = sum(PEOPLE.values())
 
@@ -186,3 +191,169 @@ def test_files_sealed_under_an_old_label_count_as_present(
         assert keyring_admin.destroy(keyring, "photos/0001") == 1
     assert _open(scene) == 1
     assert len(list(scene.out.rglob("*.png"))) == COUNT - PEOPLE["0001"]
+
+
+def test_a_huge_manifest_is_rejected_before_it_is_read(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sparse file of 3 GiB took 13 GiB of memory."""
+    assert main(scene.protect()) == 0
+    os.truncate(scene.sealed / MANIFEST_NAME, 1 << 40)
+    capsys.readouterr()
+    for run in (lambda: _verify(scene), lambda: main(scene.protect())):
+        assert run() == 5
+        assert "longer than any manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--accept",)])
+def test_verify_reports_everything_that_is_not_in_the_manifest(
+    scene: Scene, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect()) == 0
+    for name in ("person.jpg", "raw.PNG", "raw.png", ".hidden.png", "notes"):
+        shutil.copy(scene.photos / "0001/0001_c1.png", scene.sealed / name)
+    draw(scene.sealed / "photos/person.png", 3)
+    (scene.sealed / "link.png").symlink_to(scene.photos / "0001/0001_c1.png")
+    (scene.sealed / "sealed_link.png").symlink_to(scene.files[0])
+    (scene.sealed / "gone").symlink_to("nowhere")
+    os.mkfifo(scene.sealed / "pipe")
+    foreign = {path.name for path in scene.sealed.iterdir() if len(path.stem) < 20}
+    foreign.discard(MANIFEST_NAME)
+    assert len(foreign) == 10
+    capsys.readouterr()
+    assert main(["verify", str(scene.sealed), *scene.keys, *more]) == 5
+    captured = capsys.readouterr()
+    assert f"{COUNT} good, 10 failed" in captured.out
+    for name in foreign:
+        assert f"error: {scene.sealed / name}: Tampered: " in captured.err
+    if more:  # the new manifest does not list them
+        assert _verify(scene) == 5
+
+
+def test_a_listed_file_that_became_a_link_is_reported(scene: Scene) -> None:
+    assert main(scene.protect()) == 0
+    file = scene.files[0]
+    file.rename(scene.root / file.name)
+    file.symlink_to(scene.root / file.name)
+    assert _verify(scene) == 5
+
+
+def test_a_photograph_in_a_folder_without_manifest_is_reported(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect()) == 0
+    (scene.sealed / MANIFEST_NAME).unlink()
+    shutil.copy(scene.photos / "0001/0001_c1.png", scene.sealed / "person.jpg")
+    capsys.readouterr()
+    assert _verify(scene) == 1
+    assert "person.jpg: NotProtected" in capsys.readouterr().err
+
+
+def _full(*_: object, **__: object) -> object:
+    raise WriteError("cannot write manifest.ised: No space left on device")
+
+
+@pytest.mark.parametrize("command", ["protect", "verify"])
+def test_a_full_disk_while_the_manifest_is_written_is_exit_code_3(
+    scene: Scene,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(scene.protect()) == 0
+    scene.files[0].unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.vault.sealed_folder.atomic_write", _full)
+        if command == "protect":
+            assert main(scene.protect()) == 3
+        else:
+            assert main(["verify", str(scene.sealed), *scene.keys, "--accept"]) == 3
+    assert "error: StorageError: " in capsys.readouterr().err
+
+
+def test_a_read_only_folder_is_exit_code_3(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect()) == 0
+    with monkeypatch.context() as patch:  # as for a user who may not write; root always may
+        patch.setattr("utils.files.os.access", lambda path, mode: False)
+        assert main(["verify", str(scene.sealed), *scene.keys, "--accept"]) == 3
+        assert main(scene.protect()) == 3
+        assert _open(scene) == 3
+    assert capsys.readouterr().err.count("error: StorageError: ") == 3
+
+
+def _write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+
+
+def _loop(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path.name)
+
+
+# In the place of 0001/0001_c1.png; number of images that fail, without and with --overwrite.
+BLOCKERS: dict[str, tuple[Callable[[Path], object], int, int]] = {
+    "folder": (lambda path: path.mkdir(parents=True), 1, 1),
+    "link loop": (_loop, 1, 0),
+    "file instead of its folder": (lambda path: _write(path.parent), 3, 3),
+    "link loop instead of its folder": (lambda path: _loop(path.parent), 3, 3),
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("blocker", sorted(BLOCKERS))
+def test_an_output_that_cannot_be_written_does_not_stop_the_others(
+    scene: Scene, blocker: str, overwrite: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect()) == 0
+    make, *failures = BLOCKERS[blocker]
+    make(scene.out / "0001/0001_c1.png")
+    capsys.readouterr()
+    code = _open(scene, *(["--overwrite"] if overwrite else []))
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == failures[overwrite]
+    assert code == (1 if errors else 0)
+    assert all(f"error: {scene.sealed}/" in line for line in errors)
+    written = [path for path in scene.out.rglob("*.png") if path.is_file()]
+    assert len(written) == COUNT - len(errors)
+
+
+def test_a_folder_with_the_name_of_an_output_does_not_stop_protect(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect()) == 0
+    blocked = scene.files[2]
+    blocked.unlink()
+    blocked.mkdir()
+    capsys.readouterr()
+    for more in ((), ("--overwrite",)):
+        assert main(scene.protect(*more)) == 1
+        error = capsys.readouterr().err
+        assert error.count("error:") == 1
+        assert blocked.name in error
+    blocked.rmdir()
+    assert main(scene.protect()) == 0
+    assert _verify(scene) == 0
+
+
+def test_colliding_paths_and_a_huge_original_size_in_metadata_do_not_stop_opening(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another program with the key may seal such metadata."""
+    pixels = np.zeros((64, 32, 3), np.uint8)
+    scene.sealed.mkdir()
+    metadata = [
+        Metadata("a.png"), Metadata("a.png/b.png"), Metadata("c.png"),
+        Metadata("huge.png", orig_h=65_535, orig_w=65_535), Metadata("z.png", orig_h=8, orig_w=4),
+    ]  # fmt: skip
+    with scene.keyring() as keyring:
+        for index, one in enumerate(metadata):
+            image = seal_image(keyring.sealing_key("photos/0001"), pixels, one)
+            (scene.sealed / f"{index}.png").write_bytes(png_format.encode(image))
+    assert _open(scene, "--original-size") == 1
+    error = capsys.readouterr().err
+    assert "1.png: OutputBlocked" in error
+    assert "3.png: BadInput: original size 65535 x 65535" in error
+    assert sorted(path.name for path in scene.out.iterdir()) == ["a.png", "c.png", "z.png"]

@@ -236,7 +236,7 @@ def test_an_unreadable_source_is_reported(
     bad.unlink()
     bad.symlink_to(scene.root / "nowhere.png")
     assert main(scene.protect()) == 1
-    assert "cannot be read" in _error(capsys, BadInput)
+    assert "symbolic link cannot be followed" in _error(capsys, BadInput)
 
 
 def test_paths_that_the_metadata_cannot_hold_are_reported(
