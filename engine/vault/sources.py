@@ -5,11 +5,16 @@ Decoding is strict because whatever is lost here cannot be recovered from the se
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
+import re
+import signal
+import threading
+import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +37,16 @@ from utils.files import check_regular
 MAX_FILE_BYTES = 1 << 28
 
 # The content decides, not the suffix. Not every format that Pillow reads: for PostScript it would
-# start an interpreter on a program that anybody may have written.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# start an interpreter on a program of unknown origin. GIF: comments take quadratic time.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MAX_SIDE = 0xFFFF  # the largest size that the metadata of a sealed file can hold
 _PLAIN_MODES = frozenset(("1", "L", "RGB"))
+_TIME_LIMIT_S = 20.0  # CPU time for one image; the largest allowed images take about 3 s
+_MAX_HEADER_BYTES = 1 << 16
+_MAX_CHUNKS = 1 << 16
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Fax compressions of TIFF: the decoder skips code words that it does not know.
+_FAX = frozenset(("tiff_ccitt", "group3", "group4", "tiff_raw_16"))
 
 
 @dataclass(frozen=True)
@@ -188,16 +199,25 @@ def read_bytes(path: Path) -> bytes:
 def decode_source(content: bytes, size: tuple[int, int], name: str = "image") -> SourceImage:
     """Decode a file and resize it the same way as in training.
 
+    Damage is detected as far as the format allows: by the checksums of PNG and of Deflate in TIFF,
+    and by what the decoders of JPEG, WebP and TIFF report. BMP, PPM and uncompressed TIFF contain
+    nothing that a changed pixel would contradict.
+
     Args:
         content: The file.
         size: Height and width of the networks' images.
         name: Names the image in warnings.
 
     Raises:
-        BadInput: It is not an image, is damaged, or is not 8-bit RGB or grey without transparency.
+        BadInput: It is not an image, is damaged, takes more than 20 s of CPU time, or is not 8-bit
+            RGB or grey without transparency.
     """
+    _check_structure(content)
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with (
+            _time_limit(_TIME_LIMIT_S),
+            Image.open(io.BytesIO(content), formats=_FORMATS) as image,
+        ):
             _check_plain(image)
             image.load()
             had_exif = _has_exif(image)
@@ -217,6 +237,63 @@ def decode_source(content: bytes, size: tuple[int, int], name: str = "image") ->
     )
 
 
+def _check_structure(content: bytes) -> None:
+    """Raise BadInput for damage and for sizes that the decoders do not check."""
+    if content.startswith(_PNG_SIGNATURE):
+        _check_png(content)
+    elif content[:1] == b"P" and content[1:2] in b"123456":
+        head = re.sub(rb"#[^\r\n]*", b"", content[:_MAX_HEADER_BYTES])
+        if len(head.split(None, 4)) < (3 if content[1:2] in b"14" else 4):
+            raise BadInput(f"the header of a PPM or PGM file has over {_MAX_HEADER_BYTES} bytes")
+
+
+def _check_png(content: bytes) -> None:
+    """Raise BadInput unless all chunks of a PNG file up to IEND are complete and undamaged.
+
+    Pillow ignores damaged chunks that it does not need, and damage after the last row of pixels.
+    """
+    view, start = memoryview(content), len(_PNG_SIGNATURE)
+    for _ in range(_MAX_CHUNKS):
+        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
+        name = bytes(view[start + 4 : start + 8])
+        if end + 4 > len(content):
+            raise BadInput(f"the image is damaged (the file ends in chunk {name!a} at {start})")
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise BadInput(f"the image is damaged (wrong CRC of chunk {name!a} at byte {start})")
+        if name == b"IEND":
+            return
+        start = end + 4
+    raise BadInput(f"the PNG file has more than {_MAX_CHUNKS} chunks")
+
+
+class _TookTooLongError(Exception):
+    """Raised in a decoder by the timer of `_time_limit`."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise BadInput if the block takes more CPU time; without effect outside the main thread.
+
+    Workers decode in their main threads. Only there can Python interrupt a decoder.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise _TookTooLongError
+
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)  # again, if a decoder catches the first
+    try:
+        yield
+    except _TookTooLongError:
+        raise BadInput(f"decoding takes more than {seconds:g} s of CPU time") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def _has_exif(image: Image.Image) -> bool:
     """Return whether an image has EXIF data, also if they are broken."""
     try:
@@ -233,9 +310,11 @@ def _check_plain(image: Image.Image) -> None:
         raise BadInput(
             f"image mode {image.mode} with 16 bits per channel; expected 8, convert it first"
         )
-    count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format != "MPO":  # MPO: a camera's JPEG that includes its own preview
-        raise BadInput(f"{count} images in one file; expected one, split it first")
+    # MPO is a camera's JPEG with its own preview. n_frames would read every image of a TIFF file.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise BadInput("several images in one file; expected one, split it first")
+    if image.info.get("compression") in _FAX:
+        raise BadInput("fax compression hides damage; save the image with another compression")
     transparent = "transparency" in image.info
     if (image.mode not in _PLAIN_MODES and image.mode != "P") or transparent:
         mode = image.mode + (" with transparency" if transparent else "")

@@ -206,7 +206,7 @@ def _animated() -> bytes:
         (_image("CMYK", "JPEG"), "mode CMYK"),
         (_image("I;16"), "with 16 bits per channel"),
         (_png16(), "16 bit"),
-        (_animated(), "2 images in one file"),
+        (_animated(), "several images in one file"),
     ],
     ids=[
         *("empty", "text", "cut", "alpha", "grey alpha", "cmyk"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from engine.vault.sources import SourceFolder, decode_source, list_sources
 from modeling.encryption.ised_errors import BadInput
@@ -110,3 +114,86 @@ def test_broken_exif_is_ignored(kind: str) -> None:
     Image.new("RGB", (4, 8)).save(stream, kind, exif=b"Exif\0\0II*\0\x08\0\0\0" + entries)
     source = decode_source(stream.getvalue(), (8, 4))
     assert (source.height, source.width, source.had_exif) == (8, 4, True)
+
+
+def _encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(1).integers(0, 256, (6, 3, 3)).astype(np.uint8)
+    image = Image.fromarray(noise).resize((16, 32), Image.Resampling.BICUBIC)
+    image.convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_every_changed_bit_of_a_png_is_detected() -> None:
+    """Of 400 changed bits, 36 were not: in chunks that Pillow ignores and after the last row."""
+    text = PngInfo()
+    text.add_text("Comment", "0123456789")
+    good = _encoded("PNG", pnginfo=text)
+    decode_source(good, (32, 16))
+    decode_source(good + b"data after the end", (32, 16))
+    for bit in range(0, 8 * len(good), 7):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BadInput):
+            decode_source(bytes(bad), (32, 16))
+
+
+def test_a_cut_png_is_detected() -> None:
+    good = _encoded("PNG")
+    for end in range(8, len(good)):
+        with pytest.raises(BadInput, match="damaged|not an image"):
+            decode_source(good[:end], (32, 16))
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_fax_compression_is_rejected(compression: str) -> None:
+    """Of 400 changed bits, 398 were not detected."""
+    with pytest.raises(BadInput, match="fax compression"):
+        decode_source(_encoded("TIFF", "1", compression=compression), (32, 16))
+    decode_source(_encoded("TIFF", compression="tiff_adobe_deflate"), (32, 16))
+
+
+def test_a_gif_is_rejected() -> None:
+    with pytest.raises(BadInput, match="not an image in BMP, JPEG"):
+        decode_source(_encoded("GIF"), (32, 16))
+
+
+@pytest.mark.parametrize("kind", [b"P6", b"P5", b"P3", b"P4"])
+def test_a_long_comment_in_a_ppm_header_is_rejected_at_once(kind: bytes) -> None:
+    """A comment of 105 MB took 53 s."""
+    with pytest.raises(BadInput, match="header of a PPM or PGM file"):
+        decode_source(kind + b"\n#" + b"x" * (1 << 17) + b"\n4 4\n255\n" + bytes(48), (32, 16))
+    short = b"P6\n# comment\n4 # width\n4\n255\n" + bytes(48)
+    assert decode_source(short, (32, 16)).height == 4
+
+
+def test_a_png_with_too_many_chunks_is_rejected() -> None:
+    chunk = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
+    good = _encoded("PNG")
+    with pytest.raises(BadInput, match="more than 65536 chunks"):
+        decode_source(good[:33] + chunk * (1 << 16) + good[33:], (32, 16))
+
+
+def test_only_the_second_directory_of_a_tiff_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(image: object) -> int:
+        raise AssertionError("all directories were read")
+
+    monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.n_frames", property(count))
+    with pytest.raises(BadInput, match="several images"):
+        frames = [Image.new("RGB", (4, 4))] * 3
+        decode_source(_encoded("TIFF", save_all=True, append_images=frames), (32, 16))
+    decode_source(_encoded("TIFF"), (32, 16))
+
+
+def test_a_decoder_that_takes_too_long_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(image: object) -> None:
+        while True:
+            pass
+
+    before = signal.getsignal(signal.SIGVTALRM)
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", never)
+    monkeypatch.setattr("engine.vault.sources._TIME_LIMIT_S", 0.05)
+    with pytest.raises(BadInput, match="more than 0.05 s of CPU time"):
+        decode_source(_encoded("BMP"), (32, 16))
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
