@@ -53,7 +53,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     from engine.vault.sources import list_sources
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from layers.pixels import PixelSpace
-    from modeling.encryption.ised_errors import IsedError, UsageError
+    from modeling.encryption.ised_errors import IsedError, StorageError, UsageError
     from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
     from tools.lib.keyring_access import (
         ENVIRONMENT,
@@ -61,6 +61,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         error_line,
         open_keyring,
     )
+    from utils.files import WriteError
     from utils.progress import Progress
 
 Command = Callable[[argparse.Namespace], int]
@@ -79,7 +80,10 @@ def main(argv: list[str] | None = None) -> int:
                     "torchrun started several processes, but only `protect` can share its work; "
                     "run this command without torchrun"
                 )
-            return run(arguments)
+            try:
+                return run(arguments)
+            except WriteError as error:  # a folder that cannot be written to is not a usage error
+                raise StorageError(str(error)) from None
 
     interrupted = _CONTINUES if run in (_protect, _open, _recover) else "interrupted"
     return exit_code_of(work, interrupted, line=error_line, failed=ENVIRONMENT)

@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 PRIVATE_MODE = 0o600
 LOCK_NAME = ".lock"
+MAX_LOCK_BYTES = 512  # process and host, for messages
 # Also the names of earlier versions, which contain a process number.
 _TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(\d+-[0-9a-f]+|[0-9a-f]{16})\.tmp(?P<end>-journal|\.[^.]+)?"
@@ -223,7 +224,7 @@ def _lock_folder(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+                holder = os.read(descriptor, MAX_LOCK_BYTES).decode("utf-8", "replace").strip()
                 os.close(descriptor)
                 raise FolderInUseError(
                     f"{path.parent} is in use by {holder or 'another process'}; wait until it has "

@@ -42,7 +42,14 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.keys import KeySource
 from modeling.encryption.sealed_image import Metadata, OpenedImage, open_image
-from utils.files import WriteError, ensure_folder, remove_leftovers, sync_folder
+from utils.files import (
+    LOCK_NAME,
+    MAX_LOCK_BYTES,
+    WriteError,
+    ensure_folder,
+    remove_leftovers,
+    sync_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -282,10 +289,10 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
     """Open every file of a folder and compare the folder with its manifest.
 
     Yields:
-        Each entry of the folder except the manifest, and each missing file. An entry has an error
-        if it does not open, was replaced by another valid file, or is not in the manifest: a
-        photograph, a hidden file, a subfolder, a link. If there is no manifest, that is an error
-        of its own.
+        Each entry of the folder except manifest and lock file, and each missing file. An entry has
+        an error if it does not open, was replaced by another valid file, or is not in the
+        manifest: a photograph, a hidden file, a subfolder, a link. A missing manifest is an error
+        too.
 
     Raises:
         BadInput: It is not a folder, or contains neither sealed files nor a manifest that lists
@@ -296,7 +303,7 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         raise BadInput(f"{folder} is not a folder; expected a folder of sealed images")
     manifest = Manifest.load(folder, keyring.manifest_key())
     listed = {} if manifest is None else dict(manifest.files)
-    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST_NAME)
+    paths = sorted(path for path in folder.iterdir() if not _is_known(path))
     if not paths and not listed:
         raise BadInput(f"{folder} contains no sealed images (*{SEALED_SUFFIX})")
     if manifest is None:
@@ -316,6 +323,13 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
             yield from _compared(unseal([path], keyring), expected)
     for name in sorted(listed):
         yield OpenedFile(folder / name, error=Tampered("is in the manifest and missing here"))
+
+
+def _is_known(path: Path) -> bool:
+    """Return whether an entry is the manifest or the lock file of a run."""
+    if path.name == LOCK_NAME:  # not a photograph under this name
+        return path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_LOCK_BYTES
+    return path.name == MANIFEST_NAME
 
 
 def _compared(files: Iterable[OpenedFile], expected: str | None) -> Iterator[OpenedFile]:

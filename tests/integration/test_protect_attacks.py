@@ -230,6 +230,14 @@ def test_verify_reports_everything_that_is_not_in_the_manifest(
         assert _verify(scene) == 5
 
 
+def test_a_lock_file_is_known_and_a_photograph_of_that_name_is_not(scene: Scene) -> None:
+    assert main(scene.protect()) == 0
+    (scene.sealed / ".lock").write_text("process 1 on host a\n")
+    assert _verify(scene) == 0
+    shutil.copy(scene.photos / "0001/0001_c1.png", scene.sealed / ".lock")
+    assert _verify(scene) == 5
+
+
 def test_a_listed_file_that_became_a_link_is_reported(scene: Scene) -> None:
     assert main(scene.protect()) == 0
     file = scene.files[0]
