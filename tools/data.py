@@ -134,7 +134,7 @@ def _as_text(report: DataReport) -> str:
         else:
             verdict = f"  expected {expected}"
         lines.append(f"  {subset:<12} found {found}{verdict}")
-    lines += [f"  {key:<8} {value}" for key, value in report.notes.items()]
+    lines += [f"  {key:<8} {value}" for key, value in report.notes.items() if key != "layout"]
     lines += [f"  {problem.level}: {problem.text}" for problem in report.problems]
     if not report.problems:
         lines.append("  no problems")

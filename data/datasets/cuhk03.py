@@ -233,7 +233,7 @@ def load_listed(sources: Sources, request: LoadRequest) -> LoadedData:
     if sources.config is None:
         raise _no_config(sources)
     protocol = read_protocol(sources.config)
-    images, files, layout = _pictures(sources, request)
+    images, files, layout = _images(sources, request)
     problems = _check_kind(protocol, files, images, kind, sources.config)
     names: dict[str, str] = {}
     parts = {
@@ -246,7 +246,7 @@ def load_listed(sources: Sources, request: LoadRequest) -> LoadedData:
     return LoadedData(splits, TITLE, layout, images.parent, {}, problems, names)
 
 
-def _pictures(sources: Sources, request: LoadRequest) -> tuple[Path, dict[str, Path], str]:
+def _images(sources: Sources, request: LoadRequest) -> tuple[Path, dict[str, Path], str]:
     """Find or extract the images; return their folder, their paths by stem, and the layout."""
     layout = "extracted images with the new protocol's config"
     images = sources.images

@@ -160,14 +160,14 @@ def _walk(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
     h5py = require("h5py", "reading CUHK03's original cuhk-03.mat")
     try:
         with h5py.File(path, "r") as mat:
-            yield from _pictures(mat, kind)
+            yield from _images(mat, kind)
     except (KeyError, OSError, IndexError, TypeError, ValueError) as error:
         raise DatasetError(
             "bad-mat", f"{path} cannot be read as CUHK03 ({error}); download it again"
         ) from error
 
 
-def _pictures(mat: Any, kind: str) -> Iterator[tuple[str, Any]]:
+def _images(mat: Any, kind: str) -> Iterator[tuple[str, Any]]:
     """Yield the M x 10 cells of each camera pair, five cells per camera.
 
     MATLAB stores columns first, so every level is transposed, and the image too. An empty cell

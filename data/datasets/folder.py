@@ -27,7 +27,6 @@ from data.datasets.layout import (
     LoadRequest,
     folders_below,
     images_below,
-    images_left_out,
     list_folders,
     list_images,
     parse_camera,
@@ -248,12 +247,19 @@ class _Reader:
         return [Problem("some-without-camera", text)]
 
     def left_out(self, home: Path) -> list[Problem]:
-        """Return warnings for images and other files below the data set that are not used."""
+        """Return warnings for images below the data set that are not used."""
         for name in _UNUSED:
             if (home / name).is_dir():
                 self._accounted.update(map(str, images_below(home / name)))
-        fix = "move them into the folder of a person, or away"
-        return [*images_left_out(home, self._accounted, fix), *_other_images(home)]
+        problems = _other_images(home)
+        unused = [path for path in images_below(home) if str(path) not in self._accounted]
+        if unused:
+            text = (
+                f"{len(unused)} images below {home} are not used (for example "
+                f"{unused[0].relative_to(home)}); move them into the folder of a person, or away"
+            )
+            problems.append(Problem("images-left-out", text))
+        return problems
 
 
 def _other_images(home: Path) -> list[Problem]:

@@ -266,22 +266,6 @@ def images_below(folder: Path) -> list[Path]:
     return [path for current in folders_below(folder) for path in list_images(current)]
 
 
-def images_left_out(home: Path, used: set[str], why: str) -> list[Problem]:
-    """Return a warning for the images below a folder that are not used.
-
-    Args:
-        home: The folder.
-        used: Paths of the images that are used, or left out for a reason that is reported.
-        why: What to do about the others.
-    """
-    unused = [path for path in images_below(home) if str(path) not in used]
-    if not unused:
-        return []
-    example = unused[0].relative_to(home)
-    text = f"{len(unused)} images below {home} are not used (for example {example}); {why}"
-    return [Problem("images-left-out", text)]
-
-
 # --- The search for the folder of a data set
 
 Test = Callable[[Path], bool]

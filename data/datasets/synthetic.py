@@ -34,12 +34,12 @@ TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY = (
 FOLDERS = (TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY)
 
 _README = """\
-The people in these pictures are drawn by code. None of them exists, and no photograph was used.
+The people in these images are drawn by code. None of them exists, and no photograph was used.
 
 Layout and names are those of Market-1501 (PPPP_cCsS_FFFFFF_BB.jpg: identity, camera, sequence,
 frame, box); 128 x 64 JPEG. Identities of training, validation and test are disjoint; pid 0 are
-distractors. Validation and test have one query per identity and camera, and their other pictures as
-gallery. Parameters and counts: synthetic.json. Delete this folder at will; it is made again.
+distractors. Validation and test have one query per identity and camera, and their other images as
+gallery. Parameters and counts: synthetic.json. You may delete this folder; it is created again.
 """
 
 

@@ -68,10 +68,10 @@ def test_interrupted_extraction_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = trees.cuhk03_raw(tmp_path)
-    pictures = cuhk03_raw.iterate_images
+    images = cuhk03_raw.iterate_images
 
     def broken(*args: object) -> object:
-        for number, item in enumerate(pictures(*args)):
+        for number, item in enumerate(images(*args)):
             if number == 5:
                 raise KeyboardInterrupt
             yield item

@@ -21,7 +21,7 @@ RADII = {"mosaic": 8.0, "blur": 3.0, "noise": 0.5}
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    return image_splits(tmp_path_factory.mktemp("pictures"), [3, 8, 5, 9, 4, 6])
+    return image_splits(tmp_path_factory.mktemp("images"), [3, 8, 5, 9, 4, 6])
 
 
 def _config(**changes: object):

@@ -68,8 +68,8 @@ def test_another_seed_is_another_folder_with_other_people(tree, tmp_path):
     other = ensure_synthetic(tmp_path, **SMALL, seed=2)
     assert other.name != tree.name
     mine, theirs = contents(tree), contents(other)
-    pictures = [{c for n, c in files.items() if n.endswith(".jpg")} for files in (mine, theirs)]
-    assert not pictures[0] & pictures[1]
+    images = [{c for n, c in files.items() if n.endswith(".jpg")} for files in (mine, theirs)]
+    assert not images[0] & images[1]
 
 
 @pytest.mark.parametrize("change", [{"identities": 5}, {"cameras": 2}, {"images": 3}, {"seed": 9}])
@@ -115,8 +115,8 @@ def test_the_loader_reads_it(tree):
 
 def test_the_size_of_images_and_the_record_of_a_set(tree):
     for path in tree.rglob("*.jpg"):
-        with Image.open(path) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", SIZE)
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", SIZE)
     assert "None of them exists" in (tree / "README.txt").read_text(encoding="utf-8")
     record = json.loads((tree / "synthetic.json").read_text(encoding="utf-8"))
     assert record["parameters"] == SMALL | {"seed": 1}
@@ -206,8 +206,8 @@ def walks() -> tuple[list[list[Image.Image]], np.ndarray, np.ndarray]:
     return pairs, pid, camera
 
 
-def histogram(picture: Image.Image, stripes: int) -> np.ndarray:
-    bins = np.asarray(picture, int) // 32 @ [64, 8, 1]
+def histogram(image: Image.Image, stripes: int) -> np.ndarray:
+    bins = np.asarray(image, int) // 32 @ [64, 8, 1]
     counts = [np.bincount(b.ravel(), minlength=512) for b in np.array_split(bins, stripes)]
     return np.sqrt(np.concatenate(counts))
 
@@ -249,8 +249,8 @@ def test_every_camera_records_a_person_and_a_scene(camera):
     assert len(scene.getcolors(1 << 20)) > 500  # a scene, not a plain wall
     person = draw_people(4, 1)[0]
     rng = np.random.default_rng(camera)
-    picture = np.asarray(photograph(person, 4, camera, draw_track(settings, rng), rng), int)
-    assert picture.std() > 12
+    image = np.asarray(photograph(person, 4, camera, draw_track(settings, rng), rng), int)
+    assert image.std() > 12
 
 
 @pytest.mark.parametrize("phase", np.linspace(0, 2 * math.pi, 9))

@@ -54,9 +54,9 @@ def test_the_kind_of_cuhk03_is_the_one_present_unless_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees.cuhk03_np(tmp_path, "detected", "cuhk03-np/detected")
-    picture = str(tmp_path / "sheet.png")
+    image = str(tmp_path / "sheet.png")
     assert check(tmp_path, "--name", "cuhk03") == 0
-    assert sheet(tmp_path, "--name", "cuhk03", "--output", picture) == 0
+    assert sheet(tmp_path, "--name", "cuhk03", "--output", image) == 0
     assert check(tmp_path, "--name", "cuhk03", "--cuhk03-kind", "labeled") == 1
     assert "only has the detected boxes" in capsys.readouterr().out
 
@@ -207,12 +207,12 @@ def test_errors_of_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     numbered_people(tmp_path)
     assert sheet(tmp_path, *name, "--part", "validation") == 2
     assert "no validation images; --part can be train or test" in capsys.readouterr().err
-    picture = next(tmp_path.rglob("bounding_box_train/0002*"))
-    picture.write_bytes(b"<html>")
+    image = next(tmp_path.rglob("bounding_box_train/0002*"))
+    image.write_bytes(b"<html>")
     assert sheet(tmp_path, *name) == 1
-    assert f"{picture}: the file is an HTML page; it is black" in (capsys.readouterr().err)
+    assert f"{image}: the file is an HTML page; it is black" in (capsys.readouterr().err)
     assert colours(tmp_path / "sheet.png")[0][0] == (0, 0)
-    assert sheet(tmp_path, *name[:3], str(picture)) == 2  # an image is not replaced
+    assert sheet(tmp_path, *name[:3], str(image)) == 2  # an image is not replaced
     assert "give NAME.png" in capsys.readouterr().err
 
 
