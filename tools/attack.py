@@ -27,9 +27,9 @@ from engine.attacks.suite import (
     Verdicts,
     chosen_attacks,
     chosen_levels,
-    differences,
     read_expectation,
     report,
+    unexpected_verdicts,
     verdicts_of,
 )
 from engine.distributed.group import joined, leave
@@ -160,7 +160,7 @@ def attack(args: argparse.Namespace) -> list[str]:
         cfg, start = checkpoint_config(args.checkpoint, args.opts)
         with locked_by_main(args.output):
             found = _run(args, cfg, start, attacks, levels)
-    return [] if expected is None or found is None else differences(found, expected)
+    return [] if expected is None or found is None else unexpected_verdicts(found, expected)
 
 
 def _run(

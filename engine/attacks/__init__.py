@@ -6,7 +6,7 @@
 - `build`: `build_context`: from the configuration of a checkpoint.
 - `levels`: `LEVELS`, `Protector`: what is stored at each level.
 - `measures`: `Result`, `Measure`: a score with its floor, interval and verdict.
-- `training`: `Workbench`, `train_recovery`, `train_reid`: networks of an attacker.
+- `training`: `TrainingSetup`, `train_recovery`, `train_reid`: networks of an attacker.
 - `frontier`: `FrontierPoint`: privacy against utility; `charts`: figures.
 - `averaging`, `brute_force`, `linkage`, `network_attacks`, `pairs`, `tampering`: the attacks.
 """

@@ -1,4 +1,4 @@
-"""What an attack is, and the words that all of them use."""
+"""The interface of an attack, its outcome, and phrases that all attacks use."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from engine.attacks.levels import CLEAR_LEVELS
 from engine.attacks.measures import Measure, Result
 
 NOTHING_ENCRYPTED = "nothing is encrypted at this level, so there is no ciphertext to break"
-TRIAL_IMAGES = 128  # held-out public images that a way to attack is chosen by
+TRIAL_IMAGES = 128  # held-out public images on which an attacker chooses a method
 _SHOWN = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A result, and pictures for human eyes.
+    """The result of an attack, and example images.
 
     Attributes:
         result: The numbers.
-        columns: Pictures of a few persons by name, values in [0, 1], each (K, 3, H, W); an attack
-            gives the same names at every level.
+        columns: Example images by name, values in [0, 1], each (K, 3, H, W). The names are the same
+            at every level.
     """
 
     result: Result
@@ -33,11 +33,11 @@ class Outcome:
 
 
 class Attack(Protocol):
-    """One attack; it is added with a class and a line in ``registry.ATTACKS``.
+    """An attack. To add one, write a class and add it to ``suite.ATTACKS``.
 
     Attributes:
-        name: Its name on the command line and in files.
-        question: What it asks, in words.
+        name: Name on the command line and in files.
+        question: The question that the attack answers, in plain words.
     """
 
     name: ClassVar[str]
@@ -53,39 +53,39 @@ class Attack(Protocol):
 
 
 class CipherAttack:
-    """Base of what only applies where something is encrypted."""
+    """Base class of attacks that apply to encrypted levels only."""
 
     def reason_against(self, level: str) -> str:
         """See :class:`Attack`."""
         return NOTHING_ENCRYPTED if level in CLEAR_LEVELS else ""
 
 
-def shown(pids: Tensor) -> Tensor:
-    """Return the places of the first image of the first few persons."""
-    places = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:_SHOWN]]
-    return torch.tensor(places)
+def example_images(pids: Tensor) -> Tensor:
+    """Return the indices (K,) of one image each of the first few identities."""
+    indices = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:_SHOWN]]
+    return torch.tensor(indices)
 
 
 def percent(measure: Measure) -> str:
-    """Return a rate beside its floor: ``12.3 % (chance: 4.5 %)``."""
+    """Return a rate and its floor: ``12.3 % (by chance 4.5 %)``."""
     return f"{100 * measure.value.value:.1f} % (by chance {100 * measure.floor.value:.1f} %)"
 
 
 def decibels(measure: Measure) -> str:
-    """Return a PSNR beside its floor."""
+    """Return a PSNR and its floor."""
     return f"{measure.value.value:.1f} dB (without the stored image: {measure.floor.value:.1f} dB)"
 
 
-def shows_own(measures: tuple[Measure, ...]) -> bool:
-    """Whether pictures are closer to their own target than other persons' are."""
+def reveals_own_identity(measures: tuple[Measure, ...]) -> bool:
+    """Return whether images are closer to their own target than those of other identities."""
     return any(m.name.endswith("_own_gain") and m.beyond_floor for m in measures)
 
 
-def pictures_sentence(measures: tuple[Measure, ...], start: str) -> str:
-    """Return how good pictures are, and whether they show the very person."""
+def image_sentence(measures: tuple[Measure, ...], start: str) -> str:
+    """Return a sentence on the quality of images, and whether they reveal the identity."""
     own = (
-        "they show the very person"
-        if shows_own(measures)
-        else "they show no more of the person than of anybody else"
+        "they reveal the identity"
+        if reveals_own_identity(measures)
+        else "they do not reveal the identity"
     )
-    return f"{start}, pictures come out at {decibels(measures[0])}; {own}."
+    return f"{start}, the attacker obtains images at {decibels(measures[0])}; {own}."

@@ -1,8 +1,6 @@
-"""Filters of an attacker: low-pass, median and mid-range, on normalised images (N, 3, H, W).
+"""Attacks by filtering: averaging over ciphertexts of one identity, and single-image denoisers.
 
-Cryptanalysis with several ciphertexts of one person and no key: what they share is the pad.
-
-Single-image denoisers: one ciphertext, no key, no network.
+Filters work on normalised images (N, 3, H, W).
 """
 
 from __future__ import annotations
@@ -19,31 +17,31 @@ from engine.attacks.attack import (
     CipherAttack,
     Outcome,
     decibels,
-    pictures_sentence,
-    shown,
-    shows_own,
+    example_images,
+    image_sentence,
+    reveals_own_identity,
 )
 from engine.attacks.context import AttackContext
-from engine.attacks.levels import MINIMUM_PERSONS, Stored
-from engine.attacks.measures import Point, image_measures, quality
+from engine.attacks.levels import MIN_IDENTITIES, Stored
+from engine.attacks.measures import CurvePoint, image_measures, quality
 
 PAD_REACH = 1.0  # the published pad is uniform in [-1, 1], and so is the range of plain images
 _MEDIAN_CHUNK = 16
 
 
 class Filter(Protocol):
-    """Turns images into images of the same shape."""
+    """A function from images to images of the same shape."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Filter images (N, 3, H, W)."""
+        """Return the filtered images (N, 3, H, W)."""
         ...
 
 
 def gaussian(images: Tensor, sigma: float) -> Tensor:
-    """Return a Gaussian blur; edges are repeated."""
+    """Return images blurred by a Gaussian; edge pixels are repeated."""
     reach = max(1, round(3 * sigma))
-    place = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    taps = torch.exp(-place.square() / (2 * sigma * sigma))
+    offset = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    taps = torch.exp(-offset.square() / (2 * sigma * sigma))
     taps = (taps / taps.sum()).to(images.device)
     count, channels, height, width = images.shape
     planes = images.reshape(count * channels, 1, height, width)
@@ -53,12 +51,12 @@ def gaussian(images: Tensor, sigma: float) -> Tensor:
 
 
 def high_pass(images: Tensor) -> Tensor:
-    """Return what a narrow Gaussian blur takes away: noise, and fine edges."""
+    """Return images minus their Gaussian blur of sigma 1: noise and fine edges."""
     return images - gaussian(images, 1.0)
 
 
 def median(images: Tensor, size: int) -> Tensor:
-    """Return the median of each size x size window; edges are repeated."""
+    """Return the median of each size x size window; edge pixels are repeated."""
     reach = size // 2
     parts = []
     for part in images.split(_MEDIAN_CHUNK):
@@ -69,27 +67,27 @@ def median(images: Tensor, size: int) -> Tensor:
 
 
 def block_mid_range(images: Tensor, size: int) -> Tensor:
-    """Return the middle between least and greatest value of each block, over the whole block.
+    """Return each block filled with the mean of its minimum and maximum.
 
-    For a constant block under uniform noise that estimate is far better than the mean: its error
-    falls with the number of pixels, not with its root.
+    For a constant block under uniform noise this estimate is far better than the mean: its error
+    falls with the number of pixels, not with the square root.
     """
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % size, 0, -height % size), mode="replicate")
     middle = (F.max_pool2d(padded, size) - F.max_pool2d(-padded, size)) / 2
-    spread = F.interpolate(middle, scale_factor=float(size), mode="nearest")
-    return spread[..., :height, :width]
+    blocks = F.interpolate(middle, scale_factor=float(size), mode="nearest")
+    return blocks[..., :height, :width]
 
 
 def within_pad(estimate: Tensor, observed: Tensor) -> Tensor:
-    """Cut an estimate to what a pad in [-1, 1] allows: no further than 1 from what is seen."""
+    """Clip an estimate to what a pad in [-1, 1] allows: at most 1 from the observed value."""
     low = (observed - PAD_REACH).clamp(-1, 1)
     high = (observed + PAD_REACH).clamp(-1, 1)
     return torch.minimum(torch.maximum(estimate, low), high)
 
 
 def filter_bank() -> dict[str, Filter]:
-    """Return the denoisers that an attacker tries, by name."""
+    """Return all denoising filters by name."""
     bank: dict[str, Filter] = {}
     for sigma in (1, 2, 3, 4, 6, 8, 12):
         bank[f"gaussian {sigma}"] = partial(gaussian, sigma=float(sigma))
@@ -101,20 +99,20 @@ def filter_bank() -> dict[str, Filter]:
 
 
 MOST_IMAGES = 10
-_TARGETS = 2  # images of each person that it is scored on
+_TARGETS = 2  # scored images of each identity
 _SIGMAS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
 class Averaging(CipherAttack):
-    """Several ciphertexts of one person and no key: what they share is the pad.
+    """Estimates the pad from several ciphertexts of one identity, without a key.
 
-    The mean of n ciphertexts is the mean image, which is smooth, plus the pad, which is not. What a
-    low-pass takes from it is the pad, cut to what the pad's range and the images' range allow. The
-    width of the low-pass is found on held-out public persons under keys of the attacker's own.
+    The mean of n ciphertexts is the mean image, which is smooth, plus the pad, which is not. The
+    pad is estimated by a high-pass, clipped to the ranges of pad and images. The width of the
+    filter is chosen on held-out public images under keys of the attacker.
     """
 
     name: ClassVar[str] = "averaging"
-    question: ClassVar[str] = "Do several ciphertexts of one person, without any key, open?"
+    question: ClassVar[str] = "Do several ciphertexts of one identity reveal its image?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -127,39 +125,43 @@ class Averaging(CipherAttack):
             opened = context.unit(remove_shared(stored.observed, groups, sigma))
             truth = context.unit(stored.plain[target])
             points.append(
-                Point(count, image_measures(opened, truth, guess, pids[target], context.seed))
+                CurvePoint(count, image_measures(opened, truth, guess, pids[target], context.seed))
             )
             sigmas[str(count)] = sigma
-            show = shown(pids[target])
+            show = example_images(pids[target])
             if count == 1:
                 columns = {
                     "before encryption": truth[show],
                     "ciphertext": context.unit(stored.observed[target[show]]),
                     "from 1": opened[show],
                 }
-        columns |= {"from many": opened[show], "blind guess": guess.expand_as(truth[show])}
+        columns |= {
+            "from many": opened[show],
+            "guess without the image": guess.expand_as(truth[show]),
+        }
         measures, most = points[-1].measures, int(points[-1].x)
         result = context.result(
             self.name, level,
-            pictures_sentence(measures, f"From {most} ciphertexts of one person, without a key"),
+            image_sentence(measures, f"From {most} ciphertexts of one identity, without a key"),
             measures=measures, num_images=len(target), budget=most,
-            budget_unit="ciphertexts of each person",
-            curve_of="ciphertexts of one person", curve=tuple(points), details={"sigma_px": sigmas},
+            budget_unit="ciphertexts of each identity",
+            curve_of="ciphertexts of one identity", curve=tuple(points),
+            details={"sigma_px": sigmas},
         )  # fmt: skip
         return Outcome(result, columns)
 
 
 def image_counts(pids: Tensor) -> range:
-    """Return 1..n, n at most ten and so that enough persons have n images."""
+    """Return 1..n with n at most ten, so that enough identities have n images."""
     counts = torch.sort(torch.unique(pids, return_counts=True)[1], descending=True).values
-    enough = int(counts[min(MINIMUM_PERSONS, len(counts)) - 1])
+    enough = int(counts[min(MIN_IDENTITIES, len(counts)) - 1])
     return range(1, min(MOST_IMAGES, enough) + 1)
 
 
 def groups_of(pids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return target images (T,) and for each ``count`` images of its person, itself first (T, n).
+    """Return indices of target images (T,), and of n images of the same identity (T, n).
 
-    Persons with fewer images are left out.
+    The target is the first of its group. Identities with fewer than ``count`` images are left out.
     """
     rows = []
     for pid in torch.unique(pids):
@@ -171,26 +173,26 @@ def groups_of(pids: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def remove_shared(observed: Tensor, groups: Tensor, sigma: float) -> Tensor:
-    """Estimate the first image of each group by taking off what the group's images share.
+    """Estimate the first image of each group by subtracting what the group shares.
 
     Args:
-        observed: What is seen of all images, normalised (N, 3, H, W).
-        groups: Places of n images of one person each, the target first (T, n).
-        sigma: Width of the low-pass that tells images from the pad (px).
+        observed: Observed images, normalised (N, 3, H, W).
+        groups: Indices of n images of one identity, the target first (T, n).
+        sigma: Width of the filter that separates images from the pad (px).
     """
     estimates = []
     for group in groups:
-        seen = observed[group]
-        mean = seen.mean(0, keepdim=True)
+        ciphertexts = observed[group]
+        mean = ciphertexts.mean(0, keepdim=True)
         pad = mean - gaussian(mean, sigma)
-        low = (seen.amax(0, keepdim=True) - 1).clamp_min(-PAD_REACH)
-        high = (seen.amin(0, keepdim=True) + 1).clamp_max(PAD_REACH)
-        estimates.append(seen[:1] - torch.minimum(torch.maximum(pad, low), high))
+        low = (ciphertexts.amax(0, keepdim=True) - 1).clamp_min(-PAD_REACH)
+        high = (ciphertexts.amin(0, keepdim=True) + 1).clamp_max(PAD_REACH)
+        estimates.append(ciphertexts[:1] - torch.minimum(torch.maximum(pad, low), high))
     return torch.cat(estimates)
 
 
 def _best_sigma(stored: Stored, count: int, context: AttackContext) -> float:
-    """Return the low-pass that opens public images best, stored under keys of one's own."""
+    """Return the filter width that works best on public images under keys of the attacker."""
     pids = context.validation.pids
     most = int(torch.unique(pids, return_counts=True)[1].max())
     target, groups = (part[:TRIAL_IMAGES] for part in groups_of(pids, min(count, most)))
@@ -207,18 +209,18 @@ _TRIAL_IMAGES = 64
 
 
 class Denoisers(CipherAttack):
-    """The best of a bank of filters; which it is, is found on public persons under own keys."""
+    """Filters one ciphertext; the best filter is chosen on public images under attacker keys."""
 
     name: ClassVar[str] = "denoise"
-    question: ClassVar[str] = "Does filtering the noise of one ciphertext show the image?"
+    question: ClassVar[str] = "Does a noise filter reveal the image in one ciphertext?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         trial = context.imitated("validation", level)
         truth = context.unit(trial.plain[:_TRIAL_IMAGES])
+        observed = trial.observed[:_TRIAL_IMAGES]
         bank = {
-            name: float(quality(truth, context.unit(denoise(seen, name)))[0].mean())
-            for seen in (trial.observed[:_TRIAL_IMAGES],)
+            name: float(quality(truth, context.unit(denoise(observed, name)))[0].mean())
             for name in filter_bank()
         }
         best = max(bank, key=lambda name: bank[name])
@@ -226,24 +228,25 @@ class Denoisers(CipherAttack):
         opened, truth = context.unit(denoise(stored.observed, best)), context.unit(stored.plain)
         guess = context.mean_public("anonymized")
         measures = image_measures(opened, truth, guess, pids, context.seed)
-        own = "shows the very image" if shows_own(measures) else "shows nothing of the image"
+        revealed = "reveals" if reveals_own_identity(measures) else "does not reveal"
         result = context.result(
             self.name, level,
-            f"The best of {len(bank)} noise filters ({best}) {own}: {decibels(measures[0])}.",
+            f"The best of {len(bank)} noise filters ({best}) {revealed} the image: "
+            f"{decibels(measures[0])}.",
             measures=measures, budget=len(bank), budget_unit="filters tried on public images",
             details={"best": best, "trial_psnr_db": bank},
         )  # fmt: skip
-        show = shown(pids)
+        show = example_images(pids)
         columns = {
             "before encryption": truth[show],
             "ciphertext": context.unit(stored.observed[show]),
             "filtered": opened[show],
-            "blind guess": guess.expand_as(truth[show]),
+            "guess without the image": guess.expand_as(truth[show]),
         }
         return Outcome(result, columns)
 
 
 def denoise(observed: Tensor, name: str) -> Tensor:
-    """Filter images (N, 3, H, W) and keep the result within what a pad in [-1, 1] allows."""
+    """Filter images (N, 3, H, W), and clip the result to what a pad in [-1, 1] allows."""
     filtered = torch.cat([filter_bank()[name](part) for part in observed.split(64)])
     return within_pad(filtered, observed)

@@ -1,4 +1,4 @@
-"""Key brute force: try the keys that can be guessed until an image looks opened."""
+"""Key brute force: try guessable keys on stored images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.attacks.attack import CipherAttack, Outcome, shown
+from engine.attacks.attack import CipherAttack, Outcome, example_images
 from engine.attacks.averaging import PAD_REACH
 from engine.attacks.context import AttackContext
 from engine.attacks.levels import Stored
@@ -21,22 +21,22 @@ from modeling.encryption.primitives import KEY_BYTES, existing_message_key
 from modeling.encryption.sealed_image import CONTEXT, SealedImage, open_image, public_fields
 from utils.progress import Progress
 
-_IMAGES = 40  # as many as the published measurement broke
-_PREFIX = 64  # values that tell a wrong pad: it leaves [-1, 1] with a quarter of them
+_IMAGES = 40
+_PREFIX = 64  # values that reject a wrong pad: a quarter of them are then outside [-1, 1]
 _PADS_AT_ONCE = 1 << 16  # 16 MiB of such values
 _SLACK = 1e-3
 _SECONDS_A_YEAR = 365.25 * 86_400
-UNSEARCHED = "nobody has said which keys of this scheme could be guessed (brute_force.GUESSES)"
+NO_GUESSES = "no guesses of keys are defined for this scheme (brute_force.GUESSES)"
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """What a search for keys found.
+    """The result of a search for keys.
 
     Attributes:
-        opened: Images that a guessed key opened, normalised, by place.
-        tried: Keys tried on each image.
-        seconds: How long that took in all.
+        opened: Images that a guessed key opened, normalised, by index.
+        tried: Keys tried for each image.
+        seconds: Duration of the search.
     """
 
     opened: dict[int, Tensor]
@@ -49,10 +49,10 @@ class Guess:
     """How the keys of a scheme are guessed.
 
     Attributes:
-        search: Tries so many keys on the images at some places.
-        num_keys: Keys that there are.
-        any_of_them: Whether an owner may have any of these; otherwise those that are tried are all
-            that anybody would have, and how long they take is what is told.
+        search: Tries a number of keys on the images at some indices.
+        num_keys: Number of possible keys.
+        any_of_them: Whether owners use all of these keys. Otherwise owners use only the keys that
+            are tried, and the time of the search is reported.
     """
 
     search: Callable[[Stored, Tensor, int], Search]
@@ -61,9 +61,11 @@ class Guess:
 
 
 class KeyBruteForce(CipherAttack):
-    """Additive: identity numbers from 0 on, a pad is right if the image stays in its range.
+    """Tries guessable keys on one image of each identity.
 
-    Aead: numbers, digests of numbers and of labels as keys, told by the public commitment.
+    Additive: identity numbers from 0 upwards; the right pad keeps the image in its range. Aead:
+    numbers, and digests of numbers and labels, as keys; the public commitment identifies the right
+    one.
     """
 
     name: ClassVar[str] = "brute-force"
@@ -71,40 +73,40 @@ class KeyBruteForce(CipherAttack):
 
     def reason_against(self, level: str) -> str:
         """See ``Attack``."""
-        unsearched = "" if level in GUESSES else UNSEARCHED
+        unsearched = "" if level in GUESSES else NO_GUESSES
         return super().reason_against(level) or unsearched
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         guess = GUESSES[level]
-        places = _one_image_each(context.private.pids)
-        stored, pids = context.stored(level), context.private.pids[places]
-        search = guess.search(stored, places, context.settings.keys)
+        indices = _one_image_per_identity(context.private.pids)
+        stored, pids = context.stored(level), context.private.pids[indices]
+        search = guess.search(stored, indices, context.settings.keys)
         right = [
-            place in search.opened
-            and bool((search.opened[place] - stored.plain[place]).abs().max() < 1e-4)
-            for place in places.tolist()
+            index in search.opened
+            and bool((search.opened[index] - stored.plain[index]).abs().max() < 1e-4)
+            for index in indices.tolist()
         ]
         by_chance = search.tried / guess.num_keys
         measure = share_measure("opened", right, pids, context.seed, floor=by_chance)
-        rate = search.tried * len(places) / max(search.seconds, 1e-9)
+        rate = search.tried * len(indices) / max(search.seconds, 1e-9)
         space = guess.num_keys if guess.any_of_them else float(search.tried)
         years = space / 2 / rate / _SECONDS_A_YEAR
         details = {
             "keys_per_s": rate,
-            "seconds_per_image": search.seconds / len(places),
+            "seconds_per_image": search.seconds / len(indices),
             "expected_years": years,
         }
         result = context.result(
             self.name, level, _sentence(sum(right), len(right), search, years, guess),
-            measures=(measure,), budget=search.tried, budget_unit="keys tried on each image",
+            measures=(measure,), budget=search.tried, budget_unit="keys tried for each image",
             num_persons=len(pids), num_images=len(pids), details=details,
         )  # fmt: skip
         return Outcome(result, self._columns(context, stored, search))
 
     def _columns(self, context: AttackContext, stored: Stored, search: Search) -> dict[str, Tensor]:
-        show = shown(context.private.pids)
-        best = [search.opened.get(int(place), stored.observed[int(place)]) for place in show]
+        show = example_images(context.private.pids)
+        best = [search.opened.get(int(index), stored.observed[int(index)]) for index in show]
         return {
             "before encryption": context.unit(stored.plain[show]),
             "ciphertext": context.unit(stored.observed[show]),
@@ -112,15 +114,15 @@ class KeyBruteForce(CipherAttack):
         }
 
 
-def search_additive(stored: Stored, places: Tensor, keys: int) -> Search:
+def search_additive(stored: Stored, indices: Tensor, keys: int) -> Search:
     """Try identity numbers 0, 1, 2, ... as seeds of the pad.
 
-    A right pad leaves the image within [-1, 1]; a wrong one does not for a quarter of all values,
-    so few values of a pad are drawn before it is dropped.
+    The right pad leaves the image within [-1, 1]. A wrong one leaves a quarter of the values
+    outside, so it can be rejected after a few values.
 
     Args:
         stored: Images at the additive level.
-        places: Which to break.
+        indices: Images to attack.
         keys: Numbers to try.
     """
     start = time.perf_counter()
@@ -131,47 +133,47 @@ def search_additive(stored: Stored, places: Tensor, keys: int) -> Search:
             seeds = range(first, min(keys, first + _PADS_AT_ONCE))
             draws = [torch.rand(_PREFIX, generator=generator.manual_seed(seed)) for seed in seeds]
             pads = 2 * torch.stack(draws) - 1
-            for place in (place for place in places.tolist() if place not in opened):
-                image = stored.observed[place]
+            for index in (index for index in indices.tolist() if index not in opened):
+                image = stored.observed[index]
                 left = (image.flatten()[:_PREFIX] - pads).abs().amax(1) <= PAD_REACH + _SLACK
                 for seed in (left.nonzero().squeeze(1) + first).tolist():
                     pad = torch.rand(image.shape, generator=generator.manual_seed(seed))
                     plain = image - (2 * pad - 1)
                     if plain.abs().max() <= PAD_REACH + _SLACK:
-                        opened[place] = plain
+                        opened[index] = plain
                         break
             bar.update(len(seeds))
     return Search(opened, keys, time.perf_counter() - start)
 
 
-def search_aead(stored: Stored, places: Tensor, keys: int) -> Search:
-    """Try keys that a careless owner might have chosen; the commitment tells a right one.
+def search_aead(stored: Stored, indices: Tensor, keys: int) -> Search:
+    """Try keys that a careless owner might choose; the commitment identifies the right one.
 
     Args:
         stored: Images at the aead level.
-        places: Which to break.
-        keys: Keys to try on each.
+        indices: Images to attack.
+        keys: Keys to try for each image.
     """
     assert stored.sealed is not None
     start = time.perf_counter()
     guesses = list(guessable_keys(keys))
     opened = {}
     height, width = stored.plain.shape[-2:]
-    with Progress(len(places) * keys, "Brute force on aead", unit="key") as bar:
-        for place in places.tolist():
-            header = stored.sealed.headers[place]
-            key = _find(header, guesses)
+    with Progress(len(indices) * keys, "Brute force on aead", unit="key") as bar:
+        for index in indices.tolist():
+            header = stored.sealed.headers[index]
+            key = _matching_key(header, guesses)
             bar.update(keys)
             if key is not None:
-                pixels = stored.sealed.payload[place].numpy().tobytes()
-                picture = SealedImage(width, height, header, pixels)
-                found = torch.from_numpy(open_image(key, picture).pixels.copy())
-                opened[place] = found.permute(2, 0, 1).float().mul(2).sub(255).div(255)
+                pixels = stored.sealed.payload[index].numpy().tobytes()
+                image = SealedImage(width, height, header, pixels)
+                plain = torch.from_numpy(open_image(key, image).pixels.copy())
+                opened[index] = plain.permute(2, 0, 1).float().mul(2).sub(255).div(255)
     return Search(opened, keys, time.perf_counter() - start)
 
 
-# By name of the scheme. A pad is drawn from one of 2^64 seeds (torch.Generator), but seeds are
-# identity numbers, which are small.
+# By name of the cipher. A pad has one of 2^64 seeds (torch.Generator), but the published scheme
+# uses identity numbers, which are small.
 GUESSES = {
     "additive": Guess(search_additive, 2.0**64, any_of_them=False),
     "aead": Guess(search_aead, 2.0**256, any_of_them=True),
@@ -179,20 +181,20 @@ GUESSES = {
 
 
 def guessable_keys(count: int) -> Iterator[bytes]:
-    """Yield keys of 32 bytes that need no secret: numbers, their digests, digests of labels."""
-    for place in range(count):
-        number, kind = divmod(place, 4)
-        if kind == 0:
+    """Yield 32-byte keys that are easy to guess: numbers, their digests, and digests of labels."""
+    for index in range(count):
+        number, form = divmod(index, 4)
+        if form == 0:
             yield number.to_bytes(KEY_BYTES, "big")
-        elif kind == 1:
+        elif form == 1:
             yield str(number).encode().rjust(KEY_BYTES, b"0")
-        elif kind == 2:
+        elif form == 2:
             yield sha256(str(number).encode()).digest()
         else:
             yield sha256(f"{number:04d}".encode()).digest()
 
 
-def _find(header: bytes, guesses: Sequence[bytes]) -> bytes | None:
+def _matching_key(header: bytes, guesses: Sequence[bytes]) -> bytes | None:
     salt, _, commit = public_fields(header)
     for guess in guesses:
         try:
@@ -203,18 +205,18 @@ def _find(header: bytes, guesses: Sequence[bytes]) -> bytes | None:
     return None
 
 
-def _one_image_each(pids: Tensor) -> Tensor:
-    places = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:_IMAGES]]
-    return torch.tensor(places)
+def _one_image_per_identity(pids: Tensor) -> Tensor:
+    indices = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:_IMAGES]]
+    return torch.tensor(indices)
 
 
-def _sentence(found: int, images: int, search: Search, years: float, guess: Guess) -> str:
-    text = f"Guessing keys opened {found} of {images} images"
-    if found:
+def _sentence(opened: int, images: int, search: Search, years: float, guess: Guess) -> str:
+    text = f"Guessed keys opened {opened} of {images} images"
+    if opened:
         return f"{text}, in {1000 * search.seconds / images:.1f} ms each."
     if guess.any_of_them:
         return (
-            f"{text} after {search.tried} guesses on each; at this speed the right key is expected "
-            f"after {years:.0e} years."
+            f"{text} after {search.tried} guesses for each; at this speed the right key is "
+            f"expected after {years:.0e} years."
         )
-    return f"{text} after {search.tried} guesses on each."
+    return f"{text} after {search.tried} guesses for each."

@@ -1,4 +1,4 @@
-"""From the configuration of a checkpoint to the scene of an attack."""
+"""Build the context of attacks from the configuration of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.attacks.context import AttackContext, Makers, Settings
-from engine.attacks.levels import Cast, ImageSet, Protector, choose_people
-from engine.attacks.training import Workbench
+from engine.attacks.context import AttackContext, NetworkFactories, Settings
+from engine.attacks.levels import AttackSamples, ImageSet, Protector, choose_identities
+from engine.attacks.training import TrainingSetup
 from engine.checkpoint import LoadedWeights
 from engine.distributed.group import device_of_rank
 from engine.model import Model, load_pretrained, pretrained_model
@@ -28,21 +28,21 @@ from utils.device import precision_name, resolve_precision
 from utils.environment import environment_report
 from utils.errors import UserError, naming_keys
 
-FORMAT = 3  # raise it with every change that makes earlier results others, or their record
+FORMAT = 3  # increase it with every change of the numbers or of the record
 BATCH = 32
 _DEFAULT_BUDGET = 4096
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be attacked, before anything is decoded or trained.
+    """A planned run of attacks, before images are decoded or networks trained.
 
     Attributes:
         settings: Seed and budgets.
-        record: All that the numbers depend on besides the configuration, as plain values; but the
-            precision is that which RUNTIME.PRECISION comes to on the device.
+        record: Everything that the numbers depend on in addition to the configuration, as plain
+            values, and the precision that RUNTIME.PRECISION resolves to.
         versions: Software and machine.
-        make_context: Builds the scene; attackers' networks are kept in the folder given.
+        make_context: Builds the context; its argument is the folder for attackers' networks.
     """
 
     settings: Settings
@@ -65,54 +65,54 @@ def plan_attacks(
     """Read the data set and the weights, and check that they allow the attacks.
 
     Args:
-        cfg: The checkpoint's configuration, with MODEL.PRETRAIN_CHOICE self.
+        cfg: Configuration of the checkpoint, with MODEL.PRETRAIN_CHOICE self.
         seed: See ``Settings``.
-        budget: Likewise; None for as many public images as there are, at most 4,096.
-        epochs: Likewise.
-        people: Likewise.
-        levels: Likewise.
-        keys: Likewise.
-        start: Likewise.
+        budget: See ``Settings``; None for all public images, at most 4,096.
+        epochs: See ``Settings``.
+        people: See ``Settings``.
+        levels: See ``Settings``.
+        keys: See ``Settings``.
+        start: See ``Settings``.
 
     Raises:
-        UserError: The checkpoint has no anonymizer, or the data set has too few persons or images.
+        UserError: The checkpoint has no anonymizer, or the data set too few identities or images.
     """
     check_anonymizer(cfg)
     splits = build_splits(cfg)
 
-    def cast(most: int) -> Cast:
-        return choose_people(
-            splits.train, splits.query, splits.gallery, budget=most, people=people, seed=seed
+    def choose(count: int) -> AttackSamples:
+        return choose_identities(
+            splits.train, splits.query, splits.gallery, budget=count, people=people, seed=seed
         )
 
     if budget is None:
-        held_out = {sample.pid for sample in cast(1).validation}
+        held_out = {sample.pid for sample in choose(1).validation}
         budget = min(_DEFAULT_BUDGET, sum(sample.pid not in held_out for sample in splits.train))
     settings = Settings(seed, budget, epochs, people, tuple(levels), keys, start)
-    chosen = cast(budget)
+    samples = choose(budget)
     with naming_keys("MODEL.DEVICE", "MODEL.DEVICE_ID"):
         device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
     return Plan(
         settings,
         _record(cfg, settings, splits, device),
         environment_report(device),
-        lambda folder: build_context(cfg, settings, chosen, folder),
+        lambda folder: build_context(cfg, settings, samples, folder),
     )
 
 
 def build_context(
-    cfg: CfgNode, settings: Settings, cast: Cast, folder: Path | None
+    cfg: CfgNode, settings: Settings, samples: AttackSamples, folder: Path | None
 ) -> AttackContext:
-    """Load the model of MODEL.PRETRAIN_DIR and decode the images of all roles.
+    """Load the model in MODEL.PRETRAIN_DIR and decode all images.
 
     Args:
-        cfg: The checkpoint's configuration.
+        cfg: Configuration of the checkpoint.
         settings: Seed and budgets.
-        cast: Samples of all roles.
-        folder: Where attackers' networks are kept for a resume; None keeps none.
+        samples: Public and private samples.
+        folder: Folder in which attackers' networks are saved for a resume; None to save none.
 
     Raises:
-        UserError: The data or the checkpoint does not allow it.
+        UserError: The data or the checkpoint cannot be used.
     """
     model = pretrained_model(cfg, load_pretrained(cfg))
     nets = model.nets.eval()
@@ -120,23 +120,25 @@ def build_context(
     steps = -(-settings.budget // BATCH) * settings.epochs
     return AttackContext(
         settings=settings,
-        public=_images(cfg, cast.public, model),
-        validation=_images(cfg, cast.validation, model),
-        private=_images(cfg, cast.private, model, cast.is_query),
+        public=_images(cfg, samples.public, model),
+        validation=_images(cfg, samples.validation, model),
+        private=_images(cfg, samples.private, model, samples.is_query),
         protector=Protector(
             joint.anonymizer if joint else None, model.device, model.autocast, model.pixels, BATCH
         ),
         reid=nets.reid,
         recovery=joint.recovery if joint else None,
-        makers=_makers(cfg, settings.start),
-        bench=Workbench(model.device, model.autocast, model.pixels, BATCH, steps, settings.seed),
+        factories=_factories(cfg, settings.start),
+        bench=TrainingSetup(
+            model.device, model.autocast, model.pixels, BATCH, steps, settings.seed
+        ),
         cross_camera=cfg.TEST.CROSS_CAMERA,
         folder=folder,
     )
 
 
 def fingerprint(weights: LoadedWeights) -> str:
-    """Return a digest of a checkpoint's weights, whatever file they lie in."""
+    """Return a digest of a checkpoint's weights; the same for native and official files."""
     digest = hashlib.sha256()
     for letter, state in sorted(weights.networks.items()):
         for name, value in sorted(state.items()):
@@ -146,7 +148,7 @@ def fingerprint(weights: LoadedWeights) -> str:
 
 
 def check_anonymizer(cfg: CfgNode) -> None:
-    """Refuse a baseline.
+    """Raise if the checkpoint is a baseline.
 
     Raises:
         UserError: The checkpoint is of mode C.
@@ -164,13 +166,14 @@ def _record(
     values: dict[str, Any] = {"format": FORMAT, "weights": fingerprint(load_pretrained(cfg))}
     values |= {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
     values["images"] = _digest(splits)
-    # What auto comes to: a folder that is begun on a GPU must not go on in another arithmetic.
+    # Record what auto resolves to: a run that starts on a GPU must not continue in another
+    # precision.
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
     return values | {"RUNTIME.PRECISION": precision_name(precision)}
 
 
 def _digest(splits: DatasetSplits) -> str:
-    """Return a digest of which images a data set has, wherever it lies."""
+    """Return a digest of the images of a data set; it does not depend on the folder."""
     digest = hashlib.sha256()
     for role in (splits.train, splits.query, splits.gallery):
         rows = [f"{Path(s.path).name}/{s.pid}/{s.camid}" for s in role]
@@ -178,13 +181,13 @@ def _digest(splits: DatasetSplits) -> str:
     return digest.hexdigest()[:16]
 
 
-def _makers(cfg: CfgNode, start: str) -> Makers:
+def _factories(cfg: CfgNode, start: str) -> NetworkFactories:
     own = cfg.clone()
     own.defrost()
-    own.MODEL.CENTER_LOSS = "off"  # its centres would need an optimiser of their own
+    own.MODEL.CENTER_LOSS = "off"  # the centres would need their own optimiser
     own.MODEL.PRETRAIN_CHOICE = start
     own.freeze()
-    return Makers(
+    return NetworkFactories(
         recovery=lambda: UNet(own.UNET.NUM_DOWNS, own.MODEL.NGF),
         reid=lambda persons: build_reid(own, persons),
         objectives=lambda persons, size: build_objectives(own, persons, size),
@@ -194,22 +197,22 @@ def _makers(cfg: CfgNode, start: str) -> Makers:
 def _images(
     cfg: CfgNode, samples: Sequence[Sample], model: Model, is_query: Sequence[bool] = ()
 ) -> ImageSet:
-    """Decode images; 8-bit on the CPU, since several levels of them are held at once."""
+    """Decode images to 8 bits on the CPU, because several levels are in memory at once."""
     loader = build_eval_loader(cfg, samples, torch.device("cpu"))
     raw, desensitized, index = [], [], []
     for batch in loader:
         raw.append(_pixels(batch.raw, model.pixels))
         desensitized.append(_pixels(batch.desensitized, model.pixels))
         index.append(batch.index)
-    places = torch.cat(index).tolist()
-    used = [samples[place] for place in places]
+    indices = torch.cat(index).tolist()
+    used = [samples[each] for each in indices]
     return ImageSet(
         torch.cat(raw),
         torch.cat(desensitized),
         torch.tensor([sample.pid for sample in used]),
         torch.tensor([sample.camid for sample in used]),
         tuple(sample.subject for sample in used),
-        torch.tensor([bool(is_query[place]) if is_query else False for place in places]),
+        torch.tensor([bool(is_query[each]) if is_query else False for each in indices]),
     )
 
 

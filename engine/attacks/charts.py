@@ -1,4 +1,4 @@
-"""Pictures of results: intervals beside floors, curves, and sheets of what an attacker sees."""
+"""Charts of results: intervals with floors, curves, and grids of example images."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _UNITS = {"rate": "share", "dB": "dB", "ssim": "SSIM", "r": "correlation", "s": 
 
 
 def verdict_chart(results: Sequence[Result], title: str) -> Image.Image:
-    """Draw every deciding measure of one attack: a dot with its interval, the floor in grey.
+    """Return a chart of the deciding measures of one attack, with intervals and floors.
 
     Args:
-        results: Of one attack, one for each level; those that do not apply are left out.
-        title: Above the chart.
+        results: Results of one attack at each level; those that do not apply are left out.
+        title: Title of the chart.
     """
     shown = [result for result in results if result.measures]
     names = list(dict.fromkeys(m.name for r in shown for m in r.measures if m.decides))
@@ -51,15 +51,15 @@ def verdict_chart(results: Sequence[Result], title: str) -> Image.Image:
         ax.set_axis_off()
     figure.suptitle(title, fontsize=11)
     losses = any(m.bad_side == "below" for r in shown for m in r.measures)
-    floor = "what was stored" if losses else "what luck reaches"
+    floor = "stored values" if losses else "chance"
     figure.legend(
         handles=_legend(floor), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )
-    return drawn(figure)
+    return render(figure)
 
 
 def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
-    """Draw the curves of one attack, a line for each level; None if there is none."""
+    """Return a chart of the curves of one attack, a line for each level; None without curves."""
     shown = [result for result in results if len(result.curve) > 1]
     if not shown:
         return None
@@ -69,12 +69,20 @@ def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for result in shown:
             x = [point.x for point in result.curve]
-            found = [_named(point.measures, name) for point in result.curve]
+            measures = [_measure(point.measures, name) for point in result.curve]
             colour = _COLOURS.get(result.level, "black")
-            ax.plot(x, [m.value.value for m in found], "o-", color=colour, label=result.level, ms=4)
-            low, high = ([getattr(m.value, end) for m in found] for end in ("low", "high"))
+            ax.plot(
+                x, [m.value.value for m in measures], "o-", color=colour, label=result.level, ms=4
+            )
+            low, high = ([getattr(m.value, end) for m in measures] for end in ("low", "high"))
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(x, [m.floor.value for m in found], "--", color=_FLOOR, label="blind guess")
+        ax.plot(
+            x,
+            [m.floor.value for m in measures],
+            "--",
+            color=_FLOOR,
+            label="guess without the image",
+        )
         if x[-1] > 20:
             ax.set_xscale("log", base=2)
         ax.set_xticks(x, [f"{value:g}" for value in x])
@@ -85,42 +93,42 @@ def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
-    return drawn(figure)
+    return render(figure)
 
 
-def picture_sheet(
+def image_sheet(
     columns: Mapping[str, Mapping[str, Tensor]], pixels: PixelSpace
 ) -> Image.Image | None:
-    """Draw what was attacked and what came out, a row for each person and level.
+    """Return a grid of example images, a row for each identity and level; None without images.
 
     Args:
-        columns: For each level the pictures by name, values in [0, 1], each (K, 3, H, W).
+        columns: For each level, the images by name, values in [0, 1], each (K, 3, H, W).
         pixels: Pixel space of the model.
     """
-    filled = {level: pictures for level, pictures in columns.items() if pictures}
+    filled = {level: images for level, images in columns.items() if images}
     if not filled:
         return None
     names = list(next(iter(filled.values())))
     rows = [
         level if number == 0 else ""
-        for level, pictures in filled.items()
-        for number in range(len(pictures[names[0]]))
+        for level, images in filled.items()
+        for number in range(len(images[names[0]]))
     ]
-    sheet = {
-        name: pixels.normalize(torch.cat([pictures[name] for pictures in filled.values()]))
+    grid = {
+        name: pixels.normalize(torch.cat([images[name] for images in filled.values()]))
         for name in names
     }
-    return image_grid(sheet, pixels, rows)
+    return image_grid(grid, pixels, rows)
 
 
 def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:
     unit = ""
     levels: list[str] = []
     for result in results:
-        found = [m for m in result.measures if m.name == name]
-        if not found:
+        measures = [m for m in result.measures if m.name == name]
+        if not measures:
             continue
-        measure, row = found[0], len(levels)
+        measure, row = measures[0], len(levels)
         levels.append(result.level)
         unit = _UNITS[measure.unit]
         width = max(measure.floor.high - measure.floor.low, 0.0)
@@ -137,7 +145,7 @@ def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:
     ax.set_title(name.replace("_", " "), fontsize=9)
     ax.set_xlabel(unit, fontsize=8)
     ax.tick_params(labelsize=8)
-    ax.use_sticky_edges = False  # a bar may not touch the frame: its end is what is read
+    ax.use_sticky_edges = False  # keep the ends of bars away from the frame
     ax.margins(x=0.06)
     ax.grid(axis="x", alpha=0.25)
 
@@ -150,12 +158,12 @@ def _legend(floor: str) -> list[Artist]:
     ]
 
 
-def _named(measures: Sequence[Measure], name: str) -> Measure:
+def _measure(measures: Sequence[Measure], name: str) -> Measure:
     return next(measure for measure in measures if measure.name == name)
 
 
-def drawn(figure: Figure) -> Image.Image:
-    """Return a figure as a picture, laid out so that nothing overlaps."""
+def render(figure: Figure) -> Image.Image:
+    """Return a figure as an RGB image."""
     figure.set_layout_engine("constrained")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

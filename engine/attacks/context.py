@@ -1,4 +1,4 @@
-"""What all attacks of one run share: persons, stored images, the model, and attackers' networks."""
+"""The context of a run of attacks: images, stored images, the model, and attackers' networks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attacks.levels import ImageSet, Protector, Stored, own_key_per_person, seal
+from engine.attacks.levels import ImageSet, Protector, Stored, seal, seal_with_attacker_keys
 from engine.attacks.measures import Result
-from engine.attacks.training import HeldOut, Workbench, train_reid
+from engine.attacks.training import HeldOut, TrainingSetup, train_reid
 from engine.scoring.features import Features
 from modeling.objectives import Objectives
 from modeling.reid_network import ReIDNetwork
@@ -26,16 +26,16 @@ _LOGGER = get_logger()
 
 @dataclass(frozen=True)
 class Settings:
-    """What the numbers of a run depend on besides checkpoint and data.
+    """The settings of a run, in addition to checkpoint and data.
 
     Attributes:
-        seed: What everything of the attackers is drawn from.
+        seed: Seed of all random choices of the attackers.
         budget: Public images that an attacker may train on.
         epochs: Passes over them; smaller budgets get as many updates.
-        people: Most private persons.
+        people: Maximum number of private identities.
         levels: Levels to attack.
-        keys: Keys that a brute force may try on each image.
-        start: What an attacker's re-ID network starts from: ``imagenet`` or ``none``.
+        keys: Keys that the brute force tries for each image.
+        start: Start weights of an attacker's re-ID network: ``imagenet`` or ``none``.
     """
 
     seed: int
@@ -48,13 +48,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Makers:
-    """Build an attacker's networks, of the architecture of the attacked model.
+class NetworkFactories:
+    """Functions that build an attacker's networks, with the architecture of the attacked model.
 
     Attributes:
-        recovery: A recovery network.
-        reid: A re-ID network for so many persons.
-        objectives: Identity losses for so many persons and that feature size.
+        recovery: Returns a recovery network.
+        reid: Returns a re-ID network for a number of identities.
+        objectives: Returns identity losses for a number of identities and a feature size.
     """
 
     recovery: Callable[[], nn.Module]
@@ -64,20 +64,20 @@ class Makers:
 
 @dataclass(eq=False)
 class AttackContext:
-    """The scene of all attacks of one run.
+    """Everything that the attacks of one run share.
 
     Attributes:
         settings: Seed and budgets.
-        public: Images that an attacker trains on.
-        validation: Images of held-out public persons, by which he chooses.
+        public: Images that attackers train on.
+        validation: Images of held-out public identities, on which attackers choose methods.
         private: Images that attacks are scored on.
-        protector: Makes the stored images.
-        reid: The authorised re-ID network.
+        protector: Computes the stored images.
+        reid: The owner's re-ID network.
         recovery: The owner's recovery network; None if the checkpoint has none.
-        makers: Build an attacker's networks.
-        bench: Where and how attackers train.
+        factories: Functions that build attackers' networks.
+        bench: Device and length of attackers' trainings.
         cross_camera: TEST.CROSS_CAMERA.
-        folder: Where attackers' networks are kept for a resume; None keeps none.
+        folder: Folder in which attackers' networks are saved for a resume; None to save none.
     """
 
     settings: Settings
@@ -87,8 +87,8 @@ class AttackContext:
     protector: Protector
     reid: ReIDNetwork
     recovery: nn.Module | None
-    makers: Makers
-    bench: Workbench
+    factories: NetworkFactories
+    bench: TrainingSetup
     cross_camera: bool = True
     folder: Path | None = None
     _stored: dict[str, Stored] = field(default_factory=dict)
@@ -97,11 +97,11 @@ class AttackContext:
 
     @property
     def seed(self) -> int:
-        """What everything of the attackers is drawn from."""
+        """Seed of all random choices of the attackers."""
         return self.settings.seed
 
     def stored(self, level: str) -> Stored:
-        """Return the private images as their owner stores them; the same in all attacks."""
+        """Return the private images as the owner stores them; the same for all attacks."""
         if level not in self._stored:
             plain = self.plain("private", level)
             self._stored[level] = seal(level, plain, self.private.subjects)
@@ -116,33 +116,33 @@ class AttackContext:
         return self._plain[role, kind]
 
     def imitated(self, role: str, level: str) -> Stored:
-        """Return public or validation images stored under keys of the attacker's own."""
+        """Return public or validation images, stored under keys of the attacker."""
         images: ImageSet = getattr(self, role)
-        return own_key_per_person(level, self.plain(role, level), images.pids)
+        return seal_with_attacker_keys(level, self.plain(role, level), images.pids)
 
     def unit(self, images: Tensor) -> Tensor:
-        """Return normalised images as values in [0, 1]; what lies outside is cut off."""
+        """Return normalised images as values in [0, 1], clipped."""
         return self.protector.pixels.denormalize(images).clamp_(0, 1)
 
     def mean_public(self, level: str) -> Tensor:
-        """Return the mean public picture of a level before encryption, in [0, 1], (1, 3, H, W)."""
+        """Return the mean public image of a level before encryption, in [0, 1], (1, 3, H, W)."""
         return self.unit(self.plain("public", level)).mean(0, keepdim=True)
 
     def sides(self, queries: Tensor, gallery: Tensor) -> tuple[Features, Features]:
-        """Pair embeddings of all private images as query and gallery.
+        """Return the features of query and gallery, from embeddings of all private images.
 
         Args:
-            queries: Embeddings (N, D) of what is looked with; those of query images are taken.
-            gallery: Embeddings (N, D) of what is looked through; the others are taken.
+            queries: Embeddings (N, D), of which the query images are used.
+            gallery: Embeddings (N, D), of which the gallery images are used.
         """
-        people, mask = self.private, self.private.is_query
+        private, mask = self.private, self.private.is_query
         return (
-            Features(queries[mask], people.pids[mask], people.camids[mask]),
-            Features(gallery[~mask], people.pids[~mask], people.camids[~mask]),
+            Features(queries[mask], private.pids[mask], private.camids[mask]),
+            Features(gallery[~mask], private.pids[~mask], private.camids[~mask]),
         )
 
     def result(self, attack: str, level: str, sentence: str, **values: Any) -> Result:
-        """Return a result with what all results of this run have in common."""
+        """Return a result with the values that are common to this run."""
         common: dict[str, Any] = {
             "seed": self.seed,
             "budget": self.settings.budget,
@@ -153,16 +153,16 @@ class AttackContext:
         return Result(attack, level, sentence, **(common | values))
 
     def public_reid(self) -> ReIDNetwork:
-        """Return a re-ID network that only ever saw raw images of public persons.
+        """Return a re-ID network that was trained on raw images of public identities only.
 
-        Trained where it is first asked for, and kept in ``folder`` for a resume.
+        It is trained on first use, and saved in ``folder`` for a resume.
         """
         if self._public_reid is None:
-            network = self.makers.reid(self.public.num_persons)
+            network = self.factories.reid(self.public.num_persons)
             path = None if self.folder is None else self.folder / "public_reid.pth"
             if path is not None and path.is_file():
                 load_matching(network, read_weights(path), str(path))
-                _LOGGER.info("The network that saw only raw images is taken from %s", path)
+                _LOGGER.info("The network trained on raw images only is loaded from %s", path)
             else:
                 network = self._fit(network, "raw", "Re-ID on raw images")
                 if path is not None:
@@ -171,20 +171,19 @@ class AttackContext:
         return self._public_reid
 
     def tuned_reid(self, level: str) -> ReIDNetwork:
-        """Return that network after training on public images as the level stores them."""
+        """Return that network after training on public images as stored at a level."""
         network = copy.deepcopy(self.public_reid())
         return self._fit(network, level, f"Re-ID on {level} images")
 
     def _fit(self, network: ReIDNetwork, level: str, title: str) -> ReIDNetwork:
-        people = self.public
-        labels = torch.unique(people.pids)
+        labels = torch.unique(self.public.pids)
         network = network.to(self.bench.device)
-        objectives = self.makers.objectives(len(labels), network.feature_size)
+        objectives = self.factories.objectives(len(labels), network.feature_size)
         held_out = self.validation
         trained = train_reid(
             network,
             self.imitated("public", level).observed,
-            people.pids,
+            self.public.pids,
             HeldOut(self.imitated("validation", level).observed, held_out.pids, held_out.camids),
             objectives,
             self.bench,
@@ -197,7 +196,7 @@ class AttackContext:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights of an attacker's network that an earlier run kept.
+    """Return the weights of an attacker's network that an earlier run saved.
 
     Raises:
         TensorFileError: The file is damaged.

@@ -1,4 +1,4 @@
-"""Privacy against utility: what stored images are good for, beside what attackers get from them."""
+"""The trade-off between utility of stored images and success of attackers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from engine.attacks.charts import drawn
+from engine.attacks.charts import render
 from engine.attacks.measures import Result
 from engine.scoring.bootstrap import Interval
 
-# What is run at each point: utility, and the two attackers.
+# Attacks of each point: utility, and two attackers.
 UTILITY = {"anonymized": "reid-authorised", "desensitized": "reid-tuned"}
 ATTACKERS = ("model", "reid-public")
 
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One way to protect.
+    """One kind of protection.
 
     Attributes:
-        name: What the chart calls it.
+        name: Name in the chart.
         level: ``anonymized`` or ``desensitized``.
-        rank1: Stored query in stored gallery, by the network its owner would use.
-        recovery_ssim: Of what the recovery attacker draws, against raw.
-        recovery_floor: SSIM of a blind guess.
-        unauthorised_rank1: Stored query in stored gallery, by a network that only saw raw images.
-        unauthorised_floor: What luck reaches.
+        rank1: Stored -> stored, by the network that the owner would use.
+        recovery_ssim: SSIM of the recovery attacker's images against raw.
+        recovery_floor: SSIM of a guess without the image.
+        unauthorised_rank1: Stored -> stored, by a network trained on raw images only.
+        unauthorised_floor: Its score by chance.
     """
 
     name: str
@@ -52,7 +52,7 @@ def attacks_of(level: str) -> tuple[str, ...]:
 
 
 def frontier_point(name: str, level: str, results: Sequence[Result]) -> FrontierPoint:
-    """Take what the frontier shows from the results of ``attacks_of(level)``."""
+    """Return the point of some results of ``attacks_of(level)``."""
     by_attack: Mapping[str, Result] = {result.attack: result for result in results}
     recovery = by_attack["model"].measure("ssim")
     public = by_attack["reid-public"].measure("rank1")
@@ -68,18 +68,18 @@ def frontier_point(name: str, level: str, results: Sequence[Result]) -> Frontier
 
 
 def frontier_chart(points: Sequence[FrontierPoint]) -> Image.Image:
-    """Draw utility upwards and what each of the two attackers reaches to the right."""
+    """Return a chart of utility (vertical) against two attackers (horizontal)."""
     figure = Figure(figsize=(11, 4.8), dpi=110)
     left, right = figure.subplots(1, 2, sharey=True)
     _cloud(left, points, "recovery_ssim", "recovery_floor")
     _cloud(right, points, "unauthorised_rank1", "unauthorised_floor")
-    left.set_xlabel("recovery attacker: SSIM of what he draws")
+    left.set_xlabel("recovery attacker: SSIM")
     right.set_xlabel("unauthorised network: rank-1, stored -> stored")
     left.set_ylabel("utility: rank-1, stored -> stored")
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    figure.suptitle("Privacy and utility: the better, the further up and to the left", fontsize=11)
-    return drawn(figure)
+    figure.suptitle("Privacy and utility: better is up and to the left", fontsize=11)
+    return render(figure)
 
 
 def table(points: Sequence[FrontierPoint]) -> str:
@@ -88,16 +88,16 @@ def table(points: Sequence[FrontierPoint]) -> str:
     titles = ("rank-1 (utility)", "recovery SSIM", "unauthorised rank-1")
     lines = [f"{'protection':<{width}}" + "".join(f"{title:>22}" for title in titles)]
     for point in points:
-        found = (point.rank1, point.recovery_ssim, point.unauthorised_rank1)
-        cells = (f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in found)
+        intervals = (point.rank1, point.recovery_ssim, point.unauthorised_rank1)
+        cells = (f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in intervals)
         lines.append(f"{point.name:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
 def _cloud(ax: Axes, points: Sequence[FrontierPoint], value: str, floor: str) -> None:
-    for place, point in enumerate(points):
+    for index, point in enumerate(points):
         x: Interval = getattr(point, value)
-        y, colour = point.rank1, f"C{place % 10}"
+        y, colour = point.rank1, f"C{index % 10}"
         ax.errorbar(
             x.value, y.value,
             xerr=[[max(0.0, x.value - x.low)], [max(0.0, x.high - x.value)]],
@@ -105,7 +105,7 @@ def _cloud(ax: Axes, points: Sequence[FrontierPoint], value: str, floor: str) ->
             fmt="o" if point.level == "anonymized" else "s", color=colour, capsize=3, ms=6,
             label=point.name,
         )  # fmt: skip
-    luck = sum(getattr(point, floor).value for point in points) / len(points)
-    ax.axvline(luck, color="#9a9a9a", ls="--", lw=1.5, label="what luck reaches")
+    chance = sum(getattr(point, floor).value for point in points) / len(points)
+    ax.axvline(chance, color="#9a9a9a", ls="--", lw=1.5, label="chance")
     ax.set_ylim(-0.03, 1.03)
     ax.grid(alpha=0.25)

@@ -1,9 +1,4 @@
-"""Whom an attacker knows and whom he is after: images of public and of private persons.
-
-What is stored at each level of protection, and what an outsider sees of it.
-
-How one sealed image lies in a file, whatever its scheme.
-"""
+"""Public and private images of an attack, and how they are stored at each level of protection."""
 
 from __future__ import annotations
 
@@ -28,21 +23,21 @@ from modeling.encryption.sealed_image import MAGIC, SealedImage
 from utils.errors import UserError
 from utils.seeding import numpy_generator
 
-MINIMUM_PERSONS = 6
-_VALIDATION_SHARE = 6  # one public person in so many is held out
-_VALIDATION_IMAGES = (64, 512)  # least and most of them that are looked at
-_IMAGES_EACH = 8  # of a held-out person: attacks on several images of one need some
+MIN_IDENTITIES = 6
+_VALIDATION_SHARE = 6  # one in this many public identities is held out
+_VALIDATION_IMAGES = (64, 512)  # minimum and maximum number of held-out images
+_IMAGES_EACH = 8  # of each held-out identity: some attacks need several
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images of some persons, as decoded: 8-bit, on the CPU.
+    """N decoded images: 8-bit, on the CPU.
 
     Attributes:
         raw, desensitized: uint8 (N, 3, H, W).
         pids, camids: int64 (N,).
-        subjects: Label that each image's owner encrypts it under.
-        is_query: Whether an image is looked with (or else for), bool (N,).
+        subjects: Subject labels under which the owner encrypts the images.
+        is_query: Whether an image is a query, otherwise a gallery image, bool (N,).
     """
 
     raw: Tensor
@@ -58,11 +53,11 @@ class ImageSet:
 
     @property
     def num_persons(self) -> int:
-        """Number of distinct persons."""
+        """Number of identities."""
         return len(torch.unique(self.pids))
 
     def take(self, index: Tensor) -> ImageSet:
-        """Return some of the images, by place (or by a mask)."""
+        """Return some of the images, by indices or by a mask."""
         if index.dtype == torch.bool:
             index = index.nonzero().squeeze(1)
         return ImageSet(
@@ -70,19 +65,19 @@ class ImageSet:
             self.desensitized[index],
             self.pids[index],
             self.camids[index],
-            tuple(self.subjects[place] for place in index.tolist()),
+            tuple(self.subjects[each] for each in index.tolist()),
             self.is_query[index],
         )
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Samples of the persons of an attack.
+class AttackSamples:
+    """Samples of the public and private identities of an attack.
 
     Attributes:
-        public: What attackers train on, in an order drawn once: a smaller budget is a prefix.
-        validation: Held-out public persons, by which an attacker chooses what he keeps.
-        private: Query and gallery images of the persons that attacks are scored on.
+        public: Training samples of the attacker, in random order: a smaller budget is a prefix.
+        validation: Samples of held-out public identities, on which the attacker chooses methods.
+        private: Query and gallery samples that attacks are scored on.
         is_query: Whether each private sample is a query.
     """
 
@@ -92,7 +87,7 @@ class Cast:
     is_query: tuple[bool, ...]
 
 
-def choose_people(
+def choose_identities(
     train: Sequence[Sample],
     query: Sequence[Sample],
     gallery: Sequence[Sample],
@@ -100,22 +95,22 @@ def choose_people(
     budget: int,
     people: int,
     seed: int,
-) -> Cast:
-    """Deal persons to the roles of an attack.
+) -> AttackSamples:
+    """Choose public and private identities.
 
-    Public persons are the training identities, private ones those that are both in query and
-    gallery; distractors take no part.
+    Public identities are the training identities. Private ones have query and gallery images;
+    distractors are not used.
 
     Args:
         train: Training samples of the data set.
-        query: Its test queries.
-        gallery: Its test gallery.
-        budget: Most public images that an attacker trains on.
-        people: Most private persons.
-        seed: Of the deal.
+        query: Test queries.
+        gallery: Test gallery.
+        budget: Maximum number of public images that an attacker trains on.
+        people: Maximum number of private identities.
+        seed: Seed of the choice.
 
     Raises:
-        UserError: There are too few persons or images.
+        UserError: There are too few identities or images.
     """
     rng = numpy_generator(seed, "attack people")
     known = [int(pid) for pid in rng.permutation(sorted({s.pid for s in train}))]
@@ -124,12 +119,12 @@ def choose_people(
     order = rng.permutation(len(train))
     shuffled = [train[place] for place in order]
     public = [s for s in shuffled if s.pid not in held_out]
-    of_person = {pid: [s for s in shuffled if s.pid == pid] for pid in known if pid in held_out}
-    validation = [s for images in of_person.values() for s in images[:_IMAGES_EACH]]
+    images_of = {pid: [s for s in shuffled if s.pid == pid] for pid in known if pid in held_out}
+    validation = [s for images in images_of.values() for s in images[:_IMAGES_EACH]]
     if budget > len(public):
         raise UserError(
-            f"--budget is {budget}, but the public persons have {len(public)} images to train on, "
-            f"besides those held out; expected at most {len(public)}"
+            f"--budget is {budget}, but the public identities have {len(public)} images that are "
+            f"not held out; expected at most {len(public)}"
         )
     least, most = _VALIDATION_IMAGES
     both = sorted({s.pid for s in query} & {s.pid for s in gallery})
@@ -137,7 +132,7 @@ def choose_people(
     chosen = {int(pid) for pid in rng.permutation(both)[:people]}
     sides = [(s, True) for s in query] + [(s, False) for s in gallery]
     kept = [(s, is_query) for s, is_query in sides if s.pid in chosen]
-    return Cast(
+    return AttackSamples(
         public=tuple(public[:budget]),
         validation=tuple(validation[: min(max(budget // 2, least), most)]),
         private=tuple(s for s, _ in kept),
@@ -145,20 +140,20 @@ def choose_people(
     )
 
 
-def _check_count(which: str, found: int, what: str) -> None:
-    if found < MINIMUM_PERSONS:
+def _check_count(which: str, count: int, what: str) -> None:
+    if count < MIN_IDENTITIES:
         raise UserError(
-            f"the data set has {found} {which} persons ({what}); expected at least "
-            f"{MINIMUM_PERSONS}: an interval over fewer says nothing"
+            f"the data set has {count} {which} identities ({what}); expected at least "
+            f"{MIN_IDENTITIES}: an interval over fewer means little"
         )
 
 
 CLEAR_LEVELS = ("raw", "desensitized", "anonymized")
-ENCRYPTED_LEVELS = tuple(CIPHERS)  # no scheme is left out
+ENCRYPTED_LEVELS = tuple(CIPHERS)
 LEVELS = (*CLEAR_LEVELS, *ENCRYPTED_LEVELS)
 
-# An attacker's own identity numbers: no data set has them, so none of his pads is a private one.
-_OWN_PERSONS = 1_000_000_000
+# First identity number of the attacker; data sets have smaller ones, so no pad is shared.
+_FIRST_ATTACKER_IDENTITY = 1_000_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +162,10 @@ class Stored:
 
     Attributes:
         level: Name of the level.
-        plain: Normalised images before encryption, float32 (N, 3, H, W), as a key gives them back.
+        plain: Normalised images as the right key opens them, float32 (N, 3, H, W).
         observed: What an outsider sees, normalised, float32 (N, 3, H, W).
-        cipher: The scheme with its owner's keys; None at levels without encryption.
-        sealed: The ciphertexts; None likewise.
+        cipher: The cipher with the owner's keys; None at levels without encryption.
+        sealed: The ciphertexts; None at levels without encryption.
     """
 
     level: str
@@ -182,13 +177,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Protector:
-    """Turns raw images into what is stored.
+    """Computes the images of a level from raw ones.
 
     Attributes:
         anonymizer: The public anonymizer; None if the checkpoint has none.
-        device: Where it runs.
+        device: Device of the anonymizer.
         autocast: Context that it runs in.
-        pixels: Pixel space of its images.
+        pixels: Pixel space of the images.
         batch_size: Images per batch.
     """
 
@@ -223,24 +218,24 @@ def seal(level: str, plain: Tensor, subjects: Sequence[str]) -> Stored:
 
 
 def new_cipher(level: str) -> Cipher:
-    """Return a cipher with keys of its own."""
-    with warnings.catch_warnings():  # that it is not secure is what is measured here
+    """Return a cipher with new keys."""
+    with warnings.catch_warnings():  # its insecurity is what is measured here
         warnings.simplefilter("ignore", NotSecureWarning)
         return CIPHERS[level]()
 
 
-def own_subjects(persons: Sequence[int]) -> tuple[str, ...]:
-    """Return labels of persons that an attacker makes up, to encrypt under keys of his own."""
-    return tuple(f"attacker/own/{_OWN_PERSONS + int(person)}" for person in persons)
+def attacker_subjects(persons: Sequence[int]) -> tuple[str, ...]:
+    """Return subject labels under which an attacker encrypts images."""
+    return tuple(f"attacker/own/{_FIRST_ATTACKER_IDENTITY + int(person)}" for person in persons)
 
 
-def own_key_per_person(level: str, plain: Tensor, pids: Tensor) -> Stored:
-    """Store public images as an attacker imitates the owner: a key of his own for each person."""
-    return seal(level, plain, own_subjects(pids.tolist()))
+def seal_with_attacker_keys(level: str, plain: Tensor, pids: Tensor) -> Stored:
+    """Store public images as the owner would, with one key of the attacker per identity."""
+    return seal(level, plain, attacker_subjects(pids.tolist()))
 
 
-def fresh_observer(level: str) -> Callable[[Tensor], Tensor]:
-    """Return what shows plain images as an outsider would see them, each under a new own key."""
+def fresh_key_observer(level: str) -> Callable[[Tensor], Tensor]:
+    """Return a function from plain to observed images; it uses a new key for every image."""
     count = 0
 
     def observe(plain: Tensor) -> Tensor:
@@ -249,53 +244,53 @@ def fresh_observer(level: str) -> Callable[[Tensor], Tensor]:
             return plain
         persons = range(count, count + len(plain))
         count += len(plain)
-        return seal(level, plain, own_subjects(persons)).observed
+        return seal(level, plain, attacker_subjects(persons)).observed
 
     return observe
 
 
-_REACH = 2.0  # of the additive scheme: image and pad are each in [-1, 1]
+_REACH = 2.0  # largest value of the additive scheme: image and pad are both in [-1, 1]
 
 
-def holds_bytes(sealed: Sealed) -> bool:
-    """Whether a scheme stores bytes; otherwise it stores numbers, which files have to round."""
+def stores_bytes(sealed: Sealed) -> bool:
+    """Return whether a cipher stores bytes; otherwise it stores numbers, which files must round."""
     return sealed.payload.dtype == torch.uint8
 
 
 def is_ised(sealed: Sealed) -> bool:
-    """Whether images are sealed as docs/ISED.md says, so that its files hold them."""
-    return holds_bytes(sealed) and all(header.startswith(MAGIC) for header in sealed.headers)
+    """Return whether images are sealed in the ISED format (docs/ISED.md)."""
+    return stores_bytes(sealed) and all(header.startswith(MAGIC) for header in sealed.headers)
 
 
-def file_size(one: Sealed) -> int:
-    """Return the bytes of a file of one image; the values of a scheme without files of its own."""
-    return len(encode(_picture(one))) if is_ised(one) else one.payload.numel()
+def file_size(sealed: Sealed) -> int:
+    """Return the file size of one image in bytes; without a file format, the number of values."""
+    return len(encode(_as_image(sealed))) if is_ised(sealed) else sealed.payload.numel()
 
 
-def through_file(one: Sealed) -> Sealed:
-    """Write one sealed image as a file would hold it, and read it back.
+def through_file(sealed: Sealed) -> Sealed:
+    """Write one sealed image to a file and read it again.
 
-    Bytes of a scheme without files of its own come back as they are. Numbers are saved in the best
-    way that 8 bits allow: their whole range on 256 steps.
+    Bytes of a cipher without a file format are returned unchanged. Numbers are rounded to 256 steps
+    over their whole range, the best that 8 bits allow.
 
     Raises:
-        FormatError: What is sealed as docs/ISED.md says makes no file.
+        FormatError: The image is in the ISED format, but cannot be a file.
     """
-    if is_ised(one):
-        picture = decode(encode(_picture(one)))
-        found = np.frombuffer(picture.pixels, np.uint8).reshape(tuple(one.payload.shape))
-        return replace(one, payload=torch.from_numpy(found.copy()), headers=(picture.chunk,))
-    if holds_bytes(one):
-        return one
-    reach = max(_REACH, float(one.payload.abs().max()))
+    if is_ised(sealed):
+        image = decode(encode(_as_image(sealed)))
+        pixels = np.frombuffer(image.pixels, np.uint8).reshape(tuple(sealed.payload.shape))
+        return replace(sealed, payload=torch.from_numpy(pixels.copy()), headers=(image.chunk,))
+    if stores_bytes(sealed):
+        return sealed
+    reach = max(_REACH, float(sealed.payload.abs().max()))
     scale = 255 / (2 * reach)
-    steps = ((one.payload + reach) * scale).round().clamp(0, 255).to(torch.uint8)
+    steps = ((sealed.payload + reach) * scale).round().clamp(0, 255).to(torch.uint8)
     stream = io.BytesIO()
     Image.fromarray(steps[0].permute(1, 2, 0).numpy()).save(stream, format="PNG")
     read = torch.from_numpy(np.array(Image.open(stream)))
-    return replace(one, payload=read.permute(2, 0, 1)[None].float() / scale - reach)
+    return replace(sealed, payload=read.permute(2, 0, 1)[None].float() / scale - reach)
 
 
-def _picture(one: Sealed) -> SealedImage:
-    height, width = one.payload.shape[1:3]
-    return SealedImage(width, height, one.headers[0], one.payload[0].numpy().tobytes())
+def _as_image(sealed: Sealed) -> SealedImage:
+    height, width = sealed.payload.shape[1:3]
+    return SealedImage(width, height, sealed.headers[0], sealed.payload[0].numpy().tobytes())

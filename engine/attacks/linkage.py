@@ -1,8 +1,7 @@
-"""How well stored images of one person find each other, and how far luck alone would carry.
+"""Linking stored images of one identity: scores with floors, and attacks without a network.
 
-The floor is measured as ``engine.attacks.measures`` says: on queries that were dealt anew.
-
-Linking stored images without network and key: by the print that repeated noise leaves.
+``link_measures`` scores how well stored images of one identity find each other; its floor comes
+from permuted queries (see ``engine.attacks.measures``).
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from engine.attacks.context import AttackContext
 from engine.attacks.levels import CLEAR_LEVELS, Stored, file_size
 from engine.attacks.measures import (
     Floats,
+    Indices,
     Measure,
-    Places,
-    deal_interval,
     interval_of,
+    permutation_interval,
     share_measure,
 )
 from engine.scoring.features import Features, UnitFeatures
 from utils.errors import UserError
 from utils.seeding import numpy_generator
 
-_RETRIEVAL_DEALS = 100
-_FEWEST_PERSONS = 4  # under one camera, so that its queries are dealt among themselves
+_RETRIEVAL_PERMUTATIONS = 100
+_MIN_IDENTITIES_PER_CAMERA = 4  # at one camera, so that its queries are permuted among themselves
 
 
 def link_measures(
@@ -45,43 +44,42 @@ def link_measures(
     prefix: str = "",
     names: Sequence[str] = ("rank1", "mAP"),
 ) -> tuple[Measure, ...]:
-    """Score how well queries find images of their person, beside the same queries dealt anew.
+    """Score how well queries find images of their identity, with a permutation floor.
 
-    The floor is the score of queries that changed places with others of their camera: what a
-    network makes of cameras and favourite gallery images stays, the persons go. A query that moved
-    still does not look at images of its own person and camera: nearly its doubles, they would push
-    every answer down, and the floor below what luck reaches.
+    The floor is the score of queries exchanged with others of the same camera. This keeps camera
+    and hubness effects and removes identity. An exchanged query still ignores gallery images of its
+    own identity and camera: these near-duplicates would take the first ranks, and the floor would
+    be lower than chance.
 
     Args:
-        query: What is looked with.
-        gallery: What is looked through.
-        seed: Of resampling and dealing.
+        query: Features of the queries.
+        gallery: Features of the gallery.
+        seed: Seed of bootstrap and permutations.
         cross_camera: Whether gallery images of a query's own camera are ignored.
-        similarity: Of each query and gallery image (Q, G); left out: the cosine of their
-            embeddings, which otherwise are not read.
-        prefix: Put before the names of the measures.
-        names: Which scores of ``PairRules.scores``.
+        similarity: Similarities (Q, G); None for the cosine of the embeddings.
+        prefix: Prefix of the measures' names.
+        names: Scores of ``PairRules.scores`` to return.
 
     Returns:
-        A measure for each name; all decide.
+        A measure for each name; all of them decide.
     """
-    alike = cosines(query, gallery) if similarity is None else similarity
+    similarities = cosines(query, gallery) if similarity is None else similarity
     matching = PairRules.of(query, gallery, cross_camera=cross_camera)
     pids = query.pids.cpu()[matching.scored]
 
-    def scores(order: Places) -> dict[str, Floats]:
-        found = matching.scores(alike, torch.from_numpy(order))
-        return {name: found[name] for name in names}
+    def scores(order: Indices) -> dict[str, Floats]:
+        values = matching.scores(similarities, torch.from_numpy(order))
+        return {name: values[name] for name in names}
 
     own = scores(np.arange(len(query)))
-    rng = numpy_generator(seed, "deals of queries")
-    deals = [scores(_within_cameras(query, rng)) for _ in range(_RETRIEVAL_DEALS)]
+    rng = numpy_generator(seed, "deals of queries")  # the name is part of the seed
+    permuted = [scores(_permute_within_cameras(query, rng)) for _ in range(_RETRIEVAL_PERMUTATIONS)]
     return tuple(
         Measure(
             f"{prefix}{name}",
             "rate",
             interval_of(values, pids, seed),
-            deal_interval([float(deal[name].mean()) for deal in deals]),
+            permutation_interval([float(one[name].mean()) for one in permuted]),
             decides=True,
         )
         for name, values in own.items()
@@ -90,15 +88,15 @@ def link_measures(
 
 @dataclass(frozen=True, eq=False)
 class PairRules:
-    """Which gallery images a query has to find, and which it does not look at, as whole tables.
+    """The matching rules as dense tables, for many permutations of few images.
 
-    ``engine.scoring`` never holds such tables; here the same rules are applied to a hundred deals
-    of few images, and holding them is many times as fast.
+    ``engine.scoring`` avoids such tables because of their size. Here they are small, and many times
+    faster.
 
     Attributes:
         matches: Gallery images to find, bool (S, G), for each of the S scored queries.
-        ignored: Gallery images of the query's person and camera, bool (Q, G), for each query.
-        scored: Places of the queries that have a match (S,).
+        ignored: Gallery images of the query's identity and camera, bool (Q, G).
+        scored: Indices of the queries that have a match (S,).
     """
 
     matches: Tensor
@@ -107,7 +105,7 @@ class PairRules:
 
     @classmethod
     def of(cls, query: Features, gallery: Features, *, cross_camera: bool) -> PairRules:
-        """Apply the rules of Market-1501 (as ``engine.scoring.matching``); nobody here is junk.
+        """Return the tables by the rules of Market-1501; there is no junk.
 
         Raises:
             UserError: No query has a match.
@@ -120,35 +118,35 @@ class PairRules:
         scored = matches.any(1).nonzero().squeeze(1)
         if not len(scored):
             raise UserError(
-                "no private query has an image to find under another camera; expected persons seen "
-                "by two cameras, or TEST.CROSS_CAMERA False"
+                "no private query has a match at another camera; expected identities with images "
+                "of two cameras, or TEST.CROSS_CAMERA False"
             )
         return cls(matches[scored], ignored, scored)
 
     def scores(self, similarity: Tensor, order: Tensor | None = None) -> dict[str, Floats]:
-        """Score similarities of all queries and gallery images (Q, G).
+        """Return the scores of each scored query.
 
         Args:
-            similarity: Of every query and gallery image.
-            order: Which query's image stands in each query's place (Q,); left out: its own. It
-                brings along what it does not look at, besides what its place does not look at.
+            similarity: Similarities of all queries and gallery images (Q, G).
+            order: Index of the query whose image replaces each query (Q,); None for no change. The
+                gallery images that either of the two ignores are ignored.
 
         Returns:
-            ``rank1``, ``mAP`` and ``auc`` of each scored query (S,); the last is the chance that a
-            match is closer than an image of somebody else. Ties go to the earlier gallery image.
+            ``rank1``, ``mAP`` and ``auc``, each (S,). ``auc`` is the probability that a match is
+            closer than an image of another identity. Ties go to the earlier gallery image.
         """
         shown = self.scored if order is None else order[self.scored]
         hidden = self.ignored[self.scored] | (self.ignored[shown] & ~self.matches)
         rows = similarity[shown].masked_fill(hidden, -torch.inf)
         ranking = rows.argsort(dim=1, descending=True, stable=True)
         hits = self.matches.gather(1, ranking).double()
-        found, rank = hits.cumsum(1), torch.arange(1, hits.shape[1] + 1)
+        num_hits, rank = hits.cumsum(1), torch.arange(1, hits.shape[1] + 1)
         number = hits.sum(1)
         others = ((~hidden).sum(1) - number).clamp_min(1)
-        before = ((rank - found) * hits).sum(1)  # others ahead of each match
+        before = ((rank - num_hits) * hits).sum(1)  # other identities ahead of each match
         values = {
             "rank1": hits[:, 0],
-            "mAP": (hits * found / rank).sum(1) / number,
+            "mAP": (hits * num_hits / rank).sum(1) / number,
             "auc": 1 - before / number / others,
         }
         return {name: value.numpy() for name, value in values.items()}
@@ -157,7 +155,7 @@ class PairRules:
 def cosines(query: Features, gallery: Features) -> Tensor:
     """Return the cosine of every query and gallery image, float32 (Q, G) on the CPU.
 
-    A broken row (NaN, infinite, zero) has cosine 0 to all.
+    A row of NaN, infinity or zeros has cosine 0 to all others.
     """
     sides = []
     for side in (query, gallery):
@@ -166,16 +164,16 @@ def cosines(query: Features, gallery: Features) -> Tensor:
     return (sides[0] @ sides[1].T.to(sides[0].device)).cpu()
 
 
-def _within_cameras(query: Features, rng: np.random.Generator) -> Places:
-    """Return an order in which queries changed places with others of their camera.
+def _permute_within_cameras(query: Features, rng: np.random.Generator) -> Indices:
+    """Return a random order that exchanges queries of the same camera.
 
-    Where a camera saw too few persons to deal among, all change places: many queries of one person
-    would only change places with each other, and the floor would be the score itself.
+    If a camera has too few identities, queries of all cameras are exchanged. Otherwise most queries
+    would be exchanged with queries of their own identity, and the floor would equal the score.
     """
-    cameras, people = query.camids.cpu().numpy(), query.pids.cpu().numpy()
+    cameras, identities = query.camids.cpu().numpy(), query.pids.cpu().numpy()
     order = np.arange(len(cameras))
     groups = [np.flatnonzero(cameras == camera) for camera in np.unique(cameras)]
-    if min(len(np.unique(people[group])) for group in groups) < _FEWEST_PERSONS:
+    if min(len(np.unique(identities[group])) for group in groups) < _MIN_IDENTITIES_PER_CAMERA:
         groups = [order.copy()]
     for group in groups:
         order[group] = rng.permutation(group)
@@ -183,14 +181,13 @@ def _within_cameras(query: Features, rng: np.random.Generator) -> Places:
 
 
 class NoisePrintLinkage:
-    """High-pass and normalised correlation: a pad that one person's images share is a fingerprint.
+    """Correlates high-passed images: a pad that images of one identity share is a fingerprint.
 
-    On levels without encryption there is no noise of a person to find; edges of clothes may still
-    resemble each other, and the measure shows how far that carries.
+    Without encryption there is no such pad; the score then comes from similar outlines.
     """
 
     name: ClassVar[str] = "linkage"
-    question: ClassVar[str] = "Do two stored images of one person share a print of noise?"
+    question: ClassVar[str] = "Do stored images of one identity share a noise pattern?"
 
     def reason_against(self, level: str) -> str:  # noqa: ARG002
         """See ``Attack``."""
@@ -206,27 +203,24 @@ class NoisePrintLinkage:
             names=("rank1", "auc"),
         )
         sentence = (
-            "Without key and network, by correlating fine noise alone, the same person comes first "
-            f"in {percent(measures[0])} of searches; a pair of one person correlates more than a "
+            "Correlating fine noise, without key and network, ranks the same identity first in "
+            f"{percent(measures[0])} of searches; a pair of one identity correlates more than a "
             f"pair of two in {percent(measures[1])}."
         )
         if level in CLEAR_LEVELS:
             sentence += (
-                " No noise is added at this level: what goes beyond chance are outlines in the "
-                "picture itself."
+                " No noise is added at this level: matches beyond chance come from outlines in the "
+                "image."
             )
         values = {"measures": measures, "budget": 0, "budget_unit": "no training"}
         return Outcome(context.result(self.name, level, sentence, **values))
 
 
 class MetadataLinkage(CipherAttack):
-    """What stands beside the pixels: public headers and file sizes.
-
-    Headers are compared byte by byte, and searched for the person's label.
-    """
+    """Compares public headers byte by byte, and file sizes; searches headers for the label."""
 
     name: ClassVar[str] = "metadata"
-    question: ClassVar[str] = "Do header and size of a file say who is on it?"
+    question: ClassVar[str] = "Do header and size of a file reveal the identity?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -245,14 +239,14 @@ class MetadataLinkage(CipherAttack):
             subject.encode() in header
             for subject, header in zip(context.private.subjects, stored.sealed.headers, strict=True)
         ]
-        told = share_measure("named", named, context.private.pids, context.seed)
+        named_share = share_measure("named", named, context.private.pids, context.seed)
         sentence = (
-            f"The public part of a file names the person in {100 * told.value.value:.0f} % of "
-            f"cases, and links two of one person in {percent(measures[0])} of searches; files have "
-            f"{len(torch.unique(sizes))} different sizes."
+            f"The public part of a file names the identity in {100 * named_share.value.value:.0f} "
+            f"% of cases, and links files of one identity in {percent(measures[0])} of searches; "
+            f"files have {len(torch.unique(sizes))} different sizes."
         )
         values = {
-            "measures": (told, *measures),
+            "measures": (named_share, *measures),
             "budget": 0,
             "budget_unit": "no training",
             "details": {"file_sizes": len(torch.unique(sizes)), "header_bytes": headers.shape[1]},
@@ -261,16 +255,16 @@ class MetadataLinkage(CipherAttack):
 
 
 def noise_print(images: Tensor) -> Tensor:
-    """Return the fine noise of images as zero-mean vectors (N, D)."""
+    """Return the high-passed images as zero-mean vectors (N, D)."""
     prints = torch.cat([high_pass(part).flatten(1) for part in images.split(64)])
     return prints - prints.mean(1, keepdim=True)
 
 
 def public_bytes(stored: Stored) -> tuple[Tensor, Tensor]:
-    """Return what is public beside the pixels: header bytes (N, L), and sizes of files (N,)."""
+    """Return header bytes (N, L) and file sizes (N,) of sealed images."""
     assert stored.sealed is not None
     headers = stored.sealed.headers
-    longest = max(1, *map(len, headers))  # headers may be empty, and are then all the same
+    longest = max(1, *map(len, headers))  # empty headers are all equal
     table = torch.tensor([list(header.ljust(longest, b"\0")) for header in headers])
     sizes = [file_size(stored.sealed.at(place)) for place in range(len(headers))]
     return table.float(), torch.tensor(sizes)

@@ -1,9 +1,4 @@
-"""Every attack by name, in the order in which they are run.
-
-What came out: verdicts by attack and level, beside those expected, and as a table.
-
-Run attacks on levels, keep what is finished, and say what came out.
-"""
+"""All attacks by name, a run of them in a folder, and the report of their verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +13,7 @@ from engine.attacks.attack import Attack, Outcome
 from engine.attacks.averaging import Averaging, Denoisers
 from engine.attacks.brute_force import KeyBruteForce
 from engine.attacks.build import Plan
-from engine.attacks.charts import curve_chart, picture_sheet, verdict_chart
+from engine.attacks.charts import curve_chart, image_sheet, verdict_chart
 from engine.attacks.context import AttackContext
 from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
 from engine.attacks.measures import FAILS, NOT_APPLICABLE, SETTINGS_NAME, Result, not_applicable
@@ -50,45 +45,45 @@ ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ALL}
 
 
 def chosen_attacks(names: Sequence[str]) -> list[Attack]:
-    """Return attacks by name, in the order of the registry; all if none is named.
+    """Return attacks by name, in the order of ``ATTACKS``; all without names.
 
     Raises:
-        UserError: One is unknown; the text has the nearest that is known.
+        UserError: A name is unknown; the message contains the most similar one.
     """
-    return [ATTACKS[name] for name in _known(names, list(ATTACKS), "attack")]
+    return [ATTACKS[name] for name in _checked_names(names, list(ATTACKS), "attack")]
 
 
 def chosen_levels(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Return levels by name, in their order; all if none is named.
+    """Return levels by name, in their order; all without names.
 
     Raises:
-        UserError: One is unknown.
+        UserError: A name is unknown.
     """
-    return tuple(_known(names, known, "level"))
+    return tuple(_checked_names(names, known, "level"))
 
 
-def _known(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+def _checked_names(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name.lower(), known, 1, 0.4)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{name!r} is no {what}; expected one of {', '.join(known)}{hint}")
+            raise UserError(f"unknown {what} {name!r}; expected one of {', '.join(known)}{hint}")
     return [name for name in known if name in names or not names]
 
 
 VERDICTS_NAME = "verdicts.json"
 
-# An attack that is badly trained, or has too few persons to be seen to work, holds everywhere.
-_UNPROVEN = (
-    "  No level failed: this run does not show that the attack works, and until it does, holding "
-    "says nothing. Run it on raw and additive too, with more --budget, --epochs or --people."
+# With a badly trained attack, or too few identities, every level holds.
+_NO_LEVEL_FAILED = (
+    "  No level failed, so this run does not show that the attack works, and its verdicts mean "
+    "little. Run it on raw and additive too, with more --budget, --epochs or --people."
 )
 
 Verdicts = dict[str, dict[str, str]]
 
 
 def verdicts_of(results: Sequence[Result]) -> Verdicts:
-    """Return verdicts by attack and level: the form that an expectation has."""
+    """Return verdicts by attack and level, the content of ``verdicts.json``."""
     verdicts: Verdicts = {}
     for result in results:
         verdicts.setdefault(result.attack, {})[result.level] = result.verdict
@@ -96,16 +91,16 @@ def verdicts_of(results: Sequence[Result]) -> Verdicts:
 
 
 def read_expectation(path: Path) -> Verdicts:
-    """Read verdicts that are expected, in the form of ``verdicts.json``.
+    """Return expected verdicts from a file such as ``verdicts.json``.
 
     Raises:
-        UserError: The file is missing or of another form.
+        UserError: The file is missing or has another form.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; expected verdicts such as a run writes to {VERDICTS_NAME}"
+            f"{path} does not exist; expected a {VERDICTS_NAME} that a run has written"
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from error
@@ -114,27 +109,29 @@ def read_expectation(path: Path) -> Verdicts:
         for row in content.values()
     )
     if not is_table:
-        raise UserError(f"{path} is no table of verdicts; expected {{attack: {{level: verdict}}}}")
+        raise UserError(
+            f"{path} is not a table of verdicts; expected {{attack: {{level: verdict}}}}"
+        )
     return content
 
 
-def differences(found: Verdicts, expected: Verdicts) -> list[str]:
-    """Say in which of the expected verdicts a run differs.
+def unexpected_verdicts(verdicts: Verdicts, expected: Verdicts) -> list[str]:
+    """Return a line for each verdict that differs from the expected one.
 
-    Attacks and levels that were not run are not compared; an expectation that shares nothing with
-    the run is a difference.
+    Attacks and levels that were not run are not compared. If nothing can be compared, one line
+    states that.
     """
     compared, lines = 0, []
     for attack, row in expected.items():
         for level, verdict in row.items():
-            got = found.get(attack, {}).get(level)
+            got = verdicts.get(attack, {}).get(level)
             if got is None:
                 continue
             compared += 1
             if got != verdict:
                 lines.append(f"{attack} on {level}: {got}, expected {verdict}")
     if not compared:
-        lines.append("the expectation has no attack and level of this run")
+        lines.append("the expected verdicts contain no attack and level of this run")
     return lines
 
 
@@ -142,30 +139,30 @@ def report(results: Sequence[Result]) -> str:
     """Return a table of verdicts and a sentence for each result."""
     levels = list(dict.fromkeys(result.level for result in results))
     attacks = list(dict.fromkeys(result.attack for result in results))
-    by_place = {(result.attack, result.level): result for result in results}
+    by_cell = {(result.attack, result.level): result for result in results}
     width = max((len(name) for name in attacks), default=6) + 2
     lines = [f"{'attack':<{width}}" + "".join(f"{level:>15}" for level in levels)]
     for attack in attacks:
-        cells = [_cell(by_place.get((attack, level))) for level in levels]
+        cells = [_cell(by_cell.get((attack, level))) for level in levels]
         lines.append(f"{attack:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
     lines += [
         "",
-        "holds: what the attack reached lies within what luck reaches; - : no such attack",
+        "holds: the attack reached no more than chance; -: the attack does not apply",
     ]
     for attack in attacks:
         lines += ["", attack]
         reasons: dict[str, list[str]] = {}
         for level in levels:
-            result = by_place.get((attack, level))
+            result = by_cell.get((attack, level))
             if result is not None and result.applies:
                 lines.append(f"  {level}: {result.verdict}. {result.sentence}")
             elif result is not None:
                 reasons.setdefault(result.sentence, []).append(level)
         for reason, without in reasons.items():
             lines.append(f"  {', '.join(without)}: not applicable: {reason}.")
-        found = [by_place[attack, level] for level in levels if (attack, level) in by_place]
-        if not any(result.verdict == FAILS for result in found):
-            lines.append(_UNPROVEN)
+        present = [by_cell[attack, level] for level in levels if (attack, level) in by_cell]
+        if not any(result.verdict == FAILS for result in present):
+            lines.append(_NO_LEVEL_FAILED)
     return "\n".join(lines)
 
 
@@ -182,22 +179,21 @@ TABLE_NAME = "table.txt"
 
 
 class Suite:
-    """Attacks of one run in one folder.
+    """A run of attacks in one folder.
 
-    A finished attack is a file of its own; a run that was interrupted goes on with the attack that
-    has none. A folder serves one checkpoint and one set of settings.
+    Each finished attack has its own file, so an interrupted run continues with the first attack
+    without one. A folder belongs to one checkpoint and one set of settings.
 
     Args:
-        folder: Where results go.
-        plan: What is attacked. Its record says all that the numbers depend on. Its scene is built
-            once, and only if something is left to do; it gets an existing folder for attackers'
-            networks that several attacks use.
+        folder: Folder of the results.
+        plan: The attacked model and data. The context is built once, and only if an attack is not
+            finished.
 
     Attributes:
-        record: The plan's, as JSON gives it back.
+        record: Everything that the numbers depend on, as read from JSON.
 
     Raises:
-        UserError: The folder holds results of another checkpoint or other settings.
+        UserError: The folder contains results of another checkpoint or other settings.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
@@ -212,18 +208,18 @@ class Suite:
             _write_json(path, self.record)
 
     def run(self, attacks: Sequence[Attack]) -> list[Result]:
-        """Run some attacks on all levels; returns their results and writes everything."""
+        """Run attacks on all levels; write everything and return their results."""
         self.work(attacks)
         return self.finish(attacks)
 
     def work(self, attacks: Sequence[Attack]) -> None:
-        """Run those of some attacks that are not finished; each leaves files of its own.
+        """Run the attacks that are not finished; each writes its own files.
 
-        Several processes may share a folder, each with attacks of its own.
+        Several processes may share a folder if they run different attacks.
         """
         for number, attack in enumerate(attacks, 1):
-            if self._kept(attack.name) is not None:
-                _LOGGER.info("%d/%d %s: kept from before", number, len(attacks), attack.name)
+            if self._finished(attack.name) is not None:
+                _LOGGER.info("%d/%d %s: already finished", number, len(attacks), attack.name)
                 continue
             _LOGGER.info("%d/%d %s: %s", number, len(attacks), attack.name, attack.question)
             self._attack(attack)
@@ -231,20 +227,19 @@ class Suite:
     def finish(self, attacks: Sequence[Attack]) -> list[Result]:
         """Return the results of finished attacks.
 
-        Writes ``results.json``, ``verdicts.json`` and ``table.txt`` of all that the folder has.
+        Writes ``results.json``, ``verdicts.json`` and ``table.txt`` about all finished attacks.
         """
         self._summarise()
-        return [result for attack in attacks for result in self._kept(attack.name) or ()]
+        return [result for attack in attacks for result in self._finished(attack.name) or ()]
 
     def versions(self) -> dict[str, dict[str, str]]:
-        """Return software and machine of each finished attack by its name."""
-        kept = {name: self._content(name) for name in ATTACKS}
-        return {name: content["versions"] for name, content in kept.items() if content is not None}
+        """Return versions of software and machine by the name of each finished attack."""
+        contents = {name: self._content(name) for name in ATTACKS}
+        return {name: each["versions"] for name, each in contents.items() if each is not None}
 
     def _summarise(self) -> None:
-        """Write what all finished attacks found, those of earlier calls among them."""
-        kept = [self._kept(name) for name in ATTACKS]
-        results = [result for found in kept if found is not None for result in found]
+        """Write the results of all finished attacks, including those of earlier calls."""
+        results = [result for name in ATTACKS for result in self._finished(name) or ()]
         content = {
             "settings": self.record,
             "versions": self.versions(),
@@ -256,7 +251,7 @@ class Suite:
 
     @property
     def context(self) -> AttackContext:
-        """The scene, built on first use."""
+        """The context of all attacks, built on first use."""
         if self._context is None:
             self._context = self._plan.make_context(ensure_folder(self.folder / "attackers"))
         return self._context
@@ -274,7 +269,7 @@ class Suite:
             _LOGGER.info("%s on %s: %s. %s", attack.name, level, result.verdict, result.sentence)
         results = [outcome.result for outcome in outcomes.values()]
         self._draw(attack, outcomes)
-        # Last of all: the file says that the attack is finished.
+        # Written last: this file marks the attack as finished.
         _write_json(
             self._path(attack.name),
             {
@@ -295,24 +290,24 @@ class Suite:
         columns = {level: outcome.columns for level, outcome in outcomes.items()}
         further = {
             "curve": curve_chart(results, title),
-            "images": picture_sheet(columns, self.context.protector.pixels),
+            "images": image_sheet(columns, self.context.protector.pixels),
         }
-        for name, picture in further.items():
-            if picture is not None:
-                save_image(picture, self.folder / f"{attack.name}_{name}.png")
+        for name, image in further.items():
+            if image is not None:
+                save_image(image, self.folder / f"{attack.name}_{name}.png")
 
-    def _kept(self, name: str) -> list[Result] | None:
+    def _finished(self, name: str) -> list[Result] | None:
         content = self._content(name)
         return None if content is None else content["results"]
 
     def _content(self, name: str) -> dict[str, Any] | None:
-        """Return what a finished attack has left, its results read; None of an unfinished one."""
+        """Return results and versions of a finished attack; None if it is not finished."""
         path = self._path(name)
         if not path.is_file():
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            results = [Result.from_json(one) for one in content["results"]]
+            results = [Result.from_json(item) for item in content["results"]]
             return {"results": results, "versions": dict(content["versions"])}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -330,8 +325,8 @@ def _check_same(path: Path, now: Mapping[str, Any]) -> None:
         raise UserError(f"{path} is damaged ({error}); choose another --output") from error
     if was.get("format") != now["format"]:
         raise UserError(
-            f"{path.parent} holds attacks of another version of this program, whose {path.name} "
-            "does not tell whether their numbers would be the same; choose another --output"
+            f"{path.parent} contains attacks of another version of this program, whose numbers may "
+            "differ; choose another --output"
         )
     differing = [
         f"{name} {was.get(name)!r} (now {now.get(name)!r})"
@@ -340,8 +335,8 @@ def _check_same(path: Path, now: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise UserError(
-            f"{path.parent} holds attacks with {', '.join(differing)}; choose another --output, or "
-            "give the same values to go on"
+            f"{path.parent} contains attacks with {', '.join(differing)}; choose another --output, "
+            "or give the same values to continue"
         )
 
 

@@ -1,18 +1,19 @@
-"""What a scheme refuses: wrong keys and changed ciphertexts; and whether files keep every value."""
+"""Attacks with wrong keys and changed ciphertexts, and the round trip through files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attacks.attack import CipherAttack, Outcome, decibels, shown
+from engine.attacks.attack import CipherAttack, Outcome, decibels, example_images
 from engine.attacks.context import AttackContext
-from engine.attacks.levels import Stored, holds_bytes, is_ised, through_file
+from engine.attacks.levels import Stored, is_ised, stores_bytes, through_file
 from engine.attacks.measures import (
     Measure,
     exactly,
@@ -27,14 +28,14 @@ from modeling.encryption.keys import WrongKeys
 from modeling.encryption.sealed_image import CHUNK_BYTES, PUBLIC_BYTES
 
 _IMAGES = 200
-_NO_TRAINING = {"budget": 0, "budget_unit": "no training"}
+_BUDGET = {"budget": 0, "budget_unit": "no training"}
 
 
 class WrongKey(CipherAttack):
-    """Somebody else's key: is it refused, and what does recovery make of what comes out?"""
+    """Opens images with another identity's key, and recovers the result."""
 
     name: ClassVar[str] = "wrong-key"
-    question: ClassVar[str] = "What does the holder of another person's key get?"
+    question: ClassVar[str] = "What does the holder of another identity's key get?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -42,75 +43,75 @@ class WrongKey(CipherAttack):
         cipher, sealed = _sealed(stored)
         opened, images = open_each(cipher, sealed)
         assert context.recovery is not None
-        pictures = context.bench.pictures(context.recovery, images)
+        recovered = context.bench.pictures(context.recovery, images)
         right = context.bench.pictures(context.recovery, stored.plain)
         truth, guess = context.unit(context.plain("private", "raw")), context.mean_public("raw")
         share = share_measure("opened", opened, pids, context.seed)
-        measures = (share, *image_measures(pictures, truth, guess, pids, context.seed))
+        measures = (share, *image_measures(recovered, truth, guess, pids, context.seed))
         refused = 1 - share.value.value
         result = context.result(
             self.name, level,
-            f"Another person's key is refused for {100 * refused:.0f} % of images; what the "
-            f"recovery network then draws is at {decibels(measures[1])}.",
+            f"Another identity's key is rejected for {100 * refused:.0f} % of images; the output "
+            f"of the recovery network is then at {decibels(measures[1])}.",
             measures=measures,
-            details={"right_key_psnr_db": float(quality(truth, right)[0].mean())}, **_NO_TRAINING,
+            details={"right_key_psnr_db": float(quality(truth, right)[0].mean())}, **_BUDGET,
         )  # fmt: skip
-        show = shown(pids)
+        show = example_images(pids)
         columns = {
             "raw": truth[show],
-            "opened wrongly": context.unit(images[show]),
-            "then recovered": pictures[show],
+            "opened with a wrong key": context.unit(images[show]),
+            "then recovered": recovered[show],
             "with the right key": right[show],
         }
         return Outcome(result, columns)
 
 
 class Malleability(CipherAttack):
-    """Changes a ciphertext in many ways; checksums are repaired, as an attacker would."""
+    """Changes ciphertexts in many ways, and repairs the checksums."""
 
     name: ClassVar[str] = "malleability"
-    question: ClassVar[str] = "Can a stored image be changed without anybody noticing?"
+    question: ClassVar[str] = "Can a stored image be changed without detection?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         pids = context.private.pids[:_IMAGES]
         cipher, sealed = _sealed(context.stored(level))
         accepted: dict[str, list[bool]] = {}
-        untouched, people = [], context.private.pids.tolist()
-        for place in range(len(pids)):
-            untouched.append(_opens(cipher, sealed.at(place)))
-            partner = _partner(sealed.headers, people, place)
-            for name, changed in tampered(sealed.at(place), sealed.at(partner)):
+        untouched, identities = [], context.private.pids.tolist()
+        for index in range(len(pids)):
+            untouched.append(_opens(cipher, sealed.at(index)))
+            partner = _partner(sealed.headers, identities, index)
+            for name, changed in tampered(sealed.at(index), sealed.at(partner)):
                 accepted.setdefault(name, []).append(_accepts(cipher, changed))
         share = np.array(list(accepted.values()), dtype=float).mean(0)
         measure = share_measure("accepted", share, pids, context.seed)
         sentence = (
-            f"Of changed ciphertexts {100 * measure.value.value:.0f} % open without complaint "
+            f"{100 * measure.value.value:.0f} % of changed ciphertexts open without an error "
             f"({len(accepted)} kinds of change on {len(pids)} images; unchanged ones open in "
             f"{100 * np.mean(untouched):.0f} %)."
         )
         details = {
-            "accepted_by_kind": {name: float(np.mean(found)) for name, found in accepted.items()},
+            "accepted_by_kind": {name: float(np.mean(values)) for name, values in accepted.items()},
             "untouched_accepted": float(np.mean(untouched)),
         }
         values = {"measures": (measure,), "num_images": len(pids), "details": details}
-        return Outcome(context.result(self.name, level, sentence, **values, **_NO_TRAINING))
+        return Outcome(context.result(self.name, level, sentence, **values, **_BUDGET))
 
 
 class StorageRoundTrip(CipherAttack):
-    """Writes files, reads them back, opens them, and counts values that are what they were."""
+    """Writes, reads and opens files, and counts unchanged values."""
 
     name: ClassVar[str] = "storage"
-    question: ClassVar[str] = "Do files give back every value of the image?"
+    question: ClassVar[str] = "Do files keep every value of the image?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         stored, pids = context.stored(level), context.private.pids[:_IMAGES]
         cipher, sealed = _sealed(stored)
         shares = []
-        for place in range(len(pids)):
-            back = cipher.open(through_file(sealed.at(place)), cipher.keys)
-            same = quantize_pixels(back) == quantize_pixels(stored.plain[place : place + 1])
+        for index in range(len(pids)):
+            opened = cipher.open(through_file(sealed.at(index)), cipher.keys)
+            same = quantize_pixels(opened) == quantize_pixels(stored.plain[index : index + 1])
             shares.append(float(same.float().mean()))
         value = interval_of(shares, pids, context.seed)
         measure = Measure(
@@ -118,60 +119,61 @@ class StorageRoundTrip(CipherAttack):
             floor_is_exact=True,
         )  # fmt: skip
         sentence = (
-            f"After a file was written, read and opened, {100 * value.value:.1f} % of the values "
-            "are what they were."
+            f"After writing, reading and opening a file, {100 * value.value:.1f} % of the values "
+            "are unchanged."
         )
         values = {"measures": (measure,), "num_images": len(pids)}
-        return Outcome(context.result(self.name, level, sentence, **values, **_NO_TRAINING))
+        return Outcome(context.result(self.name, level, sentence, **values, **_BUDGET))
 
 
 def open_each(cipher: Cipher, sealed: Sealed) -> tuple[list[bool], Tensor]:
-    """Open every image with another person's key.
+    """Open every image with another identity's key.
 
     Returns:
-        Which were not refused, and what came out; of refused ones what an observer sees.
+        Whether each image opened, and the images (N, 3, H, W); the ciphertext of those that did
+        not.
     """
     wrong, opened, images = WrongKeys(cipher.keys), [], []
-    for one in (sealed.at(place) for place in range(len(sealed))):
+    for image in (sealed.at(index) for index in range(len(sealed))):
         try:
-            images.append(cipher.open(one, wrong))
+            images.append(cipher.open(image, wrong))
             opened.append(True)
         except IsedError:
-            images.append(cipher.observe(one))
+            images.append(cipher.observe(image))
             opened.append(False)
     return opened, torch.cat(images)
 
 
-def tampered(one: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], Sealed]]]:
-    """Yield changes of one sealed image by name; each is made, through a file, when called.
+def tampered(image: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], Sealed]]]:
+    """Yield changes of a sealed image: a name, and a function that returns the changed image.
 
     Args:
-        one: The image to change.
-        other: Another image: splices come from it.
+        image: The image to change.
+        other: Another image, for splices.
     """
-    spliced = one.payload.clone()
-    if holds_bytes(one):
-        half = one.payload.shape[1] // 2
+    spliced = image.payload.clone()
+    if stores_bytes(image):
+        half = image.payload.shape[1] // 2
         spliced[:, half:] = other.payload[:, half:]
-        yield "bit of a pixel flipped", lambda: through_file(_with(one, flip_bit(one.payload)))
-        if one.payload.shape[1] != one.payload.shape[2]:  # a square would be unchanged
-            yield "sides swapped", lambda: through_file(_with(one, _sides_swapped(one.payload)))
-        for name, place in _header_places(one).items():
-            header = bytearray(one.headers[0])
-            header[place] ^= 1
-            changed = replace(one, headers=(bytes(header),))
-            yield f"bit of the {name} flipped", lambda c=changed: through_file(c)  # type: ignore[misc]
+        yield "bit of a pixel flipped", lambda: through_file(_with(image, flip_bit(image.payload)))
+        if image.payload.shape[1] != image.payload.shape[2]:  # no change to a square
+            yield "sides swapped", lambda: through_file(_with(image, _sides_swapped(image.payload)))
+        for name, offset in _header_offsets(image).items():
+            header = bytearray(image.headers[0])
+            header[offset] ^= 1
+            changed = replace(image, headers=(bytes(header),))
+            yield f"bit of the {name} flipped", partial(through_file, changed)
     else:
-        half = one.payload.shape[2] // 2
+        half = image.payload.shape[2] // 2
         spliced[:, :, half:] = other.payload[:, :, half:]
-        yield "value of a pixel changed", lambda: _with(one, _value_changed(one.payload))
-        yield "sign of an image flipped", lambda: _with(one, -one.payload)
-    yield "half of another image put in", lambda: through_file(_with(one, spliced))
-    if one.headers != other.headers:
-        yield "header of another image", lambda: through_file(replace(one, headers=other.headers))
+        yield "value of a pixel changed", lambda: _with(image, _value_changed(image.payload))
+        yield "sign of an image flipped", lambda: _with(image, -image.payload)
+    yield "half of another image", lambda: through_file(_with(image, spliced))
+    if image.headers != other.headers:
+        yield "header of another image", lambda: through_file(replace(image, headers=other.headers))
 
 
-_ISED_PLACES = {
+_ISED_OFFSETS = {
     "kind": 5,
     "salt": 8,
     "locator": 40,
@@ -181,16 +183,16 @@ _ISED_PLACES = {
 }
 
 
-def _header_places(one: Sealed) -> dict[str, int]:
-    """Return bytes of the header to change: one of each field where these are known."""
-    last = len(one.headers[0]) - 1
-    if is_ised(one):
-        return _ISED_PLACES
+def _header_offsets(image: Sealed) -> dict[str, int]:
+    """Return offsets of header bytes to change: one of each field if the format is known."""
+    last = len(image.headers[0]) - 1
+    if is_ised(image):
+        return _ISED_OFFSETS
     return {} if last < 0 else {"first header byte": 0, "last header byte": last}
 
 
 def flip_bit(payload: Tensor) -> Tensor:
-    """Return bytes with the lowest bit of the middle one changed."""
+    """Return bytes with the lowest bit of the middle byte flipped."""
     changed = payload.clone().reshape(-1)
     changed[len(changed) // 2] ^= 1
     return changed.view_as(payload)
@@ -203,7 +205,7 @@ def _value_changed(payload: Tensor) -> Tensor:
 
 
 def _sides_swapped(payload: Tensor) -> Tensor:
-    """Return the same bytes as an image of the other proportions."""
+    """Return the same bytes with height and width exchanged."""
     count, height, width, channels = payload.shape
     return payload.reshape(count, width, height, channels)
 
@@ -227,14 +229,14 @@ def _opens(cipher: Cipher, sealed: Sealed) -> bool:
     return True
 
 
-def _partner(headers: Sequence[bytes], pids: Sequence[int], place: int) -> int:
-    """Return the place of an image with another header: of the same person, or else of anybody.
+def _partner(headers: Sequence[bytes], pids: Sequence[int], index: int) -> int:
+    """Return the index of an image with another header, if possible of the same identity.
 
-    Where all headers are the same, any other image.
+    If all headers are equal, returns the next image.
     """
-    others = [other for other, header in enumerate(headers) if header != headers[place]]
-    same = [other for other in others if pids[other] == pids[place]]
-    return (same or others or [(place + 1) % len(headers)])[0]
+    others = [other for other, header in enumerate(headers) if header != headers[index]]
+    same = [other for other in others if pids[other] == pids[index]]
+    return (same or others or [(index + 1) % len(headers)])[0]
 
 
 def _sealed(stored: Stored) -> tuple[Cipher, Sealed]:

@@ -1,9 +1,7 @@
-"""Where and how an attacker trains and runs networks.
+"""Training of attackers' networks: recovery and re-identification.
 
-Networks that an attacker trains: picture recovery and re-identification.
-
-Both take what the attacker owns, run for a fixed number of updates, and keep the weights that were
-best on held-out public persons; private persons are never looked at.
+Both train on public images for a fixed number of updates, and keep the weights with the best score
+on held-out public identities. Private images are never used.
 """
 
 from __future__ import annotations
@@ -33,16 +31,16 @@ from utils.seeding import derive_seed, seed_everything, torch_generator
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """Where and how an attacker trains.
+class TrainingSetup:
+    """Device, batch size and length of attackers' trainings.
 
     Attributes:
-        device: Where networks are.
+        device: Device of the networks.
         autocast: Context that they run in.
-        pixels: Pixel space of their images.
+        pixels: Pixel space of the images.
         batch_size: Images per update.
-        steps: Updates of each network; every data budget gets the same number.
-        seed: What start values and batches are drawn from.
+        steps: Updates of each network; the same for every data budget.
+        seed: Seed of start values and batches.
     """
 
     device: torch.device
@@ -57,7 +55,7 @@ class Workbench:
         return self._in_batches(network, network, images)
 
     def pictures(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Return an image network's output as values in [0, 1]."""
+        """Return the output of an image network as values in [0, 1]."""
         return self.pixels.denormalize(self.run(network, images)).clamp_(0, 1)
 
     def embeddings(self, network: ReIDNetwork, images: Tensor) -> Tensor:
@@ -91,8 +89,8 @@ class HeldOut:
     """Images of public persons that an attacker does not train on.
 
     Attributes:
-        images: As an outsider sees them, normalised (N, 3, H, W).
-        pids, camids: Persons and cameras (N,).
+        images: Observed images, normalised (N, 3, H, W).
+        pids, camids: Identities and cameras (N,).
     """
 
     images: Tensor
@@ -102,12 +100,12 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What training kept.
+    """A trained network.
 
     Attributes:
-        network: With the weights of the best validation, in evaluation mode.
-        best_step: Update after which that was.
-        validation: Its score: PSNR (dB) of pictures, mAP of identities.
+        network: The network with the weights of the best validation, in evaluation mode.
+        best_step: Number of updates before that validation.
+        validation: Score of that validation: PSNR (dB) of recovery, mAP of re-ID.
     """
 
     network: nn.Module
@@ -121,19 +119,19 @@ def train_recovery(
     raw: Tensor,
     observe: Callable[[Tensor], Tensor],
     validation: tuple[Tensor, Tensor],
-    bench: Workbench,
+    bench: TrainingSetup,
     title: str,
 ) -> Trained:
-    """Train a network that draws the raw image from what is seen of a protected one.
+    """Train a network that reconstructs raw images from observed protected ones.
 
     Args:
         make_network: Builds the network.
         plain: Public images before encryption, normalised (N, 3, H, W).
-        raw: The same persons' raw images, normalised.
-        observe: Shows plain images as an outsider sees them, under new keys of the attacker's own.
-        validation: Held-out public persons: what is seen of them, and raw, both normalised.
-        bench: Where and how.
-        title: For the progress display.
+        raw: The raw images of the same samples, normalised.
+        observe: Returns plain images as an outsider sees them, under new keys of the attacker.
+        validation: Images of held-out public identities, observed and raw, both normalised.
+        bench: Device and length of the training.
+        title: Title of the progress bar.
     """
     seed_everything(derive_seed(bench.seed, title))
     network = make_network().to(bench.device)
@@ -141,15 +139,15 @@ def train_recovery(
     generator = torch_generator(bench.seed, title, "batches")
     truth = bench.pixels.denormalize(validation[1])
 
-    def update(step: int) -> Tensor:  # noqa: ARG001 - every batch is drawn anew
-        place = torch.randint(len(plain), (bench.batch_size,), generator=generator)
-        flip = torch.rand(len(place), 1, 1, 1, generator=generator) < 0.5
+    def update(step: int) -> Tensor:  # noqa: ARG001 - each batch is random
+        index = torch.randint(len(plain), (bench.batch_size,), generator=generator)
+        flip = torch.rand(len(index), 1, 1, 1, generator=generator) < 0.5
         before, target = (
-            torch.where(flip, images[place].flip(-1), images[place]) for images in (plain, raw)
+            torch.where(flip, images[index].flip(-1), images[index]) for images in (plain, raw)
         )
-        seen, target = observe(before).to(bench.device), target.to(bench.device)
+        observed, target = observe(before).to(bench.device), target.to(bench.device)
         with bench.autocast():
-            output = network(seen)
+            output = network(observed)
         return F.l1_loss(output.float(), target)
 
     def score() -> float:
@@ -164,28 +162,28 @@ def train_reid(
     pids: Tensor,
     validation: HeldOut,
     objectives: Objectives,
-    bench: Workbench,
+    bench: TrainingSetup,
     title: str,
     *,
     cross_camera: bool = True,
 ) -> Trained:
-    """Train a network to tell persons apart.
+    """Train a re-ID network.
 
     Args:
-        network: To train on; its classifier has a class for each person of ``pids``.
+        network: The network to train; its classifier has one class per identity of ``pids``.
         images: Normalised images (N, 3, H, W).
-        pids: Their persons (N,).
-        validation: Held-out public persons.
+        pids: Identities (N,).
+        validation: Held-out public images.
         objectives: Identity losses.
-        bench: Where and how.
-        title: For the progress display.
-        cross_camera: As of the evaluation.
+        bench: Device and length of the training.
+        title: Title of the progress bar.
+        cross_camera: As in the evaluation.
 
     Raises:
-        UserError: There are too few persons for a batch.
+        UserError: There are too few identities for a batch.
     """
-    persons, labels = torch.unique(pids, return_inverse=True)
-    batch = min(bench.batch_size, _INSTANCES * len(persons)) // _INSTANCES * _INSTANCES
+    identities, labels = torch.unique(pids, return_inverse=True)
+    batch = min(bench.batch_size, _INSTANCES * len(identities)) // _INSTANCES * _INSTANCES
     seed = derive_seed(bench.seed, title)
     sampler = IdentitySampler(
         pids.tolist(), batch_size=batch, num_instances=_INSTANCES, seed=seed % 2**31
@@ -198,16 +196,16 @@ def train_reid(
     plans: dict[int, Tensor] = {}
 
     def update(step: int) -> Tensor:
-        epoch, at = divmod(step, len(sampler))
+        epoch, number = divmod(step, len(sampler))
         if epoch not in plans:
             plans.clear()
             plans[epoch] = sampler.plan(epoch)
-        place = plans[epoch][at]
-        flip = torch.rand(len(place), 1, 1, 1, generator=generator) < 0.5
-        chosen = torch.where(flip, images[place].flip(-1), images[place])
+        index = plans[epoch][number]
+        flip = torch.rand(len(index), 1, 1, 1, generator=generator) < 0.5
+        chosen = torch.where(flip, images[index].flip(-1), images[index])
         with bench.autocast():
             output = network(chosen.to(bench.device))
-            losses = reid_losses(ReIDPair(output, None), labels[place].to(bench.device), objectives)
+            losses = reid_losses(ReIDPair(output, None), labels[index].to(bench.device), objectives)
         return weighted(losses, objectives.weights)
 
     def score() -> float:
@@ -223,10 +221,10 @@ def _train(
     rate: float,
     update: Callable[[int], Tensor],
     score: Callable[[], float],
-    bench: Workbench,
+    bench: TrainingSetup,
     title: str,
 ) -> Trained:
-    """Run all updates; keep the weights of the best validation."""
+    """Run all updates, and load the weights of the best validation."""
     network.train()
     best, best_score, best_step = copy.deepcopy(network.state_dict()), -math.inf, 0
     checks = {round((i + 1) * bench.steps / _VALIDATIONS) for i in range(_VALIDATIONS)}
@@ -239,23 +237,23 @@ def _train(
             loss.backward()
             optimizer.step()
             if step + 1 in checks:
-                found = score()
+                current = score()
                 network.train()
-                if found > best_score:
-                    best, best_score = copy.deepcopy(network.state_dict()), found
+                if current > best_score:
+                    best, best_score = copy.deepcopy(network.state_dict()), current
                     best_step = step + 1
             bar.update()
     if best_step == 0:
         raise UserError(
-            f"{title}: the attacker's network gave no finite score on any validation; another "
-            "--seed, or RUNTIME.PRECISION float32, may help"
+            f"{title}: the attacker's network had no finite score on any validation; try another "
+            "--seed, or RUNTIME.PRECISION float32"
         )
     network.load_state_dict(best)
     return Trained(network.eval(), best_step, best_score)
 
 
 def _factor(step: int, steps: int) -> float:
-    """Warm-up, then half a cosine, as a factor of the learning rate."""
+    """Return the factor of the learning rate: a linear warm-up, then half a cosine."""
     warmup = max(1.0, _WARMUP_SHARE * steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -263,7 +261,7 @@ def _factor(step: int, steps: int) -> float:
 
 
 def _held_out_map(embeddings: Tensor, held_out: HeldOut, *, cross_camera: bool) -> float:
-    """Return the mAP of every second image of each person in the others."""
+    """Return the mAP with every second image of each identity as query, the others as gallery."""
     order = np.argsort(held_out.pids.numpy(), kind="stable")
     sides = [torch.from_numpy(order[start::2].copy()) for start in (0, 1)]
     query, gallery = (

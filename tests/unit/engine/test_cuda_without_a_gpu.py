@@ -15,7 +15,7 @@ from data.records import Batch, Sample
 from data.samplers import IdentitySampler
 from data.store import Pixels
 from data.transforms import Augmentation, normalize_batch
-from engine.attacks.training import Workbench
+from engine.attacks.training import TrainingSetup
 from engine.build import build_step
 from engine.model import Model
 from engine.scoring.image_quality import QualityAccumulator
@@ -146,12 +146,12 @@ class _Resident:
 
     def __init__(self, count: int, *, both: bool) -> None:
         self.usable = torch.arange(count)
-        self._kept = [torch.empty(count, 3, *SIZE, dtype=torch.uint8, device=CUDA)] * (1 + both)
+        self._finished = [torch.empty(count, 3, *SIZE, dtype=torch.uint8, device=CUDA)] * (1 + both)
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Pixels]:
         for places in plan:
             taken = [
-                kept.index_select(0, places.to(CUDA, non_blocking=True)) for kept in self._kept
+                kept.index_select(0, places.to(CUDA, non_blocking=True)) for kept in self._finished
             ]
             yield taken[0], taken[1] if len(taken) > 1 else None
 
@@ -238,7 +238,7 @@ def test_an_attackers_networks(
     with fake_cuda(monkeypatch):
         moved(nets)
         autocast = Model(nets, CUDA, torch.bfloat16, space).autocast
-        bench = Workbench(CUDA, autocast, space, batch_size=4, steps=1, seed=1)
+        bench = TrainingSetup(CUDA, autocast, space, batch_size=4, steps=1, seed=1)
         images = torch.empty(6, 3, *SIZE)
         for out in (bench.pictures(nets.recovery, images), bench.embeddings(nets.reid, images)):
             assert (len(out), out.device.type, out.dtype) == (6, "cpu", torch.float32)

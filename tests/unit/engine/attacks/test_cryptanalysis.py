@@ -29,14 +29,14 @@ from engine.attacks.levels import (
     ImageSet,
     Protector,
     Stored,
-    fresh_observer,
-    holds_bytes,
-    own_subjects,
+    attacker_subjects,
+    fresh_key_observer,
     seal,
+    stores_bytes,
     through_file,
 )
 from engine.attacks.measures import FAILS, HOLDS, Result
-from engine.attacks.pairs import known_pairs, same_person
+from engine.attacks.pairs import known_pairs, same_identity
 from engine.attacks.suite import ATTACKS
 from layers.pixels import PixelSpace
 from modeling.build import CIPHERS
@@ -161,7 +161,7 @@ def test_any_broken_scheme_falls(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_numbers_beyond_the_additive_range_are_kept_as_well_as_eight_bits_can() -> None:
     payload = torch.linspace(-5, 5, 3 * 8 * 4).view(1, 3, 8, 4)
     one = Sealed("wide", payload, (b"x",), torch.device("cpu"))
-    assert not holds_bytes(one)
+    assert not stores_bytes(one)
     assert (through_file(one).payload - payload).abs().max() <= 5 / 255 + 1e-6
 
 
@@ -216,7 +216,7 @@ def test_groups_and_pairs_are_of_one_person() -> None:
     assert sorted(target.tolist()) == [2, 3, 4, 6]
     assert (pids[target] == pids[known]).all()
     assert not set(target.tolist()) & set(known.tolist())
-    first, second = same_person(pids)
+    first, second = same_identity(pids)
     assert (pids[first] == pids[second]).all()
     assert (first != second).all()
     targets, groups = groups_of(pids, 2)
@@ -255,18 +255,18 @@ def test_estimates_stay_within_what_the_pad_allows() -> None:
 
 def test_an_attacker_never_has_a_private_key() -> None:
     scene = make_scene()
-    assert not set(own_subjects(range(200))) & set(scene.private.subjects)
+    assert not set(attacker_subjects(range(200))) & set(scene.private.subjects)
     plain = scene.plain("private", "anonymized")[:4]
-    own = seal("additive", plain, own_subjects(scene.private.pids[:4].tolist()))
+    own = seal("additive", plain, attacker_subjects(scene.private.pids[:4].tolist()))
     assert not torch.allclose(own.observed, scene.stored("additive").observed[:4], atol=0.1)
 
 
 def test_every_observation_is_under_a_new_key() -> None:
     plain = make_scene().plain("public", "anonymized")[:2]
     for level in ("additive", "aead"):
-        observe = fresh_observer(level)
+        observe = fresh_key_observer(level)
         assert not torch.allclose(observe(plain), observe(plain), atol=0.1)
-    assert torch.equal(fresh_observer("anonymized")(plain), plain)
+    assert torch.equal(fresh_key_observer("anonymized")(plain), plain)
 
 
 def test_tampering_changes_something_each_time() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.records import Sample
-from engine.attacks.levels import choose_people
+from engine.attacks.levels import choose_identities
 from utils.errors import UserError
 
 
@@ -21,7 +21,7 @@ TRAIN, QUERY, GALLERY = samples(1, 12), samples(100, 9, 2), samples(100, 8) + sa
 
 
 def cast(budget: int = 20, people: int = 50, seed: int = 1):  # type: ignore[no-untyped-def]
-    return choose_people(TRAIN, QUERY, GALLERY, budget=budget, people=people, seed=seed)
+    return choose_identities(TRAIN, QUERY, GALLERY, budget=budget, people=people, seed=seed)
 
 
 def test_roles_share_nobody() -> None:
@@ -34,7 +34,7 @@ def test_roles_share_nobody() -> None:
 def test_held_out_persons_come_with_several_images() -> None:
     """An attack that sets images of one person against each other has to be tried on some."""
     train = samples(1, 60, 20)
-    found = choose_people(train, QUERY, GALLERY, budget=16, people=9, seed=1)
+    found = choose_identities(train, QUERY, GALLERY, budget=16, people=9, seed=1)
     pids = [s.pid for s in found.validation]
     assert len(pids) == 64
     assert {pids.count(pid) for pid in set(pids)} == {8}
@@ -65,4 +65,4 @@ def test_too_few_are_refused(
     train: tuple[Sample, ...], query: tuple[Sample, ...], budget: int, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        choose_people(train, query, GALLERY, budget=budget, people=50, seed=1)
+        choose_identities(train, query, GALLERY, budget=budget, people=50, seed=1)

@@ -11,8 +11,8 @@ import torch
 from engine.attacks.measures import (
     FAILS,
     HOLDS,
+    CurvePoint,
     Measure,
-    Point,
     Result,
     exactly,
     not_applicable,
@@ -88,7 +88,7 @@ def test_an_attack_that_nothing_failed_is_said_to_be_unproven() -> None:
 
 def test_json_there_and_back() -> None:
     nothing = Measure("r", "r", exactly(math.nan), exactly(math.inf))
-    curve = (Point(8, (measure(0, 1),)), Point(16, (nothing,)))
+    curve = (CurvePoint(8, (measure(0, 1),)), CurvePoint(16, (nothing,)))
     result = Result(
         "model", "aead", "Nothing.", (measure(0.7, 0.8),), seed=3, budget=16, budget_unit="images",
         num_persons=4, num_images=9, curve_of="images", curve=curve, details={"best": {"8": 2}},

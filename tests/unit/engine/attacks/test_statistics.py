@@ -12,8 +12,8 @@ from engine.attacks.measures import (
     PSNR_CAP_DB,
     Measure,
     Result,
-    deal_to_others,
     image_measures,
+    permute_identities,
 )
 
 
@@ -23,7 +23,7 @@ def verdict(measures: tuple[Measure, ...]) -> str:
 
 def test_pictures_are_dealt_to_others() -> None:
     pids = torch.tensor([5, 5, 7, 9, 9, 9])
-    dealt = deal_to_others(pids, 50, np.random.default_rng(1))
+    dealt = permute_identities(pids, 50, np.random.default_rng(1))
     assert dealt.shape == (50, 6)
     assert (pids.numpy()[dealt] != pids.numpy()).all()
     assert {pids.numpy()[place] for place in dealt[:, 0]} == {7, 9}

@@ -13,7 +13,7 @@ from engine.attacks import training
 from engine.attacks.measures import FAILS, HOLDS
 from engine.attacks.network_attacks import budgets
 from engine.attacks.suite import ATTACKS
-from engine.attacks.training import HeldOut, Workbench, train_recovery, train_reid
+from engine.attacks.training import HeldOut, TrainingSetup, train_recovery, train_reid
 from engine.scoring.image_quality import QualityAccumulator
 from layers.losses import GAN_LOSSES, weighted_regularized_triplet_loss
 from modeling.objectives import Objectives, term_weights
@@ -21,8 +21,8 @@ from modeling.reid_network import ReIDOutput
 from tests.fixtures.attack_scene import PIXELS, image_set, make_scene
 
 
-def bench(steps: int, seed: int = 1) -> Workbench:
-    return Workbench(torch.device("cpu"), contextlib.nullcontext, PIXELS, 16, steps, seed)
+def bench(steps: int, seed: int = 1) -> TrainingSetup:
+    return TrainingSetup(torch.device("cpu"), contextlib.nullcontext, PIXELS, 16, steps, seed)
 
 
 class PerPixel(nn.Module):
