@@ -169,7 +169,7 @@ def test_expectation(
     [
         (("--only", "linkages"), "did you mean linkage?"),
         (("--level", "aed"), "did you mean aead?"),
-        (("--budget", "5000"), "have 160 images to train on"),
+        (("--budget", "5000"), "have 160 images that are not held out"),
         (("--expect", "nowhere.json"), "nowhere.json does not exist"),
         (("SYNTHETIC.IDENTITIES", "4"), "expected at least 6"),
         (("INPUT.TIPE", "blur"), "did you mean INPUT.TYPE"),
@@ -275,7 +275,7 @@ def test_a_folder_of_an_earlier_version_is_one_sentence(
     (tmp_path / "linkage.json").write_text("{}")
     assert attack.main(command(checkpoint, tmp_path, "--only", "linkage")) == 2
     error = capsys.readouterr().err
-    assert "holds attacks of another version of this program" in error
+    assert "contains attacks of another version of this program" in error
     assert "choose another --output" in error and error.count("\n") == 1
 
 
@@ -372,7 +372,7 @@ def test_frontier_refuses_a_strength_before_anything_is_measured(
     output = tmp_path / "out"
     given = ["--checkpoint", str(checkpoint), "--strength", "4", "0.5", "--output", str(output)]
     assert frontier.main([*given, *SMALL]) == 2
-    assert "INPUT.RADIUS is 0.5" in capsys.readouterr().err
+    assert "the radius is 0.5 for Mosaic" in capsys.readouterr().err
     assert not list(output.glob("*/*"))
 
 

@@ -56,8 +56,8 @@ def test_budgets_are_nested_and_seeds_differ() -> None:
 @pytest.mark.parametrize(
     ("train", "query", "budget", "words"),
     [
-        (samples(1, 5), QUERY, 8, "5 public persons"),
-        (TRAIN, samples(100, 5, 2), 8, "5 private persons"),
+        (samples(1, 5), QUERY, 8, "5 public identities"),
+        (TRAIN, samples(100, 5, 2), 8, "5 private identities"),
         (TRAIN, QUERY, 41, "--budget is 41"),
     ],
 )
