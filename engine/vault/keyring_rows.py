@@ -9,6 +9,7 @@ row. Format 1 has one HMAC over all rows.
 from __future__ import annotations
 
 import hmac
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ SERVICES = ("label", "locate", "name")
 _SUM_BYTES = 32
 _SUM_MODULUS = 1 << 8 * _SUM_BYTES
 _SUM_CONTEXT = "row sum"
+_LENGTH = struct.Struct(">I").pack
 
 
 @dataclass(frozen=True)
@@ -53,26 +55,22 @@ class KeyRow:
 
     def to_bytes(self) -> bytes:
         """Return an unambiguous encoding: different rows have different encodings."""
-        return b"".join(
-            [
-                _field(self.key_id),
-                _field(self.subject_tag),
-                _optional_field(self.label_ct),
-                _field(b"%d" % self.generation),
-                _field(b"'%s'" % self.state.encode()),
-                _field(b"%d" % self.imported),
-                _optional_field(self.wrapped),
-                _field(b"%d" % self.created_day),
-            ]
-        )
-
-
-def _field(value: bytes) -> bytes:
-    return b"+" + len(value).to_bytes(4, "big") + value
-
-
-def _optional_field(value: bytes | None) -> bytes:
-    return b"-\0\0\0\0" if value is None else _field(value)
+        parts = []
+        for value in (
+            self.key_id,
+            self.subject_tag,
+            self.label_ct,
+            b"%d" % self.generation,
+            b"'%b'" % self.state.encode(),
+            b"%d" % self.imported,
+            self.wrapped,
+            b"%d" % self.created_day,
+        ):
+            if value is None:
+                parts.append(b"-\0\0\0\0")
+            else:
+                parts += (b"+", _LENGTH(len(value)), value)
+        return b"".join(parts)
 
 
 class RowSet:

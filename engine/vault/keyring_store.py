@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +199,10 @@ class KeyringStore:
             "bytes": (bytes,),
             "bytes | None": (bytes, type(None)),
         }
-        types = [allowed[str(field.type)] for field in fields(record)]
+        signatures = set(product(*(allowed[str(field.type)] for field in fields(record))))
         records = []
         for row in rows:
-            if len(row) != len(types) or not all(
-                type(value) in types_ for value, types_ in zip(row, types, strict=True)
-            ):
+            if tuple(map(type, row)) not in signatures:
                 raise KeyringCorrupt(
                     f"a row of keyring {self.path} has a wrong type; restore a backup"
                 )
