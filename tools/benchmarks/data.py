@@ -1,11 +1,10 @@
-"""The published way to make training images: one picture after the other, with Pillow.
+"""Speed of loading training batches, compared with the published pipeline.
 
-Speed of making training batches from the cache, beside the published pipeline.
-
-Both make normalised raw and desensitized images at 256 x 128 of the same drawn JPEG files: this
-project from decoded 8-bit images on whole batches, the plain one picture by picture with Pillow,
-decoding included, in as many worker processes as there are threads. Turn by turn, in processes of
-their own; the best turn of each counts. Only normalisation and noise count as FLOPs.
+Both pipelines return normalised raw and desensitized images of 256 x 128 from the same drawn JPEG
+files. This project processes whole batches of decoded 8-bit images. The plain pipeline decodes and
+processes one image after the other with Pillow, in as many worker processes as there are threads.
+They run in turns, in separate processes; the best turn of each counts. FLOPs are those of
+normalisation and noise.
 
 Examples:
     python3 tools/benchmark.py data
@@ -49,127 +48,29 @@ from tools.lib.command_line import whole_number
 from utils.device import device_name, resolve_device, set_threads
 from utils.memory import keep_freed_memory
 
-_ERASING_ATTEMPTS = 100
-
-
-class PlainImages(Dataset):
-    """Decodes, desensitizes, augments and normalises a picture each time it is asked for.
-
-    Args:
-        paths: The pictures.
-        size: Height and width, px.
-        desensitizer: ``mosaic``, ``blur`` or ``noise``.
-        radius: Its strength.
-        mean, std: Of the normalisation.
-        padding: Zeros around the image before the crop, px.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        size: tuple[int, int],
-        desensitizer: str,
-        radius: float,
-        mean: Sequence[float],
-        std: Sequence[float],
-        padding: int,
-    ) -> None:
-        self._paths, self._size, self._radius, self._padding = list(paths), size, radius, padding
-        self._desensitize = PLAIN_DESENSITIZERS[desensitizer]
-        self._mean, self._std = (torch.tensor(one).view(3, 1, 1) for one in (mean, std))
-
-    def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self._paths)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return the raw and the desensitized image, normalised (3, H, W)."""
-        height, width = self._size
-        with Image.open(self._paths[place]) as picture:
-            raw = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        pair = [raw, self._desensitize(raw, self._radius)]
-        if random.random() < 0.5:  # noqa: S311 - as published
-            pair = [ImageOps.mirror(one) for one in pair]
-        top, left = (random.randint(0, 2 * self._padding) for _ in range(2))  # noqa: S311
-        box = (left, top, left + width, top + height)
-        moved = [ImageOps.expand(one, self._padding).crop(box) for one in pair]
-        images = [(_to_tensor(one) - self._mean) / self._std for one in moved]
-        if random.random() < 0.5:  # noqa: S311
-            self._erase(images)
-        return images[0], images[1]
-
-    def _erase(self, images: list[Tensor]) -> None:
-        """Fill one rectangle with the mean, in both images."""
-        height, width = self._size
-        for _ in range(_ERASING_ATTEMPTS):
-            area = random.uniform(0.02, 0.4) * height * width  # noqa: S311
-            aspect = random.uniform(0.3, 3.3)  # noqa: S311
-            rows, columns = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-            if rows < height and columns < width:
-                top = random.randint(0, height - rows)  # noqa: S311
-                left = random.randint(0, width - columns)  # noqa: S311
-                for image in images:
-                    image[:, top : top + rows, left : left + columns] = self._mean
-                return
-
-
-def plain_batches(images: PlainImages, batch: int, num_workers: int) -> DataLoader:
-    """Return a loader of shuffled batches, made by worker processes."""
-    return DataLoader(
-        images, batch, shuffle=True, drop_last=True, num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-    )  # fmt: skip
-
-
-def _to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture).transpose(2, 0, 1).astype(np.float32) / 255)
-
-
-def _mosaic(picture: Image.Image, radius: float) -> Image.Image:
-    pixels, tile = np.array(picture), int(radius)
-    for top in range(0, pixels.shape[0], tile):
-        for left in range(0, pixels.shape[1], tile):
-            pixels[top : top + tile, left : left + tile] = pixels[top, left]
-    return Image.fromarray(pixels)
-
-
-def _blur(picture: Image.Image, radius: float) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(radius))
-
-
-def _noise(picture: Image.Image, radius: float) -> Image.Image:
-    values = np.asarray(picture) / 255
-    noisy = values + np.random.default_rng().normal(0.0, radius, values.shape)
-    return Image.fromarray((noisy.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-PLAIN_DESENSITIZERS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "mosaic": _mosaic, "blur": _blur, "noise": _noise,
-}  # fmt: skip
-
-
 RADII = {"mosaic": 24.0, "blur": 12.0, "noise": 0.5}  # published strengths
 _MEAN, _STD, _PADDING = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5), 10
 _SMALL = (64, 128)  # width and height of Market-1501's files, px
 _INSTANCES, _SHOTS = 4, 8
-_EPOCHS = {"cuda": 20}  # an epoch of the default size would take a GPU 30 ms
-# Per value and kind of image: through 255, less the mean, through the deviation; noise: times the
-# deviation, plus the value, rounded, clamped.
+_EPOCHS = {"cuda": 20}  # a GPU would take 30 ms for one epoch of the default size
+# For each value of an image: divide by 255, subtract the mean, divide by the deviation; for noise:
+# multiply by the deviation, add the value, round, clamp.
 _NORMALISE_FLOPS, _NOISE_FLOPS = 3, 4
+_ERASING_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What both pipelines make.
+    """Settings of both pipelines.
 
     Attributes:
-        folder: Where the pictures are.
+        folder: Folder of the image files.
         kind: Desensitizer.
         size: Height and width, px.
         batch: Images in a batch.
         mode: CACHE.MODE.
-        device: Where batches are made.
-        workers: Worker processes of the plain pipeline, and of a streaming cache.
+        device: Device of the batches.
+        workers: Worker processes of the plain pipeline, and of CACHE.MODE stream.
     """
 
     folder: str
@@ -182,7 +83,7 @@ class Settings:
 
     @property
     def paths(self) -> list[str]:
-        """The pictures."""
+        """The image files."""
         return sorted(str(path) for path in Path(self.folder).iterdir())
 
 
@@ -190,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
     parser.add_argument("--type", choices=sorted(RADII), help="one desensitizer only")
     parser.add_argument(
-        "--images", type=whole_number(1), default=1600, help="pictures to draw (1600)"
+        "--images", type=whole_number(1), default=1600, help="images to draw (1600)"
     )
     parser.add_argument(
         "--size", type=whole_number(1), nargs=2, default=(256, 128), help="height, width (px)"
@@ -204,18 +105,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print, and write the file that was asked for; returns its content."""
+    """Measure and print; write the numbers to --json; return them."""
     set_threads(arguments.threads)
     device, size = resolve_device(arguments.device), tuple(arguments.size)
     place = Place(str(device), arguments.threads)
     workers = arguments.threads or torch.get_num_threads()
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     print(
         f"data: {size[0]} x {size[1]}, batch {arguments.batch}, cache {arguments.cache}, on "
         f"{device_name(device)}, {workers} threads, torch {torch.__version__}"
     )
     with tempfile.TemporaryDirectory() as folder:
-        draw_pictures(Path(folder), arguments.images)
+        draw_images(Path(folder), arguments.images)
         for kind in [arguments.type] if arguments.type else ["mosaic", "blur", "noise"]:
             settings = Settings(
                 folder, kind, (size[0], size[1]), arguments.batch, arguments.cache, str(device),
@@ -231,31 +132,31 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 image_flops(kind, settings.size),
             )
             print(describe(kind, outcome, flops))
-            found[kind] = outcome.numbers(flops).as_dict()
+            numbers[kind] = outcome.numbers(flops).as_dict()
     if arguments.json is not None:
-        write_json(arguments.json, found)
-    return found
+        write_json(arguments.json, numbers)
+    return numbers
 
 
 def image_flops(kind: str, size: tuple[int, int]) -> float:
-    """Return floating-point operations that one raw and one desensitized image cost."""
+    """Return the floating-point operations of one raw and one desensitized image."""
     each = 2 * _NORMALISE_FLOPS + (_NOISE_FLOPS if kind == "noise" else 0)
     return float(each * 3 * size[0] * size[1])
 
 
-def draw_pictures(folder: Path, count: int) -> None:
-    """Write JPEG files of smooth random pictures with grain, as large as Market-1501's."""
+def draw_images(folder: Path, count: int) -> None:
+    """Write JPEG files of smooth random images with grain, of Market-1501's size."""
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3)).astype(np.uint8))
         smooth = np.asarray(coarse.resize(_SMALL, Image.Resampling.BICUBIC)).astype(np.int16)
         grain = rng.normal(0, 3, smooth.shape).round().astype(np.int16)
-        picture = np.clip(smooth + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{number:05d}.jpg", quality=90)
+        pixels = np.clip(smooth + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
 
 
 def make_cached(settings: Settings) -> Work:
-    """Build this project's loader; one turn is an epoch, on a GPU several."""
+    """Build this project's loader; one turn is one epoch, on a GPU several."""
     keep_freed_memory()
     device, paths = torch.device(settings.device), settings.paths
     desensitizer = make_desensitizer(settings.kind, RADII[settings.kind])
@@ -279,8 +180,8 @@ def make_cached(settings: Settings) -> Work:
         if plan.keep_desensitized:
             resident.keep_desensitized(desensitizer)
     samples = [
-        Sample(path, place // _SHOTS, 0, f"benchmark/train/{place // _SHOTS}")
-        for place, path in enumerate(paths)
+        Sample(path, index // _SHOTS, 0, f"benchmark/train/{index // _SHOTS}")
+        for index, path in enumerate(paths)
     ]
     pids = [sample.pid for sample in samples]
     loader = TrainLoader(
@@ -303,7 +204,7 @@ def make_cached(settings: Settings) -> Work:
 
 
 def make_plain(settings: Settings) -> Work:
-    """Build the published pipeline; one turn is an epoch."""
+    """Build the published pipeline; one turn is one epoch."""
     images = PlainImages(
         settings.paths, settings.size, settings.kind, RADII[settings.kind], _MEAN, _STD, _PADDING
     )
@@ -311,6 +212,102 @@ def make_plain(settings: Settings) -> Work:
     device = torch.device(settings.device)
 
     def work() -> int:
-        return sum(len([one.to(device) for one in pair][0]) for pair in loader)
+        return sum(len([images.to(device) for images in pair][0]) for pair in loader)
 
     return work
+
+
+class PlainImages(Dataset):
+    """Decodes, desensitizes, augments and normalises an image at each access.
+
+    Args:
+        paths: The image files.
+        size: Height and width, px.
+        desensitizer: ``mosaic``, ``blur`` or ``noise``.
+        radius: Its strength.
+        mean, std: Constants of the normalisation.
+        padding: Zeros around the image before the crop, px.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        size: tuple[int, int],
+        desensitizer: str,
+        radius: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        padding: int,
+    ) -> None:
+        self._paths, self._size, self._radius, self._padding = list(paths), size, radius, padding
+        self._desensitize = PLAIN_DESENSITIZERS[desensitizer]
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the raw and the desensitized image, normalised (3, H, W)."""
+        height, width = self._size
+        with Image.open(self._paths[index]) as image:
+            raw = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        pair = [raw, self._desensitize(raw, self._radius)]
+        if random.random() < 0.5:  # noqa: S311 - as published
+            pair = [ImageOps.mirror(image) for image in pair]
+        top, left = (random.randint(0, 2 * self._padding) for _ in range(2))  # noqa: S311
+        box = (left, top, left + width, top + height)
+        crops = [ImageOps.expand(image, self._padding).crop(box) for image in pair]
+        images = [(_to_tensor(crop) - self._mean) / self._std for crop in crops]
+        if random.random() < 0.5:  # noqa: S311
+            self._erase(images)
+        return images[0], images[1]
+
+    def _erase(self, images: list[Tensor]) -> None:
+        """Fill one rectangle with the mean, in both images."""
+        height, width = self._size
+        for _ in range(_ERASING_ATTEMPTS):
+            area = random.uniform(0.02, 0.4) * height * width  # noqa: S311
+            aspect = random.uniform(0.3, 3.3)  # noqa: S311
+            rows, columns = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if rows < height and columns < width:
+                top = random.randint(0, height - rows)  # noqa: S311
+                left = random.randint(0, width - columns)  # noqa: S311
+                for image in images:
+                    image[:, top : top + rows, left : left + columns] = self._mean
+                return
+
+
+def plain_batches(images: PlainImages, batch: int, num_workers: int) -> DataLoader:
+    """Return a loader of shuffled batches from worker processes."""
+    return DataLoader(
+        images, batch, shuffle=True, drop_last=True, num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )  # fmt: skip
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def _mosaic(image: Image.Image, radius: float) -> Image.Image:
+    pixels, tile = np.array(image), int(radius)
+    for top in range(0, pixels.shape[0], tile):
+        for left in range(0, pixels.shape[1], tile):
+            pixels[top : top + tile, left : left + tile] = pixels[top, left]
+    return Image.fromarray(pixels)
+
+
+def _blur(image: Image.Image, radius: float) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius))
+
+
+def _noise(image: Image.Image, radius: float) -> Image.Image:
+    values = np.asarray(image) / 255
+    noisy = values + np.random.default_rng().normal(0.0, radius, values.shape)
+    return Image.fromarray((noisy.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+PLAIN_DESENSITIZERS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "mosaic": _mosaic, "blur": _blur, "noise": _noise,
+}  # fmt: skip

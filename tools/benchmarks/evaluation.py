@@ -1,10 +1,9 @@
-"""Speed of the evaluation pass, beside a plain float32 pass and the bare networks.
+"""Speed of the evaluation pass, compared with a plain float32 pass and with the networks alone.
 
-The pass anonymizes, encrypts, decrypts with every key, embeds, recovers and compares drawn pictures
-with the networks of the configuration file (the published ones, random weights). The plain one does
-the same picture by picture through Pillow, then network by network in float32, contiguous, and
-fetches every result at once. The bare networks are what this project runs, on one batch, and
-nothing else: no pass can be faster.
+The pass anonymizes, encrypts, decrypts with every key, embeds, recovers and compares drawn images
+with the networks of the configuration file (random weights). The plain pass decodes one image after
+the other, runs one network after the other in float32 with contiguous tensors, and copies every
+result to the host at once. The networks alone, on one batch, are an upper limit of the speed.
 
 Examples:
     python3 tools/benchmark.py eval --batch 32
@@ -32,7 +31,7 @@ from layers.pixels import PixelSpace
 from modeling.build import CIPHERS, build_cipher
 from modeling.encryption.cipher import KeyState, read_sealed
 from modeling.privacy_networks import PrivacyNetworks
-from tools.benchmarks.data import draw_pictures
+from tools.benchmarks.data import draw_images
 from tools.benchmarks.measuring import (
     Maker,
     Place,
@@ -61,7 +60,7 @@ from utils.errors import UserError
 from utils.memory import keep_freed_memory
 
 _IMAGES = {"cpu": 64, "cuda": 2048}
-_SHOTS = 4  # pictures of a person, the first of which is the query
+_SHOTS = 4  # images of each identity, of which the first is the query
 _READINGS: tuple[KeyState, ...] = ("right", "wrong", "ciphertext")
 
 Given = tuple[str, tuple[str, ...], str]
@@ -77,12 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=whole_number(_SHOTS),
         default=0,
-        help="pictures of a turn (64 on a CPU, 2048 on a GPU)",
+        help="images in a turn (64 on a CPU, 2048 on a GPU)",
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print, and write the file that was asked for; returns its content."""
+    """Measure and print; write the numbers to --json; return them."""
     set_threads(arguments.threads)
     device = resolve_device(arguments.device)
     opts = tuple(arguments.opts)
@@ -91,13 +90,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     given: Given = (arguments.config_file, opts, str(device))
     cfg = network_config(*given)
     if cfg.MODEL.MODE != "GCR":
-        raise UserError("MODEL.MODE is C; expected GCR: the pass of all networks is measured")
+        raise UserError("MODEL.MODE is C; expected GCR, since the pass of all networks is measured")
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
     flops = evaluation_flops(cfg, _embedded(cfg))
     place = Place(str(device), arguments.threads)
     num_images = arguments.images or _IMAGES.get(device.type, _IMAGES["cpu"])
     with tempfile.TemporaryDirectory() as folder:
-        draw_pictures(Path(folder), num_images)
+        draw_images(Path(folder), num_images)
         contenders: dict[str, Maker] = {
             "plain": (make_plain_pass, (given, folder)),
             "ours": (make_pass, (given, folder)),
@@ -122,7 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_pass(given: Given, folder: str) -> Work:
-    """Build this project's evaluation; one turn is its pass over all pictures."""
+    """Build this project's evaluation; one turn is its pass over all images."""
     keep_freed_memory()
     cfg = network_config(*given)
     model = build_model(cfg, NUM_CLASSES)
@@ -138,7 +137,7 @@ def make_pass(given: Given, folder: str) -> Work:
 
 
 def make_bare(given: Given, num_images: int) -> Work:
-    """Build the networks of the pass alone, on batches that are at hand."""
+    """Build the networks of the pass alone, on one batch in memory."""
     keep_freed_memory()
     cfg = network_config(*given)
     model = build_model(cfg, NUM_CLASSES)
@@ -162,7 +161,7 @@ def make_bare(given: Given, num_images: int) -> Work:
 
 
 def make_plain_pass(given: Given, folder: str) -> Work:
-    """Build the same evaluation in float32, written down plainly."""
+    """Build the same evaluation as a plain loop in float32."""
     config_file, opts, device = given
     cfg = network_config(config_file, (*opts, *PLAIN), device)
     model = build_model(cfg, NUM_CLASSES)
@@ -179,24 +178,24 @@ def make_plain_pass(given: Given, folder: str) -> Work:
             part = samples[start : start + batch]
             pixels = torch.stack(
                 [
-                    torch.from_numpy(decode(one.path, tuple(cfg.INPUT.IMG_SIZE)).copy())
-                    for one in part
+                    torch.from_numpy(decode(sample.path, tuple(cfg.INPUT.IMG_SIZE)).copy())
+                    for sample in part
                 ]
             )
             raw, blurred = (
-                model.pixels.normalize(one.to(model.device))
-                for one in (pixels, desensitizer(pixels))
+                model.pixels.normalize(images.to(model.device))
+                for images in (pixels, desensitizer(pixels))
             )
             kinds = {"desensitized": blurred, "anonymized": nets.anonymizer(raw)}
-            sealed = cipher.seal(kinds["anonymized"], [one.subject for one in part])
-            seen = {state: read_sealed(cipher, sealed, state).images for state in _READINGS}
-            kinds |= {"encrypted": seen["ciphertext"], "decrypted": seen["right"]}
-            kinds["recovered"] = nets.recovery(seen["right"])
-            for images in (raw, kinds["anonymized"], *seen.values()):
+            sealed = cipher.seal(kinds["anonymized"], [sample.subject for sample in part])
+            opened = {state: read_sealed(cipher, sealed, state).images for state in _READINGS}
+            kinds |= {"encrypted": opened["ciphertext"], "decrypted": opened["right"]}
+            kinds["recovered"] = nets.recovery(opened["right"])
+            for images in (raw, kinds["anonymized"], *opened.values()):
                 nets.reid(images).embedding.cpu()
             _compare(model.pixels, raw, kinds, quality)
-        for one in quality.values():
-            one.result()
+        for accumulator in quality.values():
+            accumulator.result()
         return len(samples)
 
     return work
@@ -205,8 +204,8 @@ def make_plain_pass(given: Given, folder: str) -> Work:
 def _embedded(cfg: CfgNode) -> int:
     """Return how often each image is embedded.
 
-    Raw, and anonymized ones read without encryption and with each key. A secure scheme refuses
-    wrong keys, and then what they show is what anybody sees.
+    Once raw, once anonymized, and once for each key state. A secure scheme rejects wrong keys, so
+    that a wrong key gives the same image as no key.
     """
     return 4 if CIPHERS[cfg.ISED.SCHEME].secure else 5
 
@@ -223,13 +222,13 @@ def _compare(
 
 
 def _sides(folder: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Return the drawn pictures as query and gallery of people seen by two cameras."""
+    """Return the drawn images as query and gallery of identities under two cameras."""
     paths: Sequence[Path] = sorted(Path(folder).iterdir())
     samples = [
         Sample(
-            str(path), place // _SHOTS, int(place % _SHOTS > 0), f"benchmark/test/{place // _SHOTS}"
+            str(path), index // _SHOTS, int(index % _SHOTS > 0), f"benchmark/test/{index // _SHOTS}"
         )
-        for place, path in enumerate(paths)
+        for index, path in enumerate(paths)
     ]
     query = tuple(sample for sample in samples if not sample.camid)
     return query, tuple(sample for sample in samples if sample.camid)

@@ -1,63 +1,49 @@
-"""Speed of sealing and opening, as ratios to a plain Pillow PNG save in the same run.
+"""Speed of sealing and opening images, relative to saving a PNG with Pillow in the same run.
+
+With a trained checkpoint and images, it also measures `protect` relative to the anonymizer alone,
+and the effect of rounding anonymized images to bytes on the recovered images.
 
 Examples:
-    python3 tools/benchmarks/ised.py
-    python3 tools/benchmarks/ised.py --checkpoint log/run --photos datasets/market1501/query
-
-With a trained checkpoint and photographs it also measures `protect` against the anonymizer alone,
-and what rounding the anonymized image to bytes of kind 0 or 1 costs the recovered one.
+    python3 tools/benchmark.py ised
+    python3 tools/benchmark.py ised --checkpoint log/run --photos datasets/market1501/query
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    import utils.program  # noqa: F401 - acts before other imports
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-if __name__ != "__mp_main__":  # workers run this file again and need none of it: no torch
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-    from PIL import Image
+from engine.api import Anonymizer
+from engine.vault.keyring import Keyring
+from engine.vault.master import KeyFile
+from engine.vault.protect import ProtectOptions, protect_folder
+from engine.vault.sealed_folder import publish
+from engine.vault.sources import decode_source, list_sources
+from engine.vault.subjects import subject_rule
+from modeling.encryption import png_format
+from modeling.encryption.aead import AeadCipher, MemoryKeys
+from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
+from modeling.encryption.keys import SubjectKey
+from modeling.encryption.sealed_image import (
+    Metadata,
+    open_image,
+    seal_image,
+)
+from tools.lib.command_line import number, whole_number
+from utils.errors import UserError
 
-    from engine.api import Anonymizer
-    from engine.vault.keyring import Keyring
-    from engine.vault.master import KeyFile
-    from engine.vault.protect import ProtectOptions, protect_folder
-    from engine.vault.sealed_folder import publish
-    from engine.vault.sources import decode_source, list_sources
-    from engine.vault.subjects import subject_rule
-    from modeling.encryption import png_format
-    from modeling.encryption.aead import AeadCipher, MemoryKeys
-    from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
-    from modeling.encryption.keys import SubjectKey
-    from modeling.encryption.sealed_image import (
-        Metadata,
-        open_image,
-        seal_image,
-    )
-    from tools.lib.command_line import Parser, exit_code_of, number, whole_number
-    from utils.errors import UserError
-
-    _METADATA = Metadata("0002/0002_c1_00.jpg", bytes(range(32)), 283, 96)
-    _BATCH = 32  # of protect; its first one, in which workers start, is left out of the speed
-    _LEAST = _BATCH + 1  # photographs
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run from the command line; return the exit code."""
-    parser = Parser(description=__doc__)
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return exit_code_of(lambda: run(arguments))
+_METADATA = Metadata("0002/0002_c1_00.jpg", bytes(range(32)), 283, 96)
+_BATCH = 32  # images of a batch of protect; the first batch, in which workers start, is not counted
+_LEAST = _BATCH + 1  # images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=number(0.01, 3600), default=1.0, help="time for each step (1.0)"
     )
     parser.add_argument("--checkpoint", type=Path, help="trained joint model (mode GCR)")
-    parser.add_argument("--photos", type=Path, help="folder of photographs for --checkpoint")
+    parser.add_argument("--photos", type=Path, help="folder of images for --checkpoint")
     parser.add_argument(
-        "--limit", type=whole_number(_LEAST), default=256, help="photographs at most (256)"
+        "--limit", type=whole_number(_LEAST), default=256, help="images at most (256)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument(
@@ -92,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def picture_like() -> NDArray[np.uint8]:
-    """Return a drawn 256 x 128 picture that deflates about as a photograph does."""
+def photo_like() -> NDArray[np.uint8]:
+    """Return a drawn 256 x 128 image that compresses about as well as a photograph."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3)).astype(np.uint8))
     smooth = np.asarray(coarse.resize((128, 256), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -102,8 +88,8 @@ def picture_like() -> NDArray[np.uint8]:
 
 
 def _print_speeds(seconds: float) -> None:
-    """Print pictures per second on one core, and each as a ratio to Pillow."""
-    pixels, keys = picture_like(), MemoryKeys()
+    """Print images per second on one core, also relative to Pillow."""
+    pixels, keys = photo_like(), MemoryKeys()
     image = Image.fromarray(pixels)
     key = keys.sealing_key("benchmark/1")
     sealed = seal_image(key, pixels, _METADATA)
@@ -128,11 +114,11 @@ def _print_speeds(seconds: float) -> None:
         rates = {name: _rate(step, seconds) for name, step in steps.items()}
     rates |= _batch_rates(seconds)
     plain = rates["Pillow PNG save, in memory"]
-    print("256 x 128 pictures, one core, best of 5:")
+    print("256 x 128 images, one core, best of 5:")
     for name, rate in rates.items():
         print(f"  {name:34} {rate:9.0f} /s  {rate / plain:6.1f} x Pillow")
     extra = len(content) - pixels.size
-    print(f"  file: {len(content)} bytes, {extra} more than its raw pixels")
+    print(f"  file: {len(content)} bytes, {extra} more than its pixels")
 
 
 def _batch_rates(seconds: float) -> dict[str, float]:
@@ -149,13 +135,13 @@ def _batch_rates(seconds: float) -> dict[str, float]:
 
 
 def _write(folder: Path, number: int, key: SubjectKey, pixels: NDArray[np.uint8]) -> None:
-    """Seal one picture to disk."""
+    """Seal one image to disk."""
     content = png_format.encode(seal_image(key, pixels, _METADATA))
     publish(folder / f"{number}.png", content, overwrite=False)
 
 
 def _rate(step: Callable[[], object], seconds: float) -> float:
-    """Return calls per second, the best of five parts of the given time."""
+    """Return calls per second: the best of five parts of the given time."""
     step()
     best = 0.0
     for _ in range(5):
@@ -168,44 +154,46 @@ def _rate(step: Callable[[], object], seconds: float) -> float:
 
 
 def _print_statistics(count: int = 200) -> None:
-    """Print byte statistics of ciphertexts; they find wiring faults and show no security."""
-    pixels, keys = picture_like(), MemoryKeys()
+    """Print byte statistics of ciphertexts; they find coding errors but do not prove security."""
+    pixels, keys = photo_like(), MemoryKeys()
     changed = pixels.copy()
     changed[0, 0, 0] ^= 1
     key = keys.sealing_key("benchmark/1")
-    one, other = (
-        np.stack([_ciphertext(key, picture) for _ in range(count)]) for picture in (pixels, changed)
+    first, second = (
+        np.stack([_ciphertext(key, image) for _ in range(count)]) for image in (pixels, changed)
     )
-    expected = one[0].size / 256
+    expected = first[0].size / 256
     chi_square = [((np.bincount(c.ravel(), minlength=256) - expected) ** 2 / expected).sum()
-                  for c in one]  # fmt: skip
-    rows = one.astype(np.float64)
+                  for c in first]  # fmt: skip
+    rows = first.astype(np.float64)
     adjacent = [abs(np.corrcoef(c[:, 1:].ravel(), c[:, :-1].ravel())[0, 1]) for c in rows]
-    differ = one != other
-    intensity = np.abs(one.astype(int) - other) / 255
-    print(f"{count} ciphertexts (wiring check, no evidence of security):")
+    differ = first != second
+    intensity = np.abs(first.astype(int) - second) / 255
+    print(f"{count} ciphertexts (a check for coding errors, not evidence of security):")
     print(f"  chi-square {np.mean(chi_square):.1f} (255 expected), largest correlation of")
     print(f"  neighbours {max(adjacent):.4f}, NPCR {100 * differ.mean():.2f} % (99.61 expected), "
           f"UACI {100 * intensity.mean():.2f} % (33.46 expected)")  # fmt: skip
 
 
 def _ciphertext(key: SubjectKey, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the ciphertext of a picture in the picture's shape."""
+    """Return the ciphertext of an image in the image's shape."""
     sealed = seal_image(key, pixels, _METADATA)
     return np.frombuffer(sealed.pixels, np.uint8).reshape(pixels.shape)
 
 
 def _photos(model: Anonymizer, folder: Path, limit: int) -> torch.Tensor:
-    """Return photographs at the networks' size, uint8 (B, H, W, 3)."""
+    """Return images at the networks' size, uint8 (B, H, W, 3)."""
     paths = list_sources(folder).images[:limit]
     if len(paths) < _LEAST:
-        raise UserError(f"--photos {folder} holds {len(paths)} pictures; expected {_LEAST} or more")
+        raise UserError(
+            f"--photos {folder} contains {len(paths)} images; expected {_LEAST} or more"
+        )
     sources = [decode_source((folder / path).read_bytes(), model.size) for path in paths]
     return torch.from_numpy(np.stack([source.pixels for source in sources]))
 
 
 def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
-    """Print pictures per second of protect, and of the anonymizer alone on the same pictures."""
+    """Print images per second of protect, and of the anonymizer alone on the same images."""
     photos = _photos(model, arguments.photos, arguments.limit)
     batches = photos.split(_BATCH)
 
@@ -231,7 +219,7 @@ def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
                 report=lambda _: done.append(time.perf_counter()),
             )  # fmt: skip
     alone = len(photos) / min(before, _once(anonymize))
-    print(f"protect of {len(done)} photographs, {arguments.workers} workers, {model.device}:")
+    print(f"protect of {len(done)} images, {arguments.workers} workers, {model.device}:")
     steady = (len(done) - _BATCH) / (done[-1] - done[_BATCH - 1])
     share = 100 * steady / alone
     print(f"  anonymizer alone {alone:.1f} /s, protect {steady:.1f} /s ({share:.0f} %)")
@@ -239,7 +227,7 @@ def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
 
 
 def _once(step: Callable[[], object]) -> float:
-    """Return the seconds that a step takes when everything is warm."""
+    """Return the seconds of a second call, after the first has loaded everything."""
     step()
     start = time.perf_counter()
     step()
@@ -247,7 +235,7 @@ def _once(step: Callable[[], object]) -> float:
 
 
 def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
-    """Print PSNR(raw, R(P)) with P unchanged and rounded to bytes."""
+    """Print PSNR(raw, R(P)) for P unchanged and rounded to bytes."""
     squared = {"unchanged": 0.0, "bytes": 0.0}
     for batch in photos.split(_BATCH):
         raw = batch.permute(0, 3, 1, 2).double() / 255
@@ -257,11 +245,7 @@ def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
             given = anonymized if rounding == "unchanged" else rounded
             recovered = model.pixels.denormalize(model.recover_tensor(given)).cpu().double()
             squared[rounding] += float((recovered - raw).square().sum())
-    print(f"recovery of {len(photos)} photographs from the anonymized image, PSNR to raw:")
+    print(f"recovery of {len(photos)} images from the anonymized image, PSNR to raw:")
     for rounding, total in squared.items():
         psnr_db = -10 * np.log10(total / photos.numel())
         print(f"  {rounding:24} {psnr_db:.3f} dB")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The published networks for benchmarks: built, fed with random images, and their FLOPs counted."""
+"""Networks of benchmarks: their configuration, random images, and their FLOPs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NUM_CLASSES = 751  # training identities of Market-1501
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the benchmarks of networks share."""
+    """Add the arguments of all benchmarks of networks."""
     parser.add_argument(
-        "--config_file", default="configs/AGW_baseline.yml", help="networks (AGW_baseline.yml)"
+        "--config_file", default="configs/AGW_baseline.yml", help="configuration (AGW_baseline.yml)"
     )
     add_measuring_arguments(parser)
     parser.add_argument(
@@ -36,7 +36,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def network_config(config_file: str, opts: Sequence[str], device: str) -> CfgNode:
-    """Return a configuration whose networks start from random weights."""
+    """Return a configuration with random start weights."""
     fixed = ("MODEL.PRETRAIN_CHOICE", "none", "MODEL.DEVICE", device)
     return load(config_file, [*opts, *fixed])
 
@@ -52,30 +52,30 @@ def random_batch(cfg: CfgNode, count: int, device: torch.device) -> Batch:
 
 
 def step_flops(cfg: CfgNode, count: int = 8) -> float:
-    """Return floating-point operations of one training image: convolutions and products.
+    """Return the floating-point operations of one training image: convolutions and products.
 
-    Counted by torch on tensors without values, a multiplication and an addition as two. What
-    SOLVER.GRAD_CHECKPOINT computes a second time is not counted a second time.
+    Torch counts them on tensors without values; a multiplication and an addition are two. The
+    recomputation of SOLVER.GRAD_CHECKPOINT is not counted.
     """
     cfg = changed(cfg, {"SOLVER.GRAD_CHECKPOINT": False})
     with torch.device("meta"):
         nets = build_networks(cfg, NUM_CLASSES).train()
         batch, step = _empty_batch(cfg, count), _meta_step(cfg, nets)
-    # Outside: Adam reads its step counts, which need a value.
+    # Not on the meta device, since Adam reads its step counts.
     with FlopCounterMode(display=False) as counter:
         step(batch)
     return counter.get_total_flops() / count
 
 
 def evaluation_flops(cfg: CfgNode, num_embedded: int, count: int = 2) -> float:
-    """Return the operations of one image in an evaluation pass of the joint model.
+    """Return the floating-point operations of one image in an evaluation pass.
 
     Args:
         cfg: The configuration.
-        num_embedded: Kinds of images that the re-ID network is given.
-        count: Images to count with.
+        num_embedded: How often each image is embedded.
+        count: Images in the counted batch.
     """
-    with torch.device("meta"), torch.no_grad():  # torch 2.4 counts nothing in inference mode
+    with torch.device("meta"), torch.inference_mode():
         nets = build_networks(cfg, NUM_CLASSES).eval()
         raw = torch.empty(count, 3, *cfg.INPUT.IMG_SIZE)
         with FlopCounterMode(display=False) as counter:

@@ -1,8 +1,8 @@
-"""Retrieval scores of random features, beside the bare matrix product of the same size.
+"""Speed of retrieval scores on random features, compared with the matrix product alone.
 
-The features lie in memory, float32. Time is the best of ``--repeats`` runs, each right beside its
-bare product: the same chunks of the same matrices, and nothing else. Peak memory is the growth of
-the process after its imports, features included, before re-ranking is measured.
+The features are in memory, float32. Time is the best of ``--repeats`` runs. Each is measured next
+to its matrix product: the same chunks of the same matrices. Peak memory is the growth of the
+process after its imports, including the features, before re-ranking.
 
 Examples:
     python3 tools/benchmark.py retrieval --size market
@@ -33,14 +33,14 @@ _CUDA_CHUNK_BYTES = 1024 * _MIB
 
 @dataclass(frozen=True)
 class Size:
-    """A data set's size.
+    """Size of a data set.
 
     Attributes:
         queries: Query images.
         gallery: Gallery images, junk and distractors included.
-        identities: People in query and gallery.
+        identities: Identities in query and gallery.
         cameras: Cameras.
-        distractors: Gallery images of nobody (pid 0).
+        distractors: Gallery images of other identities (pid 0).
         junk: Gallery images that are not scored (pid -1).
         dim: Feature size.
     """
@@ -63,16 +63,18 @@ SIZES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
-    parser.add_argument("--size", choices=sorted(SIZES), default="market", help="data set's size")
+    parser.add_argument(
+        "--size", choices=sorted(SIZES), default="market", help="size of a data set"
+    )
     add_measuring_arguments(parser, device="cpu")
     parser.add_argument("--no-rerank", action="store_true", help="leave out re-ranking")
     parser.add_argument(
-        "--seed", type=whole_number(0, MAX_SEED), default=1, help="of the random features"
+        "--seed", type=whole_number(0, MAX_SEED), default=1, help="seed of the random features"
     )
 
 
 def random_features(size: Size, seed: int, device: torch.device) -> tuple[Features, Features]:
-    """Return query and gallery of a size, every query person in the gallery."""
+    """Return query and gallery features; every query identity is in the gallery."""
     generator = torch.Generator().manual_seed(seed)
 
     def people(count: int) -> torch.Tensor:
@@ -80,7 +82,7 @@ def random_features(size: Size, seed: int, device: torch.device) -> tuple[Featur
 
     def draw(pids: torch.Tensor) -> Features:
         cameras = torch.randint(size.cameras, (len(pids),), generator=generator)
-        # Drawn in place on the CPU, so that the peak is that of one copy.
+        # Drawn in place on the CPU, so that the peak memory contains only one copy.
         embeddings = torch.empty(len(pids), size.dim).normal_(generator=generator)
         return Features(embeddings.to(device), pids, cameras)
 
@@ -91,13 +93,13 @@ def random_features(size: Size, seed: int, device: torch.device) -> tuple[Featur
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print, and write the file that was asked for; returns its content."""
+    """Measure and print; write the numbers to --json; return them."""
     set_threads(arguments.threads)
     device = resolve_device(arguments.device)
     size = SIZES[arguments.size]
     memory = PeakMemory(device)
     query, gallery = random_features(size, arguments.seed, device)
-    features_mib = sum(one.embeddings.nbytes for one in (query, gallery)) / _MIB
+    features_mib = sum(features.embeddings.nbytes for features in (query, gallery)) / _MIB
     metrics, matmul = [], []
     for _ in range(arguments.repeats):
         matmul.append(seconds(lambda: bare_product(query, gallery), device))
@@ -125,7 +127,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bare_product(query: Features, gallery: Features) -> None:
-    """Multiply the same matrices in chunks of the same size, and do nothing with the result."""
+    """Multiply the same matrices in chunks of the same size, and discard the result."""
     matrix = gallery.embeddings
     chunk = _CUDA_CHUNK_BYTES if matrix.is_cuda else _CHUNK_BYTES
     rows = min(max(1, chunk // (4 * len(matrix))), len(query))

@@ -1,10 +1,10 @@
-"""Speed of a training step, beside a plain float32 loop on the same networks.
+"""Speed of a training step, compared with a plain float32 loop on the same networks.
 
-Both train the networks of the configuration file (the published ones) on one batch of random
-images, each in a process of its own, turn by turn; the best turn of each counts.
+Both train the networks of the configuration file on one batch of random images. They run in turns,
+in separate processes; the best turn of each counts.
 
-The plain loop computes what its text says: float32, contiguous tensors, torch's Adam as it comes,
-losses read by the host at every step, and the allocator as it is.
+The plain loop uses float32, contiguous tensors, torch's Adam with its defaults and the system's
+allocator, and copies the losses to the host at every step.
 
 Examples:
     python3 tools/benchmark.py step --batch 16
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=whole_number(1),
         default=0,
-        help="steps of a turn (1 on a CPU, 20 on a GPU)",
+        help="steps in a turn (1 on a CPU, 20 on a GPU)",
     )
     parser.add_argument(
         "--profile", type=Path, metavar="DIR",
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print, and write the file that was asked for; returns its content."""
+    """Measure and print; write the numbers to --json; return them."""
     set_threads(arguments.threads)
     device = resolve_device(arguments.device)
     given = (arguments.config_file, tuple(arguments.opts), str(device))
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         profile_step(given, batch, arguments.profile)
         return {}
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
-    # A GPU works behind the host: one step alone would show the way there, not the pace.
+    # A GPU computes asynchronously: a single step would measure its latency.
     steps = arguments.steps or _STEPS.get(device.type, 1)
     place, work = Place(str(device), arguments.threads), (batch, steps)
     flops = step_flops(cfg)
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:
-    """Build this project's step as ``engine.build`` does."""
+    """Build this project's training step, as ``engine.build`` does."""
     keep_freed_memory()
     cfg = network_config(*given)
     model = build_model(cfg, NUM_CLASSES)
@@ -134,21 +134,21 @@ def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -
 
 
 def make_plain_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:
-    """Build the same networks in float32 with a loop written down plainly."""
+    """Build the same networks in float32 with a plain loop."""
     config_file, opts, device = given
     cfg = network_config(config_file, (*opts, *PLAIN), device)
     model = build_model(cfg, NUM_CLASSES)
     nets, objectives = model.nets.train(), build_objectives(
         cfg, NUM_CLASSES, model.nets.reid.feature_size
     )  # fmt: skip
-    judges = list(getattr(nets, "discriminators", ()))
-    learners = [network for network in nets.children() if network not in judges]
+    discriminators = list(nets.discriminators)
+    others = [network for network in nets.children() if network not in discriminators]
     decay = cfg.SOLVER.WEIGHT_DECAY
-    judging: list[Optimizer] = [Adam(one.parameters(), weight_decay=decay) for one in judges]
-    learning: list[Optimizer] = [Adam(one.parameters(), weight_decay=decay) for one in learners]
+    first: list[Optimizer] = [Adam(n.parameters(), weight_decay=decay) for n in discriminators]
+    second: list[Optimizer] = [Adam(n.parameters(), weight_decay=decay) for n in others]
     if objectives.centers is not None:
         centers = objectives.centers.to(model.device)
-        learning.append(SGD(centers.parameters(), lr=cfg.SOLVER.CENTER_LR))
+        second.append(SGD(centers.parameters(), lr=cfg.SOLVER.CENTER_LR))
     batch = random_batch(cfg, count, model.device)
 
     def step() -> dict[str, float]:
@@ -156,11 +156,11 @@ def make_plain_step(given: tuple[str, tuple[str, ...], str], count: int, steps: 
         out = nets(batch.raw, batch.desensitized)
         if isinstance(nets, PrivacyNetworks):
             judged = discriminator_losses(nets, batch.raw, batch.desensitized, out, objectives)
-            _minimise(weighted(judged), judging)
-            with frozen(*judges):
+            _minimise(weighted(judged), first)
+            with frozen(*discriminators):
                 losses = generator_losses(nets, batch.raw, batch.desensitized, out, objectives)
         losses |= reid_losses(out, batch.label, objectives)
-        _minimise(weighted(losses, objectives.weights), learning)
+        _minimise(weighted(losses, objectives.weights), second)
         return {name: loss.item() for name, loss in (judged | losses).items()}
 
     def work() -> int:
@@ -189,13 +189,13 @@ def profile_step(given: tuple[str, tuple[str, ...], str], count: int, folder: Pa
     on_gpu = torch.device(given[2]).type == "cuda"
     if on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as found:
+    with torch.profiler.profile(activities=activities) as profile:
         work()
         if on_gpu:
             torch.cuda.synchronize()
-    found.export_chrome_trace(str(folder / "trace.json"))
+    profile.export_chrome_trace(str(folder / "trace.json"))
     order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    table = found.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
+    table = profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
     (folder / "kernels.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
-    print(f"The trace is {folder / 'trace.json'}, the table kernels.txt beside it")
+    print(f"The trace is {folder / 'trace.json'}, the table kernels.txt in the same folder")

@@ -28,7 +28,6 @@ from tools import (
     protect,
     reproduce,
 )  # fmt: skip
-from tools.benchmarks import ised
 from tools.lib.command_line import Parser, exit_code_of, number, shown, whole_number
 from utils.errors import UserError
 
@@ -74,7 +73,6 @@ NUMBERS: dict[str, tuple[Main, list[str], str, tuple[str, ...]]] = {
     "benchmark seconds": (benchmark.main, ["ised"], "--seconds", ("0", "-1", "inf")),
     "benchmark limit": (benchmark.main, ["ised"], "--limit", ("32",)),
     "benchmark workers": (benchmark.main, ["ised"], "--workers", ("-1",)),
-    "ised alone": (ised.main, [], "--limit", ("0",)),
 }
 
 
@@ -314,7 +312,7 @@ def test_a_missing_package_is_one_line(command: str) -> None:
 
 
 def test_every_command_is_covered() -> None:
-    assert {"data/train_split.py", "tools/main.py", "tools/benchmarks/ised.py"} < set(COMMANDS)
+    assert {"data/train_split.py", "tools/main.py", "tools/benchmark.py"} < set(COMMANDS)
     assert len(COMMANDS) == 15
 
 
