@@ -4,7 +4,6 @@
 - `keyring_admin`: `list_keys`, `rotate`, `revoke`, `destroy`, `rekey`, `backup`, `export_subject`.
 - `keyring_rows`, `keyring_store`: authentication of rows, and the SQLite file.
 - `master`: `KeyFile`, `Passphrase`: the master key of a keyring.
-- `key_snapshot`: `KeySnapshot`: the keys that worker processes receive.
 - `subjects`: `subject_rule`: which subject an image belongs to.
 - `sources`: `list_sources`, `decode_source`: images to protect.
 - `protect`: `protect_folder`: anonymize and seal; `sealing_work`: `seal_batch`: in workers.

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from engine.vault.key_snapshot import KeySnapshot, check_usable, fits, missing_key
 from engine.vault.keyring_rows import FORMAT, SERVICES, HeadRow, KeyRow, RowSet
 from engine.vault.keyring_store import BUSY_TIMEOUT_MS, KeyringStore
 from engine.vault.master import KeyFile, Master, new_root, row_aad, service_aad, unlock_root, unwrap
@@ -27,15 +26,22 @@ from engine.vault.subjects import any_label, checked_label, normalized, spelling
 from modeling.encryption.ised_errors import (
     AuthenticationError,
     DestroyedKey,
-    IsedError,
     KeyringCorrupt,
     KeyringError,
     KeyringExists,
+    MissingKey,
     RevokedKey,
+    WrongKey,
 )
 from modeling.encryption.keys import SubjectKey
-from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
-from modeling.encryption.sealed_image import LOCATOR_BYTES, key_id_of
+from modeling.encryption.primitives import (
+    derive_key,
+    existing_message_key,
+    hmac_sha256,
+    random_key,
+    seal,
+)
+from modeling.encryption.sealed_image import CONTEXT, LOCATOR_BYTES, key_id_of, public_fields
 from utils.files import remove_leftovers
 
 _DAY_S = 86_400
@@ -163,36 +169,14 @@ class Keyring:
         row = self._rows.by_id.get(key_id_of(header, self._services["locate"]))
         if row is None:
             imports = self._imports_with_key()
-            row = next((row for row in imports if fits(self.unwrap(row), header)), None)
+            row = next((row for row in imports if _fits(self.unwrap(row), header)), None)
         if row is None:
-            raise missing_key()
-        check_usable(row.state)
+            raise MissingKey(
+                "no key for this file: it was sealed under another keyring, its key row is lost, "
+                "or its salt or locator is damaged"
+            )
+        _check_usable(row.state)
         return self.unwrap(row)
-
-    def snapshot(self, subjects: Iterable[str] = ()) -> KeySnapshot:
-        """Return the keys at this moment, to send to worker processes through their pipes.
-
-        Args:
-            subjects: Subjects whose active keys to include; missing ones are created.
-        """
-        wanted = sorted(set(subjects))
-        self.ensure(wanted)
-        sealing: dict[str, SubjectKey | IsedError] = {}
-        for subject in wanted:
-            try:
-                sealing[subject] = self.sealing_key(subject)
-            except (RevokedKey, DestroyedKey) as error:
-                sealing[subject] = error
-        usable = ("active", "retired")
-        return KeySnapshot(
-            locator_key=self._services["locate"],
-            held={
-                row.key_id: (row.state, self.unwrap(row) if row.state in usable else None)
-                for row in self.rows
-            },
-            imported=tuple((row.state, self.unwrap(row)) for row in self._imports_with_key()),
-            sealing=sealing,
-        )
 
     def file_name(self, dataset: str, path: str) -> str:
         """Return the output name of a source: a keyed hash, which reveals nothing to outsiders."""
@@ -441,3 +425,34 @@ class Keyring:
 
 def _exists(path: Path) -> KeyringExists:
     return KeyringExists(f"{path} exists already; it is never overwritten")
+
+
+def _fits(key: bytes, header: bytes) -> bool:
+    """Return whether a file was sealed under a key, according to its commitment.
+
+    An export does not contain the locator key, which would group all files by person. The files of
+    imported keys are therefore found by trying their commitment.
+    """
+    salt, _, commit = public_fields(header)
+    try:
+        existing_message_key(key, CONTEXT, salt, commit)
+    except WrongKey:
+        return False
+    return True
+
+
+def _check_usable(state: str) -> None:
+    """Raise if a key in this state must not open files.
+
+    Raises:
+        RevokedKey, DestroyedKey: The key is revoked or destroyed.
+    """
+    if state == "destroyed":
+        raise DestroyedKey(
+            "the key of this file was destroyed, its content is gone for good; delete the file, "
+            "then run `protect.py verify --accept` on the folder"
+        )
+    if state == "revoked":
+        raise RevokedKey(
+            "the key of this file was revoked; `keyring revoke --undo` allows it again"
+        )
