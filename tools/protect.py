@@ -23,10 +23,8 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -59,6 +57,8 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         ENVIRONMENT,
         add_master_arguments,
         error_line,
+        handling,
+        interrupt,
         open_keyring,
     )
     from utils.files import WriteError
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     run: Command = arguments.run
 
     def work() -> int:
-        with _handling({signal.SIGTERM: _interrupt}), joined() as world:
+        with handling({signal.SIGTERM: interrupt}), joined() as world:
             if world.size > 1 and run is not _protect:
                 raise UsageError(
                     "torchrun started several processes, but only `protect` can share its work; "
@@ -87,24 +87,6 @@ def main(argv: list[str] | None = None) -> int:
 
     interrupted = _CONTINUES if run in (_protect, _open, _recover) else "interrupted"
     return exit_code_of(work, interrupted, line=error_line, failed=ENVIRONMENT)
-
-
-@contextmanager
-def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
-    """Handle signals in the context; only the main thread may."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, new) for number, new in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(*_: object) -> None:
-    """Handle SIGTERM like Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 # ---- the command line -----------------------------------------------------------------------
@@ -207,7 +189,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
     with locked_by_main(arguments.output), open_keyring(arguments) as keyring:
         model = _load_model(arguments)
-        with _handling(finishing), Progress(total, "Protect") as bar:
+        with handling(finishing), Progress(total, "Protect") as bar:
 
             def report(outcome: Outcome) -> None:
                 bar.update()

@@ -35,8 +35,7 @@ def add_master_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_keyring(arguments: argparse.Namespace) -> Keyring:
-    """Forbid memory dumps and open the keyring of a command line."""
-    forbid_memory_dumps()
+    """Open the keyring of a command line."""
     return Keyring.open(arguments.keyring, master_from(arguments.master, arguments.passphrase_file))
 
 
@@ -48,7 +47,7 @@ def error_line(error: Exception, path: str = "") -> str:
 def master_from(
     key_file: Path | None, passphrase_file: str | None, *, confirm: bool = False
 ) -> Master:
-    """Return the master that the arguments describe.
+    """Return the master that the arguments describe; forbid memory dumps first.
 
     Args:
         key_file: Value of --master.
@@ -58,6 +57,7 @@ def master_from(
     Raises:
         UsageError: Neither is given, and there is no terminal.
     """
+    forbid_memory_dumps()
     if key_file is not None:
         return KeyFile(key_file)
     if passphrase_file is not None:

@@ -300,3 +300,25 @@ def test_sigterm_undoes_a_rekey_and_exits_with_130(base: list[str], tmp_path: Pa
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k.db", "m.key"]
     assert tool.main([*base, "list"]) == 0
+
+
+DUMPS = """
+import ctypes, resource, sys
+from tools import keyring
+assert keyring.main(sys.argv[1:]) == 0
+print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is a system call of Linux")
+@pytest.mark.parametrize("command", [["init"], ["list"], ["backup", "copy.db"]])
+def test_memory_with_keys_cannot_be_dumped(
+    base: list[str], tmp_path: Path, command: list[str]
+) -> None:
+    if command != ["init"]:
+        assert tool.main([*base, "init"]) == 0
+    words = [str(tmp_path / word) if word.endswith(".db") else word for word in command]
+    done = subprocess.run(
+        [sys.executable, "-c", DUMPS, *base, *words], cwd=ROOT, capture_output=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == b"(0, 0) 0"
