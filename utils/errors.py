@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,22 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+
+_COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def printable(text: str) -> str:
+    r"""Return text that every terminal and log file can show.
+
+    Bytes of file names that are not UTF-8 are escaped, and colour codes in messages of libraries
+    are removed.
+
+    Example:
+        >>> printable("run\udcff: \x1b[1mfailed\x1b[0m")
+        'run\\udcff: failed'
+    """
+    return _COLOUR_CODES.sub("", text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from utils.errors import printable
 from utils.files import WriteError, ensure_folder
 
 LOGGER_NAME = "reid_baseline"  # scripts that read log.txt expect it
@@ -47,7 +48,7 @@ def setup_logger(output_dir: str | Path | None = None, level: int = logging.INFO
                 f"cannot write {path}: {error.strerror}; choose another output folder"
             ) from error
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(_Formatter(FORMAT))
         logger.addHandler(handler)
     return logger
 
@@ -58,6 +59,14 @@ def close_logger() -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+
+
+class _Formatter(logging.Formatter):
+    """Formats lines that every terminal and file can show."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        return printable(super().format(record))
 
 
 class _LogFile(logging.FileHandler):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import WriteError, ensure_folder, write_text
+from utils.logger import get_logger
 
 
 class MetricWriter:
@@ -62,7 +63,14 @@ class MetricWriter:
             _end_with_newline(path)
             # Unbuffered, so that a line that failed on a full disk is not written again on closing.
             self._lines = path.open("ab", buffering=0)
-            self._board = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
+            try:
+                self._board: SummaryWriter | None = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
+            except UnicodeEncodeError:
+                self._board = None
+                get_logger().warning(
+                    "TensorBoard cannot write to %s, whose name is not UTF-8; curves are written "
+                    "to metrics.jsonl only", folder,
+                )  # fmt: skip
         self._thread_hook = threading.excepthook
         threading.excepthook = self._hide_tensorboard
 
@@ -83,25 +91,29 @@ class MetricWriter:
         with self._guarded():
             while line:
                 line = line[self._lines.write(line) :]
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def picture(self, name: str, image: Tensor, *, step: int) -> None:
         """Write an image to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
-        with self._guarded():
-            self._board.add_image(name, image, step)
+        if self._board is not None:
+            with self._guarded():
+                self._board.add_image(name, image, step)
 
     def flush(self) -> None:
         """Pass everything to the operating system."""
-        with self._guarded():
-            self._board.flush()
+        if self._board is not None:
+            with self._guarded():
+                self._board.flush()
 
     def close(self) -> None:
         """Write the rest, and close the files."""
         self._lines.close()
         try:
-            with self._guarded():
-                self._board.close()
+            if self._board is not None:
+                with self._guarded():
+                    self._board.close()
         finally:
             threading.excepthook = self._thread_hook
 

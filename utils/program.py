@@ -1,6 +1,7 @@
 """Settings that must be made before any other package is imported; every script imports it first.
 
 - A package that is not installed is reported in one line.
+- File names that are not UTF-8 are printed with escapes.
 - Threads of GNU OpenMP that wait for another thread sleep soon. By default they spin for 300,000
   rounds (milliseconds) and take the core from the thread that they wait for. Next to another
   program a training then keeps a twentieth of its speed instead of half (docs/PERFORMANCE.md).
@@ -10,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -20,5 +22,7 @@ from utils.errors import name_missing_package
 _SPIN_ROUNDS = "5000"
 
 sys.excepthook = name_missing_package
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
 if "OMP_WAIT_POLICY" not in os.environ:  # the user's own settings are kept
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_ROUNDS)

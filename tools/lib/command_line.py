@@ -21,6 +21,7 @@ from utils.errors import (
     UserError,
     optional_package,
     out_of_memory,
+    printable,
     shortage,
     worker_death,
     worker_died,
@@ -146,7 +147,7 @@ def exit_code_of(
             if get_logger().handlers:
                 get_logger().error("stopped: %s", error, extra=ONLY_IN_FILE)
         advice = "" if isinstance(error, UserError) or not remedy else f"; {remedy}"
-        print(f"error: {who}{line(error)}{advice}", file=sys.stderr)
+        print(printable(f"error: {who}{line(error)}{advice}"), file=sys.stderr)
         return getattr(error, "exit_code", failed)
     except (RuntimeError, MemoryError) as error:
         if worker_died(error):  # torch raises it from its signal handler, in whatever code runs
