@@ -331,7 +331,7 @@ def _rows_of(keyring: Keyring, subject: str) -> list[KeyRow]:
     """Return a subject's rows.
 
     Raises:
-        MissingKey: There are none.
+        MissingKey: The subject has no rows.
     """
     rows = keyring.rows_of(subject)
     if not rows:

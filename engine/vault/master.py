@@ -55,7 +55,7 @@ class Argon2Limits:
 
 
 KEYRING_LIMITS = Argon2Limits((8 * 1024, 4 * 1024 * 1024), (1, 64), (1, 64))
-# An export may come from anybody, and its parameters are used before it is authenticated.
+# An export may come from anyone, and its parameters are used before it is authenticated.
 EXPORT_LIMITS = Argon2Limits((8 * 1024, 512 * 1024), (1, 8), (1, 8))
 
 
@@ -351,7 +351,7 @@ def is_claimed(path: Path, keyring_id: bytes, epoch: int) -> bool:
 
 
 def drop_mark(path: Path, keyring_id: bytes, epoch: int) -> bool:
-    """Delete the mark of a committed rekey; return False if there is none of this rekey."""
+    """Delete the mark of a committed rekey; return False if it has no mark."""
     if not is_claimed(path, keyring_id, epoch):
         return False
     mark_of(path).unlink(missing_ok=True)

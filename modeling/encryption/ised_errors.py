@@ -1,4 +1,4 @@
-"""Errors of the encryption. Each class has an exit code and says whether a batch stops.
+"""Errors of the encryption. Each class has an exit code and states whether a batch stops.
 
 Exit codes: 1 some files failed, 2 usage, 3 environment (disk, device), 4 keyring, 5 at least one
 authentication failure. No message contains key material.

@@ -30,7 +30,7 @@ class KeySource(Protocol):
     """A source of keys: a keyring on disk, or keys made for one evaluation."""
 
     def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the active key of a subject label; create it if there is none."""
+        """Return the active key of a subject label; create it if it does not exist."""
         ...
 
     def opening_key(self, header: bytes) -> bytes:
