@@ -365,3 +365,25 @@ def test_colliding_paths_and_a_huge_original_size_in_metadata_do_not_stop_openin
     assert "1.png: OutputBlocked" in error
     assert "3.png: BadInput: original size 65535 x 65535" in error
     assert sorted(path.name for path in scene.out.iterdir()) == ["a.png", "c.png", "z.png"]
+
+
+def test_a_revocation_takes_effect_in_a_running_protect(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from engine.vault import sealing_work
+
+    publish, revoked = sealing_work.publish, []
+
+    def revoking(path: Path, content: bytes, *, overwrite: bool) -> None:
+        publish(path, content, overwrite=overwrite)
+        if not revoked:
+            with scene.keyring() as keyring:
+                revoked.extend(["photos/0001", "photos/0002", "photos/0003"])
+                for subject in revoked:
+                    keyring_admin.revoke(keyring, subject)
+
+    monkeypatch.setattr(sealing_work, "publish", revoking)
+    assert main(scene.protect("--batch", "1")) == 1
+    captured = capsys.readouterr()
+    assert f"1 sealed, 0 already present, {COUNT - 1} failed" in captured.out
+    assert captured.err.count("RevokedKey: ") == COUNT - 1

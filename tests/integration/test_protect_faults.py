@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -198,7 +199,11 @@ def test_an_interrupted_run_finishes_the_batches_under_way(
     code = main(scene.protect("--batch", "1"))
     helper.join()
     assert signal.getsignal(number) is before
-    assert "the same command continues" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the same command continues" in out
+    counts = re.findall(r"(\d+) (?:sealed|already present|failed|left out|not reached)", out)
+    assert sum(map(int, counts)) == IMAGES
+    assert "not reached" in out
     _check_interrupted(scene, code)
 
 
