@@ -288,7 +288,8 @@ def _temporary_file(path: Path, mode: int, *, keep_name: bool) -> Iterator[Path]
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, mode)
         try:
-            os.utime(descriptor, (0, 0))  # see _check_written
+            with contextlib.suppress(OSError):
+                os.utime(descriptor, (0, 0))  # see _check_written
             if not _lock(descriptor, temporary):
                 continue  # another process removed it before it was locked
             yield temporary
