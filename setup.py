@@ -55,8 +55,8 @@ setup(
     cmdclass={"bdist_wheel": NoWheel},
     install_requires=requirements(),
     extras_require={
-        # The CUHK03 release is MATLAB v7.3 (h5py) and its protocol files are MATLAB 5 (scipy).
-        "cuhk03": ["h5py>=3.10", "scipy>=1.10.1"],
+        # The CUHK03 release is MATLAB v7.3.
+        "cuhk03": ["h5py>=3.10"],
         # MODEL.NAME timm:<name>; set_input_size of ViTs appeared in 1.0.9.
         "timm": ["timm>=1.0.9"],
         # tools/export.py writes ONNX files, and runs them to compare.

@@ -1,6 +1,6 @@
 """CUHK03's MATLAB files: the new protocol (MATLAB 5) and the original images (v7.3, which is HDF5).
 
-Both readers are optional packages: scipy for the protocol, h5py for ``cuhk-03.mat``.
+The reader of ``cuhk-03.mat``, h5py, is an optional package.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import loadmat
 
 from data.images import describe_content
 from data.problems import DatasetError
@@ -105,12 +106,11 @@ def read_protocol(path: Path) -> Protocol:
     """Read a ``cuhk03_new_protocol_config_*.mat``.
 
     Raises:
-        DatasetError: scipy is not installed, or the file is not such a protocol.
+        DatasetError: The file is not such a protocol.
     """
     check_format(path, "matlab5")
-    scipy_io = require("scipy.io", "reading CUHK03's new protocol")
     try:
-        content = scipy_io.loadmat(str(path))
+        content = loadmat(str(path))
         names = tuple(str(np.asarray(cell).item()) for cell in content["filelist"].ravel())
         labels, cameras = _integers(content["labels"]), _integers(content["camId"])
         # Converted to int64 first: the file has uint16, in which 0 - 1 is 65535.

@@ -1,7 +1,7 @@
-"""How far a rate may be from its true value: 95 % intervals from resampled identities.
+"""Bootstrap intervals of rates over identities.
 
-Queries of one person are not independent: a person who is hard to find is hard in every query. So
-people are drawn with replacement, each with all queries, and not single queries.
+Queries of one identity are not independent: a person who is hard to retrieve is hard in every
+query. Resampling therefore draws identities with all their queries, not single queries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Interval:
-    """A rate between its bounds, all in [0, 1]."""
+    """A value and the bounds of its interval."""
 
     value: float
     low: float
@@ -35,15 +35,18 @@ def bootstrap_ratios(
     samples: int = _SAMPLES,
     seed: int = 1,
 ) -> list[Interval]:
-    """Return the interval of each of K rates, every one a sum divided by a sum.
+    """Return K rates, each a ratio of two sums over queries, with intervals over identities.
+
+    rate_k = sum_q numerators[q, k] / sum_q denominators[q, k]. A resample in which the denominator
+    is 0 is left out.
 
     Args:
-        numerators: What each query adds to the upper sum (Q, K).
-        denominators: What it adds to the lower sum (Q,) or (Q, K), such as 1 for a mean.
+        numerators: Contribution of each query to the numerators (Q, K).
+        denominators: Contribution to the denominators (Q,) or (Q, K), such as 1 for a mean.
         pids: Identity of each query (Q,).
         level: Share of resamples between the bounds.
         samples: Number of resamples.
-        seed: Of the draw.
+        seed: Seed of the resampling.
 
     Raises:
         UserError: There is no query, or ``level`` or ``samples`` is out of range.
@@ -62,46 +65,46 @@ def bootstrap_ratios(
         raise UserError("a bootstrap got no query; expected at least one")
     lower = np.asarray(denominators, np.float64)
     lower = np.broadcast_to(lower[:, None] if lower.ndim == 1 else lower, upper.shape)
-    people, owner = np.unique(np.asarray(pids), return_inverse=True)
-    sums = np.zeros((2, len(people), upper.shape[1]))
+    identities, owner = np.unique(np.asarray(pids), return_inverse=True)
+    sums = np.zeros((2, len(identities), upper.shape[1]))
     np.add.at(sums[0], owner, upper)
     np.add.at(sums[1], owner, lower)
-    times = draws(len(people), samples, seed)
+    times = draws(len(identities), samples, seed)
     drawn, count = times @ sums[0], times @ sums[1]
-    # A resample in which nothing could be counted says nothing.
     rates = np.divide(drawn, count, out=np.full_like(drawn, np.nan), where=count > 0)
     low, high = np.nanquantile(rates, [(1 - level) / 2, (1 + level) / 2], axis=0)
     value = sums[0].sum(0) / sums[1].sum(0)
-    return [Interval(*map(float, one)) for one in zip(value, low, high, strict=True)]
+    return [Interval(*map(float, bounds)) for bounds in zip(value, low, high, strict=True)]
 
 
-def draws(num_people: int, samples: int, seed: int) -> NDArray[np.float64]:
-    """Return how often each person is drawn in each resample (samples, people)."""
+def draws(num_identities: int, samples: int, seed: int) -> NDArray[np.float64]:
+    """Return how often each resample draws each identity (samples, identities)."""
     rng = np.random.default_rng(seed)
-    share = np.full(num_people, 1 / num_people)
-    return rng.multinomial(num_people, share, size=samples).astype(np.float64)
+    share = np.full(num_identities, 1 / num_identities)
+    return rng.multinomial(num_identities, share, size=samples).astype(np.float64)
 
 
 def retrieval_intervals(
     scores: RetrievalScores, *, level: float = 0.95, samples: int = _SAMPLES, seed: int = 1
 ) -> dict[str, Interval]:
-    """Return the intervals of rank1, rank5, rank10, mAP and mINP, and of the whole CMC curve.
+    """Return the intervals of the CMC curve (``rank1`` to ``rank50``), ``mAP`` and ``mINP``.
 
     Args:
         scores: Scores with their per-query results.
         level: Share of resamples between the bounds.
         samples: Number of resamples.
-        seed: Of the draw.
-
-    Returns:
-        Intervals by name; the curve's are ``rank1`` to ``rank50``.
+        seed: Seed of the resampling.
     """
     queries = scores.per_query
-    found = queries.first_rank[:, None] <= np.arange(1, CMC_LENGTH + 1)
-    columns = [found, queries.average_precision[:, None], queries.inverse_negative_penalty[:, None]]
+    hits = queries.first_rank[:, None] <= np.arange(1, CMC_LENGTH + 1)
+    columns = [hits, queries.average_precision[:, None], queries.inverse_negative_penalty[:, None]]
     names = [*(f"rank{rank}" for rank in range(1, CMC_LENGTH + 1)), "mAP", "mINP"]
-    ones = np.ones(len(queries))
     intervals = bootstrap_ratios(
-        np.hstack(columns), ones, queries.pid, level=level, samples=samples, seed=seed
+        np.hstack(columns),
+        np.ones(len(queries)),
+        queries.pid,
+        level=level,
+        samples=samples,
+        seed=seed,
     )
     return dict(zip(names, intervals, strict=True))

@@ -1,4 +1,4 @@
-"""What retrieval is scored on: one embedding, identity and camera for each image."""
+"""Embeddings with identities and cameras: the input of every retrieval score."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.precision import exact_float32
 
-# Two embeddings whose cosine is above this are one as far as float32 can tell.
+# Embeddings whose cosine is above this are equal up to float32 rounding.
 _SAME_COSINE = 1.0 - 1e-6
 _BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """N images after the re-ID network; arrays and lists are taken for tensors too.
+    """Embeddings, identities and cameras of N images; arrays and lists become tensors.
 
     Attributes:
-        embeddings: Feature after the BNNeck (N, D), any floating type and scale, any device.
-        pids: Identity numbers (N,); -1 is junk, which is left out wherever it occurs.
-        camids: Cameras (N,).
+        embeddings: Feature after the BNNeck (N, D), any floating type, scale and device.
+        pids: Identity numbers (N,); -1 marks junk, which every score ignores.
+        camids: Camera numbers (N,).
 
     Raises:
-        UserError: The three do not fit together.
+        UserError: The shapes or types of the three do not fit together.
     """
 
     embeddings: Tensor
@@ -37,18 +37,19 @@ class Features:
         for name in ("embeddings", "pids", "camids"):
             value = torch.as_tensor(getattr(self, name))
             if name != "embeddings" and value.is_floating_point() and len(value):
-                raise UserError(f"{name} are of type {value.dtype}; expected whole numbers")
+                raise UserError(f"{name} have type {value.dtype}; expected whole numbers")
             object.__setattr__(self, name, value.detach())
         if self.embeddings.ndim != 2 or not self.embeddings.is_floating_point():
             raise UserError(
-                f"embeddings are {tuple(self.embeddings.shape)} of type {self.embeddings.dtype}; "
-                "expected a floating-point matrix with one row for each image"
+                f"embeddings have shape {tuple(self.embeddings.shape)} and type "
+                f"{self.embeddings.dtype}; expected a floating-point matrix with one row for each "
+                "image"
             )
         count = len(self.embeddings)
         if self.pids.shape != (count,) or self.camids.shape != (count,):
             raise UserError(
-                f"{count} embeddings came with pids {tuple(self.pids.shape)} and camids "
-                f"{tuple(self.camids.shape)}; expected one of each for every embedding"
+                f"there are {count} embeddings, but pids have shape {tuple(self.pids.shape)} and "
+                f"camids {tuple(self.camids.shape)}; expected one of each for every embedding"
             )
 
     def __len__(self) -> int:
@@ -58,13 +59,13 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class UnitFeatures:
-    """Embeddings with what makes them unit vectors, so that no second copy of them is held.
+    """Embeddings and the factors that normalise them, so that no second copy is needed.
 
     Attributes:
-        embeddings: As they came (N, D).
+        embeddings: The given embeddings, unchanged (N, D).
         inverse_norm: Factor that makes each row a unit vector, float32 (N,); 0 for broken rows.
-        broken: Rows without a direction: not finite, or zero; bool (N,).
-        constant: Whether all rows point the same way although they show different people.
+        broken: Rows without a direction (NaN, infinite or zero), bool (N,).
+        constant: True if all rows have the same direction although they show several identities.
     """
 
     embeddings: Tensor
@@ -74,7 +75,7 @@ class UnitFeatures:
 
     @classmethod
     def of(cls, features: Features) -> UnitFeatures:
-        """Measure every row once."""
+        """Compute the norms of all rows."""
         matrix = features.embeddings
         with exact_float32(matrix.device):
             parts = [_inverse_norm(rows) for rows in _blocks(matrix)]
@@ -84,7 +85,7 @@ class UnitFeatures:
 
     @property
     def degenerate(self) -> bool:
-        """Whether the network that made these says nothing about identity."""
+        """True if some embeddings carry no information: broken rows, or all rows the same."""
         return self.constant or bool(self.broken.any())
 
     def unit_rows(self, index: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class UnitFeatures:
 
 
 def _blocks(matrix: Tensor) -> Iterator[Tensor]:
-    """Yield the rows of a matrix as float32, a block at a time."""
+    """Yield the rows of a matrix as float32, one block at a time."""
     for start in range(0, len(matrix), _BLOCK_ROWS):
         yield matrix[start : start + _BLOCK_ROWS].float()
 
@@ -103,21 +104,21 @@ def _blocks(matrix: Tensor) -> Iterator[Tensor]:
 def _inverse_norm(rows: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(rows, dim=1)
     if not bool(((norm > 0) & norm.isfinite()).all()):
-        # The squares of tiny or huge numbers leave float32; only then is float64 worth its time.
+        # Squares of tiny or huge values leave the range of float32; float64 is slower.
         norm = torch.linalg.vector_norm(rows.double(), dim=1)
     inverse = (1.0 / norm).float()
     return inverse.where(inverse.isfinite() & (inverse > 0), torch.zeros_like(inverse))
 
 
 def _is_constant(features: Features, inverse: Tensor, broken: Tensor) -> bool:
-    sound = (~broken).nonzero().squeeze(1)
-    if len(sound) < 2 or len(torch.unique(features.pids[sound.to(features.pids.device)])) < 2:
+    valid = (~broken).nonzero().squeeze(1)
+    if len(valid) < 2 or len(torch.unique(features.pids[valid.to(features.pids.device)])) < 2:
         return False
-    first = features.embeddings[sound[0]].float() * inverse[sound[0]]
+    reference = features.embeddings[valid[0]].float() * inverse[valid[0]]
     start = 0
     for rows in _blocks(features.embeddings):
         stop = start + len(rows)
-        same = (rows @ first) * inverse[start:stop] >= _SAME_COSINE
+        same = (rows @ reference) * inverse[start:stop] >= _SAME_COSINE
         if not bool((same | broken[start:stop]).all()):
             return False
         start = stop

@@ -1,7 +1,4 @@
-"""Lists of different lengths as one array and the places where each list starts.
-
-Which gallery images count for which query: the Market-1501 rules, without any distance.
-"""
+"""Which gallery images count for which query: the Market-1501 rules, without any distance."""
 
 from __future__ import annotations
 
@@ -16,16 +13,27 @@ from engine.scoring.features import Features
 from utils.errors import UserError
 from utils.memory import MIB, memory_budget_mib, require_memory
 
+JUNK_PID = -1
+# Measured: peak memory for one pair of images of the same identity while pairs are listed.
+_PAIR_BYTES = 48
+
+# Why a query is skipped, as results and error messages word it.
+SKIP_REASONS = {
+    "junk": "are junk (pid -1)",
+    "not_in_gallery": "have no image of their identity in the gallery",
+    "only_same_camera": "have images of their identity only from their own camera",
+}
+
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """One list of numbers for each of Q queries, one after the other.
+    """Q lists of different lengths, stored in one array.
 
     Attributes:
-        values: The lists' content.
-        offsets: Where each list starts, and the end (Q + 1,).
+        values: The lists, concatenated.
+        offsets: Start of each list in ``values``, and the total length (Q + 1,).
     """
 
     values: Indices
@@ -46,57 +54,25 @@ class Ragged:
 
     def take(self, index: Indices) -> Ragged:
         """Return some of the lists, in the given order."""
-        return Ragged(self.values[self.places(index)], offsets_of(self.lengths[index]))
+        return Ragged(self.values[self.positions(index)], offsets_of(self.lengths[index]))
 
-    def places(self, index: Indices) -> Indices:
-        """Return where in ``values`` some of the lists lie, one list after the other."""
+    def positions(self, index: Indices) -> Indices:
+        """Return the positions in ``values`` of the entries of some lists, concatenated."""
         return spans(self.offsets[index], self.lengths[index])
-
-
-def offsets_of(lengths: Indices) -> Indices:
-    """Return where each list starts, and the end.
-
-    Example:
-        >>> offsets_of(np.array([2, 0, 3])).tolist()
-        [0, 2, 2, 5]
-    """
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def spans(starts: Indices, lengths: Indices) -> Indices:
-    """Return start, start + 1, ... of every span, one after the other.
-
-    Example:
-        >>> spans(np.array([7, 0]), np.array([2, 3])).tolist()
-        [7, 8, 0, 1, 2]
-    """
-    offsets = offsets_of(lengths)
-    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-
-
-JUNK_PID = -1
-# Measured: the most that one pair of images of one person takes while lists are made and ranked.
-_PAIR_BYTES = 48
-
-# Why a query is left out, as results and errors say it.
-SKIP_REASONS = {
-    "junk": "are junk (pid -1)",
-    "not_in_gallery": "have no image of their person in the gallery",
-    "only_same_camera": "have images of their person only under their own camera",
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """What each of the Q scored queries has to find.
+    """The gallery images that each of the Q scored queries should retrieve.
 
     Attributes:
         queries: Positions of the scored queries in the query set, ascending (Q,).
-        matches: Gallery images of the query's person that count.
-        ignored: Gallery images of the query's person and camera, which do not (besides junk).
-        junk: Gallery positions that no query sees.
+        matches: Gallery positions of the query's identity that count as matches.
+        ignored: Gallery positions of the query's identity and camera, which are ignored. Junk is
+            not listed here.
+        junk: Gallery positions that are ignored for every query.
         num_gallery: Gallery images without junk.
-        skipped: How many queries each of ``SKIP_REASONS`` left out.
+        skipped: Number of queries skipped for each of ``SKIP_REASONS``.
     """
 
     queries: Indices
@@ -119,13 +95,13 @@ class Matching:
 
         Args:
             query: Query set; only pids and cameras are read.
-            gallery: Gallery, likewise.
-            cross_camera: Whether gallery images of the query's person and camera are ignored.
-            memory_mib: Most memory to use (MiB); None: what is free.
+            gallery: Gallery; only pids and cameras are read.
+            cross_camera: Ignore gallery images of the query's identity and camera.
+            memory_mib: Memory limit (MiB); None: the free memory.
 
         Raises:
-            UserError: No query is left; it says which rule removed how many. Or few people have so
-                many images that the pairs of one person would not fit into memory.
+            UserError: No query remains (the message counts the reasons), or the pairs of images
+                of one identity do not fit into memory.
         """
         query_pid, query_cam = _numpy(query.pids), _numpy(query.camids)
         gallery_pid, gallery_cam = _numpy(gallery.pids), _numpy(gallery.camids)
@@ -135,26 +111,26 @@ class Matching:
         counts[query_pid == JUNK_PID] = 0
         pairs = int(counts.sum())
         require_memory(
-            f"Listing {pairs:,} pairs of images of one person",
+            f"Listing {pairs:,} pairs of images of one identity",
             pairs * _PAIR_BYTES / MIB,
             memory_budget_mib(torch.device("cpu"), memory_mib),
-            "score fewer images of each person or free memory",
+            "score fewer images of each identity or free memory",
         )
-        same_person = order[spans(first, counts)]
+        same_pid = order[spans(first, counts)]
         owner = np.repeat(np.arange(len(query_pid)), counts)
-        hidden = gallery_cam[same_person] == query_cam[owner]
+        hidden = gallery_cam[same_pid] == query_cam[owner]
         hidden &= cross_camera
-        matches = _ragged(same_person[~hidden], owner[~hidden], len(query_pid))
-        ignored = _ragged(same_person[hidden], owner[hidden], len(query_pid))
+        matches = _ragged(same_pid[~hidden], owner[~hidden], len(query_pid))
+        ignored = _ragged(same_pid[hidden], owner[hidden], len(query_pid))
 
-        lacking = matches.lengths == 0
+        unmatched = matches.lengths == 0
         junk_query = query_pid == JUNK_PID
         skipped = {
             "junk": int(junk_query.sum()),
-            "not_in_gallery": int((lacking & ~junk_query & (counts == 0)).sum()),
-            "only_same_camera": int((lacking & (counts > 0)).sum()),
+            "not_in_gallery": int((unmatched & ~junk_query & (counts == 0)).sum()),
+            "only_same_camera": int((unmatched & (counts > 0)).sum()),
         }
-        queries = np.flatnonzero(~lacking)
+        queries = np.flatnonzero(~unmatched)
         if not len(queries):
             raise UserError(_no_query(len(query_pid), len(gallery_pid), skipped))
         junk = np.flatnonzero(gallery_pid == JUNK_PID)
@@ -169,8 +145,29 @@ class Matching:
 
     @property
     def num_candidates(self) -> Indices:
-        """Gallery images that each query is ranked against (Q,)."""
+        """Number of gallery images that each query is ranked against (Q,)."""
         return self.num_gallery - self.ignored.lengths
+
+
+def offsets_of(lengths: Indices) -> Indices:
+    """Return the start of each list in a concatenation, and the total length.
+
+    Example:
+        >>> offsets_of(np.array([2, 0, 3])).tolist()
+        [0, 2, 2, 5]
+    """
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def spans(starts: Indices, lengths: Indices) -> Indices:
+    """Return start, start + 1, ... of every span, concatenated.
+
+    Example:
+        >>> spans(np.array([7, 0]), np.array([2, 3])).tolist()
+        [7, 8, 0, 1, 2]
+    """
+    offsets = offsets_of(lengths)
+    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
 
 
 def _no_query(num_queries: int, num_gallery: int, skipped: dict[str, int]) -> str:
@@ -179,11 +176,11 @@ def _no_query(num_queries: int, num_gallery: int, skipped: dict[str, int]) -> st
             f"there are {num_queries} queries and {num_gallery} gallery images; expected at least "
             "one of each: see `python3 tools/data.py check`"
         )
-    found = [f"{count} {SKIP_REASONS[why]}" for why, count in skipped.items() if count]
+    reasons = [f"{count} {SKIP_REASONS[why]}" for why, count in skipped.items() if count]
     remedy = "check that query and gallery belong to one split of one data set"
     if skipped["only_same_camera"]:
         remedy = "set TEST.CROSS_CAMERA False if the set has one camera, or add gallery images"
-    return f"none of the {num_queries} queries can be scored: {', '.join(found)}; {remedy}"
+    return f"none of the {num_queries} queries can be scored: {', '.join(reasons)}; {remedy}"
 
 
 def _numpy(values: Tensor) -> Indices:

@@ -1,7 +1,7 @@
-"""The nearest neighbours of every image among all, from tiles of the similarity matrix.
+"""Nearest neighbours of every image among all query and gallery images.
 
-The matrix is symmetric, so a tile above the diagonal serves its rows and its columns, and half of
-the products are saved. Nothing of size N x N is held.
+The similarity matrix is symmetric: a tile above the diagonal serves its rows and its columns, which
+saves half of the products. The N x N matrix is never stored.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TILE = 2048
 
 
 class Images:
-    """Query and gallery images under one numbering, queries first; N in all.
+    """N query and gallery images under one numbering, queries first.
 
     Args:
         query: Queries, numbers 0..Q-1.
-        gallery: Gallery, numbers Q..N-1, on the device where products are made.
+        gallery: Gallery, numbers Q..N-1, on the device that computes the products.
     """
 
     def __init__(self, query: UnitFeatures, gallery: UnitFeatures) -> None:
@@ -51,12 +51,12 @@ class Images:
         rows[~mask] = self._rows(self.gallery, numbers[~is_query] - self.num_query)
         return rows
 
-    def _rows(self, part: UnitFeatures, places: Indices) -> Tensor:
-        index = torch.as_tensor(places, device=part.embeddings.device)
+    def _rows(self, part: UnitFeatures, positions: Indices) -> Tensor:
+        index = torch.as_tensor(positions, device=part.embeddings.device)
         return part.unit_rows(index).to(self.device)
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Return the ranges of numbers that tiles are made of; none mixes query and gallery."""
+        """Return the ranges of numbers that tiles span; a range never mixes query and gallery."""
         starts = [*range(0, self.num_query, TILE), *range(self.num_query, len(self), TILE)]
         stops = [*starts[1:], len(self)]
         return list(zip(starts, stops, strict=True))
@@ -67,49 +67,14 @@ class Neighbors:
     """The K most similar images of each of N images, itself included, closest first.
 
     Attributes:
-        index: Numbers, ties in ascending order (N, K).
+        index: Numbers of the images; ties are in ascending order (N, K).
         similarity: Cosine to each, float32 (N, K).
-        lowest: Cosine to the least similar of all images, float32 (N,).
+        lowest: Cosine to the least similar of all N images, float32 (N,).
     """
 
     index: Indices
     similarity: NDArray[np.float32]
     lowest: NDArray[np.float32]
-
-
-class _Best:
-    """The best so far of every image."""
-
-    def __init__(self, count: int, keep: int, device: torch.device) -> None:
-        self.keep = keep
-        self.similarity = torch.full((count, keep), -torch.inf, device=device)
-        self.index = torch.full((count, keep), count, dtype=torch.int64, device=device)
-        self.lowest = torch.full((count,), torch.inf, device=device)
-
-    def add(self, rows: slice, tile: Tensor, first: int) -> None:
-        """Take in similarities of some images (the rows) to the images from ``first`` on."""
-        self.lowest[rows] = torch.minimum(self.lowest[rows], tile.amin(1))
-        values, places = _top(tile, self.keep)
-        values = torch.cat([self.similarity[rows], values], 1)
-        index = torch.cat([self.index[rows], places + first], 1)
-        # Images of earlier tiles have lower numbers, so a stable sort resolves ties by number.
-        values, order = values.sort(dim=1, descending=True, stable=True)
-        self.similarity[rows] = values[:, : self.keep]
-        self.index[rows] = index.gather(1, order)[:, : self.keep]
-
-
-def _top(tile: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Return the largest of each row with their places, equal values in order of place."""
-    width = tile.shape[1]
-    values, places = tile.topk(min(keep + 1, width), dim=1)
-    # topk leaves open which of equal values it takes and in which order.
-    tied = values[:, 1:] == values[:, :-1]
-    again = tied.any(1).nonzero().squeeze(1)
-    if len(again):
-        exact, order = tile[again].sort(dim=1, descending=True, stable=True)
-        values[again] = exact[:, : values.shape[1]]
-        places[again] = order[:, : values.shape[1]]
-    return values[:, :keep], places[:, :keep]
 
 
 def nearest_neighbors(
@@ -119,21 +84,21 @@ def nearest_neighbors(
     on_tile: Callable[[slice, slice, Tensor], None] = lambda *_: None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> Neighbors:
-    """Find the neighbours of every image.
+    """Return the nearest neighbours of every image.
 
     Args:
         images: Query and gallery.
-        keep: How many to keep of each (K), at most N.
-        on_tile: Is shown every tile of similarities: rows, columns, values. Rows come before
-            columns, so query x gallery is complete.
-        on_done: Is told how many similarities were made since the last call.
+        keep: Number of neighbours (K), at most N.
+        on_tile: Called with every tile of similarities: rows, columns, values. Rows come before
+            columns, so the tiles cover query x gallery completely.
+        on_done: Called with the number of similarities computed since the last call.
     """
     keep = min(keep, len(images))
     best = _Best(len(images), keep, images.device)
     blocks = images.blocks()
-    for place, (start, stop) in enumerate(blocks):
+    for number, (start, stop) in enumerate(blocks):
         rows = images.unit_rows(np.arange(start, stop))
-        for first, last in blocks[place:]:
+        for first, last in blocks[number:]:
             columns = rows if first == start else images.unit_rows(np.arange(first, last))
             tile = rows @ columns.t()
             on_tile(slice(start, stop), slice(first, last), tile)
@@ -147,10 +112,44 @@ def nearest_neighbors(
 
 
 def pair_similarities(images: Images, left: Indices, right: Indices) -> NDArray[np.float32]:
-    """Return the cosine of each pair of images (P,), a few pairs at a time."""
+    """Return the cosine of each pair of images (P,)."""
     result = np.empty(len(left), np.float32)
     for start in range(0, len(left), TILE):
         part = slice(start, start + TILE)
         product = images.unit_rows(left[part]) * images.unit_rows(right[part])
         result[part] = product.sum(1).cpu().numpy()
     return result
+
+
+class _Best:
+    """The nearest neighbours of every image among the tiles so far."""
+
+    def __init__(self, count: int, keep: int, device: torch.device) -> None:
+        self.keep = keep
+        self.similarity = torch.full((count, keep), -torch.inf, device=device)
+        self.index = torch.full((count, keep), count, dtype=torch.int64, device=device)
+        self.lowest = torch.full((count,), torch.inf, device=device)
+
+    def add(self, rows: slice, tile: Tensor, first: int) -> None:
+        """Add the similarities of some images (the rows) to the images from ``first`` on."""
+        self.lowest[rows] = torch.minimum(self.lowest[rows], tile.amin(1))
+        values, columns = _top(tile, self.keep)
+        values = torch.cat([self.similarity[rows], values], 1)
+        index = torch.cat([self.index[rows], columns + first], 1)
+        # Images of earlier tiles have lower numbers, so a stable sort orders ties by number.
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        self.similarity[rows] = values[:, : self.keep]
+        self.index[rows] = index.gather(1, order)[:, : self.keep]
+
+
+def _top(tile: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Return the largest values of each row and their columns, ties in ascending order."""
+    width = tile.shape[1]
+    values, columns = tile.topk(min(keep + 1, width), dim=1)
+    # topk returns equal values in an unspecified order: such rows are sorted.
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
+    if len(tied):
+        exact, order = tile[tied].sort(dim=1, descending=True, stable=True)
+        values[tied] = exact[:, : values.shape[1]]
+        columns[tied] = order[:, : values.shape[1]]
+    return values[:, :keep], columns[:, :keep]

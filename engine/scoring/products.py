@@ -1,4 +1,4 @@
-"""Products of queries with a gallery, a chunk at a time: the one heavy step of every score."""
+"""Products of queries and gallery in chunks that fit into memory, for every retrieval score."""
 
 from __future__ import annotations
 
@@ -17,13 +17,6 @@ _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
 _CONVERT_ROWS = 4096
 
 
-def query_chunks(matching: Matching, rows: int) -> Iterator[Indices]:
-    """Yield the scored queries, those with about as many matches together (R at most)."""
-    order = np.argsort(matching.matches.lengths, kind="stable")
-    for start in range(0, len(order), rows):
-        yield order[start : start + rows]
-
-
 @torch.inference_mode()
 def product_chunks(
     queries: Sequence[UnitFeatures],
@@ -34,23 +27,23 @@ def product_chunks(
     caller_mib: float = 0.0,
     caller_row_bytes: int = 0,
 ) -> Iterator[tuple[Indices, tuple[Tensor, ...]]]:
-    """Multiply the scored queries with the gallery.
+    """Yield the products of the scored queries with the gallery, some queries at a time.
 
     Args:
         queries: Query sets of the same images; they are multiplied together.
-        gallery: Gallery (G, D), on the device where products are made.
-        matching: Which queries are scored.
-        memory_mib: Most memory to use besides the features (MiB); None: what is free.
-        caller_mib: What the caller needs of it beside the products (MiB).
-        caller_row_bytes: And what he needs for each row of products.
+        gallery: Gallery (G, D), on the device that computes the products.
+        matching: The queries to score.
+        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
+        caller_mib: Part of the memory that the caller needs (MiB).
+        caller_row_bytes: Memory that the caller needs for each row of products (bytes).
 
     Yields:
-        Places in ``matching.queries`` (R,) and, for each query set, unit query x gallery products
-        (R, G) in float32: still to be multiplied with ``gallery.inverse_norm``. They may be
-        written to, and are overwritten by the next chunk.
+        Positions in ``matching.queries`` (R,) and, for each query set, the products of unit
+        queries with the gallery, float32 (R, G). Multiply them with ``gallery.inverse_norm`` to
+        get cosines. The caller may overwrite them; the next chunk does.
 
     Raises:
-        UserError: Not even one query would fit into memory.
+        UserError: One query alone does not fit into memory.
     """
     device = gallery.embeddings.device
     budget = memory_budget_mib(device, memory_mib)
@@ -63,9 +56,19 @@ def product_chunks(
     product = torch.empty(shape, dtype=torch.float32, device=device)
     for chosen in query_chunks(matching, rows):
         similarity = product[: len(chosen) * len(queries)]
-        with exact_float32(device):  # not around the yield: the caller's settings are his own
+        with exact_float32(device):  # not around the yield: callers keep their own settings
             _multiply(queries, matching.queries[chosen], gallery, similarity)
         yield chosen, similarity.split(len(chosen))
+
+
+def query_chunks(matching: Matching, rows: int) -> Iterator[Indices]:
+    """Yield positions of scored queries, at most ``rows`` at a time.
+
+    Queries with a similar number of matches are in one chunk, which keeps padded arrays small.
+    """
+    order = np.argsort(matching.matches.lengths, kind="stable")
+    for start in range(0, len(order), rows):
+        yield order[start : start + rows]
 
 
 def _chunk_rows(
@@ -94,7 +97,7 @@ def _chunk_rows(
 def _multiply(
     queries: Sequence[UnitFeatures], index: Indices, gallery: UnitFeatures, out: Tensor
 ) -> None:
-    """Write query x gallery products into ``out``; the gallery's norms are applied later."""
+    """Write query x gallery products into ``out``; the gallery's norms are not applied."""
     device = gallery.embeddings.device
     rows = [
         query.unit_rows(torch.as_tensor(index, device=query.embeddings.device)).to(device)

@@ -1,17 +1,14 @@
-"""Ranks of the true matches: how many gallery images lie closer, counted a chunk at a time.
+"""Ranks of the true matches, without a sorted gallery or a full distance matrix.
 
-A rank is 1 + the number of gallery images that are closer, or as close and earlier in the gallery.
-So no gallery is put in order and no distance matrix is held: a chunk of query rows is multiplied
-with the gallery, and each match's similarity is compared with its row while that is in the cache.
-For many matches in one row the bare values of the row are ordered there and looked up instead.
+The rank of a match is 1 + the number of gallery images that are closer, or equally close and
+earlier in the gallery. On the CPU the similarities of one query are sorted, and the matches are
+looked up in them by bisection. On a GPU each match is compared with its whole row.
 """
 
 from __future__ import annotations
 
-import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -22,13 +19,11 @@ from engine.scoring.features import UnitFeatures
 from engine.scoring.matching import Indices, Matching, Ragged
 from engine.scoring.products import product_chunks
 
-# A broken gallery image (NaN) is further than every sound one, a broken match than every wrong
-# image, so that no order of the files makes it look found; an ignored image is further than all.
+# Similarities of broken gallery images (NaN). They are below those of all valid images, and those
+# of broken matches are lower still: no order of the files gives a broken match a good rank.
 _BROKEN_MATCH = float(np.finfo(np.float32).min)
 _BROKEN = _BROKEN_MATCH / 2
-# Ordering a row's values for fewer matches than this never pays.
-_FEWEST_WORTH_SORTING = 4
-# Starting threads for fewer values than this never pays.
+# With fewer similarities than this, starting threads takes longer than it saves.
 _WORTH_THREADS = 2**20
 
 Row = NDArray[np.float32]
@@ -42,46 +37,46 @@ def rank_matches(
     *,
     memory_mib: float | None = None,
 ) -> list[Indices]:
-    """Rank every match of every scored query, for several query sets in one pass.
+    """Return the rank of every match of every scored query, for several query sets.
 
     Args:
         queries: Query sets of the same images, e.g. raw and protected.
         gallery: Gallery (G, D).
-        matching: What counts for whom.
-        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+        matching: The matches and the ignored images of each query.
+        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Returns:
-        For each query set the 1-based ranks, laid out like ``matching.matches.values`` but
-        ascending within a query, int64. Where features are broken or constant a rank is the
-        worst possible one: wrong images first.
+        For each query set the ranks, from 1, int64. The layout is that of
+        ``matching.matches.values``, but ranks ascend within a query. Matches whose features are
+        broken or constant get the worst possible ranks.
 
     Raises:
-        UserError: Not even one query would fit into memory.
+        UserError: One query alone does not fit into memory.
     """
-    collector = [RankCollector(matching, gallery.broken, gallery.inverse_norm) for _ in queries]
+    collectors = [RankCollector(matching, gallery.broken, gallery.inverse_norm) for _ in queries]
     for chosen, blocks in product_chunks(queries, gallery, matching, memory_mib=memory_mib):
-        for one, block in zip(collector, blocks, strict=True):
-            one.add(chosen, block)
+        for collector, block in zip(collectors, blocks, strict=True):
+            collector.add(chosen, block)
     return [
-        one.result(worst_rows(query, gallery, matching))
-        for one, query in zip(collector, queries, strict=True)
+        collector.result(worst_rows(query, gallery, matching))
+        for collector, query in zip(collectors, queries, strict=True)
     ]
 
 
 def worst_rows(query: UnitFeatures, gallery: UnitFeatures, matching: Matching) -> Indices:
-    """Return which scored queries' features say nothing about who is shown."""
+    """Return the scored queries whose similarities carry no information about identity."""
     if gallery.constant:
         return np.arange(len(matching.queries))
     return np.flatnonzero(query.broken.cpu().numpy()[matching.queries])
 
 
 class RankCollector:
-    """Ranks the matches of all scored queries, some rows at a time.
+    """Ranks the matches of all scored queries, some queries at a time.
 
     Args:
-        matching: What each query has to find.
-        broken: Gallery images that come last, bool (G,), where the rows will lie.
-        scale: The rows are multiplied with it (G,); None for rows that are ready.
+        matching: The matches of each query.
+        broken: Gallery images that are ranked last, bool (G,), on the device of the similarities.
+        scale: Factors that turn products into cosines (G,); None if the rows are cosines.
     """
 
     def __init__(self, matching: Matching, broken: Tensor, scale: Tensor | None = None) -> None:
@@ -95,12 +90,12 @@ class RankCollector:
         """Rank the matches of some queries; ``similarity`` (R, G) is overwritten."""
         matches = self._matching.matches.take(chosen)
         hidden = self._matching.ignored.take(chosen)
-        count = (
-            self._count_with_numpy if similarity.device.type == "cpu" else self._count_with_torch
-        )
-        found = count(similarity, matches, hidden)
+        if similarity.device.type == "cpu":
+            ranks = self._rank_by_bisection(similarity, matches, hidden)
+        else:
+            ranks = self._rank_by_comparing(similarity, matches, hidden)
         owner = np.repeat(np.arange(len(chosen)), matches.lengths)
-        self._ranks[self._matching.matches.places(chosen)] = found[np.lexsort((found, owner))]
+        self._ranks[self._matching.matches.positions(chosen)] = ranks[np.lexsort((ranks, owner))]
 
     def result(self, worst: Indices) -> Indices:
         """Return all ranks; the queries in ``worst`` get the worst possible ones."""
@@ -111,13 +106,13 @@ class RankCollector:
             self._ranks[first:stop] = last - np.arange(stop - first)[::-1]
         return self._ranks
 
-    def _count_with_numpy(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
-        """Go row by row, while a row is in the cache."""
+    def _rank_by_bisection(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
+        """Sort one row after the other, while it is in the cache."""
         scale = None if self._scale is None else self._scale.numpy()
         broken, junk = self._broken.numpy(), self._junk.numpy()
         products, ranks = similarity.numpy(), np.empty(len(matches.values), np.int64)
 
-        def count(rows: Indices, way: Callable[[Row, Indices, Row], Indices]) -> None:
+        def rank(rows: Indices) -> None:
             row, spare = np.empty((2, products.shape[1]), np.float32)
             for index in rows.tolist():
                 with np.errstate(invalid="ignore"):  # infinity of a broken image times 0
@@ -128,22 +123,20 @@ class RankCollector:
                 targets = matches[index]
                 if len(broken):
                     row[targets[self._is_broken[targets]]] = _BROKEN_MATCH
-                found = way(row, targets, spare)
-                ranks[matches.offsets[index] : matches.offsets[index + 1]] = found
+                result = _ranks_in_row(row, targets, spare)
+                ranks[matches.offsets[index] : matches.offsets[index + 1]] = result
 
-        many = matches.lengths >= matches_worth_sorting(products.shape[1])
-        count(np.flatnonzero(~many), _ranks_by_comparing)
-        rows = np.flatnonzero(many)
-        if len(rows) * products.shape[1] < _WORTH_THREADS:
-            count(rows, _ranks_by_bisection)
+        rows = np.arange(len(matches))
+        if products.size < _WORTH_THREADS:
+            rank(rows)
             return ranks
         parts = np.array_split(rows, torch.get_num_threads())
-        with ThreadPoolExecutor(len(parts)) as pool:  # ordering leaves the interpreter's lock free
-            list(pool.map(lambda part: count(part, _ranks_by_bisection), parts))
+        with ThreadPoolExecutor(len(parts)) as pool:  # sorting releases the interpreter lock
+            list(pool.map(rank, parts))
         return ranks
 
-    def _count_with_torch(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
-        """Go match by match over all rows at once: a GPU waits only at the end."""
+    def _rank_by_comparing(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
+        """Compare one match of every row at a time: the GPU is awaited once, at the end."""
         device = similarity.device
         if self._scale is not None:
             similarity.mul_(self._scale)
@@ -157,7 +150,7 @@ class RankCollector:
             owner = np.repeat(np.arange(len(part)), part.lengths)
             where = (owner[chosen], part.values[chosen])
             similarity.index_put_(
-                tuple(torch.as_tensor(one, device=device) for one in where),
+                tuple(torch.as_tensor(index, device=device) for index in where),
                 similarity.new_tensor(value),
             )
 
@@ -173,43 +166,24 @@ def _ranks_of_columns(similarity: Tensor, targets: Tensor) -> Tensor:
     """Return the rank of each target column (R, M) in its row of similarities (R, G)."""
     values = similarity.gather(1, targets)
     ranks, equal = torch.empty_like(targets), torch.empty_like(targets)
-    for place in range(targets.shape[1]):
-        value = values[:, place : place + 1]
-        ranks[:, place] = (similarity > value).sum(1) + 1
-        equal[:, place] = (similarity == value).sum(1)
-    if bool((equal > 1).any()):  # ties are rare: only then are indices compared
-        columns = torch.arange(similarity.shape[1], device=similarity.device)
-        for place in range(targets.shape[1]):
-            one = slice(place, place + 1)
-            earlier = (similarity == values[:, one]) & (columns < targets[:, one])
-            ranks[:, place] += earlier.sum(1)
+    for column in range(targets.shape[1]):
+        value = values[:, column : column + 1]
+        ranks[:, column] = (similarity > value).sum(1) + 1
+        equal[:, column] = (similarity == value).sum(1)
+    if bool((equal > 1).any()):  # ties are rare; only they need a comparison of positions
+        positions = torch.arange(similarity.shape[1], device=similarity.device)
+        for column in range(targets.shape[1]):
+            part = slice(column, column + 1)
+            earlier = (similarity == values[:, part]) & (positions < targets[:, part])
+            ranks[:, column] += earlier.sum(1)
     return ranks
 
 
-def _ranks_by_comparing(row: Row, targets: Indices, spare: Row) -> Indices:
-    """Return the rank of each target by comparing its similarity with the whole row."""
-    flags = spare.view(np.bool_)[: len(row)]
-    furthest = targets[np.argmin(row[targets])]
-    # Only images at least as close as the furthest match can come before a match.
-    np.greater_equal(row, row[furthest], out=flags)
-    if 4 * np.count_nonzero(flags) < len(row):
-        candidates = np.flatnonzero(flags)
-        targets = np.searchsorted(candidates, targets)
-        row, flags = row[candidates], flags[: len(candidates)]
-    ranks = np.empty(len(targets), np.int64)
-    for place, target in enumerate(targets.tolist()):
-        value = row[target]
-        np.greater_equal(row[:target], value, out=flags[:target])  # earlier images win a tie
-        np.greater(row[target:], value, out=flags[target:])
-        ranks[place] = np.count_nonzero(flags) + 1
-    return ranks
-
-
-def _ranks_by_bisection(row: Row, targets: Indices, spare: Row) -> Indices:
-    """Return the rank of each target by looking its similarity up in the ordered values."""
+def _ranks_in_row(row: Row, targets: Indices, spare: Row) -> Indices:
+    """Return the rank of each target in a row; ``spare`` (G,) is overwritten."""
     values = row[targets]
     np.copyto(spare, row)
-    spare.sort()  # bare values: which image they belong to does not matter
+    spare.sort()
     upper = np.searchsorted(spare, values, side="right")
     ranks = len(row) - upper + 1
     tied = upper - np.searchsorted(spare, values, side="left") > 1
@@ -218,22 +192,3 @@ def _ranks_by_bisection(row: Row, targets: Indices, spare: Row) -> Indices:
         mine = np.flatnonzero(values == value)
         ranks[mine] += np.searchsorted(equal, targets[mine])
     return ranks
-
-
-@lru_cache(maxsize=64)
-def matches_worth_sorting(length: int) -> int:
-    """Return from how many matches on ordering a row's values beats comparing it for each match.
-
-    That depends on the processor (numpy orders float32 with vector instructions where it has
-    them) and on the threads, so it is measured, once for a length. Ranks are the same either way.
-    """
-    row = np.random.default_rng(0).standard_normal(length, dtype=np.float32)
-    targets, spare = np.zeros(1, np.int64), np.empty_like(row)
-    row[0] = row.min()
-    ways = (_ranks_by_comparing, _ranks_by_bisection)
-    times = [
-        min(timeit.repeat(partial(way, row, targets, spare), number=1, repeat=5)) for way in ways
-    ]
-    # Comparing for one match takes two passes, the first being shared by all matches.
-    matches = times[1] / (times[0] / 2) / torch.get_num_threads()
-    return max(_FEWEST_WORTH_SORTING, round(matches))

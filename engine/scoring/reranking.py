@@ -1,29 +1,29 @@
-"""The sparse half of k-reciprocal re-ranking: who vouches for whom, and how much.
+"""k-reciprocal re-ranking that keeps only the near neighbours of each image.
+
+Definition, shared with the published evaluations: d = 2 (1 - cosine) over query and gallery
+together, each row divided by its largest value. Each image has k1 + 1 neighbours, itself included.
+A reciprocal set grows by the reciprocal sets (round(k1 / 2)) of those members that overlap it by
+more than two thirds. Weights are exp(-d), normalised, then averaged over the first k2 neighbours.
+The Jaccard distance follows from sums of minima of weights. The result is
+(1 - lambda) Jaccard + lambda d.
 
 Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
-
-k-reciprocal re-ranking that keeps only the near neighbours of each image.
-
-Definition (shared with the published evaluations): d = 2 (1 - cosine) over query and gallery
-together, each row divided by its largest value; k1 + 1 neighbours including the image itself; a
-reciprocal set grows by the reciprocal sets (round(k1 / 2)) of those members that overlap it by
-more than two thirds; weights exp(-d), normalised, then averaged over the first k2 neighbours;
-Jaccard distance from sums of minima; the result is (1 - lambda) Jaccard + lambda d.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from engine.scoring.features import Features, UnitFeatures
-from engine.scoring.matching import JUNK_PID, Indices, Matching, offsets_of, spans
+from engine.scoring.matching import JUNK_PID, Indices, Matching, offsets_of
 from engine.scoring.neighbors import TILE, Images, Neighbors, nearest_neighbors, pair_similarities
 from engine.scoring.products import query_chunks
 from engine.scoring.ranking import RankCollector, worst_rows
@@ -40,167 +40,13 @@ from utils.memory import (
 from utils.precision import exact_float32
 from utils.progress import Progress
 
+# Query x gallery similarities up to this size are kept from the first pass.
+_KEEP_MIB = 1024.0
+_CHUNK_MIB = 64.0
 _ROWS = 512
-_NOBODY = -1
+_NONE = -1  # fills up rows of image numbers
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class SparseRows:
-    """N sparse rows, one after the other.
-
-    Attributes:
-        columns: Columns of the entries, ascending within a row.
-        values: Entries, float32.
-        offsets: Where each row starts, and the end (N + 1,).
-    """
-
-    columns: Indices
-    values: Floats
-    offsets: Indices
-
-    def row(self, index: int) -> tuple[Indices, Floats]:
-        """Return columns and values of one row."""
-        part = slice(self.offsets[index], self.offsets[index + 1])
-        return self.columns[part], self.values[part]
-
-    @property
-    def lengths(self) -> Indices:
-        """Number of entries of each row (N,)."""
-        return np.diff(self.offsets)
-
-    def transposed(self, first_row: int, num_columns: int) -> SparseRows:
-        """Return the rows from ``first_row`` on as columns, renumbered from 0."""
-        start = self.offsets[first_row]
-        columns, values = self.columns[start:], self.values[start:]
-        owner = np.repeat(np.arange(len(self.offsets) - 1 - first_row), self.lengths[first_row:])
-        order = np.argsort(columns, kind="stable")
-        counts = np.bincount(columns, minlength=num_columns)
-        return SparseRows(owner[order], values[order], offsets_of(counts))
-
-
-def reciprocal_weights(
-    images: Images, neighbors: Neighbors, *, k1: int, scale: Floats
-) -> SparseRows:
-    """Return each image's weights over the images that are reciprocally close to it.
-
-    Args:
-        images: For the similarities of pairs that are no near neighbours.
-        neighbors: At least k1 + 1 of each image, itself included.
-        k1: Neighbours that can be reciprocal.
-        scale: Largest distance of each image (N,).
-
-    Returns:
-        exp(-distance / scale) over the expanded reciprocal set, normalised to 1 (N rows).
-    """
-    ranked = neighbors.index[:, : k1 + 1]
-    core = _reciprocal(ranked)
-    half = _reciprocal(ranked[:, : round(k1 / 2) + 1])
-    parts = [_expand(core[start : start + _ROWS], half) for start in range(0, len(core), _ROWS)]
-    lengths = np.concatenate([(part != _NOBODY).sum(1) for part in parts])
-    members = np.concatenate([part[part != _NOBODY] for part in parts])
-    owner = np.repeat(np.arange(len(core)), lengths)
-    similarity = _similarities(images, neighbors, owner, members)
-    weights = np.exp(-2.0 * (1.0 - similarity) / scale[owner])
-    sums = np.bincount(owner, weights, minlength=len(core))
-    weights = (weights / sums[owner]).astype(np.float32)
-    return SparseRows(members, weights, offsets_of(lengths))
-
-
-def _reciprocal(ranked: Indices) -> Indices:
-    """Return the neighbours that have the image among theirs, the others as -1 (N, k)."""
-    result = np.full_like(ranked, _NOBODY)
-    for start in range(0, len(ranked), _ROWS):
-        mine = ranked[start : start + _ROWS]
-        number = np.arange(start, start + len(mine))
-        mutual = (ranked[mine] == number[:, None, None]).any(2)
-        result[start : start + _ROWS] = np.where(mutual, mine, _NOBODY)
-    return result
-
-
-def _expand(core: Indices, half: Indices) -> Indices:
-    """Grow the sets of some images, ascending, with -1 for nobody (R, any)."""
-    theirs = half[core]
-    theirs[core == _NOBODY] = _NOBODY
-    exists = theirs != _NOBODY
-    # Two "nobody" are equal too: only those who exist count.
-    shared = (theirs[:, :, :, None] == core[:, None, None, :]).any(3) & exists
-    joins = 3 * shared.sum(2) > 2 * exists.sum(2)
-    theirs[~joins] = _NOBODY
-    members = np.sort(np.concatenate([core, theirs.reshape(len(core), -1)], 1), axis=1)
-    members[:, 1:][members[:, 1:] == members[:, :-1]] = _NOBODY
-    return members
-
-
-def _similarities(images: Images, neighbors: Neighbors, owner: Indices, members: Indices) -> Floats:
-    """Look up the cosine of each pair among the neighbours, and compute the few others."""
-    count, keep = neighbors.index.shape
-    known = (np.arange(count)[:, None] * count + neighbors.index).reshape(-1)
-    order = np.argsort(known)
-    known, values = known[order], neighbors.similarity.reshape(-1)[order]
-    result = np.empty(len(owner), np.float32)
-    missing = np.ones(len(owner), np.bool_)
-    for first, second in ((owner, members), (members, owner)):
-        wanted = first * count + second
-        place = np.minimum(np.searchsorted(known, wanted), count * keep - 1)
-        found = missing & (known[place] == wanted)
-        result[found] = values[place[found]]
-        missing &= ~found
-    result[missing] = pair_similarities(images, owner[missing], members[missing])
-    return result
-
-
-def averaged(weights: SparseRows, neighbors: Indices) -> SparseRows:
-    """Return each row's mean over the rows of its first neighbours.
-
-    Args:
-        weights: N rows.
-        neighbors: The neighbours to average over, itself included (N, k2).
-    """
-    count, number = neighbors.shape
-    parts = [_average(weights, neighbors[at : at + _ROWS]) for at in range(0, count, _ROWS)]
-    columns, values, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return SparseRows(columns, values / np.float32(number), offsets_of(lengths))
-
-
-def _average(weights: SparseRows, chosen: Indices) -> tuple[Indices, Floats, Indices]:
-    """Add up the chosen rows; returns columns, sums and the length of each row."""
-    num_rows, number = chosen.shape
-    count = len(weights.offsets) - 1
-    flat = chosen.reshape(-1)
-    lengths = weights.lengths[flat]
-    places = spans(weights.offsets[flat], lengths)
-    owner = np.repeat(np.repeat(np.arange(num_rows), number), lengths)
-    keys = owner * count + weights.columns[places]
-    order = np.argsort(keys, kind="stable")
-    keys, values = keys[order], weights.values[places][order]
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    sums = np.add.reduceat(values, starts) if len(starts) else values
-    keys = keys[starts]
-    return keys % count, sums, np.bincount(keys // count, minlength=num_rows)
-
-
-def overlaps(row: tuple[Indices, Floats], inverted: SparseRows, count: int) -> NDArray[np.float64]:
-    """Return the sum of minima of one row with each of ``count`` others.
-
-    Args:
-        row: Columns and values of one image.
-        inverted: For each column which images have an entry there, and how large.
-        count: Number of other images.
-    """
-    columns, mine = row
-    starts = inverted.offsets[columns]
-    lengths = inverted.offsets[columns + 1] - starts
-    places = spans(starts, lengths)
-    least = np.minimum(inverted.values[places], np.repeat(mine, lengths))
-    sums = np.bincount(inverted.columns[places], least, minlength=count)
-    return sums.astype(np.float64, copy=False)  # without entries bincount returns integers
-
-
-# Query x gallery similarities are kept from the first pass where they are no larger than this.
-_KEEP_MIB = 1024.0
-_ROWS_MIB = 64.0
 
 
 def score_reranked(
@@ -213,25 +59,26 @@ def score_reranked(
     cross_camera: bool = True,
     memory_mib: float | None = None,
 ) -> RetrievalScores:
-    """Score queries in a gallery after k-reciprocal re-ranking.
+    """Return retrieval scores after k-reciprocal re-ranking.
+
+    Junk is removed from both sides first, so that it is not a neighbour of any image.
 
     Args:
         query: Query set.
-        gallery: Gallery; products are made in float32 on its device. Junk is dropped first on both
-            sides: it is nobody's neighbour.
+        gallery: Gallery; its device computes the products, in float32.
         k1: Neighbours that can be reciprocal.
-        k2: Neighbours whose weights are averaged; 1 leaves this out.
-        lambda_value: Share of the original distance, 0 to 1.
-        cross_camera: False also counts images of the query's own camera.
-        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+        k2: Neighbours whose weights are averaged; 1 turns this off.
+        lambda_value: Weight of the original distance, 0 to 1.
+        cross_camera: Ignore gallery images of the query's identity and camera.
+        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
         UserError: As for ``score_retrieval``, or a parameter is out of range.
     """
     gallery = _without_junk(gallery)
     matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
-    sound = query.pids.cpu().numpy() != JUNK_PID
-    renumbered = replace(matching, queries=(np.cumsum(sound) - 1)[matching.queries])
+    valid = query.pids.cpu().numpy() != JUNK_PID
+    renumbered = replace(matching, queries=(np.cumsum(valid) - 1)[matching.queries])
     reranker = Reranker(
         _without_junk(query),
         gallery,
@@ -242,7 +89,7 @@ def score_reranked(
     )
     images = reranker.images
     collector = RankCollector(matching, images.gallery.broken)
-    rows = max(1, int(_ROWS_MIB * MIB / (16 * images.num_gallery)))
+    rows = max(1, int(_CHUNK_MIB * MIB / (16 * images.num_gallery)))
     with torch.inference_mode(), exact_float32(images.device):
         for chosen in query_chunks(matching, rows):
             collector.add(chosen, reranker.distances(renumbered.queries[chosen]).neg_())
@@ -255,29 +102,22 @@ def score_reranked(
     )
 
 
-def _without_junk(images: Features) -> Features:
-    keep = images.pids != JUNK_PID
-    if bool(keep.all()):
-        return images
-    on_device = keep.to(images.embeddings.device)
-    camids = images.camids[keep.to(images.camids.device)]
-    return Features(images.embeddings[on_device], images.pids[keep], camids)
-
-
 class Reranker:
-    """The re-ranked distances of queries (Q) to a gallery (G); takes the time when it is made.
+    """Re-ranked distances of queries (Q) to a gallery (G).
+
+    The constructor finds the neighbours and computes the weights, which takes most of the time.
 
     Args:
         query: Query set without junk.
         gallery: Gallery without junk.
         k1: Neighbours that can be reciprocal.
         k2: Neighbours whose weights are averaged.
-        lambda_value: Share of the original distance.
-        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+        lambda_value: Weight of the original distance.
+        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
-        UserError: A parameter is out of range, a set is empty, the feature sizes differ, or it
-            would not fit into memory.
+        UserError: A parameter is out of range, a set is empty, the feature sizes differ, or the
+            memory does not suffice.
     """
 
     def __init__(
@@ -305,14 +145,14 @@ class Reranker:
             gallery = np.arange(images.num_query, len(images))
             similarity = torch.empty(len(index), images.num_gallery, device=images.device)
             rows = images.unit_rows(index)
-            for at in range(0, images.num_gallery, TILE):
-                part = images.unit_rows(gallery[at : at + TILE])
-                torch.mm(rows, part.t(), out=similarity[:, at : at + TILE])
+            for start in range(0, images.num_gallery, TILE):
+                part = images.unit_rows(gallery[start : start + TILE])
+                torch.mm(rows, part.t(), out=similarity[:, start : start + TILE])
         else:
             similarity = self._kept[torch.as_tensor(index, device=images.device)]
         jaccard = np.empty(similarity.shape, np.float32)
         for row, number in enumerate(index.tolist()):
-            shared = overlaps(self._weights.row(number), self._inverted, images.num_gallery)
+            shared = overlaps(self._weights, number, self._of_gallery)
             jaccard[row] = 1.0 - shared / (2.0 - shared)
         scale = torch.as_tensor(self._scale[index], device=images.device)[:, None]
         original = similarity.neg_().add_(1.0).mul_(2.0 * self._lambda).div_(scale)
@@ -322,15 +162,18 @@ class Reranker:
         images, count = self.images, len(self.images)
         with Progress(count * (count + TILE) // 2, "Re-rank: neighbours", unit="pair") as bar:
             neighbors = nearest_neighbors(
-                images, max(k1 + 1, k2), on_tile=self._keep, on_done=_telling(bar, count)
+                images, max(k1 + 1, k2), on_tile=self._keep, on_done=_with_estimate(bar, count)
             )
-        # The furthest image of a row is at distance 1; where all are alike there is none, and what
-        # rounding leaves of their distances must not be blown up.
+        # The furthest image of a row is at distance 1. If all images are equal, only rounding
+        # errors are left, and dividing by them would amplify them.
         lowest = neighbors.lowest
         scale = np.where(lowest < 1.0, 2.0 * (1.0 - lowest), np.float32(1.0))
         weights = reciprocal_weights(images, neighbors, k1=k1, scale=scale)
-        self._weights = averaged(weights, neighbors.index[:, :k2]) if k2 > 1 else weights
-        self._inverted = self._weights.transposed(images.num_query, count)
+        if k2 > 1:
+            weights = averaged(weights, neighbors.index[:, :k2])
+        self._weights = weights
+        # Rows are images, columns the gallery: which gallery images have weight on an image.
+        self._of_gallery = weights[images.num_query :].T.tocsr()
         self._scale = scale[: images.num_query]
 
     def _keep(self, rows: slice, columns: slice, tile: Tensor) -> None:
@@ -339,15 +182,15 @@ class Reranker:
             self._kept[rows, columns.start - start : columns.stop - start] = tile
 
     def _room_for_similarities(self, k1: int, memory_mib: float | None) -> Tensor | None:
-        """Refuse what would not fit; return room for query x gallery where there is plenty."""
+        """Check the memory; return an array for query x gallery if there is plenty."""
         images, count = self.images, len(self.images)
         budget = memory_budget_mib(images.device, memory_mib)
         dim = images.gallery.embeddings.shape[1]
         tile = min(TILE, count)
-        # Tiles with their neighbours, then for each image k1 + 1 neighbours in several arrays and
-        # the averaged weights, of which a crowded gallery has the most.
+        # Tiles with their neighbours; then, for each image, k1 + 1 neighbours in several arrays,
+        # and the averaged weights, which have most entries in a crowded gallery.
         needed = (5 * 4 * tile * tile + 3 * 4 * tile * dim + count * (k1 + 1) * 160) / MIB
-        needed += 2 * _ROWS_MIB
+        needed += 2 * _CHUNK_MIB
         what = f"Re-ranking {images.num_query:,} queries and {images.num_gallery:,} gallery images"
         require_memory(what, needed, budget, "free memory, or set TEST.RE_RANKING off")
         kept = 4 * images.num_query * images.num_gallery / MIB
@@ -357,15 +200,120 @@ class Reranker:
         return torch.empty(shape, device=images.device) if keep else None
 
 
-def _telling(bar: Progress, count: int) -> Callable[[int], None]:
-    """Return what moves the bar, and logs once how long the whole will take."""
+def reciprocal_weights(
+    images: Images, neighbors: Neighbors, *, k1: int, scale: Floats
+) -> csr_array:
+    """Return each image's weights over the images that are reciprocally close to it.
+
+    Args:
+        images: For the similarities of pairs that are not near neighbours.
+        neighbors: At least k1 + 1 neighbours of each image, itself included.
+        k1: Neighbours that can be reciprocal.
+        scale: Largest distance of each image (N,).
+
+    Returns:
+        exp(-distance / scale) over the expanded reciprocal set, each row normalised to 1, float32
+        (N, N).
+    """
+    ranked = neighbors.index[:, : k1 + 1]
+    core = _reciprocal(ranked)
+    half = _reciprocal(ranked[:, : round(k1 / 2) + 1])
+    parts = [_expand(core[start : start + _ROWS], half) for start in range(0, len(core), _ROWS)]
+    lengths = np.concatenate([(part != _NONE).sum(1) for part in parts])
+    members = np.concatenate([part[part != _NONE] for part in parts])
+    owner = np.repeat(np.arange(len(core)), lengths)
+    similarity = _similarities(images, neighbors, owner, members)
+    weights = np.exp(-2.0 * (1.0 - similarity) / scale[owner])
+    sums = np.bincount(owner, weights, minlength=len(core))
+    weights = (weights / sums[owner]).astype(np.float32)
+    return csr_array((weights, members, offsets_of(lengths)), shape=(len(core), len(core)))
+
+
+def averaged(weights: csr_array, neighbors: Indices) -> csr_array:
+    """Return each row's mean over the rows of its first neighbours, itself included (N, k2)."""
+    count, number = neighbors.shape
+    share = np.full(neighbors.size, 1 / number, np.float32)
+    starts = np.arange(0, neighbors.size + 1, number)
+    return csr_array((share, neighbors.reshape(-1), starts), shape=(count, count)) @ weights
+
+
+def overlaps(weights: csr_array, row: int, of_gallery: csr_array) -> NDArray[np.float64]:
+    """Return the sum of minima of one row of weights with the weights of each gallery image (G,).
+
+    Args:
+        weights: Weights of all images (N, N).
+        row: Which image is compared.
+        of_gallery: Weights of the gallery, one row for each column of ``weights`` (N, G).
+    """
+    part = slice(weights.indptr[row], weights.indptr[row + 1])
+    others = of_gallery[weights.indices[part]]
+    mine = np.repeat(weights.data[part], np.diff(others.indptr))
+    least = np.minimum(others.data, mine)
+    sums = np.bincount(others.indices, least, minlength=of_gallery.shape[1])
+    return sums.astype(np.float64, copy=False)  # without entries bincount returns integers
+
+
+def _reciprocal(ranked: Indices) -> Indices:
+    """Return the neighbours that have the image among their neighbours, else -1 (N, k)."""
+    result = np.full_like(ranked, _NONE)
+    for start in range(0, len(ranked), _ROWS):
+        mine = ranked[start : start + _ROWS]
+        number = np.arange(start, start + len(mine))
+        mutual = (ranked[mine] == number[:, None, None]).any(2)
+        result[start : start + _ROWS] = np.where(mutual, mine, _NONE)
+    return result
+
+
+def _expand(core: Indices, half: Indices) -> Indices:
+    """Return the expanded sets of some images, ascending, filled up with -1 (R, any)."""
+    theirs = half[core]
+    theirs[core == _NONE] = _NONE
+    exists = theirs != _NONE
+    # Fillers equal each other, too: only existing members count.
+    shared = (theirs[:, :, :, None] == core[:, None, None, :]).any(3) & exists
+    joins = 3 * shared.sum(2) > 2 * exists.sum(2)
+    theirs[~joins] = _NONE
+    members = np.sort(np.concatenate([core, theirs.reshape(len(core), -1)], 1), axis=1)
+    members[:, 1:][members[:, 1:] == members[:, :-1]] = _NONE
+    return members
+
+
+def _similarities(images: Images, neighbors: Neighbors, owner: Indices, members: Indices) -> Floats:
+    """Return the cosine of each pair: looked up among the neighbours, or computed."""
+    count, keep = neighbors.index.shape
+    known = (np.arange(count)[:, None] * count + neighbors.index).reshape(-1)
+    order = np.argsort(known)
+    known, values = known[order], neighbors.similarity.reshape(-1)[order]
+    result = np.empty(len(owner), np.float32)
+    missing = np.ones(len(owner), np.bool_)
+    for left, right in ((owner, members), (members, owner)):
+        pairs = left * count + right
+        position = np.minimum(np.searchsorted(known, pairs), count * keep - 1)
+        is_known = missing & (known[position] == pairs)
+        result[is_known] = values[position[is_known]]
+        missing &= ~is_known
+    result[missing] = pair_similarities(images, owner[missing], members[missing])
+    return result
+
+
+def _without_junk(images: Features) -> Features:
+    keep = images.pids != JUNK_PID
+    if bool(keep.all()):
+        return images
+    on_device = keep.to(images.embeddings.device)
+    camids = images.camids[keep.to(images.camids.device)]
+    return Features(images.embeddings[on_device], images.pids[keep], camids)
+
+
+def _with_estimate(bar: Progress, count: int) -> Callable[[int], None]:
+    """Return a function that updates the bar; its first call logs the expected total time."""
     start = time.perf_counter()
-    told = [count * count < WORTH_TELLING]
+    logged = [count * count < WORTH_TELLING]
 
     def done(pairs: int) -> None:
         bar.update(pairs)
-        if not told[0]:
-            told[0] = True
+        if not logged[0]:
+            logged[0] = True
             total = count * count / 2 / pairs * (time.perf_counter() - start)
             get_logger().info("Re-ranking: about %.0f s", total * 1.2)
 

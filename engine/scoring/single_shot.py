@@ -1,8 +1,9 @@
-"""CMC of a gallery with one image a person, averaged over draws of that image.
+"""CMC with one gallery image for each identity, averaged over random galleries.
 
-With many images a person the closest of them counts, which flatters. Here every draw leaves one
-gallery image of each identity: the same for all queries, but of the query's own person one of the
-images that count for the query. Distractors (pid 0) are one identity like the others.
+With several images of an identity in the gallery, the closest one counts, which raises the scores.
+Here each drawn gallery contains one image of every identity. It is the same for all queries, except
+that the query's identity is represented by one of the query's valid matches. Distractors (pid 0)
+form one identity like the others.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from engine.scoring.ranking import worst_rows
 from engine.scoring.retrieval import CMC_LENGTH
 from utils.memory import MIB
 
-_SHOWN_BYTES = 32  # of one query and image shown: place, similarity, what is closer, and its sum
+_CANDIDATE_BYTES = 32  # of one query and gallery image: position, similarity, comparison, its sum
 _BROKEN = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True, eq=False)
 class SingleShotScores:
-    """Scores of galleries with one image a person.
+    """Scores in galleries with one image for each identity.
 
     Attributes:
         cmc: Share of queries whose match is among the first k, mean over draws, float64 (50,).
@@ -65,15 +66,15 @@ def score_single_shot(
     cross_camera: bool = True,
     memory_mib: float | None = None,
 ) -> SingleShotScores:
-    """Score queries in galleries with one image a person.
+    """Score queries in random galleries with one image for each identity.
 
     Args:
         query: Query set.
         gallery: Gallery from which images are drawn.
         draws: Number of drawn galleries.
-        seed: Of the draws.
-        cross_camera: Whether images of the query's own camera are ignored.
-        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+        seed: Seed of the draws.
+        cross_camera: Ignore gallery images of the query's identity and camera.
+        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
         UserError: As for ``score_retrieval``.
@@ -82,54 +83,54 @@ def score_single_shot(
     rng = np.random.default_rng(seed)
     gallery_pid = gallery.pids.cpu().numpy()
     query_pid = query.pids.cpu().numpy()[matching.queries]
-    people, shots = _draw_galleries(gallery_pid, draws, rng)
-    own = np.searchsorted(people, query_pid)
+    identities, drawn = _draw_galleries(gallery_pid, draws, rng)
+    own = np.searchsorted(identities, query_pid)
     match = _draw_matches(matching, draws, rng)
     ranks = np.empty((len(matching.queries), draws), np.int64)
     with torch.inference_mode():
-        first, second = UnitFeatures.of(query), UnitFeatures.of(gallery)
-        device = second.embeddings.device
-        columns = torch.as_tensor(shots, device=device)
+        unit, target = UnitFeatures.of(query), UnitFeatures.of(gallery)
+        device = target.embeddings.device
+        columns = torch.as_tensor(drawn, device=device)
         for chosen, (block,) in product_chunks(
-            (first,),
-            second,
+            (unit,),
+            target,
             matching,
             memory_mib=memory_mib,
-            caller_mib=3 * shots.nbytes / MIB,
-            caller_row_bytes=_SHOWN_BYTES * len(people),
+            caller_mib=3 * drawn.nbytes / MIB,
+            caller_row_bytes=_CANDIDATE_BYTES * len(identities),
         ):
-            similarity = block.mul_(second.inverse_norm).masked_fill_(second.broken, _BROKEN)
+            similarity = block.mul_(target.inverse_norm).masked_fill_(target.broken, _BROKEN)
             for draw in range(draws):
-                places = (
-                    torch.as_tensor(one, device=device)[:, None]
-                    for one in (own[chosen], match[chosen, draw])
+                positions = (
+                    torch.as_tensor(index, device=device)[:, None]
+                    for index in (own[chosen], match[chosen, draw])
                 )
-                ranks[chosen, draw] = _ranks_shown(similarity, columns[draw], *places)
-    ranks[worst_rows(first, second, matching)] = len(people)
-    ranks[second.broken.cpu().numpy()[match]] = len(people)
+                ranks[chosen, draw] = _ranks_in_draw(similarity, columns[draw], *positions)
+    ranks[worst_rows(unit, target, matching)] = len(identities)
+    ranks[target.broken.cpu().numpy()[match]] = len(identities)
     hits = np.bincount(np.minimum(ranks, CMC_LENGTH + 1).reshape(-1), minlength=CMC_LENGTH + 2)
     return SingleShotScores(
         cmc=np.cumsum(hits[1 : CMC_LENGTH + 1]) / ranks.size,
         ranks=ranks,
         query_pid=query_pid,
-        num_identities=len(people),
-        degenerate=first.degenerate or second.degenerate,
+        num_identities=len(identities),
+        degenerate=unit.degenerate or target.degenerate,
     )
 
 
-def _ranks_shown(similarity: Tensor, columns: Tensor, own: Tensor, match: Tensor) -> Indices:
-    """Return the rank of each query's match among the images of a draw (R,).
+def _ranks_in_draw(similarity: Tensor, columns: Tensor, own: Tensor, match: Tensor) -> Indices:
+    """Return the rank of each query's match in a drawn gallery (R,).
 
     Args:
         similarity: Of R queries and all gallery images (R, G).
         columns: The drawn image of each identity (I,).
-        own: Which of the identities is the query's (R, 1).
-        match: The image that takes its place (R, 1).
+        own: Position of the query's identity in ``columns`` (R, 1).
+        match: The image that represents the query's identity (R, 1).
     """
-    shown = columns.expand(len(similarity), -1).clone()
-    shown.scatter_(1, own, match)
-    values, value = similarity.gather(1, shown), similarity.gather(1, match)
-    before = (values > value) | ((values == value) & (shown < match))
+    candidates = columns.expand(len(similarity), -1).clone()
+    candidates.scatter_(1, own, match)
+    values, value = similarity.gather(1, candidates), similarity.gather(1, match)
+    before = (values > value) | ((values == value) & (candidates < match))
     return np.asarray(before.sum(1).cpu().numpy() + 1, np.int64)
 
 
@@ -137,13 +138,13 @@ def _draw_galleries(pids: Indices, draws: int, rng: np.random.Generator) -> tupl
     """Return the identities and one gallery position of each in every draw (draws, identities)."""
     order = np.argsort(pids, kind="stable")
     order = order[pids[order] != JUNK_PID]
-    people, starts, counts = np.unique(pids[order], return_index=True, return_counts=True)
-    chosen = starts + rng.integers(0, counts, (draws, len(people)))
-    return people, order[chosen]
+    identities, starts, counts = np.unique(pids[order], return_index=True, return_counts=True)
+    chosen = starts + rng.integers(0, counts, (draws, len(identities)))
+    return identities, order[chosen]
 
 
 def _draw_matches(matching: Matching, draws: int, rng: np.random.Generator) -> Indices:
     """Return one match of each query in every draw (Q, draws)."""
     matches = matching.matches
-    place = rng.integers(0, matches.lengths[:, None], (len(matches), draws))
-    return matches.values[matches.offsets[:-1, None] + place]
+    number = rng.integers(0, matches.lengths[:, None], (len(matches), draws))
+    return matches.values[matches.offsets[:-1, None] + number]

@@ -20,15 +20,12 @@ from utils import memory
 from utils.errors import UserError
 
 
-@pytest.fixture(params=["numpy", "numpy-sorting", "torch"])
+@pytest.fixture(params=["bisection", "comparing"])
 def counting(request, monkeypatch):
-    """Every way of counting, on the CPU."""
-    if request.param == "torch":
+    """The algorithm for CPUs, and on the CPU the one for GPUs."""
+    if request.param == "comparing":
         collector = ranking.RankCollector
-        monkeypatch.setattr(collector, "_count_with_numpy", collector._count_with_torch)
-    if request.param.startswith("numpy"):
-        least = 1 if request.param == "numpy-sorting" else 10**9
-        monkeypatch.setattr(ranking, "matches_worth_sorting", lambda _: least)
+        monkeypatch.setattr(collector, "_rank_by_bisection", collector._rank_by_comparing)
     return request.param
 
 
@@ -134,17 +131,11 @@ def test_other_types_are_scored_in_float32(dtype, block, monkeypatch):
 def test_threads_change_nothing(monkeypatch):
     query, gallery = random_sets(11, ties=False, num_query=60, num_gallery=300)
     sets = [Features(torch.tensor(one[0]), *one[1:]) for one in (query, gallery)]
-    monkeypatch.setattr(ranking, "matches_worth_sorting", lambda _: 5)
     alone = score_retrieval(*sets)
     monkeypatch.setattr(ranking, "_WORTH_THREADS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together = score_retrieval(*sets)
     assert (alone.mAP, alone.mINP) == (together.mAP, together.mINP)
-
-
-def test_the_way_of_counting_is_measured_once():
-    assert ranking.matches_worth_sorting(5000) >= 4
-    assert ranking.matches_worth_sorting.cache_info().maxsize == 64
 
 
 def test_small_chunks_change_nothing(monkeypatch):
@@ -209,8 +200,8 @@ def test_no_valid_query_says_which_rule_removed_them():
     text = str(error.value)
     assert "none of the 3 queries" in text
     assert "1 are junk" in text
-    assert "1 have no image of their person in the gallery" in text
-    assert "1 have images of their person only under their own camera" in text
+    assert "1 have no image of their identity in the gallery" in text
+    assert "1 have images of their identity only from their own camera" in text
     assert "TEST.CROSS_CAMERA False" in text
 
 
@@ -338,7 +329,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_estimate(monkeypatch):
 @pytest.mark.parametrize(
     "score", [score_retrieval, score_reranked, score_single_shot, score_verification]
 )
-def test_more_pairs_of_one_person_than_fit_are_refused_before_they_are_listed(score):
+def test_more_pairs_of_one_identity_than_fit_are_refused_before_they_are_listed(score):
     one_person = Features(torch.ones(2000, 1), [1] * 2000, [0] * 2000)
     with pytest.raises(UserError, match=r"4,000,000 pairs of images .* about 183 MiB .* 100 MiB"):
         score(one_person, one_person, cross_camera=False, memory_mib=100)

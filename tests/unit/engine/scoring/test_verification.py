@@ -167,9 +167,9 @@ def test_thresholds_that_mean_nothing_are_refused():
     assert flat.tpr_at(0.1) == 0
     for interval in flat.curve_intervals(samples=20).values():
         assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
-    with pytest.raises(UserError, match="the same for everybody"):
+    with pytest.raises(UserError, match="the same for every identity"):
         calibrate(flat)
-    with pytest.raises(UserError, match="at least two people"):
+    with pytest.raises(UserError, match="at least two identities"):
         score_verification(
             Features(torch.eye(2), [1, 1], [0, 0]), Features(torch.eye(2), [1, 1], [1, 1])
         )
