@@ -43,9 +43,9 @@ from modeling.encryption.ised_errors import (
     UsageError,
 )
 from modeling.encryption.sealed_image import (
+    FileKey,
     Metadata,
     check_relative_path,
-    key_id_of,
     new_file_key,
     open_image,
 )
@@ -314,6 +314,7 @@ def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, 
 
 _Read = list[SourceImage | bytes | IsedError]
 _Sealed = list[str | IsedError]
+_Item = tuple[_Job, SourceImage, FileKey]
 
 
 class _Pipeline:
@@ -334,7 +335,7 @@ class _Pipeline:
         self._model, self._keyring, self._options = model, keyring, options
         self._listed, self._report = listed, report
         self._depth = max(1, 2 * options.workers)
-        self._sealing: deque[tuple[list[tuple[_Job, SourceImage]], Future[_Sealed]]] = deque()
+        self._sealing: deque[tuple[list[_Item], Future[_Sealed]]] = deque()
 
     def run(self, jobs: Sequence[_Job], stop: threading.Event) -> None:
         """Protect the images of all jobs, or of the batches under way when ``stop`` is set.
@@ -380,33 +381,31 @@ class _Pipeline:
             batch, future = reading.popleft()
             yield batch, future.result()
 
-    def _images_to_seal(
-        self, jobs: Sequence[_Job], results: _Read
-    ) -> list[tuple[_Job, SourceImage]]:
-        """Return the jobs whose images are to be sealed; report the others."""
+    def _images_to_seal(self, jobs: Sequence[_Job], results: _Read) -> list[_Item]:
+        """Return the images to seal, with keys; report the other jobs."""
         images = []
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, bytes):
                 self._report(self._compare_output(job, result))
-            elif isinstance(result, IsedError):
-                self._report(Outcome(job.path, "failed", job.name, error=result))
-            elif problem := _sealing_problem(self._keyring, job.subject):  # revoked meanwhile
-                self._report(Outcome(job.path, "failed", job.name, error=problem))
-            else:
-                images.append((job, result))
+                continue
+            try:
+                if isinstance(result, IsedError):
+                    raise result
+                key = self._keyring.sealing_key(job.subject)  # may have been revoked meanwhile
+                images.append((job, result, new_file_key(key)))
+            except IsedError as error:
+                if error.stops:
+                    raise
+                self._report(Outcome(job.path, "failed", job.name, error=error))
         return images
 
-    def _submit(self, executor: Executor, images: list[tuple[_Job, SourceImage]]) -> None:
+    def _submit(self, executor: Executor, images: list[_Item]) -> None:
         """Anonymize images and let a worker seal them."""
         tasks = [
-            SealTask(
-                job.name,
-                new_file_key(self._keyring.sealing_key(job.subject)),
-                Metadata(job.path, image.sha256, image.height, image.width),
-            )
-            for job, image in images
+            SealTask(job.name, key, Metadata(job.path, image.sha256, image.height, image.width))
+            for job, image, key in images
         ]
-        pixels = torch.from_numpy(np.stack([image.pixels for _, image in images]))
+        pixels = torch.from_numpy(np.stack([image.pixels for _, image, _ in images]))
         anonymized = self._model.anonymize_tensor(pixels)
         if not bool(torch.isfinite(anonymized).all()):
             raise BadInput("the anonymizer returns NaN or infinity; the checkpoint is broken")
@@ -416,7 +415,7 @@ class _Pipeline:
     def _finish_oldest(self) -> None:
         """Wait for the oldest batch that is being sealed, and report its images."""
         images, future = self._sealing.popleft()
-        for (job, image), result in zip(images, future.result(), strict=True):
+        for (job, image, _), result in zip(images, future.result(), strict=True):
             if isinstance(result, str):
                 self._report(Outcome(job.path, "sealed", job.name, result, had_exif=image.had_exif))
             else:
@@ -432,18 +431,18 @@ class _Pipeline:
         try:
             content = png_format.read_content(output)
             sealed = png_format.decode(content)
-            metadata = open_image(self._keyring.opening_key(sealed.chunk), sealed).metadata
+            key = self._keyring.opening_key(sealed.chunk)
+            metadata = open_image(key, sealed).metadata
         except (IsedError, OSError) as error:
             if isinstance(error, IsedError) and error.stops:
                 raise
             problem = f"does not open ({type(error).__name__})"
         else:
             digest = hashlib.sha256(content).hexdigest()
-            locator_key = self._keyring.sealing_key(job.subject).locator_key
-            key_ids = {row.key_id for row in self._keyring.rows_of(job.subject)}
+            rows = (row for row in self._keyring.rows_of(job.subject) if row.wrapped is not None)
             if (metadata.path, metadata.source_sha256) != (job.path, source_sha256):
                 problem = f"was made from another version of {job.path}"
-            elif key_id_of(sealed.chunk, locator_key) not in key_ids:
+            elif key not in map(self._keyring.unwrap, rows):
                 problem = "was sealed for another subject"
             elif self._listed.get(job.name, digest) != digest:
                 problem = "is not the file that the manifest lists: it was put there from elsewhere"
