@@ -32,6 +32,14 @@ def unicode_forms(text: str) -> list[str]:
 
 
 def existing_path(path: Path) -> Path:
-    """Return a path in the Unicode form in which it exists; unchanged if no form exists."""
-    forms = (Path(form) for form in unicode_forms(str(path)))
-    return next((form for form in forms if form.exists()), path)
+    """Return a path in the Unicode forms in which it exists; unchanged if it does not exist.
+
+    Each folder and the file may have another form.
+    """
+    if path.exists():
+        return path
+    current = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        forms = (current / form for form in unicode_forms(part))
+        current = next((form for form in forms if form.exists()), current / part)
+    return current if current.exists() else path

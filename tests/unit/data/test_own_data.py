@@ -24,6 +24,7 @@ from data.problems import DatasetError
 from data.records import DatasetSplits
 from data.registry import load_data, load_splits
 from tests.fixtures import trees
+from utils.text import existing_path
 
 
 def people(root: Path, cameras: int = 2, names: tuple[str, ...] = ()) -> Path:
@@ -387,3 +388,11 @@ def test_paths_are_tried_in_both_forms(tmp_path: Path, on_disk: str, in_table: s
     splits = load_splits(f"csv:{tmp_path}/{in_table}/people.csv", tmp_path)
     assert splits.query[0].pid == splits.gallery[0].pid
     assert Path(splits.query[0].path).is_file()
+
+
+def test_a_folder_and_its_file_may_have_different_forms(tmp_path: Path) -> None:
+    path = tmp_path / NFC / NFD / f"{NFC}.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    assert existing_path(tmp_path / NFD / NFD / f"{NFD}.csv") == path
+    assert existing_path(tmp_path / NFD / "none") == tmp_path / NFD / "none"
