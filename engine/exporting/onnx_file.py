@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,8 +127,6 @@ def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
         ExportError: The exporter cannot express the graph.
     """
     example = torch.zeros((2, *size, 3), dtype=torch.uint8)
-    parameters = inspect.signature(torch.onnx.export).parameters
-    tracing: dict[str, Any] = {"dynamo": False} if "dynamo" in parameters else {}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from tracing: sizes are constants, as intended
@@ -141,7 +138,7 @@ def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
                 output_names=[graph.output],
                 dynamic_axes={INPUT: {0: "N"}, graph.output: {0: "N"}},
                 opset_version=opset,
-                **tracing,
+                dynamo=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
