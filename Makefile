@@ -15,7 +15,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 ARGS ?=
 
-.PHONY: help setup test slow test-lowest lint format demo demo-compare attack benchmark docs clean distclean
+.PHONY: help setup test slow test-lowest lint format constraints audit demo demo-compare attack benchmark docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,19 @@ lint: setup ## run ruff, ruff format and mypy, as CI does
 format: setup ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+constraints: setup ## pin the installed versions with hashes in constraints.txt (needs uv)
+	@mkdir -p build
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[^ ;]*//' | \
+	  sed -E "s/$$/ ; python_version >= '3.11'/" > build/tested.txt
+	uv pip compile setup.py --all-extras --universal --python-version 3.10 --generate-hashes \
+	  --no-annotate --custom-compile-command "make constraints" --quiet \
+	  --constraint build/tested.txt --output-file constraints.txt
+	sed -i -E "s/ and (platform_machine|platform_python_implementation|sys_platform|implementation_name) [!=]= '[A-Za-z0-9_]+'//g" \
+	  constraints.txt
+
+audit: ## report known vulnerabilities of constraints.txt (needs pip-audit and the network)
+	pip-audit --strict --require-hashes --disable-pip --requirement constraints.txt
 
 demo: setup ## train and test the full method on drawn people (prints the expected time)
 	$(BIN)/python tools/demo.py $(ARGS)
