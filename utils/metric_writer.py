@@ -64,7 +64,9 @@ class MetricWriter:
             # Unbuffered, so that a line that failed on a full disk is not written again on closing.
             self._lines = path.open("ab", buffering=0)
             try:
-                self._board: SummaryWriter | None = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
+                self._board: SummaryWriter | None = SummaryWriter(
+                    str(folder / "runs"), purge_step=purge_step
+                )
             except UnicodeEncodeError:
                 self._board = None
                 get_logger().warning(
