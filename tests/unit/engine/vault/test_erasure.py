@@ -13,7 +13,7 @@ import pytest
 from engine.vault import keyring_admin
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import KeyRow
-from engine.vault.master import KeyFile, unwrap
+from engine.vault.master import Argon2Cost, KeyFile, unwrap
 from modeling.encryption.ised_errors import KeyringCorrupt
 from tests.fixtures.paths import ROOT
 from tools import keyring as tool
@@ -51,8 +51,11 @@ def test_the_new_master_opens_no_label_of_an_old_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("calls", [1, 2])  # of the master key file, of the keyring
-def test_no_leftover_survives_a_destroyed_master(tmp_path: Path, calls: int) -> None:
+def test_no_leftover_survives_a_destroyed_master(
+    tmp_path: Path, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kill between linking a secret and removing its temporary name leaves both names."""
+    monkeypatch.setattr(Argon2Cost.__init__, "__defaults__", (8 * 1024, 1, 1))
     folders = tmp_path / "keyring", tmp_path / "secret"
     for folder in folders:
         folder.mkdir()

@@ -410,7 +410,7 @@ EDITS = {
     "trigger": "CREATE TRIGGER t AFTER UPDATE ON keys BEGIN SELECT 1; END",
     "view": "CREATE VIEW v AS SELECT * FROM keys",
     "huge label": "UPDATE keys SET label_ct = zeroblob(3000)",
-    "huge key": "UPDATE keys SET wrapped = zeroblob(300000000) WHERE rowid = 1",
+    "huge key": "UPDATE keys SET wrapped = zeroblob(300000) WHERE rowid = 1",
     "huge head": "UPDATE keyring SET kdf_params = zeroblob(3000)",
     "no head": "DELETE FROM keyring",
     "other application": "PRAGMA application_id = 1",
