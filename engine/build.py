@@ -110,6 +110,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
         # Last, because on a resume it deletes the numbers of later epochs.
         writer=_build_writer(cfg, epoch, saved),
         validation=validation,
+        saves_images=cfg.EVAL.IMAGES == "on",
     )
     if saved is not None:
         trainer.restore(epoch, saved)
@@ -199,4 +200,5 @@ def _build_validation(cfg: CfgNode, model: Model, splits: DatasetSplits) -> Vali
         return None
     # Without a cipher: keys do not change a decision, and each key state would cost a pass.
     evaluator = build_evaluator(cfg, model, splits, "val", None, {})
-    return ValidationRun(evaluator.evaluate, build_image_grid(cfg, model, evaluator.query_samples))
+    draw = build_image_grid(cfg, model, evaluator.query_samples)
+    return ValidationRun(evaluator.evaluate, draw)

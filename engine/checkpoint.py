@@ -89,6 +89,14 @@ def save_native(
     save_tensors(content, folder / NATIVE_NAMES[which])
 
 
+def save_weights(folder: Path, weights: LoadedWeights) -> Path:
+    """Write weights that were read from a folder as the native file of another; return its path."""
+    path = folder / NATIVE_NAMES[weights.which]
+    content = {"epoch": weights.epoch, "info": weights.info, "networks": weights.networks}
+    save_tensors({"format": FORMAT, "version": FORMAT_VERSION} | content, path)
+    return path
+
+
 def read_native(folder: Path, which: str) -> dict[str, Any]:
     """Return the content of ``checkpoint_{which}.pth`` in a folder.
 

@@ -39,12 +39,13 @@ class Evaluation:
     Attributes:
         evaluator: Scores it.
         epoch: Epoch of its weights; 0 if the checkpoint does not record it.
-        draw: Returns an image grid of a few identities, with a column for every kind of image.
+        draw: Returns an image grid of a few identities, with a column for every kind of image; None
+            with EVAL.IMAGES off.
     """
 
     evaluator: Evaluator
     epoch: int
-    draw: Callable[[], Image.Image]
+    draw: Callable[[], Image.Image] | None
 
 
 def build_evaluation(cfg: CfgNode) -> Evaluation:
@@ -205,11 +206,14 @@ def _build_views(cfg: CfgNode, model: Model, cipher: Cipher | None) -> ViewMaker
 
 def build_image_grid(
     cfg: CfgNode, model: Model, samples: Sequence[Sample]
-) -> Callable[[], Image.Image]:
+) -> Callable[[], Image.Image] | None:
     """Return a function that draws a few identities in every kind of image.
 
     The identities are chosen once; the function uses the model's weights at the time of the call.
+    None with EVAL.IMAGES off.
     """
+    if cfg.EVAL.IMAGES == "off":
+        return None
     first_of = {sample.pid: sample for sample in reversed(samples)}
     chosen = tuple(first_of[pid] for pid in sorted(first_of)[:_GRID_IDENTITIES])
     batches = tuple(build_eval_loader(cfg, chosen, model.device))  # several if batches are small

@@ -43,10 +43,12 @@ class LossGuard:
     Args:
         folder: Where the batch at fault is saved, as ``nan_batch.pth``.
         depth: On CUDA, how many steps the check may lag behind.
+        with_images: Whether the saved batch contains its images.
     """
 
-    def __init__(self, folder: Path, depth: int = 4) -> None:
+    def __init__(self, folder: Path, depth: int = 4, *, with_images: bool = True) -> None:
         self._folder = folder
+        self._with_images = with_images
         self._depth = depth
         self._pending: deque[_Pending] = deque()
 
@@ -93,11 +95,11 @@ class LossGuard:
         content = {
             "step": due.step,
             "losses": values,
-            "raw": batch.raw.cpu(),
-            "desensitized": batch.desensitized.cpu(),
             "label": batch.label.cpu(),
             "index": batch.index.cpu(),
         }
+        if self._with_images:
+            content |= {"raw": batch.raw.cpu(), "desensitized": batch.desensitized.cpu()}
         try:
             save_tensors(content, path)
             kept = f"its batch is saved in {path}"

@@ -33,11 +33,12 @@ class ValidationRun:
 
     Attributes:
         evaluate: Returns the report of the validation split; takes the epoch of the weights.
-        draw: Returns an image grid of a few identities, with a column for every kind of image.
+        draw: Returns an image grid of a few identities, with a column for every kind of image; None
+            if no images are written.
     """
 
     evaluate: Callable[[int], EvalReport]
-    draw: Callable[[], Image.Image]
+    draw: Callable[[], Image.Image] | None
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Trainer:
         writer: TensorBoard and ``metrics.jsonl``.
         validation: Scores and draws the validation split; None without such a split.
         state: Progress of the training.
+        saves_images: Whether images of the data set may be written to the output folder.
     """
 
     step: TrainStep
@@ -69,6 +71,7 @@ class Trainer:
     writer: MetricWriter | SilentWriter
     validation: ValidationRun | None
     state: TrainState = field(default_factory=TrainState)
+    saves_images: bool = True
 
     def fit(self) -> EvalReport | None:
         """Train to the last epoch; return the report of the last validation, if any."""
@@ -91,7 +94,8 @@ class Trainer:
         rate = set_learning_rate(self.optimizers, epoch)
         self.networks.train()
         self.loader.set_epoch(epoch)
-        guard, meter, num_images = LossGuard(self.folder.path), _Meter(), 0
+        guard = LossGuard(self.folder.path, with_images=self.saves_images)
+        meter, num_images = _Meter(), 0
         with Progress(self.loader.num_images, f"Epoch {epoch}") as bar:
             for iteration, batch in enumerate(self.loader, start=1):
                 output = self._step(batch)
@@ -133,7 +137,7 @@ class Trainer:
 
     def _validate(self, epoch: int, validation: ValidationRun) -> EvalReport:
         report = validation.evaluate(epoch)
-        if self.folder.writes:
+        if self.folder.writes and validation.draw is not None:
             grid = validation.draw()
             save_image(grid, self.folder.path / "pictures" / f"epoch_{epoch:03d}.png")
             self.writer.picture("pictures", as_tensor(grid), step=self.state.step)

@@ -11,7 +11,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from engine.distributed.group import refuse_sharing
-from engine.exporting.export import export
+from engine.exporting.export import export, pack
 from engine.exporting.onnx_file import DEFAULT_OPSET, OPSETS, VERBS
 from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
 from utils.files import locked_folder
@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   python3 tools/export.py demo/full exported
   python3 tools/export.py demo/full camera --networks anonymize
   python3 tools/export.py demo/full exported --networks anonymize embed --opset 15 --overwrite
+  python3 tools/export.py log/run to_share --pack
 
 The input of a file is uint8 RGB (N, H, W, 3) at the networks' size. The output is images of the
 same kind (anonymize, recover) or embeddings of unit length (embed). Each file is compared with
@@ -27,6 +28,9 @@ PyTorch before it is saved. A mismatch aborts the export.
 
 A camera needs only anonymize.onnx. Store recover.onnx with the keys: it turns anonymized images
 into photographs.
+
+--pack writes a folder that can be shared as a checkpoint: OUTPUT_DIR of a training contains images
+of the data set (EVAL.IMAGES), the packed folder does not.
 
 Needs the packages onnx and onnxruntime: python3 -m pip install onnx onnxruntime
 Exit code: 0 done, 1 a file cannot be made or differs from its network, 2 wrong input,
@@ -39,6 +43,11 @@ def run(args: argparse.Namespace) -> None:
     refuse_sharing("tools/export.py")
     verbs = list(dict.fromkeys(args.networks))
     options = {"opset": args.opset, "overwrite": args.overwrite}
+    if args.pack:
+        with locked_folder(args.output):
+            for path in pack(args.checkpoint, args.output, overwrite=args.overwrite):
+                print(shown(f"{path}: {path.stat().st_size / 2**20:.1f} MiB"))
+        return
     with locked_folder(args.output):
         files = export(args.checkpoint, args.output, verbs, **options)
     for file in files:
@@ -59,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         "--opset", type=whole_number(*OPSETS), default=DEFAULT_OPSET, metavar="N",
         help=f"version of the ONNX operators, {OPSETS[0]} to {OPSETS[1]}; lower for older runtimes "
         f"(default: {DEFAULT_OPSET})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pack", action="store_true",
+        help="copy weights, config.yml, results.json and calibration.json, without images, instead",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(argv)

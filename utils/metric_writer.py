@@ -63,12 +63,10 @@ class MetricWriter:
             _end_with_newline(path)
             # Unbuffered, so that a line that failed on a full disk is not written again on closing.
             self._lines = path.open("ab", buffering=0)
+            self._board: SummaryWriter | None = None
             try:
-                self._board: SummaryWriter | None = SummaryWriter(
-                    str(folder / "runs"), purge_step=purge_step
-                )
+                self._board = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
             except UnicodeEncodeError:
-                self._board = None
                 get_logger().warning(
                     "TensorBoard cannot write to %s, whose name is not UTF-8; curves are written "
                     "to metrics.jsonl only", folder,

@@ -20,7 +20,13 @@ from data.people.appearance import draw_people
 from data.people.cameras import build_camera
 from data.people.photograph import draw_track, photograph
 from engine.api import Anonymizer, Pixels, find_joint_weights
-from engine.checkpoint import LoadedWeights
+from engine.checkpoint import (
+    NATIVE_NAMES,
+    CheckpointError,
+    LoadedWeights,
+    find_weights,
+    save_weights,
+)
 from engine.exporting import onnx_file
 from engine.exporting.onnx_file import (
     DEFAULT_OPSET,
@@ -34,11 +40,13 @@ from engine.exporting.onnx_file import (
 )
 from utils.environment import environment_report
 from utils.errors import UserError
-from utils.files import atomic_write, remove_leftovers
+from utils.files import atomic_write, remove_leftovers, write_text
 from utils.progress import Progress
 
 FORMAT = "securereid-export"
 FORMAT_VERSION = 1
+
+_PACKED = ("config.yml", "results.json", "calibration.json")
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -298,6 +306,35 @@ def export(
             exported.append(Exported(path, temporary.stat().st_size, parity))
             bar.update()
     return exported
+
+
+def pack(checkpoint: Path, output: Path, *, overwrite: bool = False) -> list[Path]:
+    """Copy what a run consists of, without images of its data set: weights and text files.
+
+    Args:
+        checkpoint: OUTPUT_DIR of a training in any mode, or official files.
+        output: Folder for the best weights, or else the latest, as a native file, and for
+            ``config.yml``, ``results.json`` and ``calibration.json`` if they exist.
+        overwrite: Replace existing files.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: There is no checkpoint, or a file exists.
+        WriteError: A file could not be written.
+    """
+    texts = [checkpoint / name for name in _PACKED if (checkpoint / name).is_file()]
+    try:
+        weights = find_joint_weights(checkpoint)
+    except CheckpointError:  # mode C
+        weights = find_weights(checkpoint, ("C",))
+    if not overwrite:
+        names = (NATIVE_NAMES[weights.which], *(text.name for text in texts))
+        _check_free([output / name for name in names])
+    for text in texts:
+        write_text(output / text.name, text.read_text("utf-8"))
+    return [save_weights(output, weights), *(output / text.name for text in texts)]
 
 
 def _check_free(paths: Sequence[Path]) -> None:

@@ -28,6 +28,7 @@ from engine.scoring.paired import Access
 from engine.train_step import BatchTooLarge
 from engine.trainer import Trainer
 from engine.views import save_image
+from tools.lib.run_files import is_of_real_people
 from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
@@ -61,6 +62,12 @@ def _run(cfg: CfgNode) -> EvalReport | None:
     output_dir = Path(cfg.OUTPUT_DIR)
     keep_freed_memory()
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
+    if cfg.EVAL.IMAGES == "on" and is_of_real_people(cfg.DATASETS.NAMES):
+        logger.warning(
+            "OUTPUT_DIR will contain images of the data set: pictures.png, pictures/ and "
+            "TensorBoard. Do not share it unless these people agree: set EVAL.IMAGES off, or copy "
+            "the weights without images with `python3 tools/export.py --pack`"
+        )
     cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)
     extraction = evaluation.evaluator.extract()
@@ -69,7 +76,8 @@ def _run(cfg: CfgNode) -> EvalReport | None:
     scored = evaluation.evaluator.score(extraction)
     report = evaluation.evaluator.report(extraction, scored, evaluation.epoch)
     report.save(output_dir / RESULTS_NAME)
-    save_image(evaluation.draw(), output_dir / "pictures.png")
+    if evaluation.draw is not None:
+        save_image(evaluation.draw(), output_dir / "pictures.png")
     for line in report.log_lines():
         logger.info(line)
     logger.info("\n%s", report.table())
@@ -77,7 +85,7 @@ def _run(cfg: CfgNode) -> EvalReport | None:
     if cfg.EVAL.REPORT == "on":
         _write_report(output_dir)
     Launch.finished(output_dir)
-    logger.info("Results are in %s, images in pictures.png", output_dir / RESULTS_NAME)
+    logger.info("Results are in %s", output_dir / RESULTS_NAME)
     return report
 
 

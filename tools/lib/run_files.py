@@ -48,7 +48,12 @@ class RunFiles:
     @property
     def shows_real_people(self) -> bool:
         """Whether the images of this run may show real people: all but the synthetic set do."""
-        return self.dataset.removesuffix("_val") != "synthetic"
+        return is_of_real_people(self.dataset)
+
+
+def is_of_real_people(dataset: str) -> bool:
+    """Return whether a data set may show real people: all but the synthetic set do."""
+    return dataset.removesuffix("_val") != "synthetic"
 
 
 def read_run(folder: Path) -> RunFiles:
