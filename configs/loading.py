@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,6 +70,22 @@ def dump(cfg: CfgNode, path: str | Path) -> None:
         text = yaml.safe_dump([plain], default_flow_style=True, width=math.inf, allow_unicode=True)
         lines.append(f"{'  ' * len(sections)}{leaf}: {text.strip()[1:-1]}")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def recorded_values(path: Path) -> dict[str, Any]:
+    """Return the values of a config.yml by dotted name, also if another version has written it.
+
+    Unknown keys and values that are not allowed stay text.
+
+    Raises:
+        ConfigError: The file is not YAML with sections.
+    """
+    values = dict(_flatten(read_yaml(path), [], ""))
+    for name, value in values.items():
+        if name in KEY_BY_NAME:
+            with contextlib.suppress(ValueError):
+                values[name] = KEY_BY_NAME[name].convert(value)
+    return values
 
 
 def changes(before: CfgNode, now: CfgNode) -> dict[str, tuple[object, object]]:

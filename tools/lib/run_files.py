@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from configs.loading import recorded_values
 from engine.report import RESULTS_NAME
 from utils.errors import UserError
 from utils.metric_writer import read_metrics
@@ -110,18 +109,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Return the values of a config.yml by dotted key; empty if it does not exist."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a valid configuration ({error})") from None
-    return dict(_flat(content or {}, ""))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return recorded_values(path) if path.exists() else {}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.defaults import KEY_BY_NAME, default_config
-from configs.loading import changes, dump, load
+from configs.loading import changes, dump, load, recorded_values
 from configs.validation import ConfigError
 from tests.fixtures.paths import ROOT
 from utils.config_tree import get_value
@@ -204,6 +204,20 @@ def test_a_missing_file_and_one_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "c.yml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8|not valid YAML"):
         load(tmp_path / "c.yml")
+
+
+def test_recorded_values_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(
+        "OUTPUT_DIR: 010\nMODEL: {NGF: 32, MODE: X, OLD_KEY: 3}\nINPUT: {IMG_SIZE: [64, 32]}"
+    )
+    assert recorded_values(path) == {
+        "OUTPUT_DIR": "010",
+        "MODEL.NGF": 32,
+        "MODEL.MODE": "X",
+        "MODEL.OLD_KEY": "3",
+        "INPUT.IMG_SIZE": (64, 32),
+    }
 
 
 def test_a_later_override_wins_and_beats_the_file() -> None:

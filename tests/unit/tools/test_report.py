@@ -229,7 +229,7 @@ def test_the_folder_of_an_attack_is_a_run(run: Path) -> None:
         ("results.json", "{", "is not valid JSON"),
         ("results.json", "[]", "does not contain a JSON object"),
         ("results.json", '{"retrieval": []}', "does not have the expected content"),
-        ("config.yml", "a: [", "is not a valid configuration"),
+        ("config.yml", "a: [", "is not valid YAML"),
     ],
 )
 def test_damaged_files_are_named(run: Path, name: str, content: str, message: str) -> None:
