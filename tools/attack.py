@@ -1,4 +1,4 @@
-"""Attack what a checkpoint protects, at every level, and say what each protection is worth."""
+"""Attack stored images at every level of protection, and report which levels hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -16,11 +15,8 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from configs import loading
-from configs.comparability import moving_values
 from engine.attacks.attack import Attack
-from engine.attacks.build import Plan, plan_attacks
 from engine.attacks.levels import LEVELS
-from engine.attacks.measures import SETTINGS_NAME
 from engine.attacks.suite import (
     ATTACKS,
     Suite,
@@ -41,10 +37,10 @@ from engine.distributed.processes import (
     locked_by_main,
     share,
 )
-from tools.lib.command_line import Parser, exit_code_of, whole_number
+from tools.lib.attacking import add_settings, checkpoint_config, make_plan, prepare_output
+from tools.lib.command_line import Parser, exit_code_of
+from tools.lib.report import REPORT_NAME, write_report
 from utils.device import set_threads
-from utils.errors import UserError
-from utils.files import ensure_folder, remove_leftovers
 from utils.logger import setup_logger
 
 _EXAMPLES = """examples:
@@ -54,113 +50,27 @@ _EXAMPLES = """examples:
   python3 tools/attack.py --checkpoint log/run --output attacks DATASETS.ROOT_DIR /data
   torchrun --standalone --nproc_per_node 4 tools/attack.py --checkpoint log/run --output attacks
 
-The data set, image size and networks are those of the checkpoint's config.yml; keys at the end
-override them. The output folder gets a JSON file and pictures for each attack, results.json,
-verdicts.json, table.txt, and the configuration as config.yml. The same command goes on after an
-interruption: finished attacks are kept.
+The checkpoint's config.yml gives data set, image size and networks; keys at the end override it.
+The output folder contains a JSON file and images for each attack, results.json, verdicts.json,
+table.txt, config.yml and report.html. The same command continues an interrupted run.
 
-Exit code: 0 whatever the verdicts, 1 if --expect finds a difference or a disk fails, 2 wrong input,
-130 interrupted.
-What the attacks are and how to read them: docs/ATTACKS.md.
+Exit code: 0 for any verdicts, 1 if --expect finds a difference or a disk fails, 2 wrong input,
+130 interrupted. Attacks and how to read their results: docs/ATTACKS.md.
 """
 
 
-def checkpoint_config(checkpoint: Path, overrides: Sequence[str]) -> tuple[CfgNode, str]:
-    """Return the configuration that loads a training's weights, and what attackers start from.
-
-    That is ImageNet weights if the training started from them (MODEL.PRETRAIN_CHOICE, which may be
-    overridden), and random ones otherwise: an attacker does not have the owner's weights.
-
-    Raises:
-        UserError: The folder has no training.
-    """
-    path = checkpoint / "config.yml"
-    if not checkpoint.is_dir() or not path.is_file():
-        what = "does not exist" if not checkpoint.exists() else "has no config.yml"
-        raise UserError(
-            f"checkpoint {checkpoint} {what}; expected the OUTPUT_DIR of a training, such as "
-            "demo/full"
-        )
-    trained = loading.load(path, [*overrides, "MODEL.PRETRAIN_DIR", ""])
-    start = "imagenet" if trained.MODEL.PRETRAIN_CHOICE == "imagenet" else "none"
-    place = ("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(checkpoint))
-    return loading.load(path, [*overrides, *place]), start
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add what the numbers of an attack depend on."""
-    parser.add_argument(
-        "--budget", type=whole_number(16, 10**6), metavar="N",
-        help="public images that an attacker trains on (default: all, at most 4096)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--epochs", type=whole_number(1, 10**4), default=40, metavar="N",
-        help="passes over them; smaller budgets of a curve get as many updates (default: 40)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--people", type=whole_number(6, 10**5), default=100, metavar="N",
-        help="most private persons to score on (default: 100)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--keys", type=whole_number(1, 10**7), default=10_000, metavar="N",
-        help="keys that the brute force tries on each image (default: 10000)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, 2**31 - 1),
-        default=1,
-        help="of everything drawn (default: 1)",
-    )
-
-
-def make_plan(cfg: CfgNode, start: str, levels: tuple[str, ...], args: argparse.Namespace) -> Plan:
-    """Plan attacks on a configuration, all that can move their numbers recorded.
-
-    Args:
-        cfg: What ``checkpoint_config`` gave.
-        start: Likewise.
-        levels: Levels to attack.
-        args: The options of ``add_settings``.
-
-    Raises:
-        UserError: As for ``plan_attacks``.
-    """
-    plan = plan_attacks(
-        cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
-        levels=levels, keys=args.keys, start=start,
-    )  # fmt: skip
-    values = moving_values(cfg)
-    del values["MODEL.PRETRAIN_DIR"]  # a place: what lies there is recorded by its weights
-    return replace(plan, record=values | plan.record)
-
-
-def prepared(output: Path) -> Path:
-    """Return a folder for attacks, which exists.
-
-    Raises:
-        UserError: It is that of a training or an evaluation, whose files would be replaced.
-    """
-    config = output / "config.yml"
-    if config.is_file() and not (output / SETTINGS_NAME).is_file():
-        raise UserError(
-            f"{config} exists, but no {SETTINGS_NAME} of attacks: a training or an evaluation lies "
-            "there, whose files would be replaced; choose another --output"
-        )
-    folder = ensure_folder(output)
-    remove_leftovers(folder)
-    return folder
-
-
 def attack(args: argparse.Namespace) -> list[str]:
-    """Run the attacks that were asked for; returns how they differ from the expectation."""
+    """Run attacks; return a line for each verdict that differs from the expected one."""
     attacks = chosen_attacks(args.only)
     levels = chosen_levels(args.level, LEVELS)
     expected = None if args.expect is None else read_expectation(args.expect)
     with joined():
         cfg, start = checkpoint_config(args.checkpoint, args.opts)
         with locked_by_main(args.output):
-            found = _run(args, cfg, start, attacks, levels)
-    return [] if expected is None or found is None else unexpected_verdicts(found, expected)
+            verdicts = _run(args, cfg, start, attacks, levels)
+    if expected is None or verdicts is None:
+        return []
+    return unexpected_verdicts(verdicts, expected)
 
 
 def _run(
@@ -170,8 +80,8 @@ def _run(
     attacks: Sequence[Attack],
     levels: tuple[str, ...],
 ) -> Verdicts | None:
-    """Run attacks, of several processes each every N-th; None in those besides the first."""
-    output = from_main(lambda: prepared(args.output))
+    """Run attacks, divided among the processes of the run; return None in all but the first."""
+    output = from_main(lambda: prepare_output(args.output))
     level = logging.INFO if is_main() else logging.WARNING
     logger = setup_logger(output if is_main() else None, level)
     set_threads(cfg.RUNTIME.THREADS)
@@ -185,14 +95,15 @@ def _run(
         return None
     results = suite.finish(attacks)
     logger.info("\n%s", report(results))
-    logger.info("Results, pictures and verdicts are in %s", output)
+    write_report([output], output / REPORT_NAME)
+    logger.info("Results, images and verdicts are in %s", output)
     return verdicts_of(results)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     parser = Parser(
-        description="Attack every level of protection and report what each attack reaches.",
+        description=__doc__,
         epilog=f"{_EXAMPLES}\nattacks: {', '.join(ATTACKS)}\nlevels: {', '.join(LEVELS)}\n",
     )
     parser.add_argument(
@@ -227,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"unexpected: {line}", file=sys.stderr)
         return int(bool(differing))
 
-    return exit_code_of(work, "interrupted; the same command goes on")
+    return exit_code_of(work, "interrupted; the same command continues")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plot the trade-off: how well people are found in stored images, and what attackers get."""
+"""Plot the trade-off between utility of stored images and success of attackers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engine.attacks.frontier import (
 from engine.attacks.suite import Suite, chosen_attacks
 from engine.distributed.group import refuse_sharing
 from engine.views import save_image
-from tools.attack import add_settings, checkpoint_config, make_plan, prepared
+from tools.lib.attacking import add_settings, checkpoint_config, make_plan, prepare_output
 from tools.lib.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
@@ -41,21 +41,21 @@ _EXAMPLES = """examples:
   python3 tools/frontier.py --checkpoint log/a log/b DATASETS.ROOT_DIR /data
 
 Each checkpoint (mode GCR) gives a point for its anonymized images, searched by its own re-ID
-network. Each --strength gives a point for images desensitized by INPUT.TYPE (of the first
-checkpoint, or as overridden) with that radius, searched by a network trained on such images of
-public people. The output folder gets frontier.png, frontier.json and table.txt, and a folder for
-each point; the same command goes on after an interruption.
+network. Each --strength gives a point for images desensitized by INPUT.TYPE with that radius,
+searched by a network trained on such public images. The output folder contains frontier.png,
+frontier.json, table.txt, and a folder for each point. The same command continues an interrupted
+run.
 """
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to protect, to be measured.
+class Protection:
+    """One kind of protection.
 
     Attributes:
-        name: What charts call it.
+        name: Name in charts.
         level: ``anonymized`` or ``desensitized``.
-        checkpoint: Training to take networks and data from.
+        checkpoint: Training with the networks and the data.
         overrides: Keys that differ from its configuration.
     """
 
@@ -66,51 +66,58 @@ class Way:
 
     @property
     def folder(self) -> str:
-        """Name of its folder in the output folder."""
+        """Name of the point's folder in the output folder."""
         return self.name.replace(" ", "_")
 
 
-def ways(checkpoints: Sequence[Path], strengths: Sequence[float], opts: Sequence[str]) -> list[Way]:
-    """Return what is to be compared.
+def protections(
+    checkpoints: Sequence[Path], strengths: Sequence[float], opts: Sequence[str]
+) -> list[Protection]:
+    """Return a protection for each checkpoint and each strength.
 
     Raises:
-        UserError: A checkpoint or a strength is given twice, or cannot be measured.
+        UserError: A checkpoint or a strength is given twice, or cannot be used.
     """
-    found = [Way(_name(path, checkpoints), "anonymized", path, tuple(opts)) for path in checkpoints]
+    points = [
+        Protection(_name(path, checkpoints), "anonymized", path, tuple(opts))
+        for path in checkpoints
+    ]
     for strength in strengths:
         cfg, _ = checkpoint_config(checkpoints[0], opts)
         overrides = (*opts, "INPUT.RADIUS", f"{strength:g}")
         name = f"{cfg.INPUT.TYPE} {strength:g}"
-        found.append(Way(name, "desensitized", checkpoints[0], overrides))
-    names = [way.name for way in found]
+        points.append(Protection(name, "desensitized", checkpoints[0], overrides))
+    names = [point.name for point in points]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{name!r} is given twice; expected each checkpoint and strength once")
-    for way in found:  # now, not when its turn comes, hours later
-        checkpoint_config(way.checkpoint, way.overrides)
-    return found
+    for point in points:  # fail now, not hours later
+        checkpoint_config(point.checkpoint, point.overrides)
+    return points
 
 
 def _name(path: Path, all_paths: Sequence[Path]) -> str:
-    """Return the folder's name, with its parent's where two folders share it."""
+    """Return the folder's name, with its parent's name if two folders have the same."""
     same = [other for other in all_paths if other.resolve().name == path.resolve().name]
     full = path.resolve()
     return full.name if len(same) == 1 else f"{full.parent.name}-{full.name}"
 
 
-def measure(way: Way, args: argparse.Namespace) -> tuple[FrontierPoint, dict[str, Any]]:
-    """Run the attacks of one point, or take them from its folder.
+def measure(
+    protection: Protection, args: argparse.Namespace
+) -> tuple[FrontierPoint, dict[str, Any]]:
+    """Run the attacks of one point, or read them from its folder.
 
     Returns:
-        The point, and what it was made with.
+        The point, and its folder, settings and versions.
     """
-    cfg, start = checkpoint_config(way.checkpoint, way.overrides)
+    cfg, start = checkpoint_config(protection.checkpoint, protection.overrides)
     set_threads(cfg.RUNTIME.THREADS)
-    suite = Suite(args.output / way.folder, make_plan(cfg, start, (way.level,), args))
+    suite = Suite(args.output / protection.folder, make_plan(cfg, start, (protection.level,), args))
     loading.dump(cfg, suite.folder / "config.yml")
-    results = suite.run(chosen_attacks(attacks_of(way.level)))
-    made = {"folder": way.folder, "settings": suite.record, "versions": suite.versions()}
-    return frontier_point(way.name, way.level, results), made
+    results = suite.run(chosen_attacks(attacks_of(protection.level)))
+    origin = {"folder": protection.folder, "settings": suite.record, "versions": suite.versions()}
+    return frontier_point(protection.name, protection.level, results), origin
 
 
 def frontier(args: argparse.Namespace) -> None:
@@ -122,13 +129,13 @@ def frontier(args: argparse.Namespace) -> None:
 
 def _frontier(args: argparse.Namespace) -> None:
     logger = setup_logger(args.output)
-    wanted = ways(args.checkpoint, args.strength, args.opts)
-    for way in wanted:
-        prepared(args.output / way.folder)
-    measured = [measure(way, args) for way in wanted]
+    wanted = protections(args.checkpoint, args.strength, args.opts)
+    for protection in wanted:
+        prepare_output(args.output / protection.folder)
+    measured = [measure(protection, args) for protection in wanted]
     points = [point for point, _ in measured]
     save_image(frontier_chart(points), args.output / "frontier.png")
-    content = [point.to_json() | made for point, made in measured]
+    content = [point.to_json() | origin for point, origin in measured]
     for name, text in (
         ("frontier.json", json.dumps(content, indent=2)),
         ("table.txt", table(points)),
@@ -141,7 +148,7 @@ def _frontier(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     parser = Parser(
-        description="Plot utility against what attackers reach.",
+        description=__doc__,
         epilog=_EXAMPLES,
     )
     parser.add_argument(
@@ -161,11 +168,11 @@ def main(argv: list[str] | None = None) -> int:
         "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml; they come last"
     )
     given = sys.argv[1:] if argv is None else argv
-    # Options here take lists, which would swallow the keys.
-    first_key = next((at for at, word in enumerate(given) if _KEY.fullmatch(word)), len(given))
+    # Some options take lists, which would include the keys.
+    first_key = next((i for i, word in enumerate(given) if _KEY.fullmatch(word)), len(given))
     args = parser.parse_args(given[:first_key])
     args.opts = [*args.opts, *given[first_key:]]
-    return exit_code_of(lambda: frontier(args), "interrupted; the same command goes on")
+    return exit_code_of(lambda: frontier(args), "interrupted; the same command continues")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two pictures: the same person? Compares them by a trained re-ID network and a threshold."""
+"""Decide whether two images show the same person, with a re-ID network and a threshold."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from modeling.encryption.png_format import CHUNK_NAME
 from tools.lib.command_line import INTERRUPTED, Parser, exit_code_of, number
 from utils.errors import UserError
 
-# Where validation can accept nothing, its threshold lies a bin above 1.
+# If validation can accept no pair, its threshold is one bin above 1.
 _HIGHEST = 1.00001
 _KINDS = ("raw", "protected")
 _EXAMPLES = """examples:
   python3 tools/match.py a.jpg b.jpg --checkpoint demo/full
   python3 tools/match.py a.jpg anonymized.png --checkpoint demo/full --kinds raw protected
 
-Prints the cosine of the two embeddings, the threshold and the answer. The threshold is that of
-calibration.json, chosen on the validation split when the checkpoint was trained, unless --threshold
-gives one. Exit code: 0 the same person, 1 not, 2 an error, 130 interrupted.
+Prints the cosine similarity of the two embeddings, the threshold and the decision. By default the
+threshold comes from the checkpoint's calibration.json, which training writes for the validation
+split. Exit code: 0 the same person, 1 not the same person, 2 an error, 130 interrupted.
 """
 
 
@@ -41,16 +41,15 @@ def _cosine(text: str) -> float:
         return number(-1, _HIGHEST)(text)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected a cosine from -1 to 1: the higher, the fewer pictures are "
-            "taken for one person"
+            f"got {text!r}, expected a cosine from -1 to 1; higher values accept fewer pairs"
         ) from None
 
 
 def threshold_of(folder: Path, first: str, second: str) -> float:
-    """Return the threshold that validation gave for a pair of kinds.
+    """Return the threshold of validation for two kinds of image.
 
     Raises:
-        UserError: The folder has none, or the file is damaged.
+        UserError: The folder has no calibration, or the file is damaged.
     """
     path = folder / CALIBRATION_NAME
     if not path.is_file():
@@ -63,43 +62,43 @@ def threshold_of(folder: Path, first: str, second: str) -> float:
         return _cosine(content[f"{first}->{second}"]["threshold"])
     except (ValueError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
         raise UserError(
-            f"{path} has no threshold for {first}->{second}; give one by --threshold"
+            f"{path} has no threshold for {first}->{second}; set it with --threshold"
         ) from error
 
 
-def picture_of(path: Path) -> Image.Image:
-    """Return a picture, raw or anonymized.
+def read_image(path: Path) -> Image.Image:
+    """Return a raw or anonymized image.
 
     Raises:
-        UserError: It is missing, no picture, or sealed: its noise would be compared.
+        UserError: The file is missing, is not an image, or is sealed.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; expected a picture")
+        raise UserError(f"{path} does not exist; expected an image")
     if path.is_file():
         with path.open("rb") as file:
             if CHUNK_NAME in file.read(64):
                 raise UserError(
-                    f"{path} is sealed; open it first (tools/protect.py open) and give the "
-                    "anonymized picture, which is of the kind protected"
+                    f"{path} is sealed; open it first (tools/protect.py open), and compare the "
+                    "anonymized image with --kinds protected"
                 )
     try:
         return read_rgb(str(path))
-    except BadImage as error:  # its own sentence is for data sets, which may leave a picture out
-        raise UserError(f"{path}: {error.reason}; give another copy of it") from error
+    except BadImage as error:  # its message is about data sets, which may leave an image out
+        raise UserError(f"{path}: {error.reason}; use another copy of the image") from error
 
 
 def compare(args: argparse.Namespace) -> bool:
-    """Print the similarity and the decision; returns the decision."""
+    """Print the similarity and the decision; return the decision."""
     threshold = args.threshold
     if threshold is None:
         threshold = threshold_of(args.checkpoint, *args.kinds)
     model = Anonymizer.from_checkpoint(args.checkpoint, device=args.device)
-    first, second = (model.embed(picture_of(path)) for path in (args.first, args.second))
+    first, second = (model.embed(read_image(path)) for path in (args.first, args.second))
     similarity = float((first @ second.T).item())
     if not math.isfinite(similarity):
         raise UserError(
-            f"the network of {args.checkpoint} makes no number of these pictures (cosine "
-            f"{similarity}); check how its training ended"
+            f"the network of {args.checkpoint} returns {similarity} for these images; check the "
+            "losses of its training"
         )
     same = similarity >= threshold
     answer = "the same person" if same else "not the same person"
@@ -108,22 +107,22 @@ def compare(args: argparse.Namespace) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit code."""
+    """Run from the command line; return the exit code."""
     parser = Parser(
-        description="Say whether two pictures show the same person.",
+        description=__doc__,
         epilog=_EXAMPLES,
     )
-    parser.add_argument("first", type=Path, help="a picture: the query")
-    parser.add_argument("second", type=Path, help="another: the gallery image")
+    parser.add_argument("first", type=Path, help="query image")
+    parser.add_argument("second", type=Path, help="gallery image")
     parser.add_argument("--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training")
     parser.add_argument(
         "--kinds", nargs=2, choices=_KINDS, default=["raw", "raw"], metavar=("FIRST", "SECOND"),
-        help="what the pictures are: raw, or protected, which is anonymized and not sealed "
+        help="kinds of the two images: raw, or protected (anonymized, not sealed) "
         "(default: raw raw)",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=_cosine, metavar="COSINE",
-        help="least cosine of one person, from -1 to 1 (default: that of calibration.json)",
+        help="smallest cosine of the same person, -1 to 1 (default: from calibration.json)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)

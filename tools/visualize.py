@@ -13,7 +13,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from engine.distributed.group import refuse_sharing
 from engine.report import DIRECTIONS
-from tools.attack import checkpoint_config
+from tools.lib.attacking import checkpoint_config
 from tools.lib.command_line import Parser, exit_code_of, whole_number
 from tools.lib.drawing import Drawing
 from utils.config_tree import changed

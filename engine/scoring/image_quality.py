@@ -1,4 +1,4 @@
-"""How close an image is to the raw one: PSNR and SSIM as METHOD.md section 7 defines them."""
+"""PSNR and SSIM of images against raw images, as defined in docs/SCORING.md."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ _WINDOW = 11
 _SIGMA = 1.5
 _C1 = 0.01**2
 _C2 = 0.03**2
-# Values worked on at a time: on a CPU what four maps of them leave in the cache.
+# Values per block. On a CPU, four maps of this size fit into the cache.
 _BLOCK_VALUES = {"cpu": 2**18, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """Closeness of a set of images to the raw ones.
+    """PSNR and SSIM of a set of images.
 
     Attributes:
-        psnr_db: From the squared error pooled over all images before the logarithm (dB); infinite
-            where nothing differs.
+        psnr_db: PSNR of the squared error pooled over all images (dB); infinite for equal images.
         ssim: Mean over images, channels and pixels.
     """
 
@@ -35,7 +34,7 @@ class ImageQuality:
 
 @dataclass(frozen=True, eq=False)
 class ImageQualities:
-    """The same for each of N images by itself, in the order they came.
+    """PSNR and SSIM of each of N images, in the order in which they were added.
 
     Attributes:
         psnr_db: float64 (N,), dB.
@@ -47,10 +46,10 @@ class ImageQualities:
 
 
 class QualityAccumulator:
-    """Collects batches; the result does not depend on how the images were batched.
+    """Collects batches. The result does not depend on the batch size.
 
-    Values stay on their device until a result is asked for, so that ``update`` never waits for
-    the GPU.
+    Values stay on their device until a result is requested, so that ``update`` never waits for the
+    GPU.
     """
 
     def __init__(self) -> None:
@@ -64,17 +63,17 @@ class QualityAccumulator:
 
         Args:
             raw: Raw images, values in [0, 1], floating point (B, C, H, W).
-            image: What became of them; values may leave [0, 1] and count as they are.
+            image: Images to score; values outside [0, 1] are not clipped.
 
         Raises:
-            UserError: The two are not floating-point batches of one shape.
+            UserError: The arguments are not floating-point batches of the same shape.
         """
         self._error.append(mean_squared_error(raw, image))
         self._ssim.append(structural_similarity(raw, image))
         self._values += [raw[0].numel()] * len(raw) if len(raw) else []
 
     def add(self, other: QualityAccumulator) -> None:
-        """Add the images of another accumulator after those that are here."""
+        """Append the images of another accumulator."""
         self._error += other._error
         self._ssim += other._ssim
         self._values += other._values
@@ -85,24 +84,24 @@ class QualityAccumulator:
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> QualityAccumulator:
-        """Return an accumulator that has seen the images of :meth:`rows`, exactly."""
-        one = cls()
-        one._error, one._ssim = [rows[:, 0].float()], [rows[:, 1].float()]
-        one._values = rows[:, 2].long().tolist()
-        return one
+        """Return an accumulator with the images of :meth:`rows`."""
+        accumulator = cls()
+        accumulator._error, accumulator._ssim = [rows[:, 0].float()], [rows[:, 1].float()]
+        accumulator._values = rows[:, 2].long().tolist()
+        return accumulator
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._values)
 
     def result(self) -> ImageQuality:
-        """Return the scores of everything so far.
+        """Return the scores of all images.
 
         Raises:
             UserError: No image was added.
         """
         error, ssim, values = self._collected()
-        weights = values / values.sum()  # larger images count for more; mostly all are alike
+        weights = values / values.sum()  # larger images have a larger weight
         return ImageQuality(float(_psnr_db((error * weights).sum())), float((ssim * weights).sum()))
 
     def per_image(self) -> ImageQualities:
@@ -116,14 +115,14 @@ class QualityAccumulator:
 
     def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
         if not self._values:
-            raise UserError("image quality was asked for before any image was added")
-        error = torch.cat([one.cpu() for one in self._error]).double()
-        ssim = torch.cat([one.cpu() for one in self._ssim]).double()
+            raise UserError("no image was added; the quality of no images is undefined")
+        error = torch.cat([part.cpu() for part in self._error]).double()
+        ssim = torch.cat([part.cpu() for part in self._ssim]).double()
         return error, ssim, torch.tensor(self._values, dtype=torch.float64)
 
 
 def mean_squared_error(raw: Tensor, image: Tensor) -> Tensor:
-    """Return the mean squared difference of each image, float32 (B,); arguments as ``update``."""
+    """Return the mean squared error of each image, float32 (B,); arguments as for ``update``."""
     _check(raw, image)
     return (image.float() - raw.float()).square().flatten(1).mean(1)
 

@@ -1,7 +1,7 @@
-"""Is one model better than another, or were its queries lucky? Differences on the same queries.
+"""Paired differences: two evaluations compared on the same queries.
 
-Two rates whose intervals overlap may still differ clearly: hard people are hard for both models.
-Taking the difference query by query removes what the two have in common.
+Two rates can differ significantly although their intervals overlap, because an identity that is
+hard for one model is hard for the other. Differences of each query remove this common part.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _REMEDY = "evaluate both with EVAL.DETAILS on, on the same data set and split"
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What one query reached.
+    """The scores of one query.
 
     Attributes:
-        pid: Its person.
-        rank1: 1 where the closest image shows that person, else 0; a share over trainings.
-        average_precision: Its AP, in [0, 1].
+        pid: Identity of the query.
+        rank1: 1 if the closest image shows that identity, else 0; of several trainings, the mean.
+        average_precision: AP in [0, 1].
     """
 
     pid: int
@@ -38,19 +38,19 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class Access:
-    """How protected images were read before the re-ID network saw them.
+    """How protected images were opened before the re-ID network.
 
     Attributes:
-        key: Key state, as in ``results.json``: ``none`` (they were not encrypted), ``right`` or
+        key: Key state, as in ``results.json``: ``none`` (not encrypted), ``right`` or
             ``ciphertext``.
-        scheme: The cipher; ``none`` where they were not encrypted.
+        scheme: Name of the cipher; ``none`` if they were not encrypted.
     """
 
     key: str = "none"
     scheme: str = "none"
 
     def of(self, direction: str) -> Access:
-        """Return what it means for a direction: one without protected images needs no key."""
+        """Return the access of a direction; without protected images it is ``Access()``."""
         return self if "protected" in direction else Access()
 
     def __str__(self) -> str:
@@ -59,10 +59,10 @@ class Access:
 
 @dataclass(frozen=True)
 class QueryTable:
-    """What each query reached in one evaluation, or on the mean of several.
+    """The scores of each query in one evaluation, or their mean over several.
 
     Attributes:
-        access: How its protected images were read.
+        access: How protected images were opened.
         directions: Results by direction (``raw->protected``) and path of the query.
     """
 
@@ -71,73 +71,72 @@ class QueryTable:
 
 
 def read_queries(folder: Path) -> QueryTable:
-    """Read the per-query results that an evaluation left in its OUTPUT_DIR.
+    """Read the per-query results in the output folder of an evaluation.
 
     Raises:
-        UserError: There are none, or the file is no such table.
+        UserError: The file is missing or is not such a table.
     """
     path = folder / PER_QUERY_NAME
     if not path.is_file():
         raise UserError(f"{path} does not exist; {_REMEDY}")
-    found: dict[str, dict[str, QueryResult]] = {}
-    read: set[Access] = set()
+    directions: dict[str, dict[str, QueryResult]] = {}
+    accesses: set[Access] = set()
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         try:
             rows = csv.DictReader(file)
             if "direction" in (names := rows.fieldnames or ()) and "key" not in names:
-                raise _earlier(path)
+                raise _earlier_version(path)
             for row in rows:
                 if "protected" in row["direction"]:
-                    read.add(Access(row["key"], row["scheme"]))
-                found.setdefault(row["direction"], {})[row["path"]] = QueryResult(
+                    accesses.add(Access(row["key"], row["scheme"]))
+                directions.setdefault(row["direction"], {})[row["path"]] = QueryResult(
                     int(row["pid"]),
                     float(row["first_rank"] == "1"),
                     float(row["average_precision"]),
                 )
-            (access,) = read or {Access()}
+            (access,) = accesses or {Access()}
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"{path} is not a table of per-query results ({error!r}); {_REMEDY}"
             ) from error
-    return QueryTable(access, found)
+    return QueryTable(access, directions)
 
 
-def _earlier(path: Path) -> UserError:
+def _earlier_version(path: Path) -> UserError:
     return UserError(
-        f"{path} is of an earlier version and does not say with which key protected images were "
-        f"read; evaluate again with EVAL.DETAILS on (of a demo or a reproduced table: delete "
-        f"{path.parent} and give the same command)"
+        f"{path} was written by an earlier version without key states; evaluate again with "
+        f"EVAL.DETAILS on (for a demo or a reproduced table: delete {path.parent} and run the same "
+        "command)"
     )
 
 
-def unlike(tables: Mapping[str, QueryTable]) -> str:
-    """Say in a sentence that evaluations read protected images in different ways; '' if not.
+def access_warning(tables: Mapping[str, QueryTable]) -> str:
+    """Return a warning if evaluations opened protected images in different ways, else ''.
 
-    An image that never was encrypted and one that the right key opened are both as its holder sees
-    them.
+    Images that were not encrypted and images opened with the right key count as equal.
 
     Args:
-        tables: Evaluations by what they are called.
+        tables: Evaluations by name.
     """
     accesses = {table.access for table in tables.values()}
     encrypted = accesses - {Access()}
     hidden = any(access.key == "ciphertext" for access in encrypted)
     if len(encrypted) < 2 and not (hidden and encrypted < accesses):
         return ""
-    told = "; ".join(f"{name}: {table.access}" for name, table in tables.items())
+    listed = "; ".join(f"{name}: {table.access}" for name, table in tables.items())
     return (
-        f"Protected images were not read alike ({told}): where they take part, differences are of "
-        "that too, and not of the models alone."
+        f"Protected images were opened in different ways ({listed}): differences in directions "
+        "with protected images are not due to the models alone."
     )
 
 
 def mean_of(tables: Sequence[QueryTable]) -> QueryTable:
-    """Return the mean over several trainings of what each query reached.
+    """Return the mean of each query's scores over several trainings.
 
     Raises:
-        UserError: The queries are not the same, or were read in different ways.
+        UserError: The queries differ, or protected images were opened in different ways.
     """
     first = tables[0]
     for table in tables[1:]:
@@ -155,35 +154,35 @@ def mean_of(tables: Sequence[QueryTable]) -> QueryTable:
                 fmean(table.directions[way][path].rank1 for table in tables),
                 fmean(table.directions[way][path].average_precision for table in tables),
             )
-            for path, result in found.items()
+            for path, result in queries.items()
         }
-        for way, found in first.directions.items()
+        for way, queries in first.directions.items()
     }
     return QueryTable(first.access, directions)
 
 
 def _queries(table: QueryTable) -> dict[str, set[str]]:
-    return {direction: set(found) for direction, found in table.directions.items()}
+    return {direction: set(queries) for direction, queries in table.directions.items()}
 
 
-def differences(
+def paired_differences(
     first: Mapping[str, QueryResult], second: Mapping[str, QueryResult], *, seed: int = 1
 ) -> dict[str, Interval]:
-    """Return second minus first in ``rank1`` and ``mAP``, with 95 % intervals over persons.
+    """Return second minus first in ``rank1`` and ``mAP``, with 95 % intervals over identities.
 
     Args:
         first: Results of one direction by path.
-        second: The same queries by another model.
-        seed: Of the resampling.
+        second: Results of the same queries by another model.
+        seed: Seed of the bootstrap.
 
     Raises:
-        UserError: The queries are not the same.
+        UserError: The queries differ.
     """
     if set(first) != set(second) or not first:
         alone = sorted(set(first) ^ set(second))
-        example = f", {alone[0]} in one alone" if alone else ""
+        example = f", {alone[0]} is in one only" if alone else ""
         raise UserError(
-            f"{len(first)} queries are compared with {len(second)} others{example}; {_REMEDY}"
+            f"{len(first)} queries cannot be compared with {len(second)}{example}; {_REMEDY}"
         )
     paths = sorted(first)
     change = np.array(

@@ -136,7 +136,7 @@ def test_a_damaged_threshold_is_refused(tmp_path: Path, threshold: str) -> None:
     """With NaN no two images would match."""
     content = f'{{"raw->raw": {{"threshold": {threshold}}}}}'
     (tmp_path / "calibration.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="has no threshold for raw->raw; give one"):
+    with pytest.raises(UserError, match="has no threshold for raw->raw; set it"):
         match.threshold_of(tmp_path, "raw", "raw")
 
 
@@ -161,4 +161,4 @@ def test_match_names_a_file_that_is_not_an_image(
     arguments = [str(letter), images[0], "--checkpoint", str(trained), "--threshold", "0.5"]
     assert match.main(arguments) == 2
     error = capsys.readouterr().err
-    assert error == f"error: {letter}: the file is not an image; give another copy of it\n"
+    assert error == f"error: {letter}: the file is not an image; use another copy of the image\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.details import DETAILS_NAME
 from engine.report import DIRECTIONS
 from engine.scoring.bootstrap import Interval
-from engine.scoring.paired import differences, read_queries, unlike
+from engine.scoring.paired import access_warning, paired_differences, read_queries
 from utils.errors import UserError
 
 
@@ -28,7 +28,7 @@ def difference_table(folders: Sequence[Path]) -> str:
     tables = {folder: read_queries(folder) for folder in folders}
     read = "; ".join(f"{_name(folder)}: {table.access}" for folder, table in tables.items())
     lines = [f"protected images of {read}"]
-    if warning := unlike({str(folder): table for folder, table in tables.items()}):
+    if warning := access_warning({str(folder): table for folder, table in tables.items()}):
         lines.append(warning)
     lines.append(f"{'points on the same queries, 95 % over people':<46}{'rank-1':>24}{'mAP':>24}")
     for query, gallery in DIRECTIONS:
@@ -36,7 +36,7 @@ def difference_table(folders: Sequence[Path]) -> str:
         lines.append(f"  {direction}")
         for before, after in pairwise(folders):
             sides = [tables[folder].directions.get(direction, {}) for folder in (before, after)]
-            intervals = differences(*sides)
+            intervals = paired_differences(*sides)
             name = f"    {_name(after)} - {_name(before)}"
             lines.append(f"{name:<46}" + "".join(f"{points(i):>24}" for i in intervals.values()))
     lines.append(

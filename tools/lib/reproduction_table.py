@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.published import TOLERANCE, published_rank1
 from engine.report import DIRECTIONS, Results, Spread
-from engine.scoring.paired import differences, mean_of, read_queries, unlike
+from engine.scoring.paired import access_warning, mean_of, paired_differences, read_queries
 from tools.lib.experiment import Experiment
 from tools.lib.query_differences import points
 
@@ -196,7 +196,7 @@ def _compared(first: Summary, second: Summary) -> tuple[list[tuple[str, ...]], s
         mean_of([read_queries(summary.row.experiments[seed].test_folder) for seed in seeds])
         for summary in (first, second)
     )
-    by_direction = [differences(before.directions[n], after.directions[n]) for n in _NAMES]
+    by_direction = [paired_differences(before.directions[n], after.directions[n]) for n in _NAMES]
     lines = []
     for score, label in (("rank1", "rank-1"), ("mAP", "mAP")):
         ahead = [
@@ -212,7 +212,7 @@ def _compared(first: Summary, second: Summary) -> tuple[list[tuple[str, ...]], s
             for intervals, count in zip(by_direction, ahead, strict=True)
         )
         lines.append((f"{second.row.method} - {first.row.method}, {label}", *cells))
-    return lines, unlike({first.row.method: before, second.row.method: after})
+    return lines, access_warning({first.row.method: before, second.row.method: after})
 
 
 def _not_compared(row: Row) -> str:

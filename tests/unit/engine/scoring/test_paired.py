@@ -14,8 +14,8 @@ from engine.scoring.paired import (
     Access,
     QueryResult,
     QueryTable,
-    differences,
     mean_of,
+    paired_differences,
     read_queries,
 )
 from utils.errors import UserError
@@ -34,7 +34,7 @@ def results(rank1: list[float], ap: list[float], people: int) -> dict[str, Query
 
 def test_equal_models_differ_by_nothing() -> None:
     one = results([1, 0, 1, 1], [0.5, 0.1, 1.0, 0.75], people=2)
-    for found in differences(one, one).values():
+    for found in paired_differences(one, one).values():
         assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
@@ -44,7 +44,7 @@ def test_a_difference_is_that_of_the_means_and_pairs_share_the_luck() -> None:
     ap = rng.uniform(0.0, 0.9, 200)
     better = ap + rng.uniform(0.01, 0.03, 200)
     zeros = [0.0] * 200
-    found = differences(results(zeros, ap.tolist(), 40), results(zeros, better.tolist(), 40))
+    found = paired_differences(results(zeros, ap.tolist(), 40), results(zeros, better.tolist(), 40))
     assert found["mAP"].value == pytest.approx((better - ap).mean())
     assert 0.01 < found["mAP"].low < found["mAP"].value < found["mAP"].high < 0.03
     assert found["rank1"].value == 0
@@ -52,17 +52,17 @@ def test_a_difference_is_that_of_the_means_and_pairs_share_the_luck() -> None:
 
 def test_the_sign_says_second_minus_first() -> None:
     worse, better = results([0, 0], [0.1, 0.2], 2), results([1, 1], [0.6, 0.7], 2)
-    assert differences(worse, better)["rank1"].value == 1
-    assert differences(better, worse)["mAP"].value == pytest.approx(-0.5)
+    assert paired_differences(worse, better)["rank1"].value == 1
+    assert paired_differences(better, worse)["mAP"].value == pytest.approx(-0.5)
 
 
 def test_other_queries_are_refused() -> None:
     one = results([1, 0], [1, 0.5], 2)
     other = {"x.png": QueryResult(1, 1.0, 1.0), "0.png": one["0.png"]}
     with pytest.raises(UserError, match=r"1\.png in one alone.*EVAL\.DETAILS on"):
-        differences(one, other)
+        paired_differences(one, other)
     with pytest.raises(UserError, match="0 queries are compared with 0 others"):
-        differences({}, {})
+        paired_differences({}, {})
 
 
 def test_reads_what_an_evaluation_wrote(tmp_path: Path) -> None:
