@@ -121,7 +121,7 @@ def test_match_without_calibration_explains_what_to_do(
     assert "--threshold" in capsys.readouterr().err
     missing = [images[0], "no-such.jpg", "--checkpoint", str(trained), "--device", "cpu"]
     assert match.main([*missing, "--threshold", "0.5"]) == 2
-    assert "no-such.jpg does not exist; expected a picture" in capsys.readouterr().err
+    assert "no-such.jpg does not exist; expected an image" in capsys.readouterr().err
 
 
 def test_match_explains_the_threshold_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,9 +53,9 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("reads", "alike"),
+    ("reads", "equal"),
     [
-        (("none,none", "right,aead"), True),  # both as the holder sees them
+        (("none,none", "right,aead"), True),  # equal for the holder
         (("ciphertext,aead", "ciphertext,aead"), True),
         (("ciphertext,additive", "right,aead"), False),
         (("none,none", "ciphertext,additive"), False),
@@ -65,16 +65,16 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_key_states_that_differ_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: tuple[str, ...], alike: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: tuple[str, ...], equal: bool
 ) -> None:
     names = [folder(tmp_path, f"run{n}", 1, 0.5, read) for n, read in enumerate(reads)]
     assert compare.main(names) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "not read alike" in line]
-    assert len(lines) == (not alike)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "opened in different ways" in line]
+    assert len(lines) == (not equal)
     for line in lines:
         for name, (key, scheme) in zip(names, (read.split(",") for read in reads), strict=True):
-            told = f"{name}: key {key}" + f", scheme {scheme}" * (key != "none")
-            assert told in line
+            listed = f"{name}: key {key}" + f", scheme {scheme}" * (key != "none")
+            assert listed in line
 
 
 def test_a_table_of_an_earlier_version_is_one_sentence(
@@ -85,7 +85,7 @@ def test_a_table_of_an_earlier_version_is_one_sentence(
     path.write_text("direction,path,pid,first_rank,average_precision\nraw->raw,a,1,1,1\n", "utf-8")
     assert compare.main(names) == 2
     error = capsys.readouterr().err
-    assert "old/per_query.csv is of an earlier version" in error
+    assert "old/per_query.csv was written by an earlier version" in error
     assert "evaluate again with EVAL.DETAILS on" in error and error.count("\n") == 1
 
 

@@ -117,7 +117,7 @@ def test_means_spread_and_differences(
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["+10.0 [+10.0, +10.0], 3 of 3"] * 4
     assert (tmp_path / "out/reproduction.md").read_text("utf-8").strip() in text
     assert "not compared" not in text  # nothing is published for this data set
-    assert "not read alike" not in text  # the right key shows what was never encrypted
+    assert "opened in different ways" not in text  # the right key shows what was never encrypted
 
 
 def test_methods_read_with_different_keys_are_reported(
@@ -126,7 +126,7 @@ def test_methods_read_with_different_keys_are_reported(
     demo = ["--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base,full"]
     assert reproduce.main(command(tmp_path, *demo, "TEST.RETRIEVE_WITH_KEY", "off")) == 0
     text = capsys.readouterr().out
-    assert "not read alike (base: key none; full: key ciphertext, scheme aead)" in text
+    assert "opened in different ways (base: key none; full: key ciphertext, scheme aead)" in text
 
 
 def test_published_numbers_are_compared(

@@ -59,9 +59,9 @@ def test_the_sign_says_second_minus_first() -> None:
 def test_other_queries_are_refused() -> None:
     one = results([1, 0], [1, 0.5], 2)
     other = {"x.png": QueryResult(1, 1.0, 1.0), "0.png": one["0.png"]}
-    with pytest.raises(UserError, match=r"1\.png in one alone.*EVAL\.DETAILS on"):
+    with pytest.raises(UserError, match=r"1\.png is in one only.*EVAL\.DETAILS on"):
         paired_differences(one, other)
-    with pytest.raises(UserError, match="0 queries are compared with 0 others"):
+    with pytest.raises(UserError, match="0 queries cannot be compared with 0"):
         paired_differences({}, {})
 
 
