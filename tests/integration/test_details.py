@@ -128,7 +128,7 @@ def test_match_explains_the_threshold_option(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as exit_info:
         match.main(["a", "b", "--checkpoint", "c", "--threshold", "1.5"])
     assert exit_info.value.code == 2
-    assert "got '1.5', expected a cosine from -1 to 1: " in capsys.readouterr().err
+    assert "got '1.5', expected a cosine from -1 to 1; " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("threshold", ["NaN", "Infinity", "7", '"high"'])
