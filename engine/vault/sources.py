@@ -41,7 +41,7 @@ MAX_FILE_BYTES = 1 << 28
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MAX_SIDE = 0xFFFF  # the largest size that the metadata of a sealed file can hold
 _PLAIN_MODES = frozenset(("1", "L", "RGB"))
-_TIME_LIMIT_S = 20.0  # CPU time for one image; the largest allowed images take about 3 s
+_TIME_LIMIT_S = 10.0  # CPU time for one image; the largest allowed images take about 2 s
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_CHUNKS = 1 << 16
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -209,7 +209,7 @@ def decode_source(content: bytes, size: tuple[int, int], name: str = "image") ->
         name: Names the image in warnings.
 
     Raises:
-        BadInput: It is not an image, is damaged, takes more than 20 s of CPU time, or is not 8-bit
+        BadInput: It is not an image, is damaged, takes more than 10 s of CPU time, or is not 8-bit
             RGB or grey without transparency.
     """
     _check_structure(content)
