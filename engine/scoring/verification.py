@@ -28,9 +28,10 @@ FALSE_POSITIVE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 _BLOCK_VALUES = 2**20
 _VALUE_BYTES = 24
 _HISTOGRAM_BYTES = 3 * 8 * BINS
-# Pairs of each kind that intervals of the curve are computed from. More change the bounds by less
-# than another seed does.
-_BOOTSTRAP_PAIRS = 2**15
+# Pairs of each kind that intervals of the curve are computed from, and thresholds on it. Measured
+# with 300 identities: a sample of 2^15 pairs widens the intervals by 18 %, of 2^17 by 10 %.
+_BOOTSTRAP_PAIRS = 2**17
+_BOOTSTRAP_THRESHOLDS = 2**12
 
 Floats = NDArray[np.float64]
 
@@ -133,7 +134,7 @@ class VerificationScores:
         """Return ``area_under_roc`` and ``equal_error_rate`` with intervals over identities.
 
         Each resample draws identities with replacement, with all genuine and impostor pairs of
-        their queries, and computes both rates from the sorted cosines. At most 32,768 pairs of
+        their queries, and computes both rates from the sorted cosines. At most 131,072 pairs of
         each kind take part. Bounds are shifted by the difference between the rates of these and
         of all pairs.
         """
@@ -149,6 +150,7 @@ class VerificationScores:
         owner = identity_of[query[order]]
         is_genuine = order < len(genuine)
         ends = np.flatnonzero(np.diff(bins[order], append=-1))  # equal cosines share a threshold
+        ends = ends[:: -(1 + len(ends) // _BOOTSTRAP_THRESHOLDS)][::-1]  # keeps the last one
 
         def rates(times: Floats) -> tuple[float, float]:
             weight = times[owner]

@@ -1,4 +1,4 @@
-"""Retrieval scores against brute force, golden values and the rules in words."""
+"""Retrieval scores against brute force, golden values and the protocol's rules."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def line_up(matches, *, pids=None, **options):
 
 
 def random_sets(seed, *, ties, num_query=9, num_gallery=40, dim=16):
-    """Small sets with distractors, junk, skipped queries and cameras nobody uses."""
+    """Small sets with distractors, junk, skipped queries and unused cameras."""
     rng = np.random.default_rng(seed)
     num_query, num_gallery = rng.integers(1, num_query), rng.integers(1, num_gallery)
     parts = []
@@ -312,6 +312,35 @@ def test_directions_equal_single_scores():
     renamed = Features(torch.tensor(gallery), gallery_pids + 1, gallery_cams)
     with pytest.raises(UserError, match="'raw' and 'other' differ"):
         score_directions(queries, {"raw": galleries["raw"], "other": renamed})
+
+
+def test_unusual_identity_and_camera_numbers_equal_naive_code():
+    """Negative numbers other than -1 are identities, and so are numbers beyond int32."""
+    rng = np.random.default_rng(0)
+    values = np.array([0, -1, -2, 10**15])
+    query, gallery = (
+        (
+            rng.standard_normal((count, 8)).astype(np.float32),
+            rng.choice(values, count),
+            rng.integers(-1, 3, count),
+        )
+        for count in (60, 300)
+    )
+    precisions, hits = [], []
+    for row, pid, cam in zip(distances(query[0], gallery[0]), *query[1:], strict=True):
+        keep = (gallery[1] != -1) & ~((gallery[1] == pid) & (gallery[2] == cam))
+        order = np.argsort(row[keep], kind="stable")
+        found = (gallery[1][keep] == pid)[order]
+        if pid != -1 and found.any():
+            ranks = np.flatnonzero(found) + 1
+            precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+            hits.append(ranks[0] == 1)
+    scores = score_retrieval(
+        *(Features(torch.tensor(part[0]), *part[1:]) for part in (query, gallery))
+    )
+    assert scores.num_queries == len(precisions)
+    assert scores.mAP == pytest.approx(np.mean(precisions), abs=1e-12)
+    assert scores.rank1 == pytest.approx(np.mean(hits), abs=1e-12)
 
 
 def test_sizes_that_do_not_fit_are_refused_with_the_estimate(monkeypatch):

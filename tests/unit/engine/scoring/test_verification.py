@@ -95,7 +95,7 @@ def test_verification_does_not_depend_on_chunks_or_type(monkeypatch):
     assert half.area_under_roc() == pytest.approx(whole.area_under_roc(), abs=1e-3)
 
 
-def test_what_a_score_needs_beside_the_products_counts_too():
+def test_memory_of_histograms_counts_too():
     query, gallery = (features(part) for part in clustered(3, num_query=400, num_gallery=600))
     with pytest.raises(UserError, match="40 MiB may be used"):
         score_verification(query, gallery, memory_mib=40)
