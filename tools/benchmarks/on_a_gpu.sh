@@ -1,18 +1,18 @@
 #!/bin/bash
-# Everything that only a GPU can tell, in parts of at most ten minutes each, the most telling first.
+# All tests and benchmarks that need a GPU, in parts of at most ten minutes each.
 #
 #   bash tools/benchmarks/on_a_gpu.sh RESULTS PART [KEY VALUE ...]
 #
-#   tests    the tests marked gpu, and the slow ones among them
-#   speed    data, step and evaluation beside the plain loop; a profile (kernels.txt, trace.json)
+#   tests    the tests marked gpu, also those marked slow
+#   speed    data, step and evaluation compared with plain loops; a profile (kernels.txt, trace.json)
 #   compile  step and profile with RUNTIME.COMPILE; larger batches
-#   search   step with RUNTIME.CUDNN_BENCHMARK, as written and compiled
-#   memory   recomputed activations, half the batch, scores at the size of both data sets
+#   search   step with RUNTIME.CUDNN_BENCHMARK, in eager mode and compiled
+#   memory   recomputed activations, half the batch, scores at the size of two data sets
 #   whole    the demo, and attacks on it
-#   train    the three published trainings on what KEY VALUE names (DATASETS.NAMES, DATASETS.ROOT_DIR,
-#            SOLVER.MAX_EPOCHS ...), each resumed where an earlier call stopped
+#   train    the three published trainings with the given keys (DATASETS.NAMES, DATASETS.ROOT_DIR,
+#            SOLVER.MAX_EPOCHS ...); each resumes from an earlier call
 #
-# RESULTS takes a log and a JSON file for each command as soon as it ends. PYTHON chooses the Python.
+# Each command writes a log and a JSON file to RESULTS when it ends. PYTHON is the interpreter.
 set -uo pipefail
 [ $# -ge 2 ] || { sed -n '2,15s/^# \?//p' "$0"; exit 2; }
 results=$(mkdir -p "$1" && cd "$1" && pwd) part=$2
@@ -22,7 +22,7 @@ python=${PYTHON:-python3}
 bench=("$python" tools/benchmark.py)
 failed=0
 
-measure() { # NAME SECONDS COMMAND...: run it, at most so long, into RESULTS/NAME.log
+measure() { # NAME SECONDS COMMAND...: run it for at most SECONDS; log to RESULTS/NAME.log
     local name=$1 limit=$2 code
     shift 2
     echo "== $name: $*"
@@ -39,7 +39,7 @@ step() { # NAME SECONDS OPTIONS...
     measure "$name" "$limit" "${bench[@]}" step --device cuda --json "$results/$name.json" "$@"
 }
 
-train() { # NAME KEY VALUE...: at most 190 seconds; the same call goes on
+train() { # NAME KEY VALUE...: at most 190 seconds; the same call resumes
     local name=$1 resume=False
     shift
     [ -e "$results/$name/checkpoint_latest.pth" ] && resume=True
