@@ -105,7 +105,8 @@ class Anonymizer:
         """
         recorded = recorded_config(weights)
         nets = networks_of(weights)
-        assert isinstance(nets, PrivacyNetworks)
+        if not isinstance(nets, PrivacyNetworks):
+            raise UserError(f"{weights.source} has no anonymizer; expected a training in mode GCR")
         height, width = recorded.INPUT.IMG_SIZE
         return cls(
             nets.anonymizer,

@@ -116,7 +116,24 @@ def read_native(folder: Path, which: str) -> dict[str, Any]:
             f"{path} has format version {content.get('version')}; this program reads "
             f"{FORMAT_VERSION}"
         )
+    epoch, networks = content.get("epoch"), content.get("networks")
+    parts = [content.get("info"), networks, content.get("training", {})]
+    if not (
+        isinstance(epoch, int)
+        and all(isinstance(part, dict) for part in parts)
+        and all(_is_state(letter, state) for letter, state in networks.items())
+        and isinstance(content["info"].get("architecture", {}), dict)
+    ):
+        raise CheckpointError(f"{path} is damaged: its epoch, info or networks have a wrong type")
     return content
+
+
+def _is_state(letter: object, state: object) -> bool:
+    return (
+        isinstance(letter, str)
+        and isinstance(state, dict)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    )
 
 
 def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
@@ -142,6 +159,10 @@ def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
             networks = {
                 letter: read_tensors(official_path(folder, which, letter)) for letter in present
             }
+            for letter, state in networks.items():
+                if not _is_state(letter, state):
+                    path = official_path(folder, which, letter)
+                    raise CheckpointError(f"{path} contains other values than tensors by name")
             source = str(folder / f"epoch_{which}_net_{{{','.join(present)}}}.pth")
             epoch, info = 0, {}
         else:

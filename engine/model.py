@@ -109,11 +109,12 @@ def recorded_config(weights: LoadedWeights) -> CfgNode:
 
     Only the keys that ``build_networks`` and ``PixelSpace`` need are in it.
     """
-    recorded = weights.info.get("architecture", {})
-    values = dict(PUBLISHED_ARCHITECTURE) | {
-        name: recorded[name] for name in PUBLISHED_ARCHITECTURE if name in recorded
-    }
+    values = dict(PUBLISHED_ARCHITECTURE)
+    for name, value in weights.info.get("architecture", {}).items():
+        if name in values:
+            values[name] = _recorded_value(name, value, weights.source)
     values |= {
+        "MODEL.MODE": "GCR" if {"G", "G_R"} <= set(weights.networks) else "C",
         "MODEL.PRETRAIN_CHOICE": "self",
         "MODEL.OUTPUT_MODE": "both",
         "SOLVER.GRAD_CHECKPOINT": False,
@@ -124,6 +125,28 @@ def recorded_config(weights: LoadedWeights) -> CfgNode:
         section, _, leaf = name.partition(".")
         cfg.setdefault(section, CfgNode())[leaf] = value
     return cfg
+
+
+def _recorded_value(name: str, value: object, source: str) -> object:
+    """Return a value of the recorded architecture.
+
+    Raises:
+        CheckpointError: It does not have the type of the published value.
+    """
+    published = PUBLISHED_ARCHITECTURE[name]
+    if isinstance(published, tuple):
+        kinds = (int,) if isinstance(published[0], int) else (int, float)
+        is_valid = (
+            isinstance(value, list | tuple)
+            and len(value) == len(published)
+            and all(type(item) in kinds for item in value)
+        )
+    else:
+        is_valid = type(value) is type(published)
+    if not is_valid:
+        text = repr(value)[:80]
+        raise CheckpointError(f"{source} records {name} {text}; expected such as {published!r}")
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _model_on_device(cfg: CfgNode, build: Callable[[], Networks]) -> Model:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from utils.errors import UserError
+from utils.limits import MAX_IDENTITIES
 from utils.logger import get_logger
 from utils.tensor_files import read_tensors
 
@@ -101,6 +102,10 @@ def num_classes_of(state: Mapping[str, Tensor], source: str | Path = "the re-ID 
         raise UserError(
             f"{source} contains no {CLASSIFIER_KEY}; expected the state dict of a re-ID network: "
             "give the file of network C"
+        )
+    if len(weight) > MAX_IDENTITIES:
+        raise UserError(
+            f"{source} has {len(weight)} classes; expected at most {MAX_IDENTITIES} identities"
         )
     return len(weight)
 

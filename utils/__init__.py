@@ -6,7 +6,7 @@
 - `metric_writer`: `MetricWriter`, `read_metrics`: TensorBoard and metrics.jsonl.
 - `device`: `resolve_device`, `resolve_precision`, `set_threads`; `precision`: `exact_float32`.
 - `memory`: `available_mib`, `require_memory`; `compiling`: `compile_in_place`.
-- `limits`: `MAX_IMAGE_SIDE`, `MAX_CHANNELS`, `NUM_DOWNS`.
+- `limits`: `MAX_IMAGE_SIDE`, `MAX_CHANNELS`, `MAX_IDENTITIES`, `NUM_DOWNS`.
 - `seeding`: `seed_everything`, `derive_seed`; `config_tree`: `get_value`, `changed`.
 - `world`: `World`; `text`: `composed`; `tensor_files`: `save_tensors`, `read_tensors`;
   `environment`: `environment_report`.
