@@ -24,6 +24,7 @@ from engine.distributed.parallel import over_processes, parallel_phases, shared_
 from engine.distributed.processes import first_on_machine, from_main, is_main, world
 from engine.evaluation import build_evaluator, build_image_grid
 from engine.model import (
+    SHAPE_KEYS,
     Model,
     build_model,
     compile_model,
@@ -42,7 +43,7 @@ from modeling.weights import CLASSIFIER_KEY, num_classes_of
 from solver.build import build_optimizers
 from solver.optimizers import Optimizers
 from utils.config_tree import changed
-from utils.errors import UserError
+from utils.errors import UserError, naming_keys
 from utils.logger import get_logger
 from utils.metric_writer import MetricWriter, SilentWriter
 
@@ -133,7 +134,8 @@ def _load_start_weights(model: Model, weights: LoadedWeights, label_of: Mapping[
             " others" if num_recorded == len(label_of) else "",
         )  # fmt: skip
     leave_out = () if is_same else (CLASSIFIER_KEY,)
-    load_networks(model.nets.official_networks, weights, leave_out=leave_out)
+    with naming_keys(*SHAPE_KEYS):
+        load_networks(model.nets.official_networks, weights, leave_out=leave_out)
 
 
 def _start(cfg: CfgNode) -> CfgNode:

@@ -116,13 +116,14 @@ def read_native(folder: Path, which: str) -> dict[str, Any]:
             f"{path} has format version {content.get('version')}; this program reads "
             f"{FORMAT_VERSION}"
         )
-    epoch, networks = content.get("epoch"), content.get("networks")
-    parts = [content.get("info"), networks, content.get("training", {})]
+    info, networks = content.get("info"), content.get("networks")
     if not (
-        isinstance(epoch, int)
-        and all(isinstance(part, dict) for part in parts)
+        isinstance(content.get("epoch"), int)
+        and isinstance(info, dict)
+        and isinstance(info.get("architecture", {}), dict)
+        and isinstance(networks, dict)
         and all(_is_state(letter, state) for letter, state in networks.items())
-        and isinstance(content["info"].get("architecture", {}), dict)
+        and isinstance(content.get("training", {}), dict)
     ):
         raise CheckpointError(f"{path} is damaged: its epoch, info or networks have a wrong type")
     return content

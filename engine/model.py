@@ -54,6 +54,10 @@ PUBLISHED_ARCHITECTURE: Mapping[str, Any] = {
 }
 
 
+# Keys that the shapes of weights depend on, for messages.
+SHAPE_KEYS = ("MODEL.NAME", "MODEL.NGF", "MODEL.NDF", "UNET.NUM_DOWNS")
+
+
 @dataclass(frozen=True)
 class Model:
     """Networks on their device, and what is needed to run them.
@@ -85,7 +89,8 @@ def build_model(cfg: CfgNode, num_classes: int) -> Model:
 
 def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
     """Build the networks of a checkpoint, on their device, and load its weights."""
-    return _model_on_device(cfg, lambda: networks_of(weights, cfg))
+    with naming_keys(*SHAPE_KEYS):
+        return _model_on_device(cfg, lambda: networks_of(weights, cfg))
 
 
 def networks_of(weights: LoadedWeights, cfg: CfgNode | None = None) -> Networks:

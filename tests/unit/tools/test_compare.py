@@ -69,7 +69,9 @@ def test_key_states_that_differ_are_named(
 ) -> None:
     names = [folder(tmp_path, f"run{n}", 1, 0.5, read) for n, read in enumerate(reads)]
     assert compare.main(names) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "opened in different ways" in line]
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if "opened in different ways" in line
+    ]
     assert len(lines) == (not equal)
     for line in lines:
         for name, (key, scheme) in zip(names, (read.split(",") for read in reads), strict=True):
