@@ -87,6 +87,7 @@ class Trainer:
                     report = self._validate(epoch, self.validation)
                 self.state.epoch = epoch
                 if self.plan.due(epoch, self.plan.checkpoint_period):
+                    self.writer.flush()  # a checkpoint must not be newer than its metrics
                     self.folder.save_latest(epoch, self.training_state())
         return report
 

@@ -22,10 +22,12 @@ from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.ised_errors import DestroyedKey, KeyringError, RevokedKey
+from tests.fixtures import tiny
 from tests.fixtures.protection import Scene, make_scene
 from tools import keyring as keyring_tool
 from tools import protect as protect_tool
 from utils.files import staged_folder, write_text
+from utils.logger import close_logger
 
 pytestmark = pytest.mark.slow
 
@@ -218,3 +220,21 @@ def test_files_and_folders_that_are_written_atomically(disk: Disk) -> None:
         (staging / "train/0001.jpg").write_bytes(b"image" * 1000)
     with disk.after_power_cut() as root:
         assert (root / "sets/market/train/0001.jpg").read_bytes() == b"image" * 1000
+
+
+def test_a_training(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints, metrics, configuration and results are on the device, and a resume works."""
+    sync = os.fsync
+    tiny.install(monkeypatch)
+    monkeypatch.setattr(os, "fsync", sync)
+    plan = ("MODEL.MODE", "C", "EVAL.DETAILS", "on", "EVAL.IMAGES", "off")
+    run = tiny.run(disk.root, *plan, "SOLVER.MAX_EPOCHS", "2")
+    with disk.after_power_cut() as root:
+        copy = root / "run"
+        names = ("config.yml", "results.json", "details.json", "per_query.csv", "calibration.json")
+        for name in (*names, "metrics.jsonl", *(path.name for path in run.glob("*.pth"))):
+            assert (copy / name).read_bytes() == (run / name).read_bytes(), name
+        assert tiny.native(copy)["epoch"] == 2
+        tiny.run(root, *plan, "SOLVER.MAX_EPOCHS", "3", "SOLVER.RESUME", "True")
+        assert tiny.native(copy)["epoch"] == 3
+        close_logger()  # log.txt is on the disk that is unmounted
