@@ -237,7 +237,7 @@ WRONG: dict[str, tuple[Main, list[str]]] = {
 # The function in which a command does its work.
 WORK = {
     "main": "tools.main.run",
-    "demo": "tools.demo.train_and_test",
+    "demo": "tools.demo.expected_seconds",
     "attack": "tools.attack.checkpoint_config",
     "frontier": "tools.frontier.checkpoint_config",
     "match": "tools.match.compare",
