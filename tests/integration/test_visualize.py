@@ -79,7 +79,8 @@ def test_a_run_writes_its_report(tmp_path: Path) -> None:
         tiny.install(patch)
         folder = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "EVAL.REPORT", "on")
     page = (folder / "report.html").read_text("utf-8")
-    assert "When was the supervision upgraded?" in page and "data:image/png" in page
+    assert "When was the supervision upgraded?" in page
+    assert page.count("data:image/png") == 5  # stages, and ranked lists of four directions
     assert "report.html" in (folder / "log.txt").read_text("utf-8")
 
 

@@ -15,7 +15,7 @@ from data.build import build_eval_loader
 from data.loaders import EvalLoader
 from data.records import Sample
 from engine.evaluation import build_evaluation
-from engine.evaluator import Extraction
+from engine.evaluator import Evaluator, Extraction
 from engine.scoring.retrieval import score_retrieval
 from engine.views import image_grid, save_image
 from engine.visualization import (
@@ -40,19 +40,28 @@ class Drawing:
     Args:
         cfg: Configuration of the evaluation.
         output: Folder for the PNG files; created if missing.
+        evaluator: The evaluator of this configuration; None to build it.
+        extraction: Its features; None to compute them if ranked lists are drawn.
     """
 
-    def __init__(self, cfg: CfgNode, output: Path) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        output: Path,
+        evaluator: Evaluator | None = None,
+        extraction: Extraction | None = None,
+    ) -> None:
         self._cfg = cfg
         self._output = ensure_folder(output)
-        self._evaluator = build_evaluation(cfg).evaluator
+        self._evaluator = build_evaluation(cfg).evaluator if evaluator is None else evaluator
+        self._extraction = extraction
         self._device = next(self._evaluator.networks.parameters()).device
         self._evaluator.networks.eval()
 
     @cached_property
     def _features(self) -> Extraction:
         """Features of the whole split; one pass, and only if ranked lists are drawn."""
-        return self._evaluator.extract()
+        return self._evaluator.extract() if self._extraction is None else self._extraction
 
     def chosen(self, names: Sequence[str], count: int | None) -> list[int]:
         """Return indices of queries: those whose path ends with a name, or random ones.

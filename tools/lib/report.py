@@ -375,9 +375,10 @@ def _images(
     run: RunFiles, budget: _ImageBudget
 ) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
     """Return strips of the stages, ranked lists, and what attackers see."""
-    strips = budget.embed(
-        run, run.folder / "pictures.png", "The stages of some test or validation images."
-    )
+    stages = [
+        path for name in ("strips.png", "pictures.png") if (path := run.folder / name).is_file()
+    ]
+    strips = budget.embed(run, stages[0], "The stages of some images.") if stages else []
     ranked = []
     for path in sorted(run.folder.glob("ranks_*.png")):
         query, _, gallery = path.stem.removeprefix("ranks_").partition("-")

@@ -22,12 +22,13 @@ from engine.distributed.processes import all_gather, from_main, is_main, locked_
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction, Scored
 from engine.guard import NonFiniteLossError
-from engine.report import RESULTS_NAME, EvalReport
+from engine.report import DIRECTIONS, RESULTS_NAME, EvalReport
 from engine.run_folder import Launch
 from engine.scoring.paired import Access
 from engine.train_step import BatchTooLarge
 from engine.trainer import Trainer
 from engine.views import save_image
+from modeling.privacy_networks import PrivacyNetworks
 from tools.lib.run_files import is_of_real_people
 from utils.config_tree import changed
 from utils.device import set_threads
@@ -83,7 +84,7 @@ def _run(cfg: CfgNode) -> EvalReport | None:
     logger.info("\n%s", report.table())
     _write_details(cfg, evaluation, extraction, scored)
     if cfg.EVAL.REPORT == "on":
-        _write_report(output_dir)
+        _write_report(cfg, evaluation, extraction)
     Launch.finished(output_dir)
     logger.info("Results are in %s", output_dir / RESULTS_NAME)
     return report
@@ -127,10 +128,23 @@ def _write_details(
         get_logger().info("\n%s", details_table(details, access))
 
 
-def _write_report(folder: Path) -> None:
-    """Write report.html; a failure is a warning, because all results are already written."""
-    from tools.lib.report import REPORT_NAME, write_report  # loads matplotlib
+def _write_report(cfg: CfgNode, evaluation: Evaluation, extraction: Extraction) -> None:
+    """Write ranked lists, image stages and report.html.
 
+    A report that cannot be written is a warning, because all results are already on disk.
+    """
+    from tools.lib.drawing import Drawing  # these load matplotlib
+    from tools.lib.report import REPORT_NAME, write_report
+
+    folder = Path(cfg.OUTPUT_DIR)
+    # In a distributed run this process has only its share of the images.
+    if cfg.EVAL.IMAGES == "on" and world().size == 1:
+        evaluator = evaluation.evaluator
+        key = evaluator.template.headline_key
+        drawing = Drawing(cfg, folder, evaluator, extraction)
+        drawing.ranks(DIRECTIONS, key)
+        if isinstance(evaluator.networks, PrivacyNetworks):
+            drawing.strips(drawing.chosen([], 6))
     try:
         path = write_report([folder], folder / REPORT_NAME)
     except UserError as error:
