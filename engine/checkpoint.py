@@ -205,7 +205,7 @@ def _require(networks: Mapping[str, Any], needed: tuple[str, ...], source: str) 
     if missing:
         raise CheckpointError(
             f"{source} has no network {', '.join(missing)} (it has {', '.join(networks)}); a "
-            "checkpoint of MODEL.MODE C contains only C: evaluate it with MODEL.MODE C"
+            "checkpoint of mode C contains only C: evaluate it in mode C"
         )
 
 

@@ -208,7 +208,7 @@ def load_pretrained(cfg: CfgNode) -> LoadedWeights:
         UserError: The weights are missing or damaged, or have another architecture than the
             configuration.
     """
-    with naming_keys("MODEL.PRETRAIN_DIR"):
+    with naming_keys("MODEL.PRETRAIN_DIR", "MODEL.MODE"):
         weights = find_weights(Path(cfg.MODEL.PRETRAIN_DIR), NEEDED[cfg.MODEL.MODE])
     # A checkpoint of the joint model contains the baseline's network, so modes may differ.
     recorded = {k: v for k, v in weights.info.get("architecture", {}).items() if k != "MODEL.MODE"}

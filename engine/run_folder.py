@@ -160,7 +160,7 @@ class Launch:
 
     Attributes:
         path: The file; None if torchrun did not start this process.
-        resumes: Whether to resume from the last checkpoint without SOLVER.RESUME.
+        resumes: Whether to resume from the last checkpoint although this was not asked for.
     """
 
     path: Path | None

@@ -163,7 +163,7 @@ def test_a_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFi
     folder = ("MODEL.PRETRAIN_DIR", str(run))
     # A baseline's folder, evaluated as the joint model.
     argv = tiny.arguments(tmp_path, *evaluate, *folder, output="alone")
-    _fails(capsys, argv, str(run), "no network G, G_R", "MODEL.MODE C")
+    _fails(capsys, argv, str(run), "no network G, G_R", "in mode C", "MODEL.MODE")
     # Another architecture: recorded by a native file, and found from shapes.
     wider = tiny.arguments(
         tmp_path, "MODEL.MODE", "C", *evaluate, *folder, "MODEL.LAST_STRIDE", "2", output="alone"

@@ -48,8 +48,8 @@ def test_it_equals_the_report_in_training(tmp_path: Path, mode: str) -> None:
     for query, gallery, key in rows:
         if key == "none":
             for score in SCORES:
-                told = reported[f"eval/{query}->{gallery}/{score}"]
-                assert rows[query, gallery, key][score] == told
+                value = reported[f"eval/{query}->{gallery}/{score}"]
+                assert rows[query, gallery, key][score] == value
     for kind in ("desensitized", "anonymized", "recovered")[: 1 if mode == "C" else 3]:
         quality = result["image_quality"][kind]
         assert math.isclose(quality["psnr_db"], reported[f"privacy/{kind}/psnr"], rel_tol=1e-5)
@@ -62,13 +62,13 @@ def _is_validation(line: dict[str, Any]) -> bool:
 
 def test_the_best_epoch_is_that_of_the_highest_rank1(tmp_path: Path) -> None:
     run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "4", "SOLVER.BASE_LR", "0.01")
-    told = [
+    rank1_of = [
         (line["eval/raw->protected/rank1"], line["epoch"])
         for line in tiny.losses(run)
         if _is_validation(line)
     ]
-    highest = max(rank1 for rank1, _ in told)
-    assert tiny.native(run, "best")["epoch"] == next(e for r, e in told if r == highest)
+    highest = max(rank1 for rank1, _ in rank1_of)
+    assert tiny.native(run, "best")["epoch"] == next(e for r, e in rank1_of if r == highest)
     assert tiny.native(run)["epoch"] == 4
 
 

@@ -204,7 +204,7 @@ def test_a_baseline_is_not_the_joint_model(tmp_path: Path, kind: str) -> None:
     else:
         save_official(tmp_path, "best", networks)
     assert set(find_weights(tmp_path, ("C",)).networks) == {"C"}
-    with pytest.raises(CheckpointError, match=r"no network G, G_R \(it has C\).*MODEL.MODE C"):
+    with pytest.raises(CheckpointError, match=r"no network G, G_R \(it has C\).*in mode C"):
         find_weights(tmp_path, ("G", "G_R", "C"))
 
 

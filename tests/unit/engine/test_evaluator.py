@@ -173,9 +173,9 @@ def test_image_quality_is_computed_from_every_image(make_scene: Callable[..., Sc
             for kind, accumulator in expected.items():
                 accumulator.update(pixels.denormalize(raw), pixels.denormalize(images[kind]))
     for kind, accumulator in expected.items():
-        told, wanted = report.image_quality[kind], accumulator.result()
-        assert told.psnr_db == pytest.approx(wanted.psnr_db, rel=1e-5)
-        assert told.ssim == pytest.approx(wanted.ssim, rel=1e-4)
+        quality, wanted = report.image_quality[kind], accumulator.result()
+        assert quality.psnr_db == pytest.approx(wanted.psnr_db, rel=1e-5)
+        assert quality.ssim == pytest.approx(wanted.ssim, rel=1e-4)
     quality = report.image_quality
     assert quality["decrypted"].psnr_db == pytest.approx(quality["anonymized"].psnr_db, rel=1e-5)
     assert quality["encrypted"].psnr_db < quality["anonymized"].psnr_db
@@ -211,9 +211,9 @@ def test_recovery_gets_the_decrypted_or_encrypted_image(
         for raw, _, __ in scene.batches((*scene.splits.query, *scene.splits.gallery)):
             recovered = nets.recovery(CIPHERS[scheme]().quantize(nets.anonymizer(raw)))
             expected.update(pixels.denormalize(raw), pixels.denormalize(recovered))
-    told = reports["on"].image_quality["recovered"]
-    assert told.psnr_db == pytest.approx(expected.result().psnr_db, rel=1e-4)
-    assert reports["off"].image_quality["recovered"].psnr_db != pytest.approx(told.psnr_db, 1e-3)
+    quality = reports["on"].image_quality["recovered"]
+    assert quality.psnr_db == pytest.approx(expected.result().psnr_db, rel=1e-4)
+    assert reports["off"].image_quality["recovered"].psnr_db != pytest.approx(quality.psnr_db, 1e-3)
     assert reports["off"].notes["recovered from"] == "encrypted images"
     assert "recovered from" not in reports["on"].notes
     assert [r.rank1 for r in reports["on"].retrieval][:4] == [
@@ -297,12 +297,12 @@ def test_the_report_contains_notes_and_versions(make_scene: Callable[..., Scene]
     assert {"torch", "python", "device"} <= set(report.versions)
 
 
-@pytest.mark.parametrize(("cipher", "said"), [(AdditiveCipher, 1), (AeadCipher, 0), (None, 0)])
+@pytest.mark.parametrize(("cipher", "count"), [(AdditiveCipher, 1), (AeadCipher, 0), (None, 0)])
 def test_the_table_warns_that_a_repeated_pad_identifies_a_subject(
-    make_scene: Callable[..., Scene], cipher: type[AdditiveCipher | AeadCipher] | None, said: int
+    make_scene: Callable[..., Scene], cipher: type[AdditiveCipher | AeadCipher] | None, count: int
 ) -> None:
     report = make_scene().evaluator(cipher() if cipher else None).evaluate(1)
-    assert report.table().count("this leak, not re-ID") == said
+    assert report.table().count("this leak, not re-ID") == count
 
 
 @pytest.mark.parametrize(("name", "passes"), [("additive", 5), ("aead", 4), (None, 2)])

@@ -163,3 +163,13 @@ def test_a_norm_keeps_its_parameters_keys_and_evaluation(layer: nn.Module) -> No
     assert list(net.state_dict()) == keys
     assert all(parameter is before[name] for name, parameter in net.named_parameters())
     assert torch.equal(net.eval()(images), expected)
+
+
+def test_on_cuda_a_norm_becomes_torchs_own() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(4), NonLocalBlock(4))
+    before, keys = dict(net.named_parameters()), list(net.state_dict())
+    synchronize_norms(net, torch.device("cuda"))
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert [type(norm) for norm in norms] == [nn.SyncBatchNorm, nn.SyncBatchNorm]
+    assert list(net.state_dict()) == keys
+    assert all(parameter is before[name] for name, parameter in net.named_parameters())
