@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -200,10 +201,12 @@ def test_a_reader_never_sees_a_mixture(kept: Path) -> None:
     assert reads
 
 
-@pytest.mark.parametrize("process", [os.getpid(), os.getppid(), 99_999_999])
-def test_process_numbers_do_not_matter(tmp_path: Path, process: int) -> None:
+@pytest.mark.parametrize(
+    "process", [os.getpid, os.getppid, lambda: 99_999_999], ids=["own", "parent", "unused"]
+)
+def test_process_numbers_do_not_matter(tmp_path: Path, process: Callable[[], int]) -> None:
     """Earlier versions put them into names. A number is reused, and every container has a 1."""
-    left = tmp_path / f".kept.{process}-0badcafe0badcafe.tmp.pth"
+    left = tmp_path / f".kept.{process()}-0badcafe0badcafe.tmp.pth"
     left.write_bytes(b"half")
     with atomic_write(tmp_path / "kept.pth") as temporary:
         temporary.write_bytes(b"new")
