@@ -151,14 +151,14 @@ def _fails_in_epoch_2(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_in_a_rank_is_reported_and_the_same_command_resumes(tmp_path: Path) -> None:
-    parts = tmp_path / "parts"
-    agent = ranks.launch(tmp_path, output="parts", prepare=_fails_in_epoch_2)
+    parts, plan = tmp_path / "parts", ("MODEL.MODE", "C")
+    agent = ranks.launch(tmp_path, *plan, output="parts", prepare=_fails_in_epoch_2)
     assert ranks.wait([agent], PROMPTLY_S) == [1]
     report = ranks.terminal(tmp_path).partition("Root Cause")[2]
     assert re.search(r"rank +: 1 .*RuntimeError: the fan has stopped", report, re.DOTALL), report
     assert tiny.native(parts)["epoch"] == 1
-    ranks.run_program(tmp_path, *RESUME, output="parts")
-    tiny.assert_same_end(ranks.run_program(tmp_path, output="whole"), parts)
+    ranks.run_program(tmp_path, *plan, *RESUME, output="parts")
+    tiny.assert_same_end(ranks.run_program(tmp_path, *plan, output="whole"), parts)
 
 
 def _torchrun(folder: Path, *options: str, plan: tuple[str, ...], **environment: str) -> Any:
