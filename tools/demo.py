@@ -110,7 +110,7 @@ def comparison(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def summary(outcomes: Mapping[str, Outcome]) -> str:
-    """Return the tables, what they mean, and which files to open next."""
+    """Return the tables and their meaning."""
     lines = ["", "=" * 78, comparison(outcomes), ""]
     for method, outcome in outcomes.items():
         lines.append(f"{method}: {_MEANING[method]}; {outcome.seconds / 60:.1f} minutes")

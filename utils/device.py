@@ -22,7 +22,7 @@ def resolve_device(name: str = "auto", device_id: str | int = "0") -> torch.devi
         device_id: Number of the GPU that ``auto`` and ``cuda`` mean.
 
     Raises:
-        UserError: Torch does not find the GPU, or the name is none of the four.
+        UserError: Torch does not find the GPU, or the name is unknown.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and count == 0):
@@ -67,7 +67,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         bfloat16 was chosen explicitly, a warning is logged.
 
     Raises:
-        UserError: The name is none of the three.
+        UserError: The name is unknown.
     """
     if name not in PRECISIONS:
         raise UserError(f"precision is {name!r}; expected one of {', '.join(PRECISIONS)}")

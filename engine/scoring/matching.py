@@ -160,7 +160,7 @@ def offsets_of(lengths: Indices) -> Indices:
 
 
 def spans(starts: Indices, lengths: Indices) -> Indices:
-    """Return start, start + 1, ... of every span, concatenated.
+    """Return the concatenated indices start, start + 1, ... of every span.
 
     Example:
         >>> spans(np.array([7, 0]), np.array([2, 3])).tolist()

@@ -25,7 +25,7 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class ReIDDesign:
-    """A backbone, and what goes with it.
+    """A backbone with its pooling and weights.
 
     Attributes:
         backbone: Class of the backbone, or a function that builds it.

@@ -18,7 +18,7 @@ def test_a_table_of_real_trainings_is_made_once(
     tiny.install(monkeypatch)
     config, *values = tiny.arguments(tmp_path, *tiny.PERMISSIVE)
     place = values.index("OUTPUT_DIR")
-    del values[place : place + 2]  # --output says it
+    del values[place : place + 2]  # replaced by --output
     line = [config, "--methods", "base,full", "--seeds", "1,2", "--output", str(tmp_path), *values]
     assert reproduce.main(line) == 0
     capsys.readouterr()

@@ -43,7 +43,7 @@ class Row:
         return {seed: experiment.results() for seed, experiment in finished.items()}
 
     def published(self) -> tuple[float, ...] | None:
-        """Return the published rank-1 in [0, 1]; None if there is none to compare with."""
+        """Return the published rank-1 in [0, 1]; None without a published value."""
         rates = published_rank1(self.dataset, self.method, self.desensitizer)
         return None if self.deviations else rates
 

@@ -173,9 +173,9 @@ def test_image_quality_is_computed_from_every_image(make_scene: Callable[..., Sc
             for kind, accumulator in expected.items():
                 accumulator.update(pixels.denormalize(raw), pixels.denormalize(images[kind]))
     for kind, accumulator in expected.items():
-        quality, wanted = report.image_quality[kind], accumulator.result()
-        assert quality.psnr_db == pytest.approx(wanted.psnr_db, rel=1e-5)
-        assert quality.ssim == pytest.approx(wanted.ssim, rel=1e-4)
+        quality, expected = report.image_quality[kind], accumulator.result()
+        assert quality.psnr_db == pytest.approx(expected.psnr_db, rel=1e-5)
+        assert quality.ssim == pytest.approx(expected.ssim, rel=1e-4)
     quality = report.image_quality
     assert quality["decrypted"].psnr_db == pytest.approx(quality["anonymized"].psnr_db, rel=1e-5)
     assert quality["encrypted"].psnr_db < quality["anonymized"].psnr_db

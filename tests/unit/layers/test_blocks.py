@@ -101,7 +101,7 @@ def test_generalized_mean_of_negative_values_is_the_floor_and_its_gradient_finit
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradients_of_the_generalized_mean(dtype: torch.dtype, channels_last: bool) -> None:
-    """Of features that are partly below the floor, and of the exponent: as torch derives them."""
+    """Gradients of features, partly below the floor, and of the exponent equal autograd's."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(4, 6, 5, 3).to(dtype).contiguous(memory_format=layout)
     slope = torch.randn(4, 6)
@@ -131,7 +131,7 @@ def test_pooling_is_float32_under_autocast(pool: nn.Module) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_unet_blocks_join_as_torch_does(channels_last: bool) -> None:
-    """Output and all gradients are those of the block written with torch.cat."""
+    """Output and all gradients equal those of a block that uses torch.cat."""
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     block = MiddleBlock(4, 6, InnermostBlock(6, 6)).to(memory_format=layout)

@@ -1,4 +1,4 @@
-"""Adversarial losses: what they are, and what every one of them must do."""
+"""Adversarial losses: their formulas, and properties that each of them must have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files that stand in for published weights."""
+"""Small replacements for files of published weights."""
 
 from __future__ import annotations
 

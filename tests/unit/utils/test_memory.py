@@ -1,4 +1,4 @@
-"""Freed memory stays with the process; tried in a process of its own, as it changes all of it."""
+"""Freed memory stays with the process; tested in a child process, which it changes."""
 
 from __future__ import annotations
 

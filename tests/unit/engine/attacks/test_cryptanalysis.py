@@ -79,7 +79,7 @@ class StreamCipher(AeadCipher):
 
 
 class CarelessKeys(MemoryKeys):
-    """Keys that somebody made up instead of drawing them."""
+    """Keys that were chosen instead of drawn at random."""
 
     def sealing_key(self, subject: str) -> SubjectKey:
         number = int(subject.rsplit("/", 1)[1])
@@ -108,7 +108,7 @@ def test_additive_falls(name: str) -> None:
 @pytest.mark.parametrize("name", CIPHERTEXT_ATTACKS)
 def test_what_calls_itself_secure_stands(name: str, level: str) -> None:
     if name == "brute-force" and level not in GUESSES:
-        pytest.skip("whoever adds a cipher may say how its keys are guessed")
+        pytest.skip("no way to guess the keys of this cipher is registered")
     assert attack(name, level).verdict == HOLDS
 
 
@@ -125,7 +125,7 @@ def test_additive_falls_as_completely_as_published() -> None:
 
 def test_aead_refuses_every_change_and_keeps_every_value() -> None:
     result = attack("malleability", "aead")
-    assert result.details["untouched_accepted"] == 1  # so that refusing all is no defect
+    assert result.details["untouched_accepted"] == 1  # so rejecting everything is not a pass
     assert set(result.details["accepted_by_kind"].values()) == {0.0}
     assert len(result.details["accepted_by_kind"]) == 10
     assert attack("storage", "aead").measure("exact").value.value == 1
@@ -168,7 +168,7 @@ def test_numbers_beyond_the_additive_range_are_kept_as_well_as_eight_bits_can() 
 def test_splices_come_from_another_header() -> None:
     headers = [b"a", b"b", b"b", b"a"]
     assert tampering._partner(headers, [1, 1, 1, 1], 1) == 0
-    assert tampering._partner(headers, [1, 2, 2, 1], 1) == 0  # nobody else of that person
+    assert tampering._partner(headers, [1, 2, 2, 1], 1) == 0  # no other image of that identity
     assert tampering._partner(headers, [1, 2, 2, 2], 1) == 3  # the same person's comes first
     assert tampering._partner([b""] * 3, [1, 1, 1], 2) == 0
 

@@ -71,7 +71,7 @@ def test_a_network_that_knows_cameras_alone_finds_nobody() -> None:
 
 
 def test_a_network_that_knows_tracks_alone_has_the_floor_of_one_that_knows_nothing() -> None:
-    """Images of one person and camera look alike, which no search between cameras may use."""
+    """Images of one person and camera are similar, which a search between cameras must not use."""
     persons, each = 12, 8
     pids = torch.arange(persons).repeat_interleave(2 * each)
     camids = torch.arange(2).repeat_interleave(each).repeat(persons)

@@ -46,9 +46,9 @@ def test_verdict(low: float, high: float, bad_side: str, verdict: str) -> None:
 
 def test_only_deciding_measures_decide_and_one_suffices() -> None:
     beyond, within = measure(0.7, 0.8), measure(0.4, 0.5)
-    told = measure(0.7, 0.8, decides=False)
-    assert Result("a", "raw", "s", (within, told)).verdict == HOLDS
-    assert Result("a", "raw", "s", (within, told, beyond)).verdict == FAILS
+    shown_only = measure(0.7, 0.8, decides=False)
+    assert Result("a", "raw", "s", (within, shown_only)).verdict == HOLDS
+    assert Result("a", "raw", "s", (within, shown_only, beyond)).verdict == FAILS
 
 
 @pytest.mark.parametrize(("opened", "persons"), [(1, 16), (3, 16), (3, 40), (3, 100), (40, 40)])
@@ -67,7 +67,7 @@ def test_nothing_opened_holds_where_the_floor_is_exact() -> None:
 
 
 def test_one_damaged_value_is_a_loss() -> None:
-    """Of 2 million values: less than what rounding is allowed elsewhere."""
+    """One of 2 million values: fewer than rounding may change elsewhere."""
     value = Interval(1 - 5e-7, 1 - 9e-7, 1.0)
     exact = {"decides": True, "bad_side": "below", "floor_is_exact": True}
     found = Measure("exact", "rate", value, exactly(1.0), **exact)  # type: ignore[arg-type]

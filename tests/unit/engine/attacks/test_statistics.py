@@ -46,7 +46,7 @@ def test_luck_does_not_pass_for_a_leak_in_pictures() -> None:
 
 
 def test_a_good_guess_for_everybody_is_no_leak() -> None:
-    """The mean picture is far better than noise, and carries nothing of anybody."""
+    """The mean image scores better than noise but contains no information about identities."""
     truth, pids = scene(2)
     guess = truth.mean(0, keepdim=True)
     measures = image_measures(guess.expand_as(truth), truth, scene(9)[0][:1], pids, 1)

@@ -123,7 +123,7 @@ class LinearReID(nn.Module):
 
 
 def colours(persons: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Green tells persons apart; red tells cameras apart, and is ten times as bright."""
+    """Green identifies persons; red identifies cameras and is ten times as bright."""
     generator = torch.Generator().manual_seed(seed)
     pids = torch.arange(persons).repeat_interleave(8)
     camids = torch.arange(8).repeat(persons) // 4
