@@ -75,7 +75,7 @@ def test_a_refused_resume_changes_no_file(tmp_path: Path, monkeypatch: pytest.Mo
         return {path: path.read_bytes() for path in files}
 
     before = kept()
-    with pytest.raises(UserError, match="MODEL.CENTER_LOSS"):
+    with pytest.raises(UserError, match="mode and losses of the checkpoint"):
         _trainer(tmp_path, "MODEL.MODE", "C", "MODEL.CENTER_LOSS", "off", "SOLVER.RESUME", "True")
     assert kept() == before
 

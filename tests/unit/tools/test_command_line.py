@@ -39,7 +39,7 @@ SEARCH = ["search", "a.png", "in", "--keyring", "k", "--checkpoint", "c"]
 ATTACK = ["--checkpoint", "c"]
 SPLIT = ["--dataset_root_dir", "d", "--dataset_name", "msmt17"]
 
-# Every number that a command takes: values just outside what it allows.
+# Every numeric argument of a command: values just outside the allowed range.
 NUMBERS: dict[str, tuple[Main, list[str], str, tuple[str, ...]]] = {
     "protect batch": (protect.main, PROTECT, "--batch", ("0", "65", "many", "1.5")),
     "protect workers": (protect.main, PROTECT, "--workers", ("-1", "-3")),
@@ -121,7 +121,7 @@ def test_every_mistake_of_arguments_is_one_line(capsys: pytest.CaptureFixture[st
         (UserError("a is 1; expected 2"), 2, "error: a is 1; expected 2\n"),
         (KeyringMissing("no keyring"), 4, "error: no keyring\n"),
         (OSError(28, "No space left"), 1, "error: [Errno 28] No space left; look at the disk\n"),
-        (KeyboardInterrupt(), 130, "go on so\n"),
+        (KeyboardInterrupt(), 130, "resume so\n"),
     ],
 )
 def test_an_error_that_a_user_can_fix_is_one_line(
@@ -130,7 +130,7 @@ def test_an_error_that_a_user_can_fix_is_one_line(
     def work() -> None:
         raise error
 
-    assert exit_code_of(work, "go on so", remedy="look at the disk") == code
+    assert exit_code_of(work, "resume so", remedy="look at the disk") == code
     assert capsys.readouterr().err == text
 
 
