@@ -135,5 +135,5 @@ def test_misuse_is_refused():
         QualityAccumulator().update(raw, image[:2])
     with pytest.raises(UserError, match="floating-point values"):
         QualityAccumulator().update((raw * 255).byte(), image)
-    with pytest.raises(UserError, match="before any image"):
+    with pytest.raises(UserError, match="no image was added"):
         QualityAccumulator().result()
