@@ -49,8 +49,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
         is_zip = zipfile.is_zipfile(path)  # the format since torch 1.6
         if is_zip:
             _check_records(path)
-        # Mapped, a tensor that claims more bytes than its record cannot reach beyond the file.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with path.open("rb") as file:
+            # torch cannot open a name that is not UTF-8, and maps files by name only.
+            name = f"/proc/self/fd/{file.fileno()}"
+            # Mapped, a tensor that claims more bytes than its record cannot reach beyond the file.
+            content = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
         if not isinstance(content, dict):
             raise TensorFileError(
                 f"{path} contains a {type(content).__name__}; expected tensors by name"

@@ -284,11 +284,11 @@ def test_a_training_is_not_written_over(
 ) -> None:
     before = {path: path.read_bytes() for path in checkpoint.iterdir()}
     assert attack.main(command(checkpoint, checkpoint)) == 2
-    assert "a training or an evaluation lies there" in capsys.readouterr().err
+    assert "contains a training or an evaluation" in capsys.readouterr().err
     # A point of a frontier is named after its checkpoint.
     given = ["--checkpoint", str(checkpoint), "--output", str(checkpoint.parent)]
     assert frontier.main([*given, *SMALL]) == 2
-    assert "a training or an evaluation lies there" in capsys.readouterr().err
+    assert "contains a training or an evaluation" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
 
 

@@ -40,4 +40,4 @@ def test_a_table_of_real_trainings_is_made_once(
     assert "full - base, mAP" in capsys.readouterr().out
     (Path(rows[0]["folders"]["1"]) / "results.json").write_text("{", "utf-8")
     assert reproduce.main(line) == 2
-    assert "results.json is no result of an evaluation" in capsys.readouterr().err
+    assert "results.json is not the report of an evaluation" in capsys.readouterr().err
