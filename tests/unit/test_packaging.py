@@ -13,7 +13,7 @@ import pytest
 
 from tests.fixtures.paths import ROOT
 
-pytest.importorskip("setuptools")
+pytest.importorskip("setuptools", minversion="70.1")
 
 
 def test_a_source_archive_contains_what_it_is_built_from(tmp_path: Path) -> None:

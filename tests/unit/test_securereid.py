@@ -105,6 +105,7 @@ def test_public_names_exist_and_are_loaded_late() -> None:
 
 
 def test_a_wheel_is_refused_with_the_way_to_install(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="70.1")  # as pyproject.toml requires
     command = [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
