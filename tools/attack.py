@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 
 from configs import loading
 from engine.attacks.attack import Attack
+from engine.attacks.foreign import foreign_attacks
 from engine.attacks.levels import LEVELS
 from engine.attacks.suite import (
     ATTACKS,
@@ -37,7 +38,13 @@ from engine.distributed.processes import (
     locked_by_main,
     share,
 )
-from tools.lib.attacking import add_settings, checkpoint_config, make_plan, prepare_output
+from tools.lib.attacking import (
+    add_foreign,
+    add_settings,
+    checkpoint_config,
+    make_plan,
+    prepare_output,
+)
 from tools.lib.command_line import Parser, exit_code_of
 from tools.lib.report import REPORT_NAME, write_report
 from utils.device import set_threads
@@ -48,6 +55,7 @@ _EXAMPLES = """examples:
   python3 tools/attack.py --checkpoint demo/full --output attacks --only linkage --only brute-force
   python3 tools/attack.py --checkpoint demo/full --output small --budget 256 --epochs 4 --people 16
   python3 tools/attack.py --checkpoint log/run --output attacks DATASETS.ROOT_DIR /data
+  python3 tools/attack.py --checkpoint demo/full --output attacks --foreign network.json
   torchrun --standalone --nproc_per_node 4 tools/attack.py --checkpoint log/run --output attacks
 
 The checkpoint's config.yml gives data set, image size and networks; keys at the end override it.
@@ -61,7 +69,8 @@ Exit code: 0 for any verdicts, 1 if --expect finds a difference or a disk fails,
 
 def attack(args: argparse.Namespace) -> list[str]:
     """Run attacks; return a line for each verdict that differs from the expected one."""
-    attacks = chosen_attacks(args.only)
+    foreign = foreign_attacks(args.foreign)
+    attacks = chosen_attacks(args.only, foreign)
     levels = chosen_levels(args.level, LEVELS)
     expected = None if args.expect is None else read_expectation(args.expect)
     with joined():
@@ -122,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         "--level", action="append", default=[], metavar="NAME",
         help="attack this level; may be given several times (default: all)",
     )  # fmt: skip
+    add_foreign(parser)
     add_settings(parser)
     parser.add_argument(
         "--expect", type=Path, metavar="FILE",

@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from configs import loading
+from engine.attacks.foreign import foreign_attacks
 from engine.attacks.frontier import (
     FrontierPoint,
     attacks_of,
@@ -26,7 +27,13 @@ from engine.attacks.frontier import (
 from engine.attacks.suite import Suite, chosen_attacks
 from engine.distributed.group import refuse_sharing
 from engine.views import save_image
-from tools.lib.attacking import add_settings, checkpoint_config, make_plan, prepare_output
+from tools.lib.attacking import (
+    add_foreign,
+    add_settings,
+    checkpoint_config,
+    make_plan,
+    prepare_output,
+)
 from tools.lib.command_line import Parser, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
@@ -115,7 +122,9 @@ def measure(
     set_threads(cfg.RUNTIME.THREADS)
     suite = Suite(args.output / protection.folder, make_plan(cfg, start, (protection.level,), args))
     loading.dump(cfg, suite.folder / "config.yml")
-    results = suite.run(chosen_attacks(attacks_of(protection.level)))
+    foreign = foreign_attacks(args.foreign)
+    names = [*attacks_of(protection.level), *(attack.name for attack in foreign)]
+    results = suite.run(chosen_attacks(names, foreign))
     origin = {"folder": protection.folder, "settings": suite.record, "versions": suite.versions()}
     return frontier_point(protection.name, protection.level, results), origin
 
@@ -163,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         "--output", type=Path, default=Path("frontier"), metavar="DIR",
         help="folder for results (default: frontier)",
     )  # fmt: skip
+    add_foreign(parser)
     add_settings(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml; they come last"

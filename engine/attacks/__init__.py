@@ -8,5 +8,6 @@
 - `measures`: `Result`, `Measure`: a score with its floor, interval and verdict.
 - `training`: `TrainingSetup`, `train_recovery`, `train_reid`: networks of an attacker.
 - `frontier`: `FrontierPoint`: privacy against utility; `charts`: figures.
+- `foreign`: `foreign_attacks`: third-party re-ID networks; `restorer`: a network for recovery.
 - `averaging`, `brute_force`, `linkage`, `network_attacks`, `pairs`, `tampering`: the attacks.
 """

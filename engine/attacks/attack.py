@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,8 +40,10 @@ class Attack(Protocol):
         question: The question that the attack answers, in plain words.
     """
 
-    name: ClassVar[str]
-    question: ClassVar[str]
+    @property
+    def name(self) -> str: ...  # noqa: D102 - see the class
+    @property
+    def question(self) -> str: ...  # noqa: D102
 
     def reason_against(self, level: str) -> str:
         """Return why the attack does not apply to a level; empty if it does."""

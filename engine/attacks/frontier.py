@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from engine.attacks.charts import render
+from engine.attacks.foreign import PREFIX
 from engine.attacks.measures import Result
 from engine.scoring.bootstrap import Interval
 
@@ -29,8 +30,10 @@ class FrontierPoint:
         rank1: Stored -> stored, by the network that the owner would use.
         recovery_ssim: SSIM of the recovery attacker's images against raw.
         recovery_floor: SSIM of a guess without the image.
-        unauthorised_rank1: Stored -> stored, by a network trained on raw images only.
+        unauthorised_rank1: Stored -> stored, by the strongest unauthorised network: one trained on
+            raw images only, or a third-party network.
         unauthorised_floor: Its score by chance.
+        unauthorised_attack: Name of that attack.
     """
 
     name: str
@@ -40,6 +43,7 @@ class FrontierPoint:
     recovery_floor: Interval
     unauthorised_rank1: Interval
     unauthorised_floor: Interval
+    unauthorised_attack: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -52,18 +56,24 @@ def attacks_of(level: str) -> tuple[str, ...]:
 
 
 def frontier_point(name: str, level: str, results: Sequence[Result]) -> FrontierPoint:
-    """Return the point of some results of ``attacks_of(level)``."""
+    """Return the point of the results of ``attacks_of(level)`` and of third-party networks."""
     by_attack: Mapping[str, Result] = {result.attack: result for result in results}
     recovery = by_attack["model"].measure("ssim")
-    public = by_attack["reid-public"].measure("rank1")
+    networks = {
+        attack: result.measure("rank1")
+        for attack, result in by_attack.items()
+        if attack == "reid-public" or attack.startswith(PREFIX)
+    }
+    strongest = max(networks, key=lambda attack: networks[attack].value.value)
     return FrontierPoint(
         name,
         level,
         by_attack[UTILITY[level]].measure("rank1").value,
         recovery.value,
         recovery.floor,
-        public.value,
-        public.floor,
+        networks[strongest].value,
+        networks[strongest].floor,
+        strongest,
     )
 
 

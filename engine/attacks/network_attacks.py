@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.attacks.attack import Outcome, decibels, example_images, percent, reveals_own_identity
 from engine.attacks.context import AttackContext
 from engine.attacks.levels import CLEAR_LEVELS, fresh_key_observer
 from engine.attacks.linkage import link_measures
 from engine.attacks.measures import CurvePoint, Measure, image_measures
+from engine.attacks.restorer import Restorer
 from engine.attacks.training import Trained, train_recovery
 from modeling.reid_network import ReIDNetwork
 
@@ -27,6 +29,8 @@ class ModelAttack:
 
     name: ClassVar[str] = "model"
     question: ClassVar[str] = "Can a network trained on public images reconstruct raw images?"
+    title: ClassVar[str] = "Model attack"  # part of the seed
+    parts: ClassVar[tuple[int, ...]] = BUDGET_PARTS
 
     def reason_against(self, level: str) -> str:  # noqa: ARG002
         """See ``Attack``: applies to all levels; raw is the control."""
@@ -39,7 +43,9 @@ class ModelAttack:
         show = example_images(context.private.pids)
         columns = {"raw": truth[show], "stored": context.unit(stored.observed[show])}
         points, trained = [], {}
-        for part, budget in zip(BUDGET_PARTS, budgets(context.settings.budget), strict=True):
+        for part, budget in zip(
+            self.parts, budgets(context.settings.budget, self.parts), strict=True
+        ):
             trained[budget] = self._train(context, level, budget)
             recovered = context.bench.pictures(trained[budget].network, stored.observed)
             measures = image_measures(recovered, truth, guess, context.private.pids, context.seed)
@@ -52,8 +58,8 @@ class ModelAttack:
             level,
             _sentence(last, context.settings.budget),
             measures=last,
-            curve_of="public images the attacker trains on",
-            curve=tuple(points),
+            curve_of="public images the attacker trains on" if len(points) > 1 else "",
+            curve=tuple(points) if len(points) > 1 else (),
             details={
                 "updates": context.bench.steps,
                 "best_update": {str(k): v.best_step for k, v in trained.items()},
@@ -62,22 +68,39 @@ class ModelAttack:
         )
         return Outcome(result, columns)
 
+    def make_network(self, context: AttackContext) -> Callable[[], nn.Module]:
+        """Return the function that builds the attacker's network."""
+        return context.factories.recovery
+
     def _train(self, context: AttackContext, level: str, budget: int) -> Trained:
         return train_recovery(
-            context.factories.recovery,
+            self.make_network(context),
             context.plain("public", level)[:budget],
             context.plain("public", "raw")[:budget],
             fresh_key_observer(level),
             (context.imitated("validation", level).observed, context.plain("validation", "raw")),
             context.bench,
-            f"Model attack on {level}, {budget} images",
+            f"{self.title} on {level}, {budget} images",
         )
 
 
-def budgets(total: int) -> list[int]:
+class RestorerAttack(ModelAttack):
+    """Trains a stronger network than the U-Net, an image restorer, with all public images."""
+
+    name: ClassVar[str] = "model-restorer"
+    question: ClassVar[str] = "Can a stronger restoration network reconstruct raw images?"
+    title: ClassVar[str] = "Restorer"
+    parts: ClassVar[tuple[int, ...]] = (1,)
+
+    def make_network(self, context: AttackContext) -> Callable[[], nn.Module]:  # noqa: ARG002
+        """See :class:`ModelAttack`."""
+        return Restorer
+
+
+def budgets(total: int, parts: tuple[int, ...] = BUDGET_PARTS) -> list[int]:
     """Return the data budgets of the curve, ascending; the last one is ``total``."""
     least = min(total, _LEAST_IMAGES)
-    return [max(least, total // part) for part in BUDGET_PARTS]
+    return [max(least, total // part) for part in parts]
 
 
 def _reid(context: AttackContext, recovered: Tensor) -> tuple[Measure, ...]:

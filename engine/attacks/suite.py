@@ -15,9 +15,16 @@ from engine.attacks.brute_force import KeyBruteForce
 from engine.attacks.build import Plan
 from engine.attacks.charts import curve_chart, image_sheet, verdict_chart
 from engine.attacks.context import AttackContext
+from engine.attacks.foreign import PREFIX, ForeignReID
 from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
 from engine.attacks.measures import FAILS, NOT_APPLICABLE, SETTINGS_NAME, Result, not_applicable
-from engine.attacks.network_attacks import AuthorisedReID, ModelAttack, PublicReID, TunedReID
+from engine.attacks.network_attacks import (
+    AuthorisedReID,
+    ModelAttack,
+    PublicReID,
+    RestorerAttack,
+    TunedReID,
+)
 from engine.attacks.pairs import Difference, KnownPlaintext
 from engine.attacks.tampering import Malleability, StorageRoundTrip, WrongKey
 from engine.views import save_image
@@ -40,17 +47,23 @@ _ALL: tuple[Attack, ...] = (
     PublicReID(),
     TunedReID(),
     ModelAttack(),
+    RestorerAttack(),
 )
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ALL}
 
 
-def chosen_attacks(names: Sequence[str]) -> list[Attack]:
+def chosen_attacks(names: Sequence[str], foreign: Sequence[Attack] = ()) -> list[Attack]:
     """Return attacks by name, in the order of ``ATTACKS``; all without names.
+
+    Args:
+        names: Names of attacks.
+        foreign: Attacks with third-party networks, which can be chosen, too.
 
     Raises:
         UserError: A name is unknown; the message contains the most similar one.
     """
-    return [ATTACKS[name] for name in _checked_names(names, list(ATTACKS), "attack")]
+    known = ATTACKS | {attack.name: attack for attack in foreign}
+    return [known[name] for name in _checked_names(names, list(known), "attack")]
 
 
 def chosen_levels(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -218,7 +231,9 @@ class Suite:
         Several processes may share a folder if they run different attacks.
         """
         for number, attack in enumerate(attacks, 1):
-            if self._finished(attack.name) is not None:
+            finished = self._finished(attack.name)
+            if finished is not None:
+                _check_same_network(self._path(attack.name), attack, finished)
                 _LOGGER.info("%d/%d %s: already finished", number, len(attacks), attack.name)
                 continue
             _LOGGER.info("%d/%d %s: %s", number, len(attacks), attack.name, attack.question)
@@ -234,12 +249,12 @@ class Suite:
 
     def versions(self) -> dict[str, dict[str, str]]:
         """Return versions of software and machine by the name of each finished attack."""
-        contents = {name: self._content(name) for name in ATTACKS}
+        contents = {name: self._content(name) for name in self._names()}
         return {name: each["versions"] for name, each in contents.items() if each is not None}
 
     def _summarise(self) -> None:
         """Write the results of all finished attacks, including those of earlier calls."""
-        results = [result for name in ATTACKS for result in self._finished(name) or ()]
+        results = [result for name in self._names() for result in self._finished(name) or ()]
         content = {
             "settings": self.record,
             "versions": self.versions(),
@@ -314,8 +329,23 @@ class Suite:
                 f"{path} is damaged ({error}); delete it to run the attack again"
             ) from error
 
+    def _names(self) -> list[str]:
+        """Return the names of all attacks, with the third-party networks in this folder."""
+        return [*ATTACKS, *sorted(path.stem for path in self.folder.glob(f"{PREFIX}*.json"))]
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+def _check_same_network(path: Path, attack: Attack, results: Sequence[Result]) -> None:
+    """Raise if a finished attack used another file for the same third-party network."""
+    if isinstance(attack, ForeignReID) and any(
+        result.details.get("sha256") != attack.sha256 for result in results
+    ):
+        raise UserError(
+            f"{path} contains results of another network with this name; rename the card, or "
+            "choose another --output"
+        )
 
 
 def _check_same(path: Path, now: Mapping[str, Any]) -> None:

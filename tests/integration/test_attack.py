@@ -15,13 +15,16 @@ from PIL import Image
 
 from configs import loading
 from engine.attacks.levels import LEVELS
+from engine.attacks.restorer import Restorer
 from engine.attacks.suite import ATTACKS, Suite
 from engine.checkpoint import NATIVE_NAMES
 from tests.fixtures import ranks, tiny
 from tests.fixtures.attacked import save_attackable
+from tests.fixtures.foreign import Colours, export_network, write_card
 from tools import attack, demo, export, frontier, match
 
 SMALL = ("--budget", "48", "--epochs", "8", "--keys", "200")
+FOREIGN = ("foreign-card", "foreign-card-adapted")
 CRYPTANALYSIS = (
     "linkage", "brute-force", "known-plaintext", "averaging", "difference", "denoise", "wrong-key",
     "malleability", "storage", "metadata",
@@ -44,6 +47,7 @@ def full_run(checkpoint: Path) -> Iterator[Path]:
     rng = random.Random(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.urandom", rng.randbytes)
+        patch.setattr("engine.attacks.network_attacks.Restorer", lambda: Restorer(4))
         assert attack.main(command(checkpoint, output)) == 0
     yield output
 
@@ -340,9 +344,36 @@ def test_a_baseline_has_nothing_to_attack(
     assert "has no anonymizer to attack" in capsys.readouterr().err
 
 
+def test_third_party_networks(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results stay in the reports of later runs without the network."""
+    export_network(tmp_path, Colours())
+    card, output = write_card(tmp_path, "their.json"), tmp_path / "out"
+    levels = ("--level", "raw", "--level", "aead")
+    run = command(checkpoint, output, *levels, "--foreign", str(card))
+    names = ["foreign-their", "foreign-their-adapted"]
+    only = [word for name in names for word in ("--only", name)]
+    assert attack.main([*run, *only]) == 0
+    verdicts = read(output / "verdicts.json")
+    assert set(verdicts) == set(names)
+    assert verdicts["foreign-their-adapted"]["raw"] == "fails"
+    assert attack.main(command(checkpoint, output, *levels, "--only", "linkage")) == 0
+    assert set(read(output / "verdicts.json")) == {"linkage", *names}
+    export_network(tmp_path, torch.nn.Flatten())
+    assert attack.main([*run, *only]) == 2
+    error = capsys.readouterr().err
+    assert "results of another network with this name" in error and error.count("\n") == 1
+    write_card(tmp_path, "their.json", width=...)
+    assert attack.main([*run, *only]) == 2
+    assert "has no width" in capsys.readouterr().err
+
+
 def test_frontier(checkpoint: Path, tmp_path: Path) -> None:
+    export_network(tmp_path, Colours())
+    foreign = ("--foreign", str(write_card(tmp_path)))
     given = ["--checkpoint", str(checkpoint), "--strength", "2", "16", "--output", str(tmp_path)]
-    assert frontier.main([*given, *SMALL, "TEST.IMS_PER_BATCH", "8"]) == 0
+    assert frontier.main([*given, *SMALL, *foreign, "TEST.IMS_PER_BATCH", "8"]) == 0
     points = read(tmp_path / "frontier.json")
     assert [point["name"] for point in points] == ["run", "mosaic 2", "mosaic 16"]
     weak, strong = points[1:]
@@ -352,6 +383,7 @@ def test_frontier(checkpoint: Path, tmp_path: Path) -> None:
         assert {found["torch"] for found in point["versions"].values()} == {torch.__version__}
         cfg = loading.load(tmp_path / point["folder"] / "config.yml")
         assert point["settings"]["INPUT.RADIUS"] == cfg.INPUT.RADIUS
+        assert point["unauthorised_attack"] in ("reid-public", *FOREIGN)
         assert 0 <= point["rank1"]["low"] <= point["rank1"]["high"] <= 1
     with Image.open(tmp_path / "frontier.png") as picture:
         assert picture.width > 800

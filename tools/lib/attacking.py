@@ -70,6 +70,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_foreign(parser: argparse.ArgumentParser) -> None:
+    """Add the option for third-party networks."""
+    parser.add_argument(
+        "--foreign", type=Path, action="append", default=[], metavar="CARD",
+        help="also attack with a third-party re-ID network (ONNX) that a JSON card describes; may "
+        "be given several times",
+    )  # fmt: skip
+
+
 def make_plan(cfg: CfgNode, start: str, levels: tuple[str, ...], args: argparse.Namespace) -> Plan:
     """Plan attacks, and record every value that can change their numbers.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engine.attacks import training
 from engine.attacks.measures import FAILS, HOLDS
 from engine.attacks.network_attacks import budgets
+from engine.attacks.restorer import Restorer
 from engine.attacks.suite import ATTACKS
 from engine.attacks.training import HeldOut, TrainingSetup, train_recovery, train_reid
 from engine.scoring.image_quality import QualityAccumulator
@@ -171,3 +172,20 @@ def test_a_network_finds_persons_on_raw_and_not_on_aead() -> None:
         assert ATTACKS[name].run(scene, "raw").result.verdict == FAILS
         assert ATTACKS[name].run(scene, "aead").result.verdict == HOLDS
     assert "reid-public" in ATTACKS["reid-tuned"].reason_against("raw")
+
+
+@pytest.mark.parametrize("size", [(32, 16), (30, 18), (7, 5)])
+def test_a_new_restorer_changes_little_and_keeps_any_size(size: tuple[int, int]) -> None:
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(1)
+    restored = Restorer(8)(image).detach()
+    assert restored.shape == image.shape
+    assert 0 < float((restored - image).abs().mean()) < 1
+
+
+def test_the_restorer_sees_through_a_blur_and_not_through_aead() -> None:
+    scene = make_scene(steps=20)
+    blurred = ATTACKS["model-restorer"].run(scene, "anonymized").result
+    assert blurred.verdict == FAILS
+    assert not blurred.curve
+    assert ATTACKS["model-restorer"].run(scene, "aead").result.verdict == HOLDS
