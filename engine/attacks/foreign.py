@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -231,15 +232,21 @@ class ForeignNetwork:
             )
 
 
+_RIDGE = 0.01  # share of the mean variance that is added to each direction
+
+
 @dataclass(frozen=True, eq=False)
 class Discriminant:
-    """A linear discriminant: whitening of the variation within identities.
+    """A linear discriminant of identities, in whose space embeddings are compared by cosine.
 
-    In this space the cosine weighs each direction by how well it separates identities.
+    Its directions v solve B v = w W v, with B and W the covariance between and within identities.
+    In the space of v, variance within identities is 1 and between them w. Each direction is
+    multiplied by w / (1 + w), which gives the expected position of the identity of an image
+    (Ioffe, "Probabilistic Linear Discriminant Analysis", ECCV 2006).
 
     Attributes:
         mean: Mean of the fitted embeddings (D,).
-        projection: Inverse square root of the covariance within identities (D, D).
+        projection: The scaled directions as columns (D, D).
     """
 
     mean: Tensor
@@ -249,8 +256,8 @@ class Discriminant:
     def fit(cls, embeddings: Tensor, pids: Tensor) -> Discriminant:
         """Fit it on embeddings (N, D) of public images with identities (N,).
 
-        The covariance within identities is that of L2-normalised embeddings. A hundredth of its
-        mean variance is added to each direction, so that few images suffice.
+        Embeddings are L2-normalised first. A hundredth of the mean variance within identities is
+        added to each direction, so that few images suffice.
         """
         unit = torch.nn.functional.normalize(embeddings.double())
         identities, index = torch.unique(pids, return_inverse=True)
@@ -258,17 +265,17 @@ class Discriminant:
         means = torch.zeros(len(identities), unit.shape[1], dtype=torch.float64)
         means = means.index_add_(0, index, unit) / counts
         within = torch.cov((unit - means[index]).T, correction=0)
-        values, vectors = torch.linalg.eigh(within)
-        values = values.clamp_min(0) + _RIDGE * values.mean().clamp_min(1e-12)
-        return cls(unit.mean(0), vectors * values.rsqrt() @ vectors.T)
+        between = torch.cov(means[index].T, correction=0)
+        ridge = _RIDGE * within.diagonal().mean().clamp_min(1e-12)
+        within += ridge * torch.eye(len(within), dtype=torch.float64)
+        ratio, directions = scipy.linalg.eigh(between.numpy(), within.numpy())
+        ratio = np.maximum(ratio, 0.0)
+        return cls(unit.mean(0), torch.from_numpy(directions * (ratio / (1 + ratio))))
 
     def apply(self, embeddings: Tensor) -> Tensor:
         """Return projected embeddings, float32 (N, D)."""
         unit = torch.nn.functional.normalize(embeddings.double())
         return ((unit - self.mean) @ self.projection).float()
-
-
-_RIDGE = 0.01
 
 
 class ForeignReID:
