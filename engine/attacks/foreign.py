@@ -279,7 +279,7 @@ class Discriminant:
 
 
 class ForeignReID:
-    """Searches with a third-party network, as it is or adapted to the stored images.
+    """Searches with a third-party network, unchanged or adapted to the stored images.
 
     Args:
         network: The network.
@@ -362,7 +362,7 @@ class ForeignReID:
 
 
 def foreign_attacks(cards: list[Path]) -> list[ForeignReID]:
-    """Return two attacks for each card: the network as it is, and adapted.
+    """Return two attacks for each card: the network unchanged, and adapted.
 
     Raises:
         UserError: A card or network cannot be used, or two cards have the same name.
