@@ -71,7 +71,7 @@ def test_a_demo_with_other_values_is_an_error(
     loading.dump(loading.load(demo.CONFIG, ["MODEL.NGF", "8"]), _made(tmp_path / "full"))
     assert demo.main([*output, "SOLVER.BASE_LR", "0.01"]) == 2
     error = capsys.readouterr().err
-    assert "MODEL.NGF 8 (now 16), SOLVER.BASE_LR 0.00035 (now 0.01)" in error
+    assert "MODEL.NGF 8 (now 16), SOLVER.BASE_LR 0.0007 (now 0.01)" in error
     assert "another --output" in error
     assert not configs
     # Another device and another data folder do not change the demo.

@@ -179,7 +179,7 @@ def test_finished_tests_are_kept_and_changed_ones_repeated(
     assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01", "--plan"]) == 2
     assert reproduce.main([*line, "SOLVER.BASE_LR", "0.01"]) == 2
     error = capsys.readouterr().err
-    assert "contains a training with SOLVER.BASE_LR 0.00035 (now 0.01)" in error
+    assert "contains a training with SOLVER.BASE_LR 0.0007 (now 0.01)" in error
     assert reproduce.main([*line, "RUNTIME.PRECISION", "float32"]) == 2
     assert "RUNTIME.PRECISION auto (now float32)" in capsys.readouterr().err
     assert len(runs) == 4
