@@ -57,8 +57,8 @@ setup(
     extras_require={
         # The CUHK03 release is MATLAB v7.3.
         "cuhk03": ["h5py>=3.10"],
-        # MODEL.NAME timm:<name>; set_input_size of ViTs works from 1.0.12 on.
-        "timm": ["timm>=1.0.12"],
+        # MODEL.NAME timm:<name>; from 1.0.29 on ViTs with other image sizes can be exported.
+        "timm": ["timm>=1.0.29"],
         # tools/export.py writes ONNX files, and runs them to compare.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
         # The options of `securereid` in the shell.
