@@ -51,6 +51,13 @@ SMALL = (
     "SOLVER.LOG_PERIOD", "1",
     "TEST.IMS_PER_BATCH", "16",
     "EVAL.REPORT", "off",
+    # Values that tests depend on, whatever the demo uses.
+    "SOLVER.BASE_LR", "0.00035",
+    "SOLVER.GAMMA", "0.1",
+    "SOLVER.STEPS", "(11, 13)",
+    "MODEL.PSNR", "1.0",
+    "MODEL.SSIM", "0.05",
+    "INPUT.RE_PROB", "0.5",
 )  # fmt: skip
 
 
