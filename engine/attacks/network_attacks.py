@@ -85,10 +85,10 @@ class ModelAttack:
 
 
 class RestorerAttack(ModelAttack):
-    """Trains a stronger network than the U-Net, an image restorer, with all public images."""
+    """Trains an image restorer instead of the U-Net, with all public images."""
 
     name: ClassVar[str] = "model-restorer"
-    question: ClassVar[str] = "Can a stronger restoration network reconstruct raw images?"
+    question: ClassVar[str] = "Can an image restorer reconstruct raw images?"
     title: ClassVar[str] = "Restorer"
     parts: ClassVar[tuple[int, ...]] = (1,)
 

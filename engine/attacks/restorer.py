@@ -1,4 +1,4 @@
-"""A stronger image restorer than the U-Net, for the attacker of ``model-restorer``.
+"""An image restorer as an alternative to the U-Net, for the attacker of ``model-restorer``.
 
 A small NAFNet: residual blocks without activation functions at several scales, and a skip from the
 input to the output. Source: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022. Here
