@@ -49,6 +49,14 @@ from utils.metric_writer import MetricWriter, SilentWriter
 
 _LOGGER = get_logger()
 
+# Direction by which validations are compared. The published one needs a network that is trained on
+# raw and on protected images.
+_BEST_BY = {
+    "both": ("raw", "protected"),
+    "origin": ("raw", "raw"),
+    "protected": ("protected", "protected"),
+}
+
 
 def build_trainer(cfg: CfgNode) -> Trainer:
     """Build a training; with SOLVER.RESUME, in the state of its last checkpoint.
@@ -106,6 +114,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             cfg.SOLVER.VAL_PERIOD,
             cfg.SOLVER.CHECKPOINT_PERIOD,
             cfg.SOLVER.LOG_PERIOD,
+            _BEST_BY[cfg.MODEL.OUTPUT_MODE],
         ),
         folder=folder,
         # Last, because on a resume it deletes the numbers of later epochs.

@@ -122,7 +122,7 @@ class EvalReport:
 
     @property
     def rank1(self) -> float:
-        """Rank-1 of raw queries in a protected gallery, by which validations are compared."""
+        """Rank-1 of raw queries in a protected gallery, on which upgradation depends."""
         return self.row("raw", "protected").rank1
 
     @property

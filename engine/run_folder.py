@@ -32,12 +32,14 @@ class TrainPlan:
         val_period: Epochs between validations; the last epoch is always validated.
         checkpoint_period: Epochs between checkpoints; the last epoch is always saved.
         log_period: Iterations between log lines.
+        best_by: Direction (query, gallery) whose rank-1 decides which validation is the best.
     """
 
     max_epochs: int
     val_period: int
     checkpoint_period: int
     log_period: int
+    best_by: tuple[str, str] = ("raw", "protected")
 
     def due(self, epoch: int, period: int) -> bool:
         """Return whether something with this period happens after ``epoch``."""
@@ -50,7 +52,7 @@ class Best:
 
     Attributes:
         epoch: Its epoch; 0 before the first.
-        rank1: Rank-1 of raw queries in the protected gallery.
+        rank1: Its rank-1 in the direction `TrainPlan.best_by`.
         qualified: Whether it qualified for upgradation. A qualified validation is better than any
             that did not qualify.
     """

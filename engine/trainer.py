@@ -148,13 +148,14 @@ class Trainer:
         qualified = self._upgrade(report, epoch)
         upgrade = {f"upgrade/{k}": float(v) for k, v in asdict(self.supervision.state).items()}
         self.writer.scalars(report.scalars() | upgrade, epoch=epoch, step=self.state.step)
-        if self.state.best.beaten_by(report.rank1, qualified=qualified):
-            self.state.best = Best(epoch, report.rank1, qualified)
+        row = report.row(*self.plan.best_by)
+        if self.state.best.beaten_by(row.rank1, qualified=qualified):
+            self.state.best = Best(epoch, row.rank1, qualified)
             record = asdict(self.state.best) | {"can_qualify": self._can_upgrade}
             self.folder.save_best(epoch, record)
             _LOGGER.info(
-                "Best so far: epoch %d, raw->protected rank-1 %.1f%%%s",
-                epoch, 100 * report.rank1,
+                "Best so far: epoch %d, %s rank-1 %.1f%%%s",
+                epoch, row.name, 100 * row.rank1,
                 " (not qualified for upgradation)" * (self._can_upgrade and not qualified),
             )  # fmt: skip
         return report

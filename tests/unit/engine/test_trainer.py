@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,33 @@ def test_periods_and_the_last_epoch_are_due() -> None:
     epochs = range(1, 8)
     assert [e for e in epochs if plan.due(e, plan.val_period)] == [3, 6, 7]
     assert [e for e in epochs if plan.due(e, plan.checkpoint_period)] == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("output_mode", "direction"),
+    [
+        ("both", ("raw", "protected")),
+        ("origin", ("raw", "raw")),
+        ("protected", ("protected", "protected")),
+    ],
+)
+def test_the_best_validation_is_chosen_by_a_direction_that_is_trained(
+    make_trainer: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+    output_mode: str,
+    direction: tuple[str, str],
+) -> None:
+    trainer = make_trainer("MODEL.OUTPUT_MODE", output_mode, "SOLVER.MAX_EPOCHS", "1")
+    assert trainer.validation is not None
+    report = trainer.validation.evaluate(1)
+    rows = tuple(
+        replace(row, rank1=0.875 if (row.query, row.gallery) == direction else 0.25)
+        for row in report.retrieval
+    )
+    validation = ValidationRun(lambda _: replace(report, retrieval=rows), None)
+    monkeypatch.setattr(trainer, "validation", validation)
+    trainer.fit()
+    assert trainer.state.best.rank1 == 0.875
 
 
 def _watched(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
