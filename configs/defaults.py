@@ -142,7 +142,7 @@ KEYS: tuple[Key, ...] = (
     Key("SOLVER.RESUME", False, Flag(), "resume from the checkpoint in OUTPUT_DIR"),
     # ---- computation
     Key("RUNTIME.PRECISION", "auto", PRECISIONS,
-        "number type of the networks; auto: bfloat16 if the hardware multiplies it"),
+        "number type of the networks; auto: bfloat16 if the hardware multiplies it faster"),
     Key("RUNTIME.CHANNELS_LAST", True, Flag(), "channels-last memory layout"),
     Key("RUNTIME.COMPILE", "auto", OneOf(("auto", "on", "off")),
         "whether torch.compile compiles the networks, in a run of one process; auto: on GPUs, for "

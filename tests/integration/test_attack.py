@@ -246,7 +246,7 @@ def test_a_run_does_not_go_on_in_the_arithmetic_of_other_hardware(
     """RUNTIME.PRECISION auto is what the hardware has."""
     was = read(full_run / "settings.json")["RUNTIME.PRECISION"]
     now = "bfloat16" if was == "float32" else "float32"
-    monkeypatch.setattr("utils.device.has_bfloat16", lambda device: now == "bfloat16")
+    monkeypatch.setattr("utils.device.gains_from_bfloat16", lambda device: now == "bfloat16")
     assert attack.main(command(checkpoint, full_run, "RUNTIME.PRECISION", "auto")) == 2
     assert f"RUNTIME.PRECISION '{was}' (now '{now}')" in capsys.readouterr().err
 

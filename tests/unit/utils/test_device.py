@@ -66,16 +66,24 @@ def test_a_missing_device_is_named(gpus: int, name: str, device_id: str, words: 
     ("flags", "expected"),
     [
         ({"avx512f"}, torch.float32),
-        ({"avx512f", "avx512_bf16"}, torch.bfloat16),
-        ({"amx_bf16"}, torch.bfloat16),
+        ({"AuthenticAMD", "avx512f", "avx512_bf16"}, torch.bfloat16),
+        ({"GenuineIntel", "avx512f", "avx512_bf16"}, torch.float32),
+        ({"GenuineIntel", "avx512_bf16", "amx_bf16"}, torch.bfloat16),
+        ({"asimd", "bf16"}, torch.bfloat16),
     ],
 )
-def test_auto_chooses_bfloat16_only_if_the_cpu_has_it(
+def test_auto_chooses_bfloat16_only_if_it_is_faster(
     flags: set[str], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_module, "_cpu_flags", lambda: frozenset(flags))
     assert resolve_precision("auto", CPU) is expected
     assert resolve_precision("float32", CPU) is torch.float32
+
+
+def test_bfloat16_can_be_chosen_where_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = frozenset({"GenuineIntel", "avx512_bf16"})
+    monkeypatch.setattr(device_module, "_cpu_flags", lambda: flags)
+    assert resolve_precision("bfloat16", CPU) is torch.bfloat16
 
 
 def test_missing_bfloat16_falls_back_with_one_warning(
