@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from engine.vault import keyring_admin
 from engine.vault.keyring import Keyring
+from engine.vault.keyring_rows import IMAGE, ORIGINAL
 from engine.vault.master import KeyFile, Master, Passphrase
 from modeling.encryption.ised_errors import UsageError, WrongMaster
 from tools.lib.command_line import Parser, exit_code_of, shown
@@ -104,7 +105,12 @@ def _parser(*, label_from_file: bool) -> Parser:
 
     command("init", _init)
     command("list", _list).add_argument("subject", nargs="?", help="only this subject label")
-    subject_command("rotate", _rotate)
+    rotate = subject_command("rotate", _rotate)
+    rotate.add_argument(
+        "--original",
+        action="store_true",
+        help="only the key for source files, also after it was destroyed",
+    )
     revoke = subject_command("revoke", _revoke)
     revoke.add_argument("--undo", action="store_true", help="allow the keys again")
     destroy = subject_command("destroy", _destroy)
@@ -135,24 +141,28 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    """Show subjects, key ids, generations, states and days; no secrets."""
+    """Show subjects, key ids, generations, states, purposes and days; no secrets."""
     with open_keyring(arguments) as keyring:
         infos = keyring_admin.list_keys(keyring, arguments.subject)
-    print(f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'origin':8} created")
+    columns = f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'purpose':8} {'origin':8}"
+    print(f"{columns} {'created':10} last use")
     for info in infos:
         origin = "imported" if info.imported else "own"
         subject = "(erased)" if info.subject is None else shown(info.subject)
         print(
-            f"{subject:32} {info.key_id[:12]} {info.generation:3d} {info.state:9} {origin:8} "
-            f"{info.created}"
+            f"{subject:32} {info.key_id[:12]} {info.generation:3d} {info.state:9} "
+            f"{info.purpose:8} {origin:8} {info.created} {info.used}"
         )
 
 
 def _rotate(arguments: argparse.Namespace) -> None:
     """Create a new key for a subject; its former files still open."""
     with open_keyring(arguments) as keyring:
-        info = keyring_admin.rotate(keyring, arguments.subject)
-    print(shown(f"{arguments.subject}: generation {info.generation} is active"))
+        purpose = ORIGINAL if arguments.original else None
+        infos = keyring_admin.rotate(keyring, arguments.subject, purpose)
+    for info in infos:
+        kind = "" if info.purpose == IMAGE else " of the key for source files"
+        print(shown(f"{arguments.subject}: generation {info.generation}{kind} is active"))
 
 
 def _revoke(arguments: argparse.Namespace) -> None:

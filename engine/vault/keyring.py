@@ -1,8 +1,11 @@
 """The keyring: a random key per subject, each wrapped under a root key, in one SQLite file.
 
-The master (key file or passphrase) wraps the root; the root wraps every row and the three service
-keys. Service keys mask locators, name output files and encrypt labels. They are random, so that a
-new master and root invalidate no file.
+The master (key file or passphrase) wraps the root; the root wraps every row and the service keys.
+Service keys mask locators, name output files, encrypt labels, authenticate the audit log and sign
+certificates. They are random, so that a new master and root invalidate no file.
+
+A subject has one active key for each purpose: `image` seals anonymized images, `original` seals
+source files.
 
 Every row is bound to its content by its own wrap. The head authenticates the set of rows, so that
 removing a row, or restoring an older version of one, is detected (docs/FORMAT.md).
@@ -12,14 +15,23 @@ from __future__ import annotations
 
 import base64
 import os
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from engine.vault.keyring_rows import FORMAT, SERVICES, HeadRow, KeyRow, RowSet
-from engine.vault.keyring_store import BUSY_TIMEOUT_MS, KeyringStore
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from engine.vault.keyring_rows import (
+    FORMAT,
+    IMAGE,
+    OLD_SERVICES,
+    SERVICES,
+    HeadRow,
+    KeyRow,
+    RowSet,
+)
+from engine.vault.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, today
 from engine.vault.master import KeyFile, Master, new_root, row_aad, service_aad, unlock_root, unwrap
 from engine.vault.secret_files import check_private, new_private_file
 from engine.vault.subjects import any_label, checked_label, normalized, spellings
@@ -31,20 +43,11 @@ from modeling.encryption.ised_errors import (
     KeyringExists,
     MissingKey,
     RevokedKey,
-    WrongKey,
 )
 from modeling.encryption.keys import SubjectKey
-from modeling.encryption.primitives import (
-    derive_key,
-    existing_message_key,
-    hmac_sha256,
-    random_key,
-    seal,
-)
-from modeling.encryption.sealed_image import CONTEXT, LOCATOR_BYTES, key_id_of, public_fields
+from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
+from modeling.encryption.sealed_image import CONTEXT, LOCATOR_BYTES, is_under, key_id_of
 from utils.files import remove_leftovers
-
-_DAY_S = 86_400
 
 
 class Keyring:
@@ -128,39 +131,45 @@ class Keyring:
 
     # ---- keys ----------------------------------------------------------------------------------
 
-    def sealing_key(self, subject: str) -> SubjectKey:
+    def sealing_key(self, subject: str, purpose: str = IMAGE) -> SubjectKey:
         """Return the active key of a subject. A new key is on disk before it is returned.
+
+        The first call of a day also stores the day as the last use of the key.
 
         Raises:
             RevokedKey, DestroyedKey: The subject's keys were revoked or destroyed; a new key needs
                 `rotate`.
         """
         self.refresh()
-        row = self.active_row(subject)
-        if row is None:
+        row = self.active_row(subject, purpose)
+        if row is None or row.used_day < today():
             with self.writing():
-                row = self.active_row(subject) or self._add_first_key(subject)
+                row = self._used_row(subject, purpose)
         return SubjectKey(row.key_id, self.unwrap(row), self._services["locate"])
 
-    def ensure(self, subjects: Iterable[str]) -> None:
-        """Create the missing keys of many subjects in one transaction.
+    def ensure(self, subjects: Iterable[str], purpose: str = IMAGE) -> None:
+        """Prepare many subjects for `sealing_key` in one transaction: create keys, store the day.
 
         Skips subjects whose keys were revoked or destroyed; `sealing_key` raises for those.
         """
         self.refresh()
-        missing = sorted({subject for subject in subjects if self.active_row(subject) is None})
-        if not missing:
+        day = today()
+        rows = {subject: self.active_row(subject, purpose) for subject in subjects}
+        due = sorted(name for name, row in rows.items() if row is None or row.used_day < day)
+        if not due:
             return
         with self.writing():
-            for subject in missing:
-                if self.active_row(subject) is None:
-                    try:
-                        self._add_first_key(subject)
-                    except (RevokedKey, DestroyedKey):
-                        continue
+            for subject in due:
+                with suppress(RevokedKey, DestroyedKey):
+                    self._used_row(subject, purpose)
 
-    def opening_key(self, header: bytes) -> bytes:
+    def opening_key(self, header: bytes, context: str = CONTEXT) -> bytes:
         """Return the key that the locator of a header chunk identifies.
+
+        Args:
+            header: It has salt, locator and commitment where a sealed image has them.
+            context: Purpose of the sealed message. No locator identifies an imported key, since an
+                export does not contain the locator key; the commitment shows whether it fits.
 
         Raises:
             MissingKey, RevokedKey, DestroyedKey: There is no usable key.
@@ -168,14 +177,16 @@ class Keyring:
         self.refresh()
         row = self._rows.by_id.get(key_id_of(header, self._services["locate"]))
         if row is None:
-            imports = self._imports_with_key()
-            row = next((row for row in imports if _fits(self.unwrap(row), header)), None)
+            imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
+            row = next(
+                (row for row in imports if is_under(self.unwrap(row), header, context)), None
+            )
         if row is None:
             raise MissingKey(
                 "no key for this file: it was sealed under another keyring, its key row is lost, "
                 "or its salt or locator is damaged"
             )
-        _check_usable(row.state)
+        row.check_usable()
         return self.unwrap(row)
 
     def file_name(self, dataset: str, path: str) -> str:
@@ -187,6 +198,23 @@ class Keyring:
     def manifest_key(self) -> bytes:
         """Return the key that manifests of sealed folders are sealed under."""
         return derive_key(self._services["name"], "manifest")
+
+    def audit_key(self) -> bytes:
+        """Return the key that authenticates the audit log. Converts an older keyring."""
+        return self._service("audit")
+
+    def signing_key(self) -> Ed25519PrivateKey:
+        """Return the key that signs certificates. Converts an older keyring."""
+        return Ed25519PrivateKey.from_private_bytes(self._service("sign"))
+
+    def audit_state(self) -> tuple[int, bytes]:
+        """Return the number of entries of the audit log and the hash of the last one (32 bytes)."""
+        self.refresh()
+        return self._head.audit_count, self._head.audit_hash
+
+    def set_audit_state(self, count: int, digest: bytes) -> None:
+        """Change what `audit_state` returns. Call this within `writing` only."""
+        self._head = replace(self._head, audit_count=count, audit_hash=digest)
 
     # ---- rows ----------------------------------------------------------------------------------
 
@@ -204,17 +232,18 @@ class Keyring:
         """Return the row of a key id, if there is one."""
         return self._rows.by_id.get(key_id)
 
-    def rows_of(self, subject: str) -> list[KeyRow]:
-        """Return the rows of a subject, oldest generation first."""
+    def rows_of(self, subject: str, purpose: str | None = None) -> list[KeyRow]:
+        """Return the rows of a subject, or those of one purpose, oldest generation first."""
         rows = [
             row for tag in self._tags(subject) for row in self._rows.by_tag.get(tag, {}).values()
         ]
-        return sorted(rows, key=lambda row: row.generation)
+        rows = [row for row in rows if purpose in (None, row.purpose)]
+        return sorted(rows, key=lambda row: (row.generation, row.purpose))
 
-    def active_row(self, subject: str) -> KeyRow | None:
-        """Return the row whose key seals for a subject, if there is one."""
-        tags = self._tags(subject)
-        return next((self._rows.active[tag] for tag in tags if tag in self._rows.active), None)
+    def active_row(self, subject: str, purpose: str = IMAGE) -> KeyRow | None:
+        """Return the row whose key seals for a subject and purpose, if there is one."""
+        keys = [(tag, purpose) for tag in self._tags(subject)]
+        return next((self._rows.active[key] for key in keys if key in self._rows.active), None)
 
     def subject_tag(self, subject: str) -> bytes:
         """Return the 32 bytes that stand for a subject label in new rows and tombstones.
@@ -224,14 +253,29 @@ class Keyring:
         """
         return self._tag(any_label(subject))
 
-    def check_subject(self, subject: str) -> None:
+    def check_subject(self, subject: str, purpose: str = IMAGE) -> None:
         """Raise if a subject has no key to seal with and cannot get one.
 
         Raises:
             BadInput: Its label is invalid, or too long for a new key.
+            RevokedKey, DestroyedKey: Its keys were revoked or destroyed.
         """
-        if self.active_row(subject) is None:
-            checked_label(subject)
+        if self.active_row(subject, purpose) is not None:
+            return
+        rows = self.rows_of(subject, purpose)
+        if not rows and self.active_row(subject) is None:
+            rows = self.rows_of(subject)  # an erased person gets no key of another purpose either
+        states = {row.state for row in rows}
+        if "revoked" in states:
+            raise RevokedKey(
+                "the subject's keys were revoked; `keyring revoke --undo` allows them again"
+            )
+        if "destroyed" in states:  # an imported key of the subject opens, but allows no new key
+            option = "" if purpose == IMAGE else f" --{purpose}"
+            raise DestroyedKey(
+                f"the subject's keys were destroyed; `keyring rotate{option}` allows a new key"
+            )
+        checked_label(subject)
 
     def unwrap(self, row: KeyRow) -> bytes:
         """Return the key of a row in any state.
@@ -272,20 +316,25 @@ class Keyring:
             with self.store.transaction(write=True):
                 if self.store.data_version() != self._data_version:
                     self._load()
+                if self._head.format != FORMAT:
+                    self._convert()
                 yield
                 self._put_head()
         except BaseException:
             self._data_version = None  # memory and disk may differ: read again
             raise
 
-    def new_row(self, subject: str, state: str, key_id: bytes | None = None) -> KeyRow:
+    def new_row(
+        self, subject: str, state: str, key_id: bytes | None = None, purpose: str = IMAGE
+    ) -> KeyRow:
         """Return a row for a new key of a subject, not yet wrapped or written."""
         key_id = os.urandom(LOCATOR_BYTES) if key_id is None else key_id
         tag = self.subject_tag(subject)
-        generation = 1 + max((row.generation for row in self.rows_of(subject)), default=0)
+        rows = self.rows_of(subject, purpose)
+        generation = 1 + max((row.generation for row in rows), default=0)
         label = self._seal_label(key_id, checked_label(subject))
-        day = int(time.time() // _DAY_S)
-        return KeyRow(key_id, tag, label, generation, state, 0, None, day)
+        day = today()
+        return KeyRow(key_id, tag, label, generation, state, 0, None, day, purpose, day)
 
     def put(self, row: KeyRow, key: bytes | None) -> KeyRow:
         """Wrap a key for its row and write the row. Call this within `writing` only.
@@ -309,11 +358,10 @@ class Keyring:
         """
         keys = {row.key_id: self.unwrap(row) for row in self.rows if row.wrapped is not None}
         labels = {row.key_id: self.label_of(row) for row in self.rows}
-        rows = self.rows
-        if self._head.format != FORMAT:
-            self._only_normalized = not self._old_tags()
+        rows, audit = self.rows, (self._head.audit_count, self._head.audit_hash)
         root, head = new_root(self._head.keyring_id, master, self._head.epoch + 1)
         self._root, self._head, self._rows = root, head, RowSet(root)
+        self.set_audit_state(*audit)
         self._services["label"] = random_key()
         self._put_services()
         for row in rows:
@@ -328,18 +376,38 @@ class Keyring:
             self._put_services()
             self._put_head()
 
-    def _add_first_key(self, subject: str) -> KeyRow:
-        """Create the active key of a subject without one. Call this within `writing` only."""
-        states = {row.state for row in self.rows_of(subject)}
-        if "revoked" in states:
-            raise RevokedKey(
-                "the subject's keys were revoked; `keyring revoke --undo` allows them again"
-            )
-        if "destroyed" in states:  # an imported key of the subject opens, but allows no new key
-            raise DestroyedKey(
-                "the subject's keys were destroyed; `keyring rotate` allows a new key"
-            )
-        return self.put(self.new_row(subject, "active"), random_key())
+    def _used_row(self, subject: str, purpose: str) -> KeyRow:
+        """Return the active row of a subject, created if necessary, with its last use today.
+
+        Call this within `writing` only.
+        """
+        row = self.active_row(subject, purpose)
+        if row is None:
+            self.check_subject(subject, purpose)
+            return self.put(self.new_row(subject, "active", purpose=purpose), random_key())
+        if row.used_day < today():
+            row = replace(row, used_day=today())
+            self.store.put_row(row)
+            self._rows.put(row)
+        return row
+
+    def _convert(self) -> None:
+        """Convert an older format to `FORMAT`. Call this within `writing` only."""
+        self._only_normalized = not self._old_tags()
+        self.store.convert(self.rows)
+        self._rows = RowSet(self._root, self.rows)
+        self._head = replace(self._head, format=FORMAT)
+        for name in set(SERVICES) - set(OLD_SERVICES):
+            self._services[name] = random_key()
+        self._put_services()
+
+    def _service(self, name: str) -> bytes:
+        """Return a service key that older formats lack; add it by a conversion."""
+        self.refresh()
+        if name not in self._services:
+            with self.writing():
+                pass
+        return self._services[name]
 
     def _seal_label(self, key_id: bytes, label: str) -> bytes:
         aad = self._head.keyring_id + key_id
@@ -354,9 +422,6 @@ class Keyring:
 
     def _put_head(self) -> None:
         """Write the head with the record that authenticates the present rows."""
-        if self._head.format != FORMAT:  # the first write converts an older keyring
-            self._only_normalized = not self._old_tags()
-            self._head = replace(self._head, format=FORMAT)
         sealed_sum = self._rows.sealed_sum(
             self._root, self._head, self._wrapped_services, normalized=self._only_normalized
         )
@@ -370,9 +435,9 @@ class Keyring:
             raise KeyringError(
                 "the keyring's master was changed by another process; run the command again"
             )
-        if set(services) != set(SERVICES):
+        if set(services) != set(SERVICES if head.format == FORMAT else OLD_SERVICES):
             raise KeyringCorrupt(f"keyring {self.store.path} lacks a service key; restore a backup")
-        rows = RowSet(self._root, self.store.rows())
+        rows = RowSet(self._root, self.store.rows(), head.format)
         try:
             self._only_normalized = rows.authenticate(self._root, head, services)
         except AuthenticationError:
@@ -388,10 +453,6 @@ class Keyring:
         self._unwrapped.clear()
         self._odd_tags = None
         self._data_version = self.store.data_version()
-
-    def _imports_with_key(self) -> list[KeyRow]:
-        """Return the imported rows that have a key; no locator identifies those."""
-        return [row for row in self._rows.imported.values() if row.wrapped is not None]
 
     # ---- labels of older versions ---------------------------------------------------------------
 
@@ -425,34 +486,3 @@ class Keyring:
 
 def _exists(path: Path) -> KeyringExists:
     return KeyringExists(f"{path} exists already; it is never overwritten")
-
-
-def _fits(key: bytes, header: bytes) -> bool:
-    """Return whether a file was sealed under a key, according to its commitment.
-
-    An export does not contain the locator key, which would group all files by person. The files of
-    imported keys are therefore found by trying their commitment.
-    """
-    salt, _, commit = public_fields(header)
-    try:
-        existing_message_key(key, CONTEXT, salt, commit)
-    except WrongKey:
-        return False
-    return True
-
-
-def _check_usable(state: str) -> None:
-    """Raise if a key in this state must not open files.
-
-    Raises:
-        RevokedKey, DestroyedKey: The key is revoked or destroyed.
-    """
-    if state == "destroyed":
-        raise DestroyedKey(
-            "the key of this file was destroyed, its content is gone for good; delete the file, "
-            "then run `protect.py verify --accept` on the folder"
-        )
-    if state == "revoked":
-        raise RevokedKey(
-            "the key of this file was revoked; `keyring revoke --undo` allows it again"
-        )

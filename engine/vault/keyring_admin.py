@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.vault.keyring import Keyring
-from engine.vault.keyring_rows import HeadRow, KeyRow
+from engine.vault.keyring_rows import IMAGE, PURPOSES, HeadRow, KeyRow
 from engine.vault.master import (
     EXPORT_LIMITS,
     KDF_SALT_BYTES,
@@ -58,6 +58,8 @@ class KeyInfo:
         state: active, retired, revoked or destroyed.
         imported: Whether it came from another keyring.
         created: Day on which it was created or imported.
+        purpose: image or original.
+        used: Last day on which it was used to seal; its creation counts too.
     """
 
     subject: str | None
@@ -66,30 +68,50 @@ class KeyInfo:
     state: str
     imported: bool
     created: datetime.date
+    purpose: str
+    used: datetime.date
 
 
 def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
-    """Return the keys of a keyring, or of one subject, by label and generation."""
+    """Return the keys of a keyring, or of one subject, by label, purpose and generation."""
     keyring.refresh()
     rows = keyring.rows if subject is None else keyring.rows_of(subject)
     infos = [_info(keyring, row) for row in rows]
-    return sorted(infos, key=lambda info: (info.subject or "\uffff", info.generation, info.key_id))
+
+    def order(info: KeyInfo) -> tuple[str, str, int, str]:
+        return info.subject or "\uffff", info.purpose, info.generation, info.key_id
+
+    return sorted(infos, key=order)
 
 
-def rotate(keyring: Keyring, subject: str) -> KeyInfo:
-    """Create a new active key for a subject; files under its former keys still open.
+def rotate(keyring: Keyring, subject: str, purpose: str | None = None) -> list[KeyInfo]:
+    """Create a new active key for each purpose; files under the former keys still open.
 
     Also creates the first new key after all former keys were revoked or destroyed.
+
+    Args:
+        keyring: Open keyring.
+        subject: Label.
+        purpose: Only this purpose. By default `image`, and `original` if the subject has an active
+            key for it.
+
+    Returns:
+        The new keys.
 
     Raises:
         MissingKey: The keyring has never had a key of the subject.
     """
+    infos = []
     with keyring.writing():
-        for row in _rows_of(keyring, subject):
-            if row.state == "active":
+        rows = [row for row in _rows_of(keyring, subject) if row.state == "active"]
+        purposes = {IMAGE, *(row.purpose for row in rows)} if purpose is None else {purpose}
+        for row in rows:
+            if row.purpose in purposes:
                 keyring.put(replace(row, state="retired"), keyring.unwrap(row))
-        row = keyring.put(keyring.new_row(subject, "active"), random_key())
-    return _info(keyring, row)
+        for name in sorted(purposes):
+            row = keyring.new_row(subject, "active", purpose=name)
+            infos.append(_info(keyring, keyring.put(row, random_key())))
+    return infos
 
 
 def revoke(keyring: Keyring, subject: str) -> int:
@@ -106,7 +128,8 @@ def revoke(keyring: Keyring, subject: str) -> int:
 def restore(keyring: Keyring, subject: str) -> int:
     """Undo `revoke`; return how many keys changed, 0 if `revoke` was undone already.
 
-    The newest key that is not imported becomes active if no key is; the others become retired.
+    For each purpose, the newest key that is not imported becomes active if no key is; the others
+    become retired.
 
     Raises:
         MissingKey: The subject has no key, or its keys were destroyed.
@@ -116,12 +139,12 @@ def restore(keyring: Keyring, subject: str) -> int:
         if all(row.state == "destroyed" for row in rows):
             raise MissingKey(f"no key of subject {subject!r} is revoked: all were destroyed")
         revoked = [row for row in rows if row.state == "revoked"]
-        active = next((row.key_id for row in rows if row.state == "active"), None)
-        if active is None:
-            active = next((row.key_id for row in reversed(revoked) if not row.imported), None)
-        for row in revoked:
-            state = "active" if row.key_id == active else "retired"
+        active = {row.purpose for row in rows if row.state == "active"}
+        for row in reversed(revoked):  # the newest first
+            state = "retired" if row.imported or row.purpose in active else "active"
             keyring.put(replace(row, state=state), keyring.unwrap(row))
+            if state == "active":
+                active.add(row.purpose)
     return len(revoked)
 
 
@@ -228,7 +251,10 @@ def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passp
     usable = [row for row in keyring.rows_of(subject) if row.state in ("active", "retired")]
     if not usable:
         raise MissingKey(f"subject {subject!r} has no usable key to export")
-    keys = [{"key_id": row.key_id.hex(), "key": keyring.unwrap(row).hex()} for row in usable]
+    keys = [
+        {"key_id": row.key_id.hex(), "key": keyring.unwrap(row).hex(), "purpose": row.purpose}
+        for row in usable
+    ]
     content = {"subject": subject, "keys": keys}
     salt = random_key()
     head = _EXPORT_MAGIC + bytes([len(params)]) + params.encode() + salt
@@ -264,10 +290,10 @@ def import_subject(keyring: Keyring, path: Path, passphrase: Passphrase) -> tupl
     subject, keys = _parse_export(content)
     added = 0
     with keyring.writing():
-        for key_id, key in keys:
+        for key_id, key, purpose in keys:
             known = keyring.row(key_id)
             if known is None:
-                row = keyring.new_row(subject, "retired", key_id)
+                row = keyring.new_row(subject, "retired", key_id, purpose)
                 keyring.put(replace(row, imported=1), key)
                 added += 1
             elif known.state == "destroyed":
@@ -293,15 +319,20 @@ def _split_export(stored: bytes) -> tuple[bytes, str, bytes]:
     return head, params, head[end:]
 
 
-def _parse_export(content: bytes) -> tuple[str, list[tuple[bytes, bytes]]]:
-    """Return (subject, keys) of an authenticated export, whose author may be malicious."""
+def _parse_export(content: bytes) -> tuple[str, list[tuple[bytes, bytes, str]]]:
+    """Return (subject, [(key id, key, purpose)]) of an export, whose author may be malicious."""
     try:
         parsed = json.loads(content)
-        keys = [(bytes.fromhex(k["key_id"]), bytes.fromhex(k["key"])) for k in parsed["keys"]]
+        keys = [
+            (bytes.fromhex(k["key_id"]), bytes.fromhex(k["key"]), k.get("purpose", IMAGE))
+            for k in parsed["keys"]
+        ]
         subject = checked_label(str(parsed["subject"]))
-    except (KeyError, TypeError, ValueError, RecursionError):
+        if not all(purpose in PURPOSES for _, _, purpose in keys):
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise Tampered("the export has a content that this program does not write") from None
-    if any(len(key_id) != LOCATOR_BYTES or len(key) != KEY_BYTES for key_id, key in keys):
+    if any(len(key_id) != LOCATOR_BYTES or len(key) != KEY_BYTES for key_id, key, _ in keys):
         raise Tampered("the export has keys of the wrong length")
     return subject, keys
 
@@ -348,5 +379,11 @@ def _info(keyring: Keyring, row: KeyRow) -> KeyInfo:
         generation=row.generation,
         state=row.state,
         imported=bool(row.imported),
-        created=datetime.date(1970, 1, 1) + datetime.timedelta(days=row.created_day),
+        created=_date(row.created_day),
+        purpose=row.purpose,
+        used=_date(row.used_day),
     )
+
+
+def _date(day: int) -> datetime.date:
+    return datetime.date(1970, 1, 1) + datetime.timedelta(days=day)

@@ -1,9 +1,9 @@
 """The rows of a keyring: their encoding, an index in memory, and their authentication.
 
-The head of a keyring authenticates the set of its rows (docs/FORMAT.md). Format 2 seals the sum,
-modulo 2^256, of a keyed hash of each row: writing a row updates the sum in constant time. The sum
-must be secret. From two sums in clear, anyone could compute the difference that restores an older
-row. Format 1 has one HMAC over all rows.
+The head of a keyring authenticates the set of its rows (docs/FORMAT.md). Formats 2 and 3 seal the
+sum, modulo 2^256, of a keyed hash of each row: writing a row updates the sum in constant time. The
+sum must be secret. From two sums in clear, anyone could compute the difference that restores an
+older row. Format 1 has one HMAC over all rows.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from modeling.encryption.ised_errors import AuthenticationError
+from modeling.encryption.ised_errors import AuthenticationError, DestroyedKey, RevokedKey
 from modeling.encryption.primitives import derive_key, hmac_sha256, open_sealed, seal
 
-FORMAT = 2
-FORMATS = (1, FORMAT)
-SERVICES = ("label", "locate", "name")
+FORMAT = 3
+OLD_FORMATS = (1, 2)
+SERVICES = ("audit", "label", "locate", "name", "sign")
+OLD_SERVICES = ("label", "locate", "name")
+IMAGE = "image"  # purpose of a key that seals anonymized images
+ORIGINAL = "original"  # purpose of a key that seals source files
+PURPOSES = (IMAGE, ORIGINAL)
 
 _SUM_BYTES = 32
 _SUM_MODULUS = 1 << 8 * _SUM_BYTES
@@ -28,21 +32,32 @@ _LENGTH = struct.Struct(">I").pack
 
 @dataclass(frozen=True)
 class HeadRow:
-    """The single row about the keyring itself."""
+    """The single row about the keyring itself.
+
+    Attributes:
+        kdf_data: Salt of Argon2id, or the wrapped master key of a wrap command; else empty.
+        audit_count, audit_hash: Number of entries in the audit log, and hash of the last one.
+    """
 
     format: int
     keyring_id: bytes
     kdf: str
     kdf_params: str
-    kdf_salt: bytes
+    kdf_data: bytes
     root_wrap: bytes
     epoch: int
     rows_mac: bytes
+    audit_count: int = 0
+    audit_hash: bytes = bytes(32)
 
 
 @dataclass(frozen=True)
 class KeyRow:
-    """One key, or the tombstone of a destroyed key."""
+    """One key, or the tombstone of a destroyed key.
+
+    Attributes:
+        used_day: Last day on which the key was used to seal; its creation counts too.
+    """
 
     key_id: bytes
     subject_tag: bytes
@@ -52,10 +67,13 @@ class KeyRow:
     imported: int
     wrapped: bytes | None
     created_day: int
+    purpose: str
+    used_day: int
 
-    def to_bytes(self) -> bytes:
-        """Return an unambiguous encoding: different rows have different encodings."""
+    def to_bytes(self, number: int = FORMAT) -> bytes:
+        """Return an unambiguous encoding for a format: different rows have different encodings."""
         parts = []
+        added = (self.purpose.encode(), b"%d" % self.used_day)
         for value in (
             self.key_id,
             self.subject_tag,
@@ -65,12 +83,29 @@ class KeyRow:
             b"%d" % self.imported,
             self.wrapped,
             b"%d" % self.created_day,
+            *(added if number == FORMAT else ()),
         ):
             if value is None:
                 parts.append(b"-\0\0\0\0")
             else:
                 parts += (b"+", _LENGTH(len(value)), value)
         return b"".join(parts)
+
+    def check_usable(self) -> None:
+        """Raise if the key must not open files.
+
+        Raises:
+            RevokedKey, DestroyedKey: The key is revoked or destroyed.
+        """
+        if self.state == "destroyed":
+            raise DestroyedKey(
+                "the key of this file was destroyed, its content is gone for good; delete the "
+                "file, then run `protect.py verify --accept` on the folder"
+            )
+        if self.state == "revoked":
+            raise RevokedKey(
+                "the key of this file was revoked; `keyring revoke --undo` allows it again"
+            )
 
 
 class RowSet:
@@ -79,17 +114,18 @@ class RowSet:
     Attributes:
         by_id: Rows by key id.
         by_tag: Rows by subject tag and key id.
-        active: The active row of each subject tag.
+        active: The active row of each subject tag and purpose.
         imported: Imported rows by key id.
     """
 
-    def __init__(self, root: bytes, rows: Iterable[KeyRow] = ()) -> None:
-        """Index rows; the root key authenticates them."""
+    def __init__(self, root: bytes, rows: Iterable[KeyRow] = (), number: int = FORMAT) -> None:
+        """Index rows of a keyring format; the root key authenticates them."""
+        self._number = number
         self._hash_key = derive_key(root, "row hash")
         self._sum = 0
         self.by_id: dict[bytes, KeyRow] = {}
         self.by_tag: dict[bytes, dict[bytes, KeyRow]] = {}
-        self.active: dict[bytes, KeyRow] = {}
+        self.active: dict[tuple[bytes, str], KeyRow] = {}
         self.imported: dict[bytes, KeyRow] = {}
         for row in rows:
             self._add(row)
@@ -100,7 +136,7 @@ class RowSet:
         if old is not None:
             del self.by_tag[old.subject_tag][row.key_id]
             if old.state == "active":
-                del self.active[old.subject_tag]
+                del self.active[old.subject_tag, old.purpose]
             self.imported.pop(row.key_id, None)
             self._sum = (self._sum - self._hash(old)) % _SUM_MODULUS
         self._add(row)
@@ -108,11 +144,11 @@ class RowSet:
     def sealed_sum(
         self, root: bytes, head: HeadRow, services: Mapping[str, bytes], *, normalized: bool
     ) -> bytes:
-        """Return the record of format 2 that authenticates these rows.
+        """Return the record that authenticates these rows and the head in formats 2 and 3.
 
         Args:
             root: Root key.
-            head: Head of the keyring; the record is bound to its format, id and epoch.
+            head: Head of the keyring; the record is bound to its format, id, epoch and audit log.
             services: Wrapped service keys, which the record authenticates too.
             normalized: Whether every label is in the form that new labels get.
         """
@@ -142,25 +178,27 @@ class RowSet:
         code = hmac.new(derive_key(root, "rows"), head.epoch.to_bytes(8, "big"), "sha256")
         code.update(_services_bytes(services))
         for key_id in sorted(self.by_id):
-            code.update(self.by_id[key_id].to_bytes())
+            code.update(self.by_id[key_id].to_bytes(1))
         return code.digest()
 
     def _add(self, row: KeyRow) -> None:
         self.by_id[row.key_id] = row
         self.by_tag.setdefault(row.subject_tag, {})[row.key_id] = row
         if row.state == "active":
-            self.active[row.subject_tag] = row
+            self.active[row.subject_tag, row.purpose] = row
         if row.imported:
             self.imported[row.key_id] = row
         self._sum = (self._sum + self._hash(row)) % _SUM_MODULUS
 
     def _hash(self, row: KeyRow) -> int:
-        return int.from_bytes(hmac_sha256(self._hash_key, row.to_bytes()), "big")
+        return int.from_bytes(hmac_sha256(self._hash_key, row.to_bytes(self._number)), "big")
 
 
 def _sum_aad(head: HeadRow, services: Mapping[str, bytes]) -> bytes:
-    numbers = head.format.to_bytes(4, "big") + head.epoch.to_bytes(8, "big")
-    return numbers + head.keyring_id + _services_bytes(services)
+    aad = head.format.to_bytes(4, "big") + head.epoch.to_bytes(8, "big") + head.keyring_id
+    if head.format == FORMAT:
+        aad += head.audit_count.to_bytes(8, "big") + head.audit_hash
+    return aad + _services_bytes(services)
 
 
 def _services_bytes(services: Mapping[str, bytes]) -> bytes:

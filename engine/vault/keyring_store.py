@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from engine.vault.keyring_rows import HeadRow, KeyRow
+from engine.vault.keyring_rows import FORMAT, OLD_FORMATS, HeadRow, KeyRow
 from modeling.encryption.ised_errors import KeyringCorrupt, KeyringLocked, StorageError
 
 BUSY_TIMEOUT_MS = 20_000
 
 _APPLICATION_ID = 0x49534544  # "ISED"
-_SCHEMA = """
+# Of formats 1 and 2. SQLite stores the text of the statements, which is compared.
+_OLD_SCHEMA = """
 CREATE TABLE keyring (
   id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, keyring_id BLOB NOT NULL,
   kdf TEXT NOT NULL CHECK (kdf IN ('file', 'argon2id')), kdf_params TEXT NOT NULL,
@@ -33,6 +36,26 @@ CREATE TABLE keys (
   CHECK ((state = 'destroyed') = (label_ct IS NULL)));
 CREATE UNIQUE INDEX one_active ON keys (subject_tag) WHERE state = 'active';
 """
+_SCHEMA = """
+CREATE TABLE keyring (
+  id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, keyring_id BLOB NOT NULL,
+  kdf TEXT NOT NULL CHECK (kdf IN ('file', 'argon2id', 'command')), kdf_params TEXT NOT NULL,
+  kdf_data BLOB NOT NULL, root_wrap BLOB NOT NULL, epoch INTEGER NOT NULL, rows_mac BLOB NOT NULL,
+  audit_count INTEGER NOT NULL, audit_hash BLOB NOT NULL CHECK (length(audit_hash) = 32));
+CREATE TABLE service (
+  name TEXT PRIMARY KEY CHECK (name IN ('audit', 'label', 'locate', 'name', 'sign')),
+  wrapped BLOB NOT NULL);
+CREATE TABLE keys (
+  key_id BLOB PRIMARY KEY CHECK (length(key_id) = 16),
+  subject_tag BLOB NOT NULL CHECK (length(subject_tag) = 32), label_ct BLOB,
+  generation INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('active', 'retired', 'revoked', 'destroyed')),
+  imported INTEGER NOT NULL CHECK (imported IN (0, 1)), wrapped BLOB, created_day INTEGER NOT NULL,
+  purpose TEXT NOT NULL CHECK (purpose IN ('image', 'original')), used_day INTEGER NOT NULL,
+  CHECK ((state = 'destroyed') = (wrapped IS NULL)),
+  CHECK ((state = 'destroyed') = (label_ct IS NULL)));
+CREATE UNIQUE INDEX one_active ON keys (subject_tag, purpose) WHERE state = 'active';
+"""
 _PRAGMAS = (
     "PRAGMA trusted_schema = OFF",
     "PRAGMA cell_size_check = ON",
@@ -44,7 +67,8 @@ _PRAGMAS = (
 )
 # Bounds on values, checked before they are read: SQLite would allow 1 GB for each.
 _TOO_LONG = """SELECT EXISTS (SELECT 1 FROM keyring WHERE max(length(keyring_id),
-    length(kdf_params), length(kdf_salt), length(root_wrap), length(rows_mac)) > 256)
+    length(kdf_params), length(root_wrap), length(rows_mac), length({audit_hash})) > 256
+    OR length({kdf_data}) > 65536)
   OR EXISTS (SELECT 1 FROM service WHERE length(wrapped) > 256)
   OR EXISTS (SELECT 1 FROM keys WHERE length(label_ct) > 2048 OR length(wrapped) > 256)"""
 # For a file that nothing reads before it is complete.
@@ -70,11 +94,7 @@ class KeyringStore:
         with self._connected(busy_timeout_ms):
             if _single_value(self._connection, "PRAGMA application_id") != _APPLICATION_ID:
                 raise KeyringCorrupt(f"{path} is not a keyring")
-            if _schema_of(self._connection) != _expected_schema():
-                raise KeyringCorrupt(
-                    f"the tables of {path} are not those of a keyring; restore a backup"
-                )
-            if _single_value(self._connection, _TOO_LONG):
+            if _single_value(self._connection, _TOO_LONG.format_map(self._columns())):
                 raise KeyringCorrupt(f"{path} contains values that are too long; restore a backup")
 
     @classmethod
@@ -85,7 +105,8 @@ class KeyringStore:
         with store._connected(BUSY_TIMEOUT_MS):
             store._connection.execute(_NO_JOURNAL_FILE)
             store._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            store._connection.executescript(_SCHEMA)
+            for statement in _SCHEMA.split(";"):
+                store._connection.execute(statement)
         return store
 
     @contextmanager
@@ -146,12 +167,18 @@ class KeyringStore:
 
     def head(self) -> HeadRow:
         """Return the row about the keyring."""
-        names = ", ".join(field.name for field in fields(HeadRow))
-        rows = self._connection.execute(f"SELECT {names} FROM keyring").fetchall()
         head: HeadRow
-        (head,) = self._typed(HeadRow, rows if len(rows) == 1 else [()])
-        if head.epoch < 0:  # the authentication encodes it as an unsigned number
-            raise KeyringCorrupt(f"keyring {self.path} has epoch {head.epoch}; restore a backup")
+        records = self._select(HeadRow, "keyring")
+        if len(records) != 1:
+            raise KeyringCorrupt(f"keyring {self.path} has no head; restore a backup")
+        (head,) = records
+        if head.epoch < 0 or head.audit_count < 0:  # they are encoded as unsigned numbers
+            raise KeyringCorrupt(f"keyring {self.path} has a negative number; restore a backup")
+        if head.format not in (OLD_FORMATS if self._is_old() else (FORMAT,)):
+            raise KeyringCorrupt(
+                f"keyring {self.path} has format {head.format}, which does not fit its tables; "
+                "restore a backup"
+            )
         return head
 
     def services(self) -> dict[str, bytes]:
@@ -163,9 +190,19 @@ class KeyringStore:
 
     def rows(self) -> list[KeyRow]:
         """Return every key row, ordered by key_id."""
-        names = ", ".join(field.name for field in fields(KeyRow))
-        rows = self._connection.execute(f"SELECT {names} FROM keys ORDER BY key_id")
-        return self._typed(KeyRow, rows)
+        return self._select(KeyRow, "keys ORDER BY key_id")
+
+    def convert(self, rows: Iterable[KeyRow]) -> None:
+        """Replace the tables of formats 1 and 2 by those of `FORMAT`, with these rows.
+
+        Call this within a transaction that then writes the service keys and the head. SQLite cannot
+        change the constraints of a table.
+        """
+        drops = [f"DROP TABLE {table}" for table in ("keyring", "service", "keys")]
+        for statement in (*drops, *_SCHEMA.split(";")):
+            self._connection.execute(statement)
+        for row in rows:
+            self.put_row(row)
 
     def put_head(self, head: HeadRow) -> None:
         """Write the row about the keyring."""
@@ -191,8 +228,43 @@ class KeyringStore:
             finally:
                 target.close()
 
-    def _typed(self, record: type[Any], rows: Any) -> list[Any]:
+    def _is_old(self) -> bool:
+        """Return whether the tables are those of formats 1 and 2, which another process converts.
+
+        Raises:
+            KeyringCorrupt: They are not those of a keyring.
+        """
+        schema = _schema_of(self._connection)
+        if schema not in (_definitions(_SCHEMA), _definitions(_OLD_SCHEMA)):
+            raise KeyringCorrupt(
+                f"the tables of {self.path} are not those of a keyring of format 1 to {FORMAT}; "
+                "restore a backup, or use the program version that wrote it"
+            )
+        return schema != _definitions(_SCHEMA)
+
+    def _columns(self) -> dict[str, str]:
+        """Return the SQL expression of every column, by its name in the present format.
+
+        Formats 1 and 2 do not contain the last use of a key. A key that may have been used until
+        now gets the present day, so that its retention period is not cut short.
+        """
+        columns = {field.name: field.name for field in (*fields(HeadRow), *fields(KeyRow))}
+        if self._is_old():
+            may_be_used = "imported = 0 AND state <> 'destroyed'"
+            columns.update(
+                kdf_data="kdf_salt",
+                audit_count="0",
+                audit_hash="zeroblob(32)",
+                purpose="'image'",
+                used_day=f"CASE WHEN {may_be_used} THEN {today()} ELSE created_day END",
+            )
+        return columns
+
+    def _select(self, record: type[Any], source: str) -> list[Any]:
         """Return rows as records. Checks the type of every column: SQLite itself does not."""
+        columns = self._columns()
+        names = ", ".join(columns[field.name] for field in fields(record))
+        rows = self._connection.execute(f"SELECT {names} FROM {source}")
         allowed: dict[str, tuple[type, ...]] = {
             "int": (int,),
             "str": (str,),
@@ -222,6 +294,11 @@ class KeyringStore:
         )
 
 
+def today() -> int:
+    """Return the number of days since 1970-01-01 (UTC)."""
+    return int(time.time() // 86_400)
+
+
 def _single_value(connection: sqlite3.Connection, query: str) -> Any:
     return connection.execute(query).fetchone()[0]
 
@@ -235,11 +312,12 @@ def _schema_of(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
     return connection.execute(query).fetchall()
 
 
-def _expected_schema() -> list[tuple[str, str, str]]:
-    """Return the definitions of a keyring."""
+@cache
+def _definitions(schema: str) -> list[tuple[str, str, str]]:
+    """Return the definitions of a database with this schema."""
     connection = sqlite3.connect(":memory:")
     try:
-        connection.executescript(_SCHEMA)
+        connection.executescript(schema)
         return _schema_of(connection)
     finally:
         connection.close()

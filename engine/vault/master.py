@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from engine.vault.keyring_rows import FORMAT, FORMATS, HeadRow, KeyRow
+from engine.vault.keyring_rows import FORMAT, IMAGE, HeadRow, KeyRow
 from engine.vault.secret_files import read_private, write_new_private
 from modeling.encryption.ised_errors import (
     AuthenticationError,
@@ -207,17 +207,12 @@ def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
 
     Raises:
         WrongMaster: The master does not belong to this keyring.
-        KeyringCorrupt: The head was edited, or has an unknown format.
+        KeyringCorrupt: The head was edited.
     """
-    if head.format not in FORMATS:
-        formats = " and ".join(map(str, FORMATS))
-        raise KeyringCorrupt(
-            f"{path} has keyring format {head.format}; this program reads {formats}"
-        )
     if head.kdf != master.kdf:
         needed = "a passphrase" if head.kdf == KDF_ARGON2ID else "a master key file"
         raise WrongMaster(f"{path} is opened by {needed}")
-    master_key = master.unlock(head.kdf_params, head.kdf_salt)
+    master_key = master.unlock(head.kdf_params, head.kdf_data)
     try:
         return open_sealed(master_key, "root", _root_aad(head), head.root_wrap)
     except WrongKey:
@@ -256,7 +251,7 @@ def unwrap(key: bytes, context: str, aad: bytes, wrapped: bytes) -> bytes:
 
 def _root_aad(head: HeadRow) -> bytes:
     """Return the bytes that the wrap of the root is bound to."""
-    kdf = (head.kdf.encode(), head.kdf_params.encode(), head.kdf_salt)
+    kdf = (head.kdf.encode(), head.kdf_params.encode(), head.kdf_data)
     fields = (_ROOT_VERSION.to_bytes(4, "big"), head.keyring_id, *kdf)
     return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
@@ -267,9 +262,13 @@ def service_aad(head: HeadRow, name: str) -> bytes:
 
 
 def row_aad(keyring_id: bytes, row: KeyRow) -> bytes:
-    """Return the bytes that the wrap of a key is bound to."""
+    """Return the bytes that the wrap of a key is bound to.
+
+    Those of an image key are the same in all formats, so a conversion wraps no key again.
+    """
     position = keyring_id + row.key_id + row.subject_tag + row.generation.to_bytes(8, "big")
-    return position + bytes([row.imported]) + row.state.encode()
+    state = row.state if row.purpose == IMAGE else f"{row.state}/{row.purpose}"
+    return position + bytes([row.imported]) + state.encode()
 
 
 class NewMasterFile:

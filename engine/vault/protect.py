@@ -266,24 +266,7 @@ def _jobs(
             jobs.append(job)
         except IsedError as error:
             report(Outcome(path, "failed", error=error))
-    subjects = {job.subject for job in jobs}
-    keyring.ensure(subjects)
-    problems = {subject: _sealing_problem(keyring, subject) for subject in subjects}
-    for job in jobs:
-        if problem := problems[job.subject]:
-            report(Outcome(job.path, "failed", job.name, error=problem))
-    return [job for job in jobs if not problems[job.subject]]
-
-
-def _sealing_problem(keyring: Keyring, subject: str) -> IsedError | None:
-    """Return why no image of a subject can be sealed, if there is a reason."""
-    try:
-        keyring.sealing_key(subject)
-    except IsedError as error:
-        if error.stops:
-            raise
-        return error
-    return None
+    return jobs
 
 
 def _listed(target: Path, key: bytes) -> Mapping[str, str]:
@@ -384,6 +367,9 @@ class _Pipeline:
     def _images_to_seal(self, jobs: Sequence[_Job], results: _Read) -> list[_Item]:
         """Return the images to seal, with keys; report the other jobs."""
         images = []
+        work = zip(jobs, results, strict=True)
+        subjects = [job.subject for job, result in work if isinstance(result, SourceImage)]
+        self._keyring.ensure(subjects)  # one transaction for the batch
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, bytes):
                 self._report(self._compare_output(job, result))

@@ -32,6 +32,7 @@ from modeling.encryption.ised_errors import (
     TooLarge,
     UnsafePath,
     UnsupportedVersion,
+    WrongKey,
 )
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.primitives import (
@@ -267,6 +268,16 @@ def public_fields(chunk: bytes) -> tuple[bytes, bytes, bytes]:
         chunk[_LOCATOR_AT:_COMMIT_AT],
         chunk[_COMMIT_AT:PUBLIC_BYTES],
     )
+
+
+def is_under(key: bytes, chunk: bytes, context: str = CONTEXT) -> bool:
+    """Return whether a file was sealed under a subject's key, according to its commitment."""
+    salt, _, commit = public_fields(chunk)
+    try:
+        existing_message_key(key, context, salt, commit)
+    except WrongKey:
+        return False
+    return True
 
 
 def seal_image(key: SubjectKey, pixels: NDArray[np.uint8], metadata: Metadata) -> SealedImage:

@@ -25,7 +25,7 @@ from modeling.encryption.primitives import derive_key, existing_message_key, hma
 from modeling.encryption.sealed_image import mask_locator, open_image
 from tests.fixtures import format_reader
 from tests.fixtures.format_reader import Archive, open_export
-from tests.fixtures.keyrings import to_format_1
+from tests.fixtures.keyrings import to_format
 from tests.fixtures.paths import GOLDEN, ROOT
 from tests.fixtures.protection import make_scene
 from tools import protect as protect_tool
@@ -48,7 +48,7 @@ def test_known_answers_of_the_document() -> None:
     text = (ROOT / "docs/FORMAT.md").read_text("utf-8")
     block = text[text.index("## Known answers") :]
     answers = re.findall(r"[0-9a-f]{46,}", block)
-    row = KeyRow(KEY_ID, bytes(32), None, 2, "destroyed", 0, None, 20_000)
+    row = KeyRow(KEY_ID, bytes(32), None, 2, "destroyed", 0, None, 20_000, "image", 20_001)
     okm = existing_message_key(KEY, "test", SALT, bytes.fromhex(answers[2]))
     assert answers == [
         KEY.hex(),
@@ -57,16 +57,18 @@ def test_known_answers_of_the_document() -> None:
         okm.encrypt(b"aad", b"message").hex(),
         derive_key(KEY, "manifest").hex(),
         hmac_sha256(KEY, b"subject" + b"set/test/1").hex(),
-        row.to_bytes().hex(),
+        row.to_bytes(2).hex(),
+        f"{RowSet(KEY, number=2)._hash(row):064x}",
         f"{RowSet(KEY)._hash(row):064x}",
         Passphrase("correct horse").unlock("m=8192,t=1,p=1", SALT).hex(),
     ]
     assert mask_locator(KEY, SALT, KEY_ID).hex() in block
+    assert row.to_bytes()[len(row.to_bytes(2)) :].hex() in block
     row_of_reader = b"".join(
         format_reader.field(value)
         for value in (KEY_ID, bytes(32), None, b"2", b"'destroyed'", b"0", None, b"20000")
     )
-    assert row_of_reader == row.to_bytes()
+    assert row_of_reader == row.to_bytes(2)
 
 
 def _check_golden(known: dict[str, Any], archive: Archive) -> None:
@@ -78,10 +80,14 @@ def _check_golden(known: dict[str, Any], archive: Archive) -> None:
         key_id: row["key"] for key_id, row in kept.items()
     }
     assert {name: key.hex() for name, key in archive.services.items()} == known["services"]
+    purposes = {key_id: row.get("purpose", "image") for key_id, row in rows.items()}
+    assert archive.purposes == purposes
+    assert [archive.audit_log[0], archive.audit_log[1].hex()] == known.get("audit", [0, 64 * "0"])
 
 
-def test_the_reader_opens_the_golden_archive(tmp_path: Path) -> None:
-    known = json.loads((GOLDEN / "archive_v2.json").read_text("utf-8"))
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_reader_opens_the_golden_archive(tmp_path: Path, number: int) -> None:
+    known = json.loads((GOLDEN / f"archive_v{number}.json").read_text("utf-8"))
     archive = Archive(tmp_path / "k.db", _from_sql(known, tmp_path / "k.db"))
     _check_golden(known, archive)
     content = bytes.fromhex(known["file"])
@@ -98,11 +104,14 @@ def test_the_reader_opens_the_golden_archive(tmp_path: Path) -> None:
     exported = open_export(bytes.fromhex(known["export"]), known["passphrase"])
     assert exported["subject"] == known["exported_subject"]
     for entry in exported["keys"]:
-        assert archive.keys[bytes.fromhex(entry["key_id"])].hex() == entry["key"]
+        key_id = bytes.fromhex(entry["key_id"])
+        assert archive.keys[key_id].hex() == entry["key"]
+        assert archive.purposes[key_id] == entry.get("purpose", "image")
 
 
-def test_this_program_opens_the_golden_archive(tmp_path: Path) -> None:
-    known = json.loads((GOLDEN / "archive_v2.json").read_text("utf-8"))
+@pytest.mark.parametrize("number", [2, 3])
+def test_this_program_opens_the_golden_archive(tmp_path: Path, number: int) -> None:
+    known = json.loads((GOLDEN / f"archive_v{number}.json").read_text("utf-8"))
     master, folder = tmp_path / "m.key", tmp_path / "sealed"
     folder.mkdir()
     master.touch(0o600)
@@ -117,11 +126,18 @@ def test_this_program_opens_the_golden_archive(tmp_path: Path) -> None:
         assert opened.pixels.tobytes().hex() == known["pixels"]
         assert opened.metadata.path == known["path"]
         assert keyring.file_name(known["dataset"], known["path"]) == known["file_name"]
+        if number == 3:
+            count, digest = keyring.audit_state()
+            assert [count, digest.hex()] == known["audit"]
+            public_key = keyring.signing_key().public_key().public_bytes_raw()
+            assert public_key.hex() == known["public_key"]
+            assert keyring.audit_key().hex() == known["services"]["audit"]
         rows = [
             {
                 "key_id": row.key_id.hex(),
                 "label": keyring.label_of(row),
                 "state": row.state,
+                **({"purpose": row.purpose, "used_day": row.used_day} if number == 3 else {}),
                 "imported": row.imported,
                 "key": None if row.wrapped is None else keyring.unwrap(row).hex(),
             }
@@ -138,7 +154,7 @@ def test_the_reader_opens_format_1(tmp_path: Path) -> None:
     assert archive.file_name("set", "a/b.jpg") == known["file_name"]
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_reader_opens_all_that_this_program_writes(
     make_cfg: Callable[..., CfgNode], tmp_path: Path, number: int
 ) -> None:
@@ -156,8 +172,10 @@ def test_the_reader_opens_all_that_this_program_writes(
         opened = {file.path.name: file for file in unseal(scene.files, keyring)}
         manifest = Manifest.load(scene.sealed, keyring.manifest_key())
         assert manifest is not None
-        if number == 1:
-            to_format_1(keyring)
+        if number < 3:
+            to_format(number, keyring)
+        else:
+            keyring.ensure(["photos/0001"], "original")
     archive = Archive(scene.keyring_path, phrase.text)
     content = archive.manifest((scene.sealed / MANIFEST_NAME).read_bytes())
     assert content["files"] == manifest.files

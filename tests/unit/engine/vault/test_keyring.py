@@ -192,6 +192,70 @@ def test_destroy_erases_key_and_label_from_the_file(path: Path, keyring: Keyring
     assert _opens(keyring, _seal(keyring))
 
 
+def test_a_subject_has_an_active_key_for_each_purpose(path: Path, keyring: Keyring) -> None:
+    image, original = keyring.sealing_key(SUBJECT), keyring.sealing_key(SUBJECT, "original")
+    assert image.key_id != original.key_id
+    keyring.ensure([SUBJECT, "market/test/3"], "original")
+    assert keyring.sealing_key(SUBJECT, "original").key_id == original.key_id
+    purposes = [row.purpose for row in keyring.rows_of(SUBJECT)]
+    assert purposes == ["image", "original"]
+    assert [row.key_id for row in keyring.rows_of(SUBJECT, "original")] == [original.key_id]
+    assert [row.purpose for row in keyring.rows_of("market/test/3")] == ["original"]
+    keyring_admin.rotate(keyring, SUBJECT, "original")
+    assert keyring.sealing_key(SUBJECT).key_id == image.key_id
+    new = {info.purpose: info.generation for info in keyring_admin.rotate(keyring, SUBJECT)}
+    assert new == {"image": 2, "original": 3}
+    assert keyring_admin.revoke(keyring, SUBJECT) == 5
+    assert keyring_admin.restore(keyring, SUBJECT) == 5
+    active = [row for row in keyring.rows_of(SUBJECT) if row.state == "active"]
+    assert [(row.purpose, row.generation) for row in active] == [("image", 2), ("original", 3)]
+    keyring_admin.destroy(keyring, SUBJECT)
+    for purpose, option in (("image", ""), ("original", " --original")):
+        with pytest.raises(DestroyedKey, match=f"`keyring rotate{option}`"):
+            keyring.sealing_key(SUBJECT, purpose)
+
+
+def test_an_erased_or_revoked_subject_gets_no_key_for_originals(keyring: Keyring) -> None:
+    keyring.ensure(["s/1", "s/2"])
+    keyring_admin.destroy(keyring, "s/1")
+    keyring_admin.revoke(keyring, "s/2")
+    keyring.ensure(["s/1", "s/2"], "original")
+    assert len(keyring.rows) == 2
+    with pytest.raises(DestroyedKey):
+        keyring.sealing_key("s/1", "original")
+    keyring_admin.rotate(keyring, "s/1")
+    keyring.sealing_key("s/1", "original")
+
+
+def test_the_last_use_is_written_once_a_day(
+    keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = [keyring.sealing_key(SUBJECT) and keyring.rows_of(SUBJECT)[0].used_day]
+    monkeypatch.setattr("engine.vault.keyring.today", lambda: day[0])
+    writes = []
+    writing = Keyring.writing
+
+    def counted(self: Keyring) -> Any:
+        writes.append(day[0])
+        return writing(self)
+
+    monkeypatch.setattr(Keyring, "writing", counted)
+    day[0] += 3
+    for _ in range(3):
+        keyring.sealing_key(SUBJECT)
+    keyring.ensure([SUBJECT])
+    assert len(writes) == 1
+    day[0] += 1
+    keyring.ensure([SUBJECT, "market/test/3"])
+    keyring.sealing_key(SUBJECT)
+    assert len(writes) == 2
+    (info,) = keyring_admin.list_keys(keyring, SUBJECT)
+    assert (info.used - info.created).days == 4
+    day[0] -= 2  # a clock that was set back does not move the last use back
+    keyring.sealing_key(SUBJECT)
+    assert len(writes) == 2
+
+
 def test_unknown_subject_is_named(keyring: Keyring) -> None:
     for act in (keyring_admin.rotate, keyring_admin.revoke, keyring_admin.destroy):
         with pytest.raises(MissingKey, match="no key of subject 'unknown'"):
@@ -280,6 +344,16 @@ def test_an_export_opens_one_subject_only(tmp_path: Path, keyring: Keyring) -> N
         ]
 
 
+def test_an_export_contains_keys_of_both_purposes(tmp_path: Path, keyring: Keyring) -> None:
+    image, original = keyring.sealing_key(SUBJECT), keyring.sealing_key(SUBJECT, "original")
+    exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
+    assert export_subject(keyring, SUBJECT, exported, phrase) == 2
+    with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
+        assert import_subject(other, exported, phrase) == (SUBJECT, 2)
+        keys = {row.purpose: other.unwrap(row) for row in other.rows}
+        assert keys == {"image": image.key, "original": original.key}
+
+
 def test_an_import_does_not_undo_a_destruction(tmp_path: Path, keyring: Keyring) -> None:
     _seal(keyring)
     exported, phrase = tmp_path / "two.keys", Passphrase("for the court", CHEAP)
@@ -324,8 +398,12 @@ def test_a_changed_export_is_refused(tmp_path: Path, keyring: Keyring, place: in
         b'{"subject": "a/b/1", "keys": [{"key_id": "00"}]}',
         b'{"subject": "a/b/1", "keys": [{"key_id": "zz", "key": "00"}]}',
         b'{"subject": "a/b/1", "keys": [{"key_id": "00", "key": "00"}]}',
+        b'{"subject": "a/b/1", "keys": [{"key_id": "00", "key": "00", "purpose": "seal"}]}',
+        b'{"subject": "a/b/1", "keys": [{"key_id": "00", "key": "00", "purpose": [1]}]}',
+        b'{"subject": "a/b/1", "keys": ["00"]}',
     ],
-    ids=["empty", "cut", "no text", "deep", "list", "bare", "number", "no key", "no hex", "short"],
+    ids=["empty", "cut", "no text", "deep", "list", "bare", "number", "no key", "no hex", "short",
+         "purpose", "purposes", "text"],
 )  # fmt: skip
 def test_an_export_that_another_program_wrote_is_refused(
     tmp_path: Path, keyring: Keyring, content: bytes
@@ -406,7 +484,7 @@ EDITS = {
     "epoch below zero": "UPDATE keyring SET epoch = -1",
     "keyring id": "UPDATE keyring SET keyring_id = zeroblob(16)",
     "former format": "UPDATE keyring SET format = 1",
-    "unknown format": "UPDATE keyring SET format = 3",
+    "unknown format": "UPDATE keyring SET format = 4",
     "trigger": "CREATE TRIGGER t AFTER UPDATE ON keys BEGIN SELECT 1; END",
     "view": "CREATE VIEW v AS SELECT * FROM keys",
     "huge label": "UPDATE keys SET label_ct = zeroblob(3000)",

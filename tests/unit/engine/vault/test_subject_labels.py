@@ -15,7 +15,7 @@ from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from engine.vault.subjects import checked_label, normalized, spellings
 from modeling.encryption.ised_errors import BadInput, DestroyedKey, RevokedKey
-from tests.fixtures.keyrings import to_format_1
+from tests.fixtures.keyrings import to_format
 from utils.text import composed
 
 # A Vietnamese name: composed, decomposed, and as Vietnamese keyboards type it, which is neither.
@@ -36,7 +36,7 @@ def _as_before(keyring: Keyring, *labels: str) -> list[bytes]:
         patch.setattr("engine.vault.keyring.spellings", lambda label: [label])
         patch.setattr(Keyring, "_old_tags", lambda self: {})
         key_ids = [keyring.sealing_key(label).key_id for label in labels]
-    to_format_1(keyring)
+    to_format(1, keyring)
     return key_ids
 
 
