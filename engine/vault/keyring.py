@@ -46,7 +46,7 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
-from modeling.encryption.sealed_image import CONTEXT, LOCATOR_BYTES, is_under, key_id_of
+from modeling.encryption.sealed_image import LOCATOR_BYTES, is_under, key_id_of
 from utils.files import remove_leftovers
 
 
@@ -163,31 +163,37 @@ class Keyring:
                 with suppress(RevokedKey, DestroyedKey):
                     self._used_row(subject, purpose)
 
-    def opening_key(self, header: bytes, context: str = CONTEXT) -> bytes:
-        """Return the key that the locator of a header chunk identifies.
+    def opening_key(self, header: bytes) -> bytes:
+        """Return the key that a public header identifies; see `opening_row`."""
+        return self.unwrap(self.opening_row(header))
 
-        Args:
-            header: It has salt, locator and commitment where a sealed image has them.
-            context: Purpose of the sealed message. No locator identifies an imported key, since an
-                export does not contain the locator key; the commitment shows whether it fits.
+    def opening_row(self, header: bytes) -> KeyRow:
+        """Return the row of the key that a public header identifies.
 
         Raises:
             MissingKey, RevokedKey, DestroyedKey: There is no usable key.
         """
-        self.refresh()
-        row = self._rows.by_id.get(key_id_of(header, self._services["locate"]))
-        if row is None:
-            imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
-            row = next(
-                (row for row in imports if is_under(self.unwrap(row), header, context)), None
-            )
+        row = self.row_of(header)
         if row is None:
             raise MissingKey(
                 "no key for this file: it was sealed under another keyring, its key row is lost, "
                 "or its salt or locator is damaged"
             )
         row.check_usable()
-        return self.unwrap(row)
+        return row
+
+    def row_of(self, header: bytes) -> KeyRow | None:
+        """Return the row, in any state, of the key that a public header identifies.
+
+        No locator identifies an imported key, since an export does not contain the locator key.
+        The commitment of the file shows whether one fits.
+        """
+        self.refresh()
+        row = self._rows.by_id.get(key_id_of(header, self._services["locate"]))
+        if row is None:
+            imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
+            row = next((row for row in imports if is_under(self.unwrap(row), header)), None)
+        return row
 
     def file_name(self, dataset: str, path: str) -> str:
         """Return the output name of a source: a keyed hash, which reveals nothing to outsiders."""

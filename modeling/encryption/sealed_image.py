@@ -270,11 +270,11 @@ def public_fields(chunk: bytes) -> tuple[bytes, bytes, bytes]:
     )
 
 
-def is_under(key: bytes, chunk: bytes, context: str = CONTEXT) -> bool:
+def is_under(key: bytes, chunk: bytes) -> bool:
     """Return whether a file was sealed under a subject's key, according to its commitment."""
     salt, _, commit = public_fields(chunk)
     try:
-        existing_message_key(key, context, salt, commit)
+        existing_message_key(key, CONTEXT, salt, commit)
     except WrongKey:
         return False
     return True
