@@ -113,6 +113,7 @@ def images_by_kind(
 
 
 _GAP = 4
+_ENLARGED_WIDTH = 96  # about as wide as the captions
 _BACKGROUND = (255, 255, 255)
 _INK = (20, 20, 20)
 
@@ -122,8 +123,11 @@ def image_grid(
 ) -> Image.Image:
     """Return an image with the given images side by side, a column for each kind.
 
+    Images of up to 48 px width are enlarged by a whole number.
+
     Args:
         columns: Normalised images (B, 3, H, W) by kind; row b of every kind shows the same image.
+            A kind may have two lines.
         pixels: Pixel space of the images; values outside [0, 1] are clamped.
         row_names: A caption for each row, or none.
 
@@ -137,10 +141,13 @@ def image_grid(
     if len(shapes) != 1:
         raise ValueError(f"columns have shapes {sorted(shapes)}; expected one shape (B, 3, H, W)")
     count, _, height, width = shapes.pop()
+    scale = max(1, _ENLARGED_WIDTH // width)
+    height, width = scale * height, scale * width
     font = ImageFont.load_default(size=12)
-    cell = max(width, *(int(font.getlength(name)) for name in columns))
+    captions = {name: name.split("\n") for name in columns}
+    cell = max(width, *(int(font.getlength(line)) for name in columns for line in captions[name]))
     left = max((int(font.getlength(name)) + 2 * _GAP for name in row_names), default=0)
-    top = 20
+    top = 4 + 16 * max(map(len, captions.values()))
     size = (
         left + len(columns) * (cell + _GAP) + _GAP,
         top + count * (height + _GAP) + _GAP,
@@ -149,11 +156,13 @@ def image_grid(
     draw = ImageDraw.Draw(grid)
     for column, (name, images) in enumerate(columns.items()):
         x = left + _GAP + column * (cell + _GAP)
-        draw.text((x + (cell - font.getlength(name)) / 2, 3), name, _INK, font)
+        for line, text in enumerate(captions[name]):
+            draw.text((x + (cell - font.getlength(text)) / 2, 3 + 16 * line), text, _INK, font)
         array = pixels.to_uint8(images.cpu()).permute(0, 2, 3, 1).contiguous().numpy()
         for row in range(count):
             y = top + row * (height + _GAP)
-            grid.paste(Image.fromarray(array[row]), (x + (cell - width) // 2, y))
+            image = Image.fromarray(array[row]).resize((width, height), Image.Resampling.NEAREST)
+            grid.paste(image, (x + (cell - width) // 2, y))
     for row, name in enumerate(row_names):
         draw.text((_GAP, top + row * (height + _GAP) + height / 2 - 6), name, _INK, font)
     return grid

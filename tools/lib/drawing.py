@@ -168,11 +168,11 @@ class Drawing:
                 stages = {"raw": batch.raw, "desensitized": batch.desensitized}
                 stages["anonymized"] = anonymized
                 published, cipher = CIPHERS["additive"](), CIPHERS["aead"]()
-                stages["encrypted (published)"] = published.observe(
+                stages["encrypted\n(published)"] = published.observe(
                     published.seal(anonymized, subjects)
                 )
                 sealed = cipher.seal(anonymized, subjects)
-                stages["sealed"] = cipher.observe(sealed)
+                stages["sealed\n(aead)"] = cipher.observe(sealed)
                 stages["opened"] = read_sealed(cipher, sealed, "right").images
                 stages["recovered"] = networks.recovery(stages["opened"]).float()
             for name, images in stages.items():

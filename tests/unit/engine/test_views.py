@@ -53,6 +53,15 @@ def test_row_names_make_the_grid_wider() -> None:
     assert named.height == plain.height
 
 
+def test_small_images_are_enlarged_and_captions_have_lines() -> None:
+    white = {"sealed\n(aead)": PIXELS.normalize(torch.full((1, 3, 64, 32), 255, dtype=torch.uint8))}
+    grid = image_grid(white, PIXELS)
+    assert _cells(grid, (255, 255, 255)).sum() >= 9 * 64 * 32
+    one_line = image_grid({"sealed": next(iter(white.values()))}, PIXELS)
+    assert grid.height > one_line.height
+    assert grid.width == one_line.width
+
+
 def test_columns_have_one_shape() -> None:
     with pytest.raises(ValueError, match="one shape"):
         image_grid({"a": torch.zeros(1, 3, 8, 8), "b": torch.zeros(2, 3, 8, 8)}, PIXELS)
