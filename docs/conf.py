@@ -10,11 +10,12 @@ sys.path.insert(0, str(ROOT))
 
 project = "SecureReID"
 author = "SecureReID contributors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "SecureReID"
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4
+nb_execution_mode = "off"  # the outputs of the notebook are committed; the tests run its cells
 myst_enable_extensions = ["colon_fence"]
 # Links to files of the repository, which are not pages of the site, are checked by the tests.
 suppress_warnings = ["myst.xref_missing"]

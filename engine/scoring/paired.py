@@ -78,7 +78,7 @@ def read_queries(folder: Path) -> QueryTable:
     """
     path = folder / PER_QUERY_NAME
     if not path.is_file():
-        raise UserError(f"{path} does not exist; {_REMEDY}")
+        raise UserError(f"the per-query results {path} do not exist; {_REMEDY}")
     directions: dict[str, dict[str, QueryResult]] = {}
     accesses: set[Access] = set()
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:

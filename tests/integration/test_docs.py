@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -11,18 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from yacs.config import CfgNode
 
 from configs.defaults import KEY_BY_NAME
 from configs.loading import load
 from data.datasets import synthetic
+from data.desensitize import DESENSITIZERS, make_desensitizer
 from data.people.photograph import draw_walks
+from data.registry import DATASETS, load_splits
+from modeling.backbones.registry import REID_DESIGNS
+from modeling.build import build_objectives, build_reid
+from modeling.objectives import GENERATOR_TERMS
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import draw, save_checkpoint
 from tools.lib.command_line import INTERRUPTED
 
 README = ROOT / "README.md"
 PAGES = {str(page.relative_to(ROOT)): page for page in (README, *sorted(ROOT.glob("docs/*.md")))}
+NOTEBOOK = json.loads((ROOT / "docs/tour.ipynb").read_text("utf-8"))
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python3|torchrun .*?) ((?:tools|data)/.*)")
 _PLACEHOLDERS = re.compile(r"\.\.\.|[<>|]|\bKEY\b|\bFILE\b")
@@ -132,6 +140,87 @@ def _prepare(body: str, make_cfg: Callable[..., CfgNode], folder: Path) -> None:
         if not (folder / name).exists():
             (folder / name).mkdir(parents=True)
             save_checkpoint(make_cfg, folder / name)
+
+
+def test_the_example_of_scoring_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (body,) = _blocks(ROOT / "docs/SCORING.md", "python")
+    exec(compile(body, "SCORING.md", "exec"), {"__name__": "example"})  # noqa: S102
+    assert re.fullmatch(r"rank-1 .*% \(.*%\), mAP .*%\n", capsys.readouterr().out)
+
+
+def test_the_examples_of_extending_work(
+    make_cfg: Callable[..., CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each addition can be selected by its name in the configuration."""
+    registries: tuple[dict[str, Any], ...]
+    registries = (DATASETS, DESENSITIZERS, REID_DESIGNS, GENERATOR_TERMS)
+    for registry in registries:  # restored after the test
+        monkeypatch.setitem(registry, "placeholder", None)
+        monkeypatch.delitem(registry, "placeholder")
+    before = [set(registry) for registry in registries]
+    try:
+        for body in _blocks(ROOT / "docs/EXTENDING.md", "python"):
+            exec(compile(body, "EXTENDING.md", "exec"), {"__name__": "example"})  # noqa: S102
+        for number, subset in enumerate(("train", "val_query", "val_gallery", "query", "gallery")):
+            for camera in (0, 1):
+                draw(tmp_path / f"crowd/{subset}/{number // 2}-{camera}-0.png", number)
+        splits = load_splits("crowd", tmp_path)
+        assert [sample.camid for sample in splits.train] == [0, 1]
+        images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+        assert len(make_desensitizer("posterize", 4)(images).unique()) == 4
+        cfg = make_cfg("MODEL.NAME", "patches", "MODEL.PRETRAIN_CHOICE", "none")
+        assert build_reid(cfg, 3).feature_size == 12
+        assert build_objectives(cfg, 3, 12).weights["mean_colour"] == cfg.LOSS.RECOVERY
+    finally:
+        for registry, names in zip(registries, before, strict=True):
+            for name in set(registry) - names:
+                del registry[name]
+
+
+def test_the_notebook_runs(
+    make_cfg: Callable[..., CfgNode],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With an untrained model and a few images, in the folders that the notebook names."""
+    cells = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+    demo, people = re.findall(r'= Path\("\.\./(\w.*)"\)', cells[0])
+    (tmp_path / "docs").mkdir()
+    (tmp_path / demo).mkdir(parents=True)
+    save_checkpoint(make_cfg, tmp_path / demo)
+    for pid in (81, 82):
+        for camera in (1, 2):
+            name = f"{pid:04}_c{camera}s1_000000_00.jpg"
+            for subset in ("query", "bounding_box_test"):
+                draw(tmp_path / people / subset / name, 10 * pid + camera)
+    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(_made(tmp_path / "workplace")))
+    monkeypatch.chdir(tmp_path / "docs")
+    monkeypatch.setattr("sys.argv", ["notebook"])
+    scope: dict[str, Any] = {"__name__": "notebook"}
+    for cell in cells:
+        exec(compile(cell, "tour.ipynb", "exec"), scope)  # noqa: S102
+    printed = capsys.readouterr()
+    assert "4 sealed, 0 already present, 0 failed" in printed.out
+    assert "2 good, 2 failed" in printed.out
+    assert printed.err.count("DestroyedKey") == 2
+    assert "raw       -> protected  rank-1" in printed.out
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_the_notebook_has_small_outputs_without_paths_of_a_machine() -> None:
+    assert (ROOT / "docs/tour.ipynb").stat().st_size < 1_000_000
+    outputs = [out for cell in NOTEBOOK["cells"] for out in cell.get("outputs", ())]
+    images = [out for out in outputs if "image/png" in out.get("data", ())]
+    assert len(images) == 4
+    texts = "".join("".join(out.get("text", "")) for out in outputs)
+    assert "rank-1" in texts
+    assert not re.search(r"/(?:home|root|tmp|work|Users)/", texts)
+    assert not any(out["output_type"] == "error" for out in outputs)
 
 
 def test_the_searched_image_is_in_the_synthetic_set(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Additions as docs/ARCHITECTURE.md describes them are trained, scored and attacked.
+"""Additions as docs/EXTENDING.md describes them are trained, scored and attacked.
 
 An added data set, desensitizer, backbone, loss and cipher each consist of a class or function and
 one registry line, here in ``_added``; a loss also has a weight.

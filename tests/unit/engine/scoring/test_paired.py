@@ -91,7 +91,7 @@ def test_a_file_name_that_is_no_utf8_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"per_query\.csv does not exist; evaluate both"):
+    with pytest.raises(UserError, match=r"per_query\.csv do not exist; evaluate both"):
         read_queries(tmp_path)
     for text in (
         "name,value\na,1\n",
