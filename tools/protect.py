@@ -1,4 +1,4 @@
-r"""Protect folders of images: anonymize and seal them; open, recover, verify or search them.
+r"""Protect folders of images: anonymize and seal them; open, recover, reveal, verify or search.
 
 Examples:
     python3 tools/keyring.py --keyring keys.db --master master.key init
@@ -10,8 +10,12 @@ Examples:
         --master master.key
     python3 tools/protect.py search query.jpg sealed --checkpoint log/run --keyring keys.db \
         --master master.key -k 5
+    python3 tools/protect.py protect photos archive --keep-original --checkpoint log/run \
+        --keyring keys.db --master master.key --subject-from folder
+    python3 tools/protect.py reveal archive answer --subject-file label.txt --keyring keys.db \
+        --master master.key
 
-After an interruption the same `protect`, `open` or `recover` command continues.
+After an interruption the same `protect`, `open`, `recover` or `reveal` command continues.
 `torchrun --nproc_per_node N` divides `protect` among N processes (docs/DISTRIBUTED.md).
 Exit codes: 0 all done, 1 some failed, 2 usage, 3 environment (disk, device), 4 keyring,
 5 at least one authentication failure, 130 interrupted.
@@ -38,6 +42,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     from engine.vault.opening import (
         OpenedFile,
         OpenOptions,
+        OutputFolder,
         accept_folder,
         query_embedding,
         sealed_files,
@@ -47,6 +52,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         write_opened,
     )
     from engine.vault.protect import MAX_BATCH, Outcome, ProtectOptions, Summary, protect_folder
+    from engine.vault.reveal import CONTENTS_NAME, reveal
     from engine.vault.sealed_folder import check_apart
     from engine.vault.sources import list_sources
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
@@ -60,6 +66,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         handling,
         interrupt,
         open_keyring,
+        read_label,
     )
     from utils.files import WriteError
     from utils.progress import Progress
@@ -85,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             except WriteError as error:  # a folder that cannot be written to is not a usage error
                 raise StorageError(str(error)) from None
 
-    interrupted = _CONTINUES if run in (_protect, _open, _recover) else "interrupted"
+    interrupted = _CONTINUES if run in (_protect, _open, _recover, _reveal) else "interrupted"
     return exit_code_of(work, interrupted, line=error_line, failed=ENVIRONMENT)
 
 
@@ -125,6 +132,20 @@ def _parser() -> Parser:
     )
     for sub in (opening, recovering):
         sub.add_argument("--original-size", action="store_true", help="resize to the source's size")
+    revealing = command(
+        "reveal", _reveal, sealed, ("output", "folder for the files and their list")
+    )
+    revealing.add_argument(
+        "--checkpoint", type=Path, help="recover images without an original by this checkpoint"
+    )
+    _add_device(revealing)
+    whose = revealing.add_mutually_exclusive_group()
+    whose.add_argument("--subject", help="only the files of this subject label; visible to others")
+    whose.add_argument(
+        "--subject-file",
+        help="file whose first line is the label; - for standard input, before any passphrase",
+    )
+    for sub in (opening, recovering, revealing):
         sub.add_argument("--overwrite", action="store_true", help="replace existing files")
     verifying = command("verify", _verify, ("sealed", "folder of sealed images"))
     verifying.add_argument(
@@ -143,6 +164,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training in mode GCR"
     )
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
 
 
@@ -159,6 +184,12 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subject-csv", type=Path, help="table with columns path, subject")
     parser.add_argument("--dataset", help="name in labels and output names (the input's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.add_argument(
+        "--keep-original",
+        action="store_true",
+        help="also seal the source files, under another key of the subject: whoever has that key "
+        "has the photographs themselves (docs/OPERATING.md)",
+    )
     parser.add_argument(
         "--batch", type=whole_number(1, MAX_BATCH), default=32,
         help=f"images per batch, up to {MAX_BATCH} (32)",
@@ -182,7 +213,14 @@ def _protect(arguments: argparse.Namespace) -> int:
         pattern=arguments.subject_regex,
         table=arguments.subject_csv,
     )
-    options = ProtectOptions(dataset, rule, arguments.batch, arguments.workers, arguments.overwrite)
+    options = ProtectOptions(
+        dataset,
+        rule,
+        arguments.batch,
+        arguments.workers,
+        arguments.overwrite,
+        arguments.keep_original,
+    )
     source, stop = list_sources(arguments.input, arguments.output), threading.Event()
     total = len(share(source.images))
     # Ctrl-C and `kill` end the run after the batches under way.
@@ -210,17 +248,47 @@ def _protect(arguments: argparse.Namespace) -> int:
 def _open(arguments: argparse.Namespace) -> int:
     """Write anonymized images as PNG files."""
     if arguments.checkpoint is None:
-        published = PUBLISHED_ARCHITECTURE
-        pixels = PixelSpace(published["INPUT.PIXEL_MEAN"], published["INPUT.PIXEL_STD"])
+        pixels = _published_pixels()
     else:
         pixels = Anonymizer.from_checkpoint(arguments.checkpoint, device="cpu").pixels
     return _write(arguments, OpenOptions(pixels, exact=arguments.exact))
+
+
+def _published_pixels() -> PixelSpace:
+    published = PUBLISHED_ARCHITECTURE
+    return PixelSpace(published["INPUT.PIXEL_MEAN"], published["INPUT.PIXEL_STD"])
 
 
 def _recover(arguments: argparse.Namespace) -> int:
     """Run the recovery network on sealed images and write PNG files."""
     model = _load_model(arguments)
     return _write(arguments, OpenOptions(model.pixels, model, batch=arguments.batch))
+
+
+def _reveal(arguments: argparse.Namespace) -> int:
+    """Write source files bit for bit, or images where no source file was kept, and their list."""
+    _check_paths(arguments, arguments.sealed)
+    subject = arguments.subject
+    if arguments.subject_file is not None:
+        subject = read_label(arguments.subject_file)
+    options = OpenOptions(_published_pixels())
+    if arguments.checkpoint is not None:
+        model = _load_model(arguments)
+        options = OpenOptions(model.pixels, model)
+    folder = OutputFolder(arguments.output, overwrite=arguments.overwrite)
+    counts = dict.fromkeys(("original", "recovered", "anonymized"), 0)
+    codes = [0]
+    with open_keyring(arguments) as keyring:
+        for revealed in reveal(arguments.sealed, folder, keyring, options, subject):
+            if revealed.error is None:
+                counts[revealed.content] += 1
+            else:
+                _print_error(revealed.error, str(revealed.sealed))
+                codes.append(revealed.error.exit_code)
+    shown_counts = ", ".join(f"{count} {content}" for content, count in counts.items())
+    print(shown(f"{arguments.output}: {shown_counts}, {len(codes) - 1} failed"))
+    print(shown(f"list of contents: {arguments.output / CONTENTS_NAME}"))
+    return max(codes)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -257,10 +325,9 @@ def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
         codes = [0]
         for file in write_opened(
             unseal(files, keyring),
-            arguments.output,
+            OutputFolder(arguments.output, overwrite=arguments.overwrite),
             options,
             original_size=arguments.original_size,
-            overwrite=arguments.overwrite,
         ):
             bar.update()
             codes.append(_report(file))
@@ -296,8 +363,11 @@ def _print_summary(summary: Summary, output: Path, rate: float) -> None:
     if summary.not_reached:
         counts += f", {summary.not_reached} not reached"
     print(shown(f"{output}: {counts} ({rate:.1f} images/s)"))
+    if summary.originals:
+        print(f"{summary.originals} originals sealed: their keys open the photographs themselves")
     if summary.exif:
-        print(f"EXIF data of {summary.exif} images was not kept; orientation was applied")
+        kept = "is only in the originals" if summary.originals else "was not kept"
+        print(f"EXIF data of {summary.exif} images {kept}; orientation was applied")
     if summary.interrupted:
         print(_CONTINUES)
 

@@ -7,6 +7,8 @@
 - `subjects`: `subject_rule`: which subject an image belongs to.
 - `sources`: `list_sources`, `decode_source`: images to protect.
 - `protect`: `protect_folder`: anonymize and seal; `sealing_work`: `seal_batch`: in workers.
+- `existing`: `ExistingOutputs`: compare outputs of earlier runs.
+- `originals`: `read_original`, `check_original`: sealed source files; `reveal`: `reveal`.
 - `sealed_folder`: `Manifest`, `publish`: the output folder.
 - `opening`: `unseal`, `write_opened`, `verify_folder`, `search`.
 - `secret_files`: `read_private`, `new_private_file`: files that only their owner can read.

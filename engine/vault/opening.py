@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from data.images import MAX_PIXELS
 from engine.api import Anonymizer
 from engine.vault.keyring import Keyring
+from engine.vault.originals import ORIGINAL_SUFFIX, check_original
 from engine.vault.sealed_folder import (
     MANIFEST_NAME,
     SEALED_SUFFIX,
@@ -89,17 +91,20 @@ def sealed_files(path: Path) -> list[Path]:
         BadInput: The path does not exist, or the folder contains no sealed files.
     """
     if path.is_file():
+        if path.suffix == ORIGINAL_SUFFIX:
+            raise BadInput(f"{path} is a sealed source file; `protect reveal` opens it")
         return [path]
     if not path.is_dir():
         raise BadInput(f"{path} does not exist; expected a sealed file or a folder of them")
-    files = _sealed_in(path)
+    files = files_in(path, SEALED_SUFFIX)
     if not files:
         raise BadInput(f"{path} contains no sealed images (*{SEALED_SUFFIX})")
     return files
 
 
-def _sealed_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob(f"*{SEALED_SUFFIX}") if not p.name.startswith("."))
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """Return the entries of a folder with a suffix, sorted, without hidden ones."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
 
 
 def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[OpenedFile]:
@@ -144,23 +149,51 @@ class OpenOptions:
     batch: int = 32
 
 
+class OutputFolder:
+    """Writes opened files below a folder, which is created if missing."""
+
+    def __init__(self, root: Path, *, overwrite: bool = False) -> None:
+        """Keep existing files, or replace them; the same content counts as written."""
+        self.root, self._overwrite = root, overwrite
+        self._swept: set[Path] = set()
+        self._written: set[Path] = set()
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """Write a file, readable by its owner only.
+
+        Args:
+            name: Relative path, for example that of a source.
+            content: The file.
+
+        Raises:
+            UnsafePath: A symbolic link leads out of the folder.
+            OutputExists: Another file has this name, or was written under it before.
+            OutputBlocked: This name cannot be written.
+            StorageError: The disk is full, read-only or failing.
+        """
+        path = _output_path(self.root, name)
+        if path.parent not in self._swept:  # a killed run may have left an opened image there
+            self._swept.add(path.parent)
+            remove_leftovers(path.parent)
+        # a.jpg and a.jpg.png have the same output name; the second must not replace the first
+        _write(path, content, overwrite=self._overwrite and path not in self._written)
+        self._written.add(path)
+
+
 def write_opened(
     files: Iterable[OpenedFile],
-    folder: Path,
+    folder: OutputFolder,
     options: OpenOptions,
     *,
     original_size: bool = False,
-    overwrite: bool = False,
 ) -> Iterator[OpenedFile]:
     """Write images as PNG files below a folder, under the paths of their sources.
 
     Args:
         files: Opened files.
-        folder: Created if missing.
+        folder: Where they are written.
         options: How images are converted.
         original_size: Resize to the size of the source, if it is known.
-        overwrite: Replace existing files; otherwise an existing file with the same content counts
-            as done.
 
     Yields:
         Every file, with an error if it was not written.
@@ -168,8 +201,6 @@ def write_opened(
     Raises:
         StorageError: The disk is full, read-only or failing.
     """
-    swept: set[Path] = set()
-    written: set[Path] = set()
     for file, pixels in _converted(files, options):
         if file.image is None or pixels is None:
             yield file
@@ -179,13 +210,7 @@ def write_opened(
             image = Image.fromarray(pixels)
             if original_size and metadata.orig_h and metadata.orig_w:
                 image = _resized(image, (metadata.orig_w, metadata.orig_h))
-            path = _output_path(folder, _relative_path(metadata, file.path))
-            if path.parent not in swept:  # a killed run may have left an opened image there
-                swept.add(path.parent)
-                remove_leftovers(path.parent)
-            # a.jpg and a.jpg.png have the same output name; the second must not replace the first
-            _write(path, image, overwrite=overwrite and path not in written)
-            written.add(path)
+            folder.write(output_name(metadata, file.path), _png(image))
         except IsedError as error:
             if error.stops:
                 raise
@@ -216,8 +241,8 @@ def _converted(
             yield file, colours[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def _relative_path(metadata: Metadata, file: Path) -> str:
-    """Return the path of the source, always with the suffix .png."""
+def output_name(metadata: Metadata, file: Path) -> str:
+    """Return the path of the source of a sealed image, always with the suffix .png."""
     path = metadata.path or file.name
     return path if path.lower().endswith(".png") else f"{path}.png"
 
@@ -262,16 +287,19 @@ def _output_path(folder: Path, name: str) -> Path:
     return path
 
 
-def _write(path: Path, image: Image.Image, *, overwrite: bool) -> None:
-    """Write one image; an existing file with the same content is left unchanged.
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _write(path: Path, content: bytes | memoryview, *, overwrite: bool) -> None:
+    """Write one file; an existing file with the same content is left unchanged.
 
     Raises:
         OutputExists: Another file has this name.
         OutputBlocked, StorageError: The file cannot be written.
     """
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    content = stream.getvalue()
     try:
         same_size = path.is_file() and path.stat().st_size == len(content)
         if not overwrite and same_size and path.read_bytes() == content:
@@ -319,10 +347,22 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         elif expected is None and manifest is not None:
             foreign = "is not in the manifest: it was put here from elsewhere, or a run did not end"
             yield OpenedFile(path, error=Tampered(foreign))
+        elif path.suffix == ORIGINAL_SUFFIX:
+            yield from _compared([_verified_original(path, keyring)], expected)
         else:
             yield from _compared(unseal([path], keyring), expected)
     for name in sorted(listed):
         yield OpenedFile(folder / name, error=Tampered("is in the manifest and missing here"))
+
+
+def _verified_original(path: Path, keyring: Keyring) -> OpenedFile:
+    """Return the result of opening a sealed source file and comparing it with its image."""
+    try:
+        return OpenedFile(path, digest=check_original(path, keyring).digest)
+    except IsedError as error:
+        if error.stops:
+            raise
+        return OpenedFile(path, error=error)
 
 
 def _is_known(path: Path) -> bool:
@@ -350,7 +390,8 @@ def accept_folder(folder: Path, keyring: Keyring) -> int:
     For a folder that was changed on purpose, for example by deleting files of destroyed keys.
     """
     manifest = Manifest.load(folder, keyring.manifest_key())
-    opened = unseal(sealed_files(folder), keyring)
+    originals = (_verified_original(path, keyring) for path in files_in(folder, ORIGINAL_SUFFIX))
+    opened = chain(unseal(sealed_files(folder), keyring), originals)
     files = {file.path.name: file.digest for file in opened if file.error is None}
     Manifest("" if manifest is None else manifest.dataset, files).save(
         folder, keyring.manifest_key()

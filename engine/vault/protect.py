@@ -6,7 +6,7 @@ seal (`sealing_work`) while this process runs the networks and looks up keys. A 
 
 from __future__ import annotations
 
-import hashlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.api import Anonymizer
 from engine.distributed.processes import all_gather, from_main, is_main, share
+from engine.vault.existing import ExistingOutputs
 from engine.vault.keyring import Keyring
+from engine.vault.keyring_rows import ORIGINAL
+from engine.vault.originals import original_name
 from engine.vault.sealed_folder import Manifest, check_apart
 from engine.vault.sealing_work import (
     SealTask,
@@ -33,22 +37,9 @@ from engine.vault.sealing_work import (
 )
 from engine.vault.sources import SourceFolder, SourceImage
 from engine.vault.subjects import SubjectOf, check_dataset
-from modeling.encryption import png_format
 from modeling.encryption.cipher import quantize_pixels
-from modeling.encryption.ised_errors import (
-    BadInput,
-    IsedError,
-    OutputExists,
-    StorageError,
-    UsageError,
-)
-from modeling.encryption.sealed_image import (
-    FileKey,
-    Metadata,
-    check_relative_path,
-    new_file_key,
-    open_image,
-)
+from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, UsageError
+from modeling.encryption.sealed_image import Metadata, check_relative_path, new_file_key
 from utils.errors import UserError, worker_death
 from utils.files import ensure_folder, remove_leftovers
 
@@ -63,7 +54,8 @@ class Outcome:
         path: Relative path.
         state: ``sealed``, ``present`` (the output existed already) or ``failed``.
         name: Name of the output file.
-        digest: SHA-256 of the output in hexadecimal.
+        digests: SHA-256 (hexadecimal) by name of the output and of the sealed source file.
+        sealed_original: Whether this run sealed the source file.
         error: The reason of a failure.
         had_exif: Whether the source had EXIF data, which was not kept.
     """
@@ -71,7 +63,8 @@ class Outcome:
     path: str
     state: str
     name: str = ""
-    digest: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    sealed_original: bool = False
     error: IsedError | None = None
     had_exif: bool = False
 
@@ -89,6 +82,7 @@ class ProtectOptions:
         batch: Images per batch, 1 to MAX_BATCH.
         workers: Processes that read and seal; 0 does everything in this process.
         overwrite: Replace existing outputs.
+        keep_original: Also seal the source files, each under its subject's key for originals.
     """
 
     dataset: str
@@ -96,6 +90,7 @@ class ProtectOptions:
     batch: int = 32
     workers: int = 2
     overwrite: bool = False
+    keep_original: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError if the data set name is not allowed or a number is out of range."""
@@ -114,6 +109,7 @@ class Summary:
         sealed, present, failed: Numbers of outcomes.
         left_out: Number of files that are not images.
         not_reached: Number of images that an interrupted run did not reach.
+        originals: Number of source files that were sealed.
         exif: Number of sealed images whose source had EXIF data, which was not kept.
         exit_code: 0, or the highest exit code of a failure: 1 or 5.
         interrupted: Whether the run was asked to stop.
@@ -125,6 +121,7 @@ class Summary:
     failed: int = 0
     left_out: int = 0
     not_reached: int = 0
+    originals: int = 0
     exif: int = 0
     exit_code: int = 0
     interrupted: bool = False
@@ -138,14 +135,16 @@ class Summary:
             return
         self.sealed += outcome.state == "sealed"
         self.present += outcome.state == "present"
+        self.originals += outcome.sealed_original
         self.exif += outcome.had_exif
-        self.digests[outcome.name] = outcome.digest
+        self.digests |= outcome.digests
 
     def merge(self, other: Summary) -> None:
         """Add the counts of another process."""
         self.sealed += other.sealed
         self.present += other.present
         self.failed += other.failed
+        self.originals += other.originals
         self.exif += other.exif
         self.exit_code = max(self.exit_code, other.exit_code)
         self.interrupted |= other.interrupted
@@ -178,6 +177,7 @@ def protect_folder(
 
     The same call continues after any interruption: the output name is a function of the input.
     An existing output is opened; source, subject and manifest entry must match.
+    With ``keep_original``, a missing sealed source file is added to a sealed image that exists.
 
     With N processes started by torchrun, each process takes every N-th image. Every process returns
     the summary of all; the main process writes the manifest. If one fails, finished files are
@@ -211,6 +211,8 @@ def protect_folder(
     jobs = _jobs(source.images, keyring, options, note)
     key = keyring.manifest_key()
     names = [name for part in all_gather([job.name for job in jobs]) for name in part]
+    if options.keep_original:
+        names += [original_name(name) for name in names]
     from_main(lambda: _unlist(target, key, names, overwrite=options.overwrite))
     pipeline = _Pipeline(source.root, target, model, keyring, options, listed, note)
     try:
@@ -296,8 +298,24 @@ def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, 
 
 
 _Read = list[SourceImage | bytes | IsedError]
-_Sealed = list[str | IsedError]
-_Item = tuple[_Job, SourceImage, FileKey]
+_Sealed = list[dict[str, str] | IsedError]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One image to complete.
+
+    Attributes:
+        job: The image.
+        task: What a worker seals.
+        source: The source at network size; None if the sealed image exists.
+        present: SHA-256 (hexadecimal) by name of the outputs that exist already.
+    """
+
+    job: _Job
+    task: SealTask
+    source: SourceImage | None
+    present: Mapping[str, str]
 
 
 class _Pipeline:
@@ -316,7 +334,7 @@ class _Pipeline:
         """Start no process yet; see `run`."""
         self._settings = WorkSettings(source, target, model.size, options.overwrite)
         self._model, self._keyring, self._options = model, keyring, options
-        self._listed, self._report = listed, report
+        self._existing, self._report = ExistingOutputs(target, keyring, listed), report
         self._depth = max(1, 2 * options.workers)
         self._sealing: deque[tuple[list[_Item], Future[_Sealed]]] = deque()
 
@@ -330,9 +348,9 @@ class _Pipeline:
         executor = make_executor(self._options.workers, self._settings)
         try:
             for batch, results in self._read_ahead(executor, jobs, stop):
-                images = self._images_to_seal(batch, results)
-                if images:
-                    self._submit(executor, images)
+                items = self._items_to_seal(batch, results)
+                if items:
+                    self._submit(executor, items)
                 while self._sealing and (
                     self._sealing[0][1].done() or len(self._sealing) > self._depth
                 ):
@@ -364,75 +382,93 @@ class _Pipeline:
             batch, future = reading.popleft()
             yield batch, future.result()
 
-    def _images_to_seal(self, jobs: Sequence[_Job], results: _Read) -> list[_Item]:
-        """Return the images to seal, with keys; report the other jobs."""
-        images = []
-        work = zip(jobs, results, strict=True)
-        subjects = [job.subject for job, result in work if isinstance(result, SourceImage)]
-        self._keyring.ensure(subjects)  # one transaction for the batch
-        for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, bytes):
-                self._report(self._compare_output(job, result))
-                continue
+    def _items_to_seal(self, jobs: Sequence[_Job], results: _Read) -> list[_Item]:
+        """Return what is to be sealed, with keys; report the other jobs."""
+        work = list(zip(jobs, results, strict=True))
+        # one transaction for the batch
+        self._keyring.ensure(job.subject for job, result in work if isinstance(result, SourceImage))
+        self._keyring.ensure((job.subject for job in jobs if self._lacks_original(job)), ORIGINAL)
+        items = []
+        for job, result in work:
             try:
                 if isinstance(result, IsedError):
                     raise result
-                key = self._keyring.sealing_key(job.subject)  # may have been revoked meanwhile
-                images.append((job, result, new_file_key(key)))
+                item = self._item(job, result)
             except IsedError as error:
                 if error.stops:
                     raise
                 self._report(Outcome(job.path, "failed", job.name, error=error))
-        return images
+            else:
+                if item.task.key is None and item.task.original_key is None:
+                    self._report_done(item, {})
+                else:
+                    items.append(item)
+        return items
 
-    def _submit(self, executor: Executor, images: list[_Item]) -> None:
-        """Anonymize images and let a worker seal them."""
-        tasks = [
-            SealTask(job.name, key, Metadata(job.path, image.sha256, image.height, image.width))
-            for job, image, key in images
-        ]
-        pixels = torch.from_numpy(np.stack([image.pixels for _, image, _ in images]))
-        anonymized = self._model.anonymize_tensor(pixels)
-        if not bool(torch.isfinite(anonymized).all()):
-            raise BadInput("the anonymizer returns NaN or infinity; the checkpoint is broken")
-        future = executor.submit(seal_batch, tasks, quantize_pixels(anonymized).cpu().numpy())
-        self._sealing.append((images, future))
+    def _item(self, job: _Job, source: SourceImage | bytes) -> _Item:
+        """Return what is to be sealed of an image.
+
+        Args:
+            job: The image.
+            source: The source at network size, or its SHA-256 if the sealed image exists.
+
+        Raises:
+            OutputExists: An existing output is not that of this source and subject.
+            RevokedKey, DestroyedKey: The subject's keys were revoked or destroyed.
+        """
+        key, original_key, present = None, None, {}
+        if isinstance(source, bytes):
+            metadata, present[job.name] = self._existing.image(
+                job.name, job.subject, job.path, source
+            )
+        else:
+            metadata = Metadata(job.path, source.sha256, source.height, source.width)
+            key = new_file_key(self._keyring.sealing_key(job.subject))
+        if self._lacks_original(job):
+            original_key = new_file_key(self._keyring.sealing_key(job.subject, ORIGINAL))
+        elif self._options.keep_original:
+            name = original_name(job.name)
+            present[name] = self._existing.original(name, job.subject, metadata)
+        elif key is not None:
+            self._existing.check_no_original(original_name(job.name))
+        task = SealTask(job.name, metadata, key, original_key)
+        return _Item(job, task, source if isinstance(source, SourceImage) else None, present)
+
+    def _lacks_original(self, job: _Job) -> bool:
+        """Return whether the source file of an image is to be sealed."""
+        if not self._options.keep_original:
+            return False
+        output = self._settings.target / original_name(job.name)
+        return self._options.overwrite or not os.path.lexists(output)
+
+    def _submit(self, executor: Executor, items: list[_Item]) -> None:
+        """Anonymize images and let a worker seal them, and source files."""
+        images: list[NDArray[np.uint8] | None] = [None] * len(items)
+        sources = {index: item.source for index, item in enumerate(items) if item.source}
+        if sources:
+            pixels = torch.from_numpy(np.stack([source.pixels for source in sources.values()]))
+            anonymized = self._model.anonymize_tensor(pixels)
+            if not bool(torch.isfinite(anonymized).all()):
+                raise BadInput("the anonymizer returns NaN or infinity; the checkpoint is broken")
+            levels = quantize_pixels(anonymized).cpu().numpy()
+            for index, image in zip(sources, levels, strict=True):
+                images[index] = image
+        future = executor.submit(seal_batch, [item.task for item in items], images)
+        self._sealing.append((items, future))
 
     def _finish_oldest(self) -> None:
         """Wait for the oldest batch that is being sealed, and report its images."""
-        images, future = self._sealing.popleft()
-        for (job, image, _), result in zip(images, future.result(), strict=True):
-            if isinstance(result, str):
-                self._report(Outcome(job.path, "sealed", job.name, result, had_exif=image.had_exif))
+        items, future = self._sealing.popleft()
+        for item, result in zip(items, future.result(), strict=True):
+            if isinstance(result, IsedError):
+                self._report(Outcome(item.job.path, "failed", item.job.name, error=result))
             else:
-                self._report(Outcome(job.path, "failed", job.name, error=result))
+                self._report_done(item, result)
 
-    def _compare_output(self, job: _Job, source_sha256: bytes) -> Outcome:
-        """Return the outcome for an output that exists already.
-
-        It fails if the output does not open, was made from another source, was sealed for another
-        subject (whose erasure would erase it too), or is not the file that the manifest lists.
-        """
-        output = self._settings.target / job.name
-        try:
-            content = png_format.read_content(output)
-            sealed = png_format.decode(content)
-            key = self._keyring.opening_key(sealed.chunk)
-            metadata = open_image(key, sealed).metadata
-        except (IsedError, OSError) as error:
-            if isinstance(error, IsedError) and error.stops:
-                raise
-            problem = f"does not open ({type(error).__name__})"
-        else:
-            digest = hashlib.sha256(content).hexdigest()
-            rows = (row for row in self._keyring.rows_of(job.subject) if row.wrapped is not None)
-            if (metadata.path, metadata.source_sha256) != (job.path, source_sha256):
-                problem = f"was made from another version of {job.path}"
-            elif key not in map(self._keyring.unwrap, rows):
-                problem = "was sealed for another subject"
-            elif self._listed.get(job.name, digest) != digest:
-                problem = "is not the file that the manifest lists: it was put there from elsewhere"
-            else:
-                return Outcome(job.path, "present", job.name, digest)
-        reason = f"{output} exists and {problem}; it was kept, --overwrite replaces it"
-        return Outcome(job.path, "failed", job.name, error=OutputExists(reason))
+    def _report_done(self, item: _Item, sealed: Mapping[str, str]) -> None:
+        """Report an image that is complete, with the SHA-256 by name of files just sealed."""
+        job, digests = item.job, {**item.present, **sealed}
+        state = "sealed" if job.name in sealed else "present"
+        had_exif = item.source is not None and item.source.had_exif
+        kept = original_name(job.name) in sealed
+        self._report(Outcome(job.path, state, job.name, digests, kept, had_exif=had_exif))

@@ -103,7 +103,7 @@ def _is_short(descriptor: int) -> bool:
     return os.fstat(descriptor).st_size <= MAX_MANIFEST_BYTES
 
 
-def publish(path: Path, content: bytes, *, overwrite: bool) -> None:
+def publish(path: Path, content: bytes | memoryview, *, overwrite: bool) -> None:
     """Write a file under its final name: complete, synced, with modification time 0.
 
     The caller syncs the folder, once for many files.

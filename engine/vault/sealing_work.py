@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.vault.originals import original_name
 from engine.vault.sealed_folder import publish
 from engine.vault.secret_files import forbid_memory_dumps
 from engine.vault.sources import SourceImage, decode_source, read_bytes
 from modeling.encryption import png_format
-from modeling.encryption.ised_errors import IsedError
+from modeling.encryption.ised_errors import BadInput, IsedError
 from modeling.encryption.sealed_image import FileKey, Metadata, seal_with
+from modeling.encryption.sealed_original import seal_original
 from utils.files import sync_folder
 
 
@@ -47,11 +49,19 @@ class WorkSettings:
 
 @dataclass(frozen=True)
 class SealTask:
-    """One anonymized image to seal: output name, key of this one file, and metadata."""
+    """An anonymized image to seal, its source file, or both.
+
+    Attributes:
+        name: Name of the sealed image.
+        metadata: Metadata of both files.
+        key: Key of the one file of the image; None if it exists already.
+        original_key: Key of the one file of the source; None if it is not sealed.
+    """
 
     name: str
-    key: FileKey
     metadata: Metadata
+    key: FileKey | None
+    original_key: FileKey | None = None
 
 
 # Set once in each worker, so that the settings are not sent with every batch.
@@ -68,31 +78,30 @@ def read_batch(sources: Sequence[tuple[str, str]]) -> list[SourceImage | bytes |
     return [_read(_settings[-1], path, name) for path, name in sources]
 
 
-def seal_batch(tasks: Sequence[SealTask], pixels: NDArray[np.uint8]) -> list[str | IsedError]:
-    """Seal and write anonymized images.
+def seal_batch(
+    tasks: Sequence[SealTask], images: Sequence[NDArray[np.uint8] | None]
+) -> list[dict[str, str] | IsedError]:
+    """Seal and write anonymized images and source files.
 
     Args:
-        tasks: One for each image.
-        pixels: Anonymized images as bytes, uint8 (B, H, W, 3).
+        tasks: What to seal.
+        images: For each task the anonymized image as bytes, uint8 (H, W, 3), if it has a key.
 
     Returns:
-        For each image the SHA-256 of the output in hexadecimal, or why it was not written.
+        For each task the SHA-256 (hexadecimal) by name of the files, or why it was not completed.
 
     Raises:
         StorageError: The disk is full or failing; the run stops.
     """
     settings = _settings[-1]
-    results: list[str | IsedError] = []
-    for task, image in zip(tasks, pixels, strict=True):
-        content = png_format.encode(seal_with(task.key, image, task.metadata))
+    results: list[dict[str, str] | IsedError] = []
+    for task, image in zip(tasks, images, strict=True):
         try:
-            publish(settings.target / task.name, content, overwrite=settings.overwrite)
+            results.append(_seal(settings, task, image))
         except IsedError as error:
             if error.stops:
                 raise
             results.append(error)
-        else:
-            results.append(hashlib.sha256(content).hexdigest())
     sync_folder(settings.target)
     return results
 
@@ -158,3 +167,26 @@ def _read(settings: WorkSettings, path: str, name: str) -> SourceImage | bytes |
         return decode_source(content, settings.size, path)
     except IsedError as error:
         return error
+
+
+def _seal(
+    settings: WorkSettings, task: SealTask, image: NDArray[np.uint8] | None
+) -> dict[str, str]:
+    """Seal and write what a task contains; return the SHA-256 (hexadecimal) by name."""
+    digests = {}
+
+    def write(name: str, content: bytes) -> None:
+        publish(settings.target / name, content, overwrite=settings.overwrite)
+        digests[name] = hashlib.sha256(content).hexdigest()
+
+    # The original comes first: a run that keeps originals leaves no finished image without one.
+    if task.original_key is not None:
+        source = read_bytes(settings.source / task.metadata.path)  # only one is in memory at a time
+        if hashlib.sha256(source).digest() != task.metadata.source_sha256:
+            raise BadInput("the file was changed while it was sealed; run the same command again")
+        stem = Path(task.name).stem
+        content = seal_original(task.original_key, source, task.metadata, stem)
+        write(original_name(task.name), content)
+    if task.key is not None and image is not None:
+        write(task.name, png_format.encode(seal_with(task.key, image, task.metadata)))
+    return digests

@@ -32,9 +32,10 @@ from data.images import (
     upright,
 )
 from modeling.encryption.ised_errors import BadInput
+from modeling.encryption.sealed_original import MAX_CONTENT_BYTES
 from utils.files import check_regular
 
-MAX_FILE_BYTES = 1 << 28
+MAX_FILE_BYTES = MAX_CONTENT_BYTES
 
 # The content decides, not the suffix. Not every format that Pillow reads: for PostScript it would
 # start an interpreter on a program of unknown origin. GIF: comments take quadratic time.

@@ -3,6 +3,7 @@
 - `cipher`: `Cipher`, `Sealed`, `read_sealed`, `quantize_pixels`, `dequantize_pixels`.
 - `additive`: `AdditiveCipher`; `aead`: `AeadCipher`: registered in ``modeling.build.CIPHERS``.
 - `sealed_image`: `seal_image`, `open_image`, `Metadata`; `png_format`: `encode`, `decode`.
+- `sealed_original`: `seal_original`, `open_original`: source files.
 - `primitives`: `seal`, `open_sealed`: authenticated encryption of bytes.
 - `keys`: `SubjectKey`, `KeySource`; `ised_errors`: `IsedError` and its subclasses.
 

@@ -24,6 +24,7 @@ from modeling.encryption.sealed_image import (
     CHUNK_BYTES,
     MAX_PIXELS,
     MAX_SIDE_PX,
+    PUBLIC_BYTES,
     SealedImage,
     check_chunk,
     check_size,
@@ -42,6 +43,7 @@ _IHDR_AT = len(SIGNATURE)
 _IHDR_BYTES = 13
 _ISED_AT = _IHDR_AT + _FRAME_BYTES + _IHDR_BYTES
 _IDAT_AT = _ISED_AT + _FRAME_BYTES + CHUNK_BYTES
+HEAD_BYTES = _IDAT_AT  # everything before the pixels
 _IEND = _LENGTH.pack(0) + b"IEND" + _LENGTH.pack(zlib.crc32(b"IEND"))
 _EDITOR_HINT = "was it re-saved by an image editor?"
 
@@ -108,6 +110,19 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
             _read_size(head)  # the more specific error, if there is one
             raise FormatError(f"{length} bytes, more than any sealed image has", 0)
         return file.read(file_bytes_at_most() + 1)  # the file may have grown
+
+
+def read_public(head: bytes) -> bytes:
+    """Return the public header (88 bytes) of a file from its first HEAD_BYTES bytes.
+
+    Raises:
+        NotProtected, TooLarge, UnsupportedVersion, FormatError: It is not a file of version 1.
+    """
+    _read_size(head)
+    _expect_frame(head, _ISED_AT, CHUNK_NAME, CHUNK_BYTES)
+    chunk = head[_ISED_AT + 8 : _ISED_AT + 8 + CHUNK_BYTES]
+    check_chunk(chunk, _ISED_AT + 8)
+    return chunk[:PUBLIC_BYTES]
 
 
 def file_bytes(width: int, height: int) -> int:

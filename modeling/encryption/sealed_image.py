@@ -230,20 +230,40 @@ def check_chunk(chunk: bytes, offset: int = -1) -> None:
     Raises:
         FormatError, UnsupportedVersion: A field is wrong.
     """
+    if len(chunk) != CHUNK_BYTES:
+        raise FormatError(f"header chunk of {len(chunk)} bytes; expected {CHUNK_BYTES}", offset)
+    check_public(chunk, KIND, offset)
+
+
+def check_public(public: bytes, kind: int, offset: int = -1) -> None:
+    """Raise if magic, version, kind or reserved bytes of a file are not those of version 1.
+
+    Args:
+        public: The unencrypted header, which begins with the magic bytes.
+        kind: The expected kind: 1 for an image, 2 for an original.
+        offset: Position of the header in the file, for messages.
+
+    Raises:
+        FormatError, UnsupportedVersion: A field is wrong.
+    """
 
     def at(position: int) -> int:
         return -1 if offset < 0 else offset + position
 
-    if len(chunk) != CHUNK_BYTES:
-        raise FormatError(f"header chunk of {len(chunk)} bytes; expected {CHUNK_BYTES}", at(0))
-    if chunk[:4] != MAGIC:
-        raise FormatError("header chunk does not begin with ISED", at(0))
-    if chunk[4] != VERSION:
-        raise UnsupportedVersion(f"file version {chunk[4]}; this program reads {VERSION}", at(4))
-    if chunk[5] != KIND:
-        raise FormatError(f"pixel kind {chunk[5]}; expected {KIND}", at(5))
-    if chunk[6:8] != b"\0\0":
+    if public[:4] != MAGIC:
+        raise FormatError("the header does not begin with ISED", at(0))
+    if public[4] != VERSION:
+        raise UnsupportedVersion(f"file version {public[4]}; this program reads {VERSION}", at(4))
+    if public[5] != kind:
+        raise FormatError(f"kind {public[5]}; expected {kind}", at(5))
+    if public[6:8] != b"\0\0":
         raise FormatError("reserved header bytes are not zero", at(6))
+
+
+def public_header(key: FileKey, kind: int) -> bytes:
+    """Return the 88 bytes that a file begins with: magic, version, kind, salt, locator, commit."""
+    constant = MAGIC + bytes((VERSION, kind, 0, 0))
+    return constant + key.message_key.salt + key.locator + key.message_key.commit
 
 
 def mask_locator(locator_key: bytes, salt: bytes, key_id: bytes) -> bytes:
@@ -333,9 +353,7 @@ def seal_with(key: FileKey, pixels: NDArray[np.uint8], metadata: Metadata) -> Se
     height, width = pixels.shape[:2]
     check_size(width, height)
     message_key = key.message_key
-    public = b"".join(
-        (MAGIC, bytes((VERSION, KIND, 0, 0)), message_key.salt, key.locator, message_key.commit)
-    )
+    public = public_header(key, KIND)
     plaintext = b"".join((np.ascontiguousarray(pixels).data, metadata.to_bytes()))
     ciphertext = message_key.encrypt(_aad(public, width, height), plaintext)
     count = pixels.size

@@ -316,18 +316,22 @@ def _protect(argv: list[str]) -> int:
 def test_protect_shares_the_images(make_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
     scene = make_scene(make_cfg, tmp_path)
     count = sum(PEOPLE.values())
-    ranks.finish(ranks.start(_protect, scene.protect(), folder=tmp_path), tmp_path)
+    command = scene.protect("--keep-original")
+    ranks.finish(ranks.start(_protect, command, folder=tmp_path), tmp_path)
     assert f"{count} sealed, 0 already present, 0 failed" in ranks.terminal(tmp_path, 0)
+    assert f"{count} originals sealed" in ranks.terminal(tmp_path, 0)
     assert not ranks.terminal(tmp_path, 1)
     assert len(scene.files) == count
     assert protect.main(["verify", str(scene.sealed), *scene.keys]) == 0
     # After a killed run, the same command seals the rest and lists all files.
-    for path in [*scene.files[::2], scene.sealed / "manifest.ised"]:
+    originals = sorted(scene.sealed.glob("*.original"))
+    for path in [*scene.files[::2], *originals[::3], scene.sealed / "manifest.ised"]:
         path.unlink()
-    ranks.finish(ranks.start(_protect, scene.protect(), folder=tmp_path), tmp_path)
+    ranks.finish(ranks.start(_protect, command, folder=tmp_path), tmp_path)
+    assert sorted(scene.sealed.glob("*.original")) == originals
     assert protect.main(["verify", str(scene.sealed), *scene.keys]) == 0
     with Keyring.open(scene.keyring_path, scene.master) as keyring:
-        assert len(keyring.rows) == len(PEOPLE)
+        assert len(keyring.rows) == 2 * len(PEOPLE)  # each with a key for originals
 
 
 def test_a_process_alone_has_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,10 @@ def test_the_order_on_disk_reveals_no_subjects(scene: Scene, workers: str) -> No
     assert all(abs(places[name] - place) <= 12 for place, name in enumerate(names))
 
 
-def test_workers_get_no_key_of_a_subject(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [(), ("--keep-original",)], ids=["images", "originals"])
+def test_workers_get_no_key_of_a_subject(
+    scene: Scene, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Everything that is sent to worker processes is searched for the keys of the keyring."""
     sent: list[bytes] = []
 
@@ -229,10 +232,11 @@ def test_workers_get_no_key_of_a_subject(scene: Scene, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("engine.vault.sealing_work.ProcessPoolExecutor", Recorder)
     for _ in range(2):  # the second run compares the outputs that exist
-        assert main([*scene.protect(), "--workers", "1", "--batch", "2"]) == 0
+        assert main([*scene.protect(*more), "--workers", "1", "--batch", "2"]) == 0
     assert len(sent) > COUNT
     with scene.keyring() as keyring:
         keys = [keyring.unwrap(row) for row in keyring.rows]
+        assert len(keys) == len(PEOPLE) * (1 + len(more))
         keys.append(keyring.sealing_key("photos/0001").locator_key)
     assert not any(key in content for key in keys for content in sent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from engine.vault.keyring import Keyring
+from engine.vault.originals import check_original
 from modeling.encryption import png_format
 from modeling.encryption.sealed_image import open_image
 from tests.fixtures.paths import ROOT
@@ -39,23 +41,32 @@ def scene(scene: Scene) -> Scene:
     return scene
 
 
-def _run(scene: Scene, *more: str) -> None:
-    """Run protect in a forked process, with its own fork server for the workers."""
+def _run(command: list[str]) -> None:
+    """Run a command in a forked process, with its own fork server for the workers."""
     os.setsid()
     forkserver._forkserver.__init__()  # type: ignore[misc] # forget the one of the test process
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    sys.exit(main(scene.protect("--workers", "2", "--batch", "1", *more)))
+    sys.exit(main(command))
+
+
+def _fork(command: list[str]) -> ForkProcess:
+    """Start a command without the import of torch, which takes seconds."""
+    process = get_context("fork").Process(target=_run, args=(command,))
+    process.start()
+    return process
 
 
 def _start(scene: Scene, *more: str) -> ForkProcess:
     """Start a run that reads and seals in two worker processes, one image at a time.
 
-    Forking skips the import of torch, which takes seconds. The slow tests start the program itself.
+    Some slow tests start the program itself.
     """
-    process = get_context("fork").Process(target=_run, args=(scene, *more))
-    process.start()
-    return process
+    return _fork(scene.protect("--workers", "2", "--batch", "1", *more))
+
+
+def _originals(scene: Scene) -> list[Path]:
+    return sorted(path for path in scene.sealed.glob("*.original") if path.name[0] != ".")
 
 
 def _wait_for(scene: Scene, count: int, process: ForkProcess) -> None:
@@ -78,32 +89,79 @@ def _check_finished_files(scene: Scene) -> int:
         for path in scene.files:
             sealed = png_format.decode(path.read_bytes())
             open_image(keyring.opening_key(sealed.chunk), sealed)
+        for path in _originals(scene):
+            original = check_original(path, keyring).original
+            source = scene.photos / original.metadata.path
+            assert original.content == source.read_bytes()
     return len(scene.files)
 
 
-def _check_resume(scene: Scene) -> None:
+def _check_resume(scene: Scene, *more: str) -> None:
     """Run protect to its end and check the whole folder."""
-    assert main(scene.protect()) == 0
+    assert main(scene.protect(*more)) == 0
+    assert len(_originals(scene)) == IMAGES * ("--keep-original" in more)
     assert _check_finished_files(scene) == IMAGES
     assert main(["verify", str(scene.sealed), *scene.keys]) == 0
     assert [p.name for p in scene.sealed.iterdir() if ".tmp" in p.name] == []
 
 
-def _kill_often(scene: Scene, kills: int) -> None:
+def _kill_often(scene: Scene, kills: int, *more: str) -> None:
     """Kill runs at random moments, each after half of the files were deleted; then resume."""
     chance = random.Random(7)
     for _ in range(kills):
-        for path in chance.sample(scene.files, len(scene.files) // 2):
+        files = scene.files + _originals(scene)
+        for path in chance.sample(files, len(files) // 2):
             path.unlink()
-        process = _start(scene)
+        process = _start(scene, *more)
         _wait_for(scene, chance.randint(1, IMAGES - 1), process)
         time.sleep(chance.random() * 0.02)
         _kill(scene, process)
-    _check_resume(scene)
+    _check_resume(scene, *more)
 
 
-def test_kill_9_at_random_moments(scene: Scene) -> None:
-    _kill_often(scene, 2)
+def _kill_reveal_often(scene: Scene, kills: int) -> None:
+    """Kill `reveal` at random moments: a final name always has the complete photograph."""
+    assert main(scene.protect("--keep-original")) == 0
+    command = ["reveal", str(scene.sealed), str(scene.out), *scene.keys]
+    contents = scene.out / "contents.json"
+    sources = {
+        path.relative_to(scene.photos): path.read_bytes() for path in scene.photos.rglob("*.png")
+    }
+
+    def revealed() -> list[Path]:
+        return [path for path in scene.out.rglob("*.png") if path.name[0] != "."]
+
+    chance = random.Random(7)
+    for _ in range(kills):
+        for path in chance.sample(revealed(), len(revealed()) // 2):
+            path.unlink()
+        process = _fork(command)
+        enough = chance.randint(0, IMAGES - 1)
+        while process.is_alive() and len(revealed()) < enough:
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.01)
+        process.kill()
+        process.join()
+        for path in revealed():
+            assert path.read_bytes() == sources[path.relative_to(scene.out)]
+        if contents.exists():
+            assert len(json.loads(contents.read_text("utf-8"))["files"]) in (0, IMAGES)
+    assert main(command) == 0
+    assert len(revealed()) == IMAGES
+    assert json.loads(contents.read_text("utf-8"))["finished"]
+    assert [path for path in scene.out.rglob("*") if ".tmp" in path.name] == []
+
+
+ORIGINALS = pytest.mark.parametrize("more", [(), ("--keep-original",)], ids=["images", "originals"])
+
+
+@ORIGINALS
+def test_kill_9_at_random_moments(scene: Scene, more: tuple[str, ...]) -> None:
+    _kill_often(scene, 2, *more)
+
+
+def test_kill_9_of_reveal_at_random_moments(scene: Scene) -> None:
+    _kill_reveal_often(scene, 3)
 
 
 @pytest.mark.parametrize("more", [(), ("--overwrite",)], ids=["missing", "overwritten"])
@@ -139,8 +197,14 @@ def _start_program(scene: Scene) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_kill_9_at_forty_random_moments(scene: Scene) -> None:
-    _kill_often(scene, 40)
+@ORIGINALS
+def test_kill_9_at_forty_random_moments(scene: Scene, more: tuple[str, ...]) -> None:
+    _kill_often(scene, 40, *more)
+
+
+@pytest.mark.slow
+def test_kill_9_of_reveal_at_forty_random_moments(scene: Scene) -> None:
+    _kill_reveal_often(scene, 40)
 
 
 @pytest.mark.slow
@@ -254,11 +318,13 @@ def test_a_killed_worker_stops_the_run_and_resuming_completes_it(
     _check_resume(scene)
 
 
+@ORIGINALS
 def test_a_full_disk_stops_the_run_and_resuming_completes_it(
-    scene: Scene, small_disk: Path, capsys: pytest.CaptureFixture[str]
+    scene: Scene, small_disk: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = small_disk / "sealed"
-    command = [x if x != str(scene.sealed) else str(target) for x in scene.protect("--batch", "4")]
+    full_command = scene.protect("--batch", "4", *more)
+    command = [x if x != str(scene.sealed) else str(target) for x in full_command]
     assert main(command) == 3
     err = capsys.readouterr().err
     assert err.count("error:") == 1
@@ -269,7 +335,24 @@ def test_a_full_disk_stops_the_run_and_resuming_completes_it(
     assert 0 < _check_finished_files(full) < IMAGES
     assert [p.name for p in target.iterdir() if ".tmp" in p.name] == []
     assert main(command) == 3  # still full: another attempt loses nothing
-    _check_resume(full)
+    _check_resume(full, *more)
+
+
+def test_a_full_disk_stops_reveal_without_a_partial_photograph(
+    scene: Scene, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect("--keep-original")) == 0
+    out = small_disk / "out"
+    assert main(["reveal", str(scene.sealed), str(out), *scene.keys]) == 3
+    err = capsys.readouterr().err
+    assert err.count("error:") == 1
+    assert "StorageError" in err
+    written = list(out.rglob("*.png"))
+    assert 0 < len(written) < IMAGES
+    for path in written:
+        assert path.read_bytes() == (scene.photos / path.relative_to(out)).read_bytes()
+    assert not json.loads((out / "contents.json").read_text("utf-8"))["finished"]
+    assert [path for path in out.rglob("*") if ".tmp" in path.name] == []
 
 
 def test_a_read_only_device_stops_the_run(
@@ -332,6 +415,7 @@ def test_a_key_is_on_disk_before_the_first_file_under_it(
         ("search a.png sealed --checkpoint run", "interrupted\n"),
         ("open sealed out", "interrupted; the same command continues\n"),
         ("recover sealed out --checkpoint run", "interrupted; the same command continues\n"),
+        ("reveal sealed out", "interrupted; the same command continues\n"),
     ],
 )
 def test_only_resumable_commands_report_that_they_can_continue(
