@@ -11,7 +11,18 @@ import math
 
 from yacs.config import CfgNode
 
-from configs.schema import Flag, Key, Number, OneOf, OnOff, PathText, Registered, Sequence, Text
+from configs.schema import (
+    Flag,
+    Key,
+    Number,
+    NumberOrShare,
+    OneOf,
+    OnOff,
+    PathText,
+    Registered,
+    Sequence,
+    Text,
+)
 from utils.limits import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
 
 BACKBONES = Registered("modeling.backbones.registry:REID_DESIGNS", prefix="timm:")
@@ -59,11 +70,16 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.GAN_MODE", "vanilla", GAN_LOSSES, "cross-entropy on logits, or squared error"),
     Key("MODEL.NGF", 64, _WIDTH, "channels of the U-Nets' first convolution"),
     Key("MODEL.NDF", 64, _WIDTH, "channels of the discriminators' first convolution"),
-    Key("MODEL.VAL_R1", math.inf, Number(low=0, high=1, extra=(math.inf,)),
-        "raw->protected rank-1 on validation [0, 1] that supervision upgradation requires; "
-        "inf: never upgrade; not used in mode C"),
+    Key("MODEL.VAL_R1", math.inf,
+        NumberOrShare(Number(low=0, high=1, extra=(math.inf,)), "raw->raw rank-1"),
+        "raw->protected rank-1 on validation [0, 1] that supervision upgradation requires; 0.9x: "
+        "more than 90 % of the raw->raw rank-1 of the same validation; inf: never upgrade; not "
+        "used in mode C"),
     Key("MODEL.VAL_R1_SLACK", 0.05, _PROBABILITY,
-        "a rank-1 qualifies if it is at most this far below VAL_R1"),
+        "a rank-1 qualifies if it is at most this far below VAL_R1; not used if VAL_R1 is a share"),
+    Key("MODEL.TEACHER_EMA", 0.0, Number(low=0, high=0.999999),
+        "decay per step of a moving average of the anonymizer, which is the target after an "
+        "upgrade; 0: the frozen copy, as published"),
     Key("MODEL.PSNR", 1.0, Number(low=-100, high=100),
         "dB of PSNR by which anonymized images may be closer to raw than desensitized ones; "
         "negative: must be further away"),
@@ -78,6 +94,14 @@ KEYS: tuple[Key, ...] = (
     Key("LOSS.LABEL_SMOOTHING", 0.1, Number(low=0, high=1), "share spread over all classes"),
     Key("LOSS.TRIPLET_NORMALIZED", False, Flag(),
         "weighted regularised triplet loss on L2-normalised features"),
+    Key("LOSS.ALIGNMENT", 0.0, _WEIGHT,
+        "weight of the cosine distance of protected embeddings to the raw image's, which are "
+        "fixed; 0: off, as published"),
+    Key("LOSS.CONSISTENCY", 0.0, _WEIGHT,
+        "weight of the KL divergence of predictions on protected images from those on raw images, "
+        "which are fixed; 0: off, as published"),
+    Key("LOSS.CROSS_TRIPLET", 0.0, _WEIGHT,
+        "weight of the metric loss of raw and protected images as one batch; 0: off, as published"),
     # ---- images
     Key("INPUT.IMG_SIZE", (256, 128), _SIZE,
         "height and width (px) that every image is resized to"),

@@ -254,6 +254,30 @@ class Number:
         return what
 
 
+@dataclass(frozen=True)
+class NumberOrShare:
+    """A number, or a share in (0, 1] of another number as text, such as ``0.9x``.
+
+    Attributes:
+        number: The allowed numbers.
+        whole: What a share is a share of, for messages.
+    """
+
+    number: Number
+    whole: str
+
+    def convert(self, given: object) -> float | str:
+        """Return the number, or the share as text."""
+        read = only(literal(given))
+        if isinstance(read, str) and read.strip().endswith("x"):
+            return f"{Number(low=0, high=1, above=True).convert(read.strip()[:-1])}x"
+        return self.number.convert(given)
+
+    def describe(self) -> str:
+        """Return the range, and the form of a share."""
+        return f"{self.number.describe()}, or a share of {self.whole} such as 0.9x"
+
+
 def _digits(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from yacs.config import CfgNode
 
 from configs.defaults import DESENSITIZERS
+from utils.config_tree import get_value
 from utils.errors import UserError
 
+_PAIR_TERMS = ("LOSS.ALIGNMENT", "LOSS.CONSISTENCY", "LOSS.CROSS_TRIPLET")
 _LARGEST_NOISE = 10.0  # ten times the range; a larger value is a tile size or blur radius
 
 
@@ -142,6 +144,17 @@ def _normalisation(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def _pair_terms(cfg: CfgNode) -> Iterator[str]:
+    mode = cfg.MODEL.OUTPUT_MODE
+    for name in _PAIR_TERMS:
+        weight = get_value(cfg, name)
+        if weight and mode != "both":
+            yield (
+                f"{name} is {weight:g} with MODEL.OUTPUT_MODE {mode}; expected both, since the "
+                "loss compares raw and protected images"
+            )
+
+
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[str]]], ...] = (
     (("MODEL.MODE", "UNET.NUM_DOWNS", "INPUT.IMG_SIZE"), _image_size),
     (("INPUT.PADDING", "INPUT.IMG_SIZE"), _padding),
@@ -153,4 +166,5 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[str]]], ...] 
     (("MODEL.DEVICE", "MODEL.DEVICE_ID"), _device),
     (("SOLVER.GRAD_CHECKPOINT", "RUNTIME.COMPILE"), _compiling),
     (("LOSS.TRIPLET_NORMALIZED", "MODEL.WEIGHT_REGULARIZED_TRIPLET"), _normalisation),
+    ((*_PAIR_TERMS, "MODEL.OUTPUT_MODE"), _pair_terms),
 )

@@ -68,8 +68,8 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     policy = _policy(cfg)
     if policy.enabled and splits.train and not splits.has_validation:
         raise UserError(
-            f"MODEL.VAL_R1 is {policy.rank1} but data set '{splits.name}' has no validation split; "
-            f"{split_command(splits.name, cfg.DATASETS.ROOT_DIR)}, or leave MODEL.VAL_R1 out"
+            f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1} but data set '{splits.name}' has no validation "
+            f"split; {split_command(splits.name, cfg.DATASETS.ROOT_DIR)}, or leave MODEL.VAL_R1 out"
         )
     here = world()
     check_before_training(cfg, splits, rank=here.rank, world_size=here.size)
@@ -93,7 +93,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     )
     from_main(lambda: _check_folder(cfg))
     epoch, saved = folder.load_latest() if cfg.SOLVER.RESUME else (0, None)
-    supervision = Supervision(policy)
+    supervision = Supervision(policy, cfg.MODEL.TEACHER_EMA)
     step = build_step(model, objectives, optimizers, supervision)
     loader = build_train_loader(
         cfg, splits, model.device, rank=here.rank, world_size=here.size, sharers=here.local_size
@@ -202,7 +202,7 @@ def _build_writer(
 
 def _policy(cfg: CfgNode) -> UpgradePolicy:
     model = cfg.MODEL
-    return UpgradePolicy(model.VAL_R1, model.VAL_R1_SLACK, model.PSNR, model.SSIM)
+    return UpgradePolicy.of(model.VAL_R1, model.VAL_R1_SLACK, model.PSNR, model.SSIM)
 
 
 def _build_validation(cfg: CfgNode, model: Model, splits: DatasetSplits) -> ValidationRun | None:

@@ -135,6 +135,7 @@ class EvalReport:
             quality["desensitized"].psnr_db,
             quality["anonymized"].ssim,
             quality["desensitized"].ssim,
+            self.row("raw", "raw").rank1,
         )
 
     def published_row(self) -> str:

@@ -10,11 +10,13 @@ IEEE TIFS 2024.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.logger import get_logger
 
@@ -29,6 +31,7 @@ class Validation:
         rank1: Rank-1 with raw queries and a protected gallery, in [0, 1].
         psnr_anonymized_db, psnr_desensitized_db: PSNR against raw, dB.
         ssim_anonymized, ssim_desensitized: SSIM against raw.
+        rank1_raw: Rank-1 with raw queries and a raw gallery.
     """
 
     rank1: float
@@ -36,6 +39,7 @@ class Validation:
     psnr_desensitized_db: float
     ssim_anonymized: float
     ssim_desensitized: float
+    rank1_raw: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,39 @@ class UpgradePolicy:
         rank1_slack: How far below ``rank1`` a validation still qualifies.
         psnr_margin_db, ssim_margin: How much closer to raw the anonymized images may be than the
             desensitized ones.
+        rank1_share: Rank-1 to reach as a share of ``Validation.rank1_raw``; 0: ``rank1``.
     """
 
-    rank1: float = float("inf")
+    rank1: float = math.inf
     rank1_slack: float = 0.05
     psnr_margin_db: float = 1.0
     ssim_margin: float = 0.05
+    rank1_share: float = 0.0
+
+    @classmethod
+    def of(
+        cls, val_r1: float | str, slack: float, psnr_margin_db: float, ssim_margin: float
+    ) -> UpgradePolicy:
+        """Return the policy of a value of MODEL.VAL_R1: a rank-1, or a share such as ``0.9x``."""
+        if isinstance(val_r1, str) and val_r1.endswith("x"):
+            share = float(val_r1[:-1])
+            return cls(math.inf, slack, psnr_margin_db, ssim_margin, rank1_share=share)
+        return cls(float(val_r1), slack, psnr_margin_db, ssim_margin)
 
     @property
     def enabled(self) -> bool:
         """Whether any validation can qualify."""
-        return self.rank1 != float("inf")
+        return self.rank1_share > 0 or self.rank1 != math.inf
+
+    def threshold(self, validation: Validation) -> float:
+        """Return the rank-1 that a validation must exceed."""
+        if self.rank1_share:
+            return self.rank1_share * validation.rank1_raw
+        return self.rank1 - self.rank1_slack
 
     def good_enough(self, validation: Validation) -> bool:
         """Return whether rank-1 is high enough."""
-        return validation.rank1 > self.rank1 - self.rank1_slack
+        return validation.rank1 > self.threshold(validation)
 
     def private_enough(self, validation: Validation) -> bool:
         """Return whether PSNR and SSIM of anonymized images are within the privacy margins."""
@@ -113,10 +135,13 @@ class Supervision:
 
     Args:
         policy: Conditions under which a validation qualifies.
+        ema: Decay per step of the moving average of the anonymizer that the teacher becomes after
+            an upgrade; 0 keeps the copy frozen.
     """
 
-    def __init__(self, policy: UpgradePolicy) -> None:
+    def __init__(self, policy: UpgradePolicy, ema: float = 0.0) -> None:
         self.policy = policy
+        self.ema = ema
         self.state = UpgradeState()
         self.teacher: nn.Module | None = None
 
@@ -131,6 +156,19 @@ class Supervision:
             return desensitized
         return self.teacher(raw).float()
 
+    @torch.no_grad()
+    def follow(self, anonymizer: nn.Module) -> None:
+        """Move the teacher towards the anonymizer after a training step.
+
+        The teacher moves only while its output is the target. It would otherwise follow an
+        anonymizer that does not qualify. Running statistics of batch norms move the same way. All
+        processes of a run compute the same teacher, since their anonymizers are equal.
+        """
+        if not self.ema or not self.state.in_force or self.teacher is None:
+            return
+        move = get_ema_multi_avg_fn(self.ema)
+        move(_float_tensors(self.teacher), _float_tensors(anonymizer), 0)
+
     def update(self, validation: Validation, epoch: int, anonymizer: nn.Module) -> UpgradeState:
         """Update the state after the validation of ``epoch``; freeze a copy if it is the best."""
         before = self.state
@@ -142,10 +180,11 @@ class Supervision:
 
     def _log(self, before: UpgradeState, validation: Validation, epoch: int, freeze: bool) -> None:
         if freeze:
+            average = f", followed by its moving average (decay {self.ema})" if self.ema else ""
             _LOGGER.info(
-                "Supervision upgraded at epoch %d (upgrade %d): raw->protected rank-1 %.1f%%, the "
-                "target is now the anonymizer of this epoch",
-                epoch, self.state.count, 100 * validation.rank1,
+                "Supervision upgraded at epoch %d (upgrade %d): raw->protected rank-1 %.1f%%%s, "
+                "the target is now the anonymizer of this epoch%s",
+                epoch, self.state.count, 100 * validation.rank1, self._share(validation), average,
             )  # fmt: skip
         elif before.in_force and not self.state.in_force:
             _LOGGER.info(
@@ -164,9 +203,12 @@ class Supervision:
         """Return in words which conditions of the policy a validation does not meet."""
         policy, reasons = self.policy, []
         if not policy.good_enough(validation):
+            rule = "VAL_R1 - VAL_R1_SLACK"
+            if policy.rank1_share:
+                rule = f"{policy.rank1_share} x raw->raw rank-1 {validation.rank1_raw:.3f}"
             reasons.append(
                 f"rank-1 {validation.rank1:.3f} is not above "
-                f"VAL_R1 - VAL_R1_SLACK = {policy.rank1 - policy.rank1_slack:.3f}"
+                f"{rule} = {policy.threshold(validation):.3f}"
             )
         if not policy.private_enough(validation):
             reasons.append(
@@ -176,6 +218,13 @@ class Supervision:
                 f"{validation.psnr_desensitized_db:.2f} dB, {validation.ssim_desensitized:.3f})"
             )
         return "; ".join(reasons)
+
+    def _share(self, validation: Validation) -> str:
+        """Return the threshold that a share of raw->raw gives, for the log; '' without a share."""
+        if not self.policy.rank1_share:
+            return ""
+        needed = self.policy.threshold(validation)
+        return f" (above {self.policy.rank1_share} x raw->raw = {100 * needed:.1f}%)"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs: plain numbers and the teacher's tensors."""
@@ -195,3 +244,11 @@ class Supervision:
 def frozen_copy(module: nn.Module) -> nn.Module:
     """Return a copy without gradients, in evaluation mode."""
     return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def _float_tensors(module: nn.Module) -> list[Tensor]:
+    """Return parameters and floating-point buffers, in the same order for equal modules."""
+    return [
+        *module.parameters(),
+        *(buffer for buffer in module.buffers() if buffer.is_floating_point()),
+    ]

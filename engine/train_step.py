@@ -129,6 +129,7 @@ class JointStep:
         total = weighted(losses, objectives.weights)
         total.backward()
         self.optimizers.step_main()
+        self.supervision.follow(nets.anonymizer)
         return StepOutput(_detached(judged | losses), total.detach(), _accuracy(out, batch.label))
 
 

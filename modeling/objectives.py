@@ -1,8 +1,8 @@
 """All loss terms of a training step, and their weights.
 
 Terms are unweighted and have fixed names; ``weighted`` adds them up. All are computed in float32,
-also under autocast. A new loss needs a function, a line in ``GENERATOR_TERMS`` or ``REID_TERMS``,
-and the key of its weight in ``configs/defaults.py``.
+also under autocast. A new loss needs a function, a line in ``GENERATOR_TERMS``, ``REID_TERMS`` or
+``PAIR_TERMS``, and the key of its weight in ``configs/defaults.py``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Objectives:
         label_smoothing: Share of the probability that is spread over all classes.
         centers: Centre loss; None if it is not used.
         gan: Adversarial loss of a prediction and a bool: whether the target is real.
-        weights: Weight of every term of ``generator_losses`` and ``reid_losses`` by name.
+        weights: Weight of every term of ``generator_losses`` and ``reid_losses`` by name. A
+            pair term without a weight is not computed.
         whole_batch: Gathers features and labels of all processes, for triplet and centre losses.
     """
 
@@ -120,10 +121,34 @@ def _center(inputs: ReIDInput, objectives: Objectives) -> Tensor | None:
     return centers
 
 
+def _alignment(raw: ReIDInput, protected: ReIDInput, _: Objectives) -> Tensor:
+    """Return the mean cosine distance of protected embeddings to the raw ones, which are fixed."""
+    target = raw.output.embedding.detach().float()
+    return 1 - functional.cosine_similarity(protected.output.embedding.float(), target).mean()
+
+
+def _consistency(raw: ReIDInput, protected: ReIDInput, _: Objectives) -> Tensor:
+    """Return the mean KL divergence of predictions on protected from those on raw images."""
+    target = raw.output.logits.detach().float().log_softmax(1)
+    predicted = protected.output.logits.float().log_softmax(1)
+    return functional.kl_div(predicted, target, reduction="batchmean", log_target=True)
+
+
+def _cross_triplet(raw: ReIDInput, protected: ReIDInput, objectives: Objectives) -> Tensor:
+    """Return the metric loss of raw and protected images as one batch.
+
+    Source: M. Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI
+    2021, which uses it for visible and infrared images.
+    """
+    features = torch.cat([raw.features, protected.features])
+    return objectives.triplet(features, torch.cat([raw.labels, protected.labels]))
+
+
 # Name -> function that returns a 0-d float32 loss (None if the loss is switched off), and the keys
 # whose product is its weight.
 GeneratorLoss = Callable[[GeneratorInput, Objectives], Tensor | None]
 ReIDLoss = Callable[[ReIDInput, Objectives], Tensor | None]
+PairLoss = Callable[[ReIDInput, ReIDInput, Objectives], Tensor]
 GENERATOR_TERMS: dict[str, tuple[GeneratorLoss, tuple[str, ...]]] = {
     "anonymization": (_anonymization, ("LOSS.ANONYMIZATION",)),
     "recovery": (_recovery, ("LOSS.RECOVERY",)),
@@ -136,10 +161,16 @@ REID_TERMS: dict[str, tuple[ReIDLoss, tuple[str, ...]]] = {
     "triplet": (_triplet, ("LOSS.REID",)),
     "center": (_center, ("LOSS.REID", "SOLVER.CENTER_LOSS_WEIGHT")),
 }
+# Terms of raw images and their protected versions together, without `LOSS.REID`; 0 is off.
+PAIR_TERMS: dict[str, tuple[PairLoss, tuple[str, ...]]] = {
+    "reid_alignment": (_alignment, ("LOSS.ALIGNMENT",)),
+    "reid_consistency": (_consistency, ("LOSS.CONSISTENCY",)),
+    "reid_cross_triplet": (_cross_triplet, ("LOSS.CROSS_TRIPLET",)),
+}
 
 
 def term_weights(value_of: Callable[[str], float]) -> dict[str, float]:
-    """Return the weight of every term by its name.
+    """Return the weight of every term by its name, without pair terms whose weight is 0.
 
     Args:
         value_of: Returns the value of a configuration key.
@@ -147,7 +178,9 @@ def term_weights(value_of: Callable[[str], float]) -> dict[str, float]:
     keys = {name: names for name, (_, names) in GENERATOR_TERMS.items()}
     for images in ("raw", "protected"):
         keys |= {f"reid_{images}_{name}": names for name, (_, names) in REID_TERMS.items()}
-    return {name: math.prod(value_of(key) for key in names) for name, names in keys.items()}
+    keys |= {name: names for name, (_, names) in PAIR_TERMS.items()}
+    weights = {name: math.prod(value_of(key) for key in names) for name, names in keys.items()}
+    return {name: weight for name, weight in weights.items() if weight or name not in PAIR_TERMS}
 
 
 def discriminator_losses(
@@ -200,7 +233,7 @@ def generator_losses(
 
 
 def reid_losses(out: ReIDPair, label: Tensor, objectives: Objectives) -> LossDict:
-    """Return the identity losses on raw and on protected images.
+    """Return the identity losses on raw and on protected images, and the pair terms with a weight.
 
     Args:
         out: Outputs for raw and for protected images; None gives no terms.
@@ -208,12 +241,24 @@ def reid_losses(out: ReIDPair, label: Tensor, objectives: Objectives) -> LossDic
         objectives: Metric loss, smoothing and centres.
     """
     outputs = {"raw": out.reid_raw, "protected": out.reid_protected}
-    return {
-        f"reid_{images}_{term}": value
+    inputs = {
+        images: ReIDInput(output, label, *objectives.whole_batch(output.feature, label))
         for images, output in outputs.items()
         if output is not None
-        for term, value in _identity_losses(output, label, objectives).items()
     }
+    with full_precision(label):
+        losses = {
+            f"reid_{images}_{name}": loss(each, objectives)
+            for images, each in inputs.items()
+            for name, (loss, _) in REID_TERMS.items()
+        }
+        if len(inputs) == len(outputs):
+            losses |= {
+                name: loss(inputs["raw"], inputs["protected"], objectives)
+                for name, (loss, _) in PAIR_TERMS.items()
+                if name in objectives.weights
+            }
+    return _switched_on(losses)
 
 
 def weighted(losses: LossDict, weights: Mapping[str, float] | None = None) -> Tensor:
@@ -235,13 +280,6 @@ def _factors(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return weights as a tensor, which is cached: copying it to a GPU makes the host wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)
-
-
-def _identity_losses(output: ReIDOutput, label: Tensor, objectives: Objectives) -> LossDict:
-    inputs = ReIDInput(output, label, *objectives.whole_batch(output.feature, label))
-    with full_precision(output.logits):
-        losses = {name: loss(inputs, objectives) for name, (loss, _) in REID_TERMS.items()}
-    return _switched_on(losses)
 
 
 def _switched_on(losses: Mapping[str, Tensor | None]) -> LossDict:

@@ -106,7 +106,7 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
         raise UserError(f"--output {args.output} is a file; give a folder")
     cfg = loading.load(args.config_file, args.opts)
     # As on the published command lines; the configuration files contain no MODEL.VAL_R1.
-    val_r1 = VAL_R1 if math.isinf(cfg.MODEL.VAL_R1) else cfg.MODEL.VAL_R1
+    val_r1 = VAL_R1 if math.inf == cfg.MODEL.VAL_R1 else cfg.MODEL.VAL_R1
     return [
         _row(args, dataset, desensitizer, method, val_r1)
         for dataset in args.datasets or [cfg.DATASETS.NAMES]
@@ -116,7 +116,11 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
 
 
 def _row(
-    args: argparse.Namespace, dataset: str, desensitizer: Desensitizer, method: str, val_r1: float
+    args: argparse.Namespace,
+    dataset: str,
+    desensitizer: Desensitizer,
+    method: str,
+    val_r1: float | str,
 ) -> Row:
     kind, radius = desensitizer.kind, desensitizer.radius
     folder = args.output / re.sub(r"[^\w-]+", "-", dataset)
@@ -129,7 +133,7 @@ def _row(
         values += ("DATASETS.NAMES", f"{dataset}_val" if dataset in NAMES else dataset)
         return Experiment(config, method, folder / name, values, dataset)
 
-    def own(strength: float, enough: float) -> tuple[str, ...]:
+    def own(strength: float, enough: float | str) -> tuple[str, ...]:
         rest = ("MODEL.VAL_R1", str(enough)) if method == "full" else ()
         return ("INPUT.RADIUS", str(strength), *rest)
 

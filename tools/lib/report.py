@@ -239,7 +239,7 @@ def _published(run: RunFiles) -> tuple[float, ...]:
     if not as_published:
         return ()
     method = "base" if config.get("MODEL.MODE") == "C" else "full"
-    if method == "full" and not math.isfinite(float(config.get("MODEL.VAL_R1", math.inf))):
+    if method == "full" and str(config.get("MODEL.VAL_R1", math.inf)) == "inf":
         method = "without"
     return published_rank1(run.dataset, method, kind) or ()
 

@@ -118,12 +118,13 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         "ssim_desensitized": "privacy/desensitized/ssim",
     }
     series = {key: by_epoch(run.metrics, name) for key, name in names.items()}
+    rank1_raw = by_epoch(run.metrics, "eval/raw->raw/rank1")
     epochs = sorted(set.intersection(*(set(points) for points in series.values())))
     if not epochs:
         return None
     config = run.config
-    policy = UpgradePolicy(
-        float(config.get("MODEL.VAL_R1", math.inf)),
+    policy = UpgradePolicy.of(
+        config.get("MODEL.VAL_R1", math.inf),
         float(config.get("MODEL.VAL_R1_SLACK", 0.05)),
         float(config.get("MODEL.PSNR", 1.0)),
         float(config.get("MODEL.SSIM", 0.05)),
@@ -132,7 +133,7 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         by_epoch(run.metrics, "upgrade/count"),
         by_epoch(run.metrics, "upgrade/in_force"),
     )
-    rows, upgrades, last_count = [], [], 0.0
+    rows, upgrades, needed, last_count = [], [], [], 0.0
     for epoch in epochs:
         validation = Validation(
             series["rank1"][epoch],
@@ -140,7 +141,9 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
             series["psnr_desensitized"][epoch],
             series["ssim"][epoch],
             series["ssim_desensitized"][epoch],
+            rank1_raw.get(epoch, math.nan),
         )
+        needed.append(policy.threshold(validation))
         upgraded = count.get(epoch, last_count) > last_count
         last_count = count.get(epoch, last_count)
         if upgraded:
@@ -156,7 +159,7 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         )
     return {
         "sentence": _timeline_sentence(policy, upgrades, len(epochs)),
-        "charts": _timeline_charts(run, series, epochs, policy, upgrades),
+        "charts": _timeline_charts(run, series, epochs, policy, needed, upgrades),
         "rows": rows,
     }
 
@@ -166,7 +169,7 @@ def _decision(policy: UpgradePolicy, validation: Validation, upgraded: bool, in_
         return "upgradation is off"
     reasons = []
     if not policy.good_enough(validation):
-        reasons.append(f"rank-1 is not above {percent(policy.rank1 - policy.rank1_slack)} %")
+        reasons.append(f"rank-1 is not above {percent(policy.threshold(validation))} %")
     if not policy.private_enough(validation):
         reasons.append("images are too close to the original")
     if reasons:
@@ -180,12 +183,16 @@ def _decision(policy: UpgradePolicy, validation: Validation, upgraded: bool, in_
 def _timeline_sentence(policy: UpgradePolicy, upgrades: Sequence[int], num: int) -> str:
     if not policy.enabled:
         return "Supervision upgradation was off (MODEL.VAL_R1 is inf): the target never changed."
+    rule = f"VAL_R1 - VAL_R1_SLACK = {percent(policy.rank1 - policy.rank1_slack)} %"
+    if policy.rank1_share:
+        rule = f"{policy.rank1_share} x raw->raw rank-1"
+    rule = f"Rank-1 had to exceed {rule}."
     if not upgrades:
-        return f"None of {num} validations qualified, so the target never changed."
+        return f"None of {num} validations qualified, so the target never changed. {rule}"
     epochs = (
         f"epochs {', '.join(map(str, upgrades))}" if len(upgrades) > 1 else f"epoch {upgrades[0]}"
     )
-    return f"The anonymizer's own output became the target at {epochs}."
+    return f"The anonymizer's own output became the target at {epochs}. {rule}"
 
 
 def _timeline_charts(
@@ -193,11 +200,11 @@ def _timeline_charts(
     series: Mapping[str, Mapping[int, float]],
     epochs: Sequence[int],
     policy: UpgradePolicy,
+    needed: list[float],
     upgrades: Sequence[int],
 ) -> list[str]:
-    needed = policy.rank1 - policy.rank1_slack
     panels = (
-        ("Rank-1, raw->protected (%): above the line", "rank1", 100.0, [needed] * len(epochs)),
+        ("Rank-1, raw->protected (%): above the line", "rank1", 100.0, needed),
         (
             "PSNR of anonymized images (dB): below the line",
             "psnr",

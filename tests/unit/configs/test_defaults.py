@@ -12,7 +12,7 @@ from configs.loading import dump, load
 from configs.reference import markdown
 from configs.schema import Number
 from configs.validation import cross_field_problems
-from modeling.objectives import GENERATOR_TERMS, REID_TERMS
+from modeling.objectives import GENERATOR_TERMS, PAIR_TERMS, REID_TERMS
 from tests.fixtures.paths import ROOT
 from utils.config_tree import get_value
 
@@ -47,7 +47,8 @@ def keys_read(path: Path) -> Iterator[str]:
 
 
 # build_objectives reads the weights that these tables name.
-WEIGHTS = {key for _, keys in (*GENERATOR_TERMS.values(), *REID_TERMS.values()) for key in keys}
+TERMS = (*GENERATOR_TERMS.values(), *REID_TERMS.values(), *PAIR_TERMS.values())
+WEIGHTS = {key for _, keys in TERMS for key in keys}
 
 
 def test_every_key_is_read_somewhere() -> None:

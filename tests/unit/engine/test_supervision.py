@@ -46,6 +46,31 @@ def test_qualifies(change: dict[str, float], qualifies: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rank1", "rank1_raw", "qualifies"),
+    [
+        (0.46, 0.5, True),  # above 0.9 x 0.5; the slack is not used
+        (0.45, 0.5, False),  # must be above the threshold
+        (0.44, 0.5, False),
+        (0.46, 0.6, False),
+        (0.0, 0.0, False),
+        (0.9, math.nan, False),
+    ],
+)
+def test_a_share_of_raw_rank1_qualifies(rank1: float, rank1_raw: float, qualifies: bool) -> None:
+    policy = UpgradePolicy.of("0.9x", 0.05, 1.0, 0.05)
+    assert policy.enabled
+    validation = replace(GOOD, rank1=rank1, rank1_raw=rank1_raw)
+    assert policy.qualifies(validation) is qualifies
+    assert not policy.qualifies(replace(validation, ssim_anonymized=0.9))
+
+
+def test_policies_of_numbers_are_the_published_ones() -> None:
+    assert UpgradePolicy.of(0.75, 0.05, 1.0, 0.05) == POLICY
+    assert UpgradePolicy.of("0.75", 0.05, 1.0, 0.05) == POLICY
+    assert not UpgradePolicy.of("inf", 0.05, 1.0, 0.05).enabled
+
+
+@pytest.mark.parametrize(
     ("before", "seen", "after", "freezes"),
     [
         # the first that qualifies is frozen
@@ -132,3 +157,52 @@ def test_every_change_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "upgraded at epoch 10" in text[1]
     assert "falls back" in text[2] and "too close to raw" in text[2]
     assert "in force again at epoch 30" in text[3] and "epoch 10" in text[3]
+
+
+def test_the_threshold_of_a_share_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    supervision = Supervision(UpgradePolicy(rank1_share=0.9), ema=0.99)
+    with caplog.at_level("INFO", logger="reid_baseline"):
+        supervision.update(replace(GOOD, rank1=0.4, rank1_raw=0.5), 5, _Scale(1.0))
+        supervision.update(replace(GOOD, rank1=0.4, rank1_raw=0.4), 10, _Scale(1.0))
+    text = [record.getMessage() for record in caplog.records]
+    assert "rank-1 0.400 is not above 0.9 x raw->raw rank-1 0.500 = 0.450" in text[0]
+    assert "rank-1 40.0% (above 0.9 x raw->raw = 36.0%), the target" in text[1]
+    assert text[1].endswith("followed by its moving average (decay 0.99)")
+
+
+def _anonymizer(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
+    net(torch.randn(2, 3, 4, 4))  # running statistics
+    return net.train()
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_teacher_is_a_moving_average_of_the_anonymizer(ema: float) -> None:
+    supervision = Supervision(POLICY, ema)
+    anonymizer = _anonymizer(0)
+    supervision.follow(anonymizer)  # nothing to move before the first upgrade
+    supervision.update(GOOD, 1, anonymizer)
+    assert supervision.teacher is not None
+    expected = {k: v.double() for k, v in supervision.teacher.state_dict().items()}
+    for seed in (1, 2, 3):
+        with torch.no_grad():
+            for parameter, other in zip(
+                anonymizer.parameters(), _anonymizer(seed).parameters(), strict=True
+            ):
+                parameter.copy_(other)
+        anonymizer(torch.randn(2, 3, 4, 4))
+        supervision.follow(anonymizer)
+        if ema:
+            new = anonymizer.state_dict()
+            expected = {k: ema * v + (1 - ema) * new[k].double() for k, v in expected.items()}
+    teacher = supervision.teacher.state_dict()
+    for name in set(teacher) - {"1.num_batches_tracked"}:
+        torch.testing.assert_close(teacher[name].double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert not supervision.teacher.training
+    assert not any(p.requires_grad for p in supervision.teacher.parameters())
+
+    supervision.update(replace(GOOD, rank1=0.1), 2, anonymizer)  # suspended: it does not move
+    before = {k: v.clone() for k, v in teacher.items()}
+    supervision.follow(_anonymizer(4))
+    assert all(torch.equal(before[k], v) for k, v in supervision.teacher.state_dict().items())

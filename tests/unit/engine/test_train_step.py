@@ -201,6 +201,18 @@ def test_the_target_comes_from_supervision(make: Callable[..., Trainer], in_forc
     assert not teacher.training
 
 
+def test_a_moving_average_follows_each_step(make: Callable[..., Trainer]) -> None:
+    trainer = make("MODEL.TEACHER_EMA", "0.75")
+    nets, batch = _nets(trainer), _batch(trainer)
+    teacher = trainer.supervision.teacher = frozen_copy(nets.anonymizer)
+    trainer.supervision.state = UpgradeState(1, 0.5, 1, in_force=True)
+    before = _values(teacher)
+    trainer.step(batch)
+    for old, new, moved in zip(before, _values(nets.anonymizer), _values(teacher), strict=True):
+        torch.testing.assert_close(moved, 0.75 * old + 0.25 * new)
+    assert not all(_equal(before, _values(teacher)))
+
+
 @pytest.mark.parametrize("model", ["GCR", "C"])
 def test_two_seeded_runs_are_identical(make: Callable[..., Trainer], model: str) -> None:
     outputs: list[StepOutput] = []

@@ -14,6 +14,7 @@ from layers.recompute import Recomputable
 from modeling.build import build_networks, build_objectives
 from modeling.objectives import (
     GENERATOR_TERMS,
+    PAIR_TERMS,
     REID_TERMS,
     Objectives,
     discriminator_losses,
@@ -264,8 +265,64 @@ def test_normalised_triplet_and_smoothing_follow_the_configuration(make_cfg: Mak
         torch.testing.assert_close(losses["reid_raw_cross_entropy"], expected)
 
 
+PAIRS = ("LOSS.ALIGNMENT", "2", "LOSS.CONSISTENCY", "3", "LOSS.CROSS_TRIPLET", "0.5")
+
+
+def _output(seed: int) -> ReIDOutput:
+    generator = torch.Generator().manual_seed(seed)
+    logits, feature, embedding = (
+        torch.randn(BATCH, size, generator=generator, requires_grad=True)
+        for size in (CLASSES, 8, 8)
+    )
+    return ReIDOutput(logits=logits, feature=feature, embedding=embedding)
+
+
+def test_pair_terms_are_their_definitions(make_cfg: MakeCfg) -> None:
+    _, objectives = build(make_cfg, "MODEL.CENTER_LOSS", "off", *PAIRS)
+    raw, protected = _output(1), _output(2)
+    losses = reid_losses(ReIDPair(raw, protected), LABEL, objectives)
+
+    distance, divergence = 0.0, 0.0
+    for row in range(BATCH):
+        one, other = raw.embedding[row], protected.embedding[row]
+        distance += (1 - one @ other / (one.norm() * other.norm())).item() / BATCH
+        p, q = raw.logits[row].softmax(0), protected.logits[row].softmax(0)
+        divergence += (p * (p / q).log()).sum().item() / BATCH
+    assert losses["reid_alignment"].item() == pytest.approx(distance, rel=1e-5)
+    assert losses["reid_consistency"].item() == pytest.approx(divergence, rel=1e-5)
+    both = objectives.triplet(torch.cat([raw.feature, protected.feature]), LABEL.repeat(2))
+    torch.testing.assert_close(losses["reid_cross_triplet"], both)
+    weights = {name: objectives.weights[name] for name in PAIR_TERMS}
+    assert weights == {"reid_alignment": 2, "reid_consistency": 3, "reid_cross_triplet": 0.5}
+
+
+def test_alignment_and_consistency_leave_raw_images_alone(make_cfg: MakeCfg) -> None:
+    _, objectives = build(make_cfg, "MODEL.CENTER_LOSS", "off", *PAIRS)
+    raw, protected = _output(1), _output(2)
+    losses = reid_losses(ReIDPair(raw, protected), LABEL, objectives)
+    (losses["reid_alignment"] + losses["reid_consistency"]).backward()
+    assert raw.embedding.grad is None and raw.logits.grad is None
+    assert protected.embedding.grad is not None and protected.logits.grad is not None
+
+    same = reid_losses(ReIDPair(raw, raw), LABEL, objectives)
+    assert same["reid_alignment"].item() == pytest.approx(0, abs=1e-6)
+    assert same["reid_consistency"].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["GCR", "C"])
+def test_pair_terms_train_both_modes(make_cfg: MakeCfg, mode: str) -> None:
+    nets, objectives = build(make_cfg, "MODEL.MODE", mode, *PAIRS)
+    losses = reid_losses(nets(*images()), LABEL, objectives)
+    sum(losses[name] for name in PAIR_TERMS).backward()  # type: ignore[union-attr]
+    first = next(nets.parameters())
+    assert first.grad is not None and (first.grad != 0).any()
+    # Attackers train on one kind of image: there is no pair.
+    alone = reid_losses(ReIDPair(nets.reid(images()[0]), None), LABEL, objectives)
+    assert not set(alone) & set(PAIR_TERMS)
+
+
 def test_losses_are_float32_under_autocast(make_cfg: MakeCfg) -> None:
-    nets, objectives = build(make_cfg)
+    nets, objectives = build(make_cfg, *PAIRS)
     raw, target = images()
     with torch.autocast("cpu", torch.bfloat16):
         out = nets(raw)

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "teacher": (),
     "batch-hard": ("MODEL.WEIGHT_REGULARIZED_TRIPLET", "off", "MODEL.GAN_MODE", "lsgan"),
     "protected-only": ("MODEL.OUTPUT_MODE", "protected", "MODEL.CENTER_LOSS", "off"),
+    "pairs": ("LOSS.ALIGNMENT", "2", "LOSS.CONSISTENCY", "2", "LOSS.CROSS_TRIPLET", "0.5"),
     "noise": ("INPUT.TYPE", "noise", "INPUT.RADIUS", "0.3"),
     "baseline": ("MODEL.MODE", "C"),
 }
