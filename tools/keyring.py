@@ -4,6 +4,9 @@ Examples:
     python3 tools/keyring.py --keyring keys.db --master master.key init
     python3 tools/keyring.py --keyring keys.db --master master.key list
     python3 tools/keyring.py --keyring keys.db --master master.key destroy market/0002 --yes
+    python3 tools/keyring.py --keyring keys.db --master master.key destroy market/0002 cuhk/17 \
+        --folder sealed --certificate erasure.json
+    python3 tools/keyring.py --keyring keys.db --master master.key expire --older-than 30d --dry-run
     python3 tools/keyring.py --keyring keys.db --passphrase-file - rekey --new-master new.key
 
 The master is a file of 32 random bytes (--master; `init` creates it), or a passphrase, which is
@@ -16,16 +19,17 @@ Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authenticati
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-from engine.vault import keyring_admin
+from engine.vault import erasure, keyring_admin
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import IMAGE, ORIGINAL
 from engine.vault.master import KeyFile, Master, Passphrase
@@ -44,6 +48,7 @@ from tools.lib.keyring_access import (
     read_passphrase,
 )
 
+_LAST = {"used": "last used", "created": "created"}
 _NEXT_LINE = "- for standard input, after the keyring's own"
 
 
@@ -54,8 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         try:
             with handling({signal.SIGTERM: interrupt}):
-                if getattr(arguments, "subject_file", None) is not None:
-                    arguments.subject = read_label(arguments.subject_file)
+                source = getattr(arguments, "subject_file", None)
+                if isinstance(source, list):
+                    arguments.subject = [read_label(name) for name in source]
+                elif source is not None:
+                    arguments.subject = read_label(source)
                 arguments.run(arguments)
         except EOFError:  # Ctrl-D at a question
             raise KeyboardInterrupt from None
@@ -68,7 +76,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
     parser = _parser(label_from_file=any(w.split("=")[0] == "--subject-file" for w in words))
     arguments = parser.parse_args(words)
-    if arguments.keyring is None:
+    if arguments.keyring is None and getattr(arguments, "public_key", None) is None:
         parser.error("the following arguments are required: --keyring")
     if arguments.master is not None and arguments.passphrase_file is not None:
         parser.error("argument --passphrase-file: not allowed with argument --master")
@@ -91,15 +99,19 @@ def _parser(*, label_from_file: bool) -> Parser:
         sub.set_defaults(run=run)
         return sub
 
-    def subject_command(name: str, run: Callable[[argparse.Namespace], None]) -> Parser:
+    def subject_command(
+        name: str, run: Callable[[argparse.Namespace], None], *, several: bool = False
+    ) -> Parser:
         sub = command(name, run)
         # Not an optional argument: `export LABEL --option FILE` would take LABEL for the file.
         if not label_from_file:
-            sub.add_argument("subject", help="subject label, as `list` shows it")
+            nargs = "+" if several else None
+            sub.add_argument("subject", nargs=nargs, help="subject label, as `list` shows it")
         sub.add_argument(
             "--subject-file",
+            action="append" if several else "store",
             help="file whose first line is the label, instead of the argument; - for standard "
-            "input, before any passphrase",
+            "input, before any passphrase" + several * "; may be repeated",
         )
         return sub
 
@@ -113,8 +125,49 @@ def _parser(*, label_from_file: bool) -> Parser:
     )
     revoke = subject_command("revoke", _revoke)
     revoke.add_argument("--undo", action="store_true", help="allow the keys again")
-    destroy = subject_command("destroy", _destroy)
-    destroy.add_argument("--yes", action="store_true", help="do not ask: there is no way back")
+    destroy = subject_command("destroy", _destroy, several=True)
+    destroy.add_argument(
+        "--original-only",
+        action="store_true",
+        help="only the keys for source files; the anonymized images still open",
+    )
+    destroy.add_argument(
+        "--certificate", type=Path, help="file to create: a signed statement of what was destroyed"
+    )
+    destroy.add_argument(
+        "--folder",
+        type=Path,
+        action="append",
+        default=[],
+        help="sealed folder whose files the certificate lists; may be repeated",
+    )
+    expire = command("expire", _expire)
+    expire.add_argument(
+        "--older-than",
+        type=_days,
+        required=True,
+        metavar="AGE",
+        help="days, weeks or years of 365 days: 30d, 8w, 2y",
+    )
+    expire.add_argument(
+        "--by",
+        choices=("used", "created"),
+        default="used",
+        help="count the age from the last use to seal: no file younger than AGE is lost; or from "
+        "the creation of the key: no file older than AGE remains (default: used)",
+    )
+    expire.add_argument("--dry-run", action="store_true", help="only list what would be destroyed")
+    for sub in (destroy, expire):
+        sub.add_argument("--yes", action="store_true", help="do not ask: there is no way back")
+    verify = command("verify-certificate", _verify_certificate)
+    verify.add_argument("certificate", type=Path, help="file that `destroy --certificate` made")
+    verify.add_argument(
+        "--public-key",
+        type=_public_key,
+        metavar="KEY",
+        help="what `public-key` printed; --keyring and the master are then not needed",
+    )
+    command("public-key", _print_public_key)
     rekey = command("rekey", _rekey)
     new = rekey.add_mutually_exclusive_group()
     new.add_argument("--new-master", type=Path, help="new master key file, made here")
@@ -144,6 +197,10 @@ def _list(arguments: argparse.Namespace) -> None:
     """Show subjects, key ids, generations, states, purposes and days; no secrets."""
     with open_keyring(arguments) as keyring:
         infos = keyring_admin.list_keys(keyring, arguments.subject)
+    _print_infos(infos)
+
+
+def _print_infos(infos: Iterable[keyring_admin.KeyInfo]) -> None:
     columns = f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'purpose':8} {'origin':8}"
     print(f"{columns} {'created':10} last use")
     for info in infos:
@@ -175,16 +232,96 @@ def _revoke(arguments: argparse.Namespace) -> None:
 
 
 def _destroy(arguments: argparse.Namespace) -> None:
-    """Destroy a subject's keys; no file of the subject can ever be opened again."""
-    question = shown(f"destroy the keys of {arguments.subject}? [yes] ")
-    if not arguments.yes and (not sys.stdin.isatty() or input(question) != "yes"):
-        raise UsageError("nothing was destroyed; answer yes, or pass --yes")
+    """Destroy the keys of subjects; none of their files can ever be opened again."""
+    if arguments.folder and arguments.certificate is None:
+        raise UsageError("--folder lists files in a certificate; give --certificate FILE too")
+    subjects, purpose = arguments.subject, ORIGINAL if arguments.original_only else None
+    keys = "keys of source files" if arguments.original_only else "keys"
+    _confirm(f"destroy the {keys} of {', '.join(subjects)}?", arguments.yes)
     with open_keyring(arguments) as keyring:
-        count = keyring_admin.destroy(keyring, arguments.subject)
+        if arguments.certificate is None:
+            count = keyring_admin.destroy(keyring, *subjects, purpose=purpose)
+        else:
+            count, statement = erasure.destroy_with_certificate(
+                keyring, subjects, arguments.folder, arguments.certificate, purpose
+            )
     print(
-        shown(f"{arguments.subject}: {_keys(count)} destroyed here; delete old backups ")
+        shown(f"{', '.join(subjects)}: {_keys(count)} destroyed here; delete old backups ")
         + "and exports, which still hold them"
     )
+    if arguments.certificate is not None:
+        print(shown(f"certificate {arguments.certificate}: {_stated(statement)}"))
+
+
+def _expire(arguments: argparse.Namespace) -> None:
+    """Destroy all keys above an age, except revoked ones; lists them first."""
+    days, by = arguments.older_than, arguments.by
+    with open_keyring(arguments) as keyring:
+        rows, revoked = erasure.expired(keyring, days, by)
+        if rows:
+            _print_infos(keyring_admin.infos_of(keyring, rows))
+        print(f"{_keys(len(rows))} {_LAST[by]} more than {days} days ago")
+        if revoked:
+            print(f"{_keys(len(revoked), 'revoked ')} of this age: kept, `destroy` erases them")
+        if arguments.dry_run or not rows:
+            return
+        _confirm(f"destroy {_keys(len(rows))}?", arguments.yes)
+        count = erasure.expire(keyring, days, by, {row.key_id for row in rows})
+    print(f"{_keys(count)} destroyed here; delete old backups and exports, which still hold them")
+
+
+def _verify_certificate(arguments: argparse.Namespace) -> None:
+    """Check the signature of a certificate; with the keyring also that its keys are destroyed."""
+    path = arguments.certificate
+    if arguments.public_key is not None:
+        statement = erasure.read_certificate(path, arguments.public_key)
+    else:
+        with open_keyring(arguments) as keyring:
+            statement = erasure.verify_certificate(keyring, path)
+    print(shown(f"{path}: valid; keyring {statement['keyring']}, {statement['time']}"))
+    print(_stated(statement))
+    for folder in statement["folders"]:
+        files, unknown = folder["files"], folder["unknown_key"]
+        print(shown(f"{folder['path']}: {len(files)} files, {len(unknown)} of unknown keys"))
+    for sentence in (statement["claim"], *statement["not_guaranteed"]):
+        print(sentence)
+
+
+def _print_public_key(arguments: argparse.Namespace) -> None:
+    """Print the key that certificates of this keyring are verified with; it is not secret."""
+    with open_keyring(arguments) as keyring:
+        print(erasure.public_key(keyring).hex())
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask on the terminal unless `yes` is set.
+
+    Raises:
+        UsageError: The answer is not yes.
+    """
+    if not yes and (not sys.stdin.isatty() or input(shown(f"{question} [yes] ")) != "yes"):
+        raise UsageError("nothing was destroyed; answer yes, or pass --yes")
+
+
+def _stated(statement: erasure.Statement) -> str:
+    """Return in one line what a certificate states."""
+    count = sum(len(folder["files"]) for folder in statement["folders"])
+    files = "1 file" if count == 1 else f"{count} files"
+    return f"{_keys(len(statement['keys']))} destroyed, {files} can no longer be opened"
+
+
+def _days(text: str) -> int:
+    """Return a number of days, weeks or years in days."""
+    match = re.fullmatch(r"([1-9]\d{0,4})([dwy])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected for example 30d, 8w or 2y")
+    return int(match[1]) * {"d": 1, "w": 7, "y": 365}[match[2]]
+
+
+def _public_key(text: str) -> bytes:
+    if re.fullmatch("[0-9a-f]{64}", text) is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 64 hexadecimal digits")
+    return bytes.fromhex(text)
 
 
 def _keys(count: int, adjective: str = "") -> str:

@@ -2,6 +2,7 @@
 
 - `keyring`: `Keyring`: a random key for each subject in one SQLite file.
 - `keyring_admin`: `list_keys`, `rotate`, `revoke`, `destroy`, `rekey`, `backup`, `export_subject`.
+- `erasure`: `expire`, `destroy_with_certificate`, `verify_certificate`.
 - `keyring_rows`, `keyring_store`: authentication of rows, and the SQLite file.
 - `master`: `KeyFile`, `Passphrase`: the master key of a keyring.
 - `subjects`: `subject_rule`: which subject an image belongs to.

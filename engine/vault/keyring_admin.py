@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,13 +76,16 @@ class KeyInfo:
 def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
     """Return the keys of a keyring, or of one subject, by label, purpose and generation."""
     keyring.refresh()
-    rows = keyring.rows if subject is None else keyring.rows_of(subject)
-    infos = [_info(keyring, row) for row in rows]
+    return infos_of(keyring, keyring.rows if subject is None else keyring.rows_of(subject))
+
+
+def infos_of(keyring: Keyring, rows: Iterable[KeyRow]) -> list[KeyInfo]:
+    """Return what `list` shows about rows, by label, purpose and generation."""
 
     def order(info: KeyInfo) -> tuple[str, str, int, str]:
         return info.subject or "\uffff", info.purpose, info.generation, info.key_id
 
-    return sorted(infos, key=order)
+    return sorted((_info(keyring, row) for row in rows), key=order)
 
 
 def rotate(keyring: Keyring, subject: str, purpose: str | None = None) -> list[KeyInfo]:
@@ -122,7 +126,8 @@ def revoke(keyring: Keyring, subject: str) -> int:
     Raises:
         MissingKey: The subject has no key, or its keys were destroyed.
     """
-    return _set_state(keyring, subject, "revoked", ("active", "retired"))
+    with keyring.writing():
+        return _set_state(keyring, subject, "revoked", ("active", "retired"))
 
 
 def restore(keyring: Keyring, subject: str) -> int:
@@ -148,18 +153,26 @@ def restore(keyring: Keyring, subject: str) -> int:
     return len(revoked)
 
 
-def destroy(keyring: Keyring, subject: str) -> int:
-    """Destroy every key of a subject: its files can never be opened again. Return how many.
+def destroy(keyring: Keyring, *subjects: str, purpose: str | None = None) -> int:
+    """Destroy every key of subjects: their files can never be opened again. Return how many.
 
-    Returns 0 if they were destroyed already, so that a killed command can be run again.
+    Returns 0 if they were destroyed already, so that a killed command can be run again. All are
+    destroyed in one transaction, or none.
 
     A tombstone without key and label stays, so that no new key is created by accident. Earlier
     copies of the keyring still contain the keys, under their root key: docs/ISED.md.
 
+    Args:
+        keyring: Open keyring.
+        subjects: Labels; one person may have several, in several data sets.
+        purpose: Only the keys of this purpose.
+
     Raises:
-        MissingKey: The keyring has never had a key of the subject.
+        MissingKey: The keyring has never had such a key of one of the subjects.
     """
-    return _set_state(keyring, subject, "destroyed", ("active", "retired", "revoked"))
+    former = ("active", "retired", "revoked")
+    with keyring.writing():
+        return sum(_set_state(keyring, name, "destroyed", former, purpose) for name in subjects)
 
 
 def rekey(keyring: Keyring, master: Master) -> None:
@@ -337,37 +350,45 @@ def _parse_export(content: bytes) -> tuple[str, list[tuple[bytes, bytes, str]]]:
     return subject, keys
 
 
-def _set_state(keyring: Keyring, subject: str, state: str, changed: tuple[str, ...]) -> int:
+def _set_state(
+    keyring: Keyring,
+    subject: str,
+    state: str,
+    changed: tuple[str, ...],
+    purpose: str | None = None,
+) -> int:
     """Give those keys of a subject that are in a state of ``changed`` a new state; return how many.
+
+    Call this within `writing` only.
 
     Raises:
         MissingKey: No key is in one of these states, or in the new state already.
     """
-    with keyring.writing():
-        rows = _rows_of(keyring, subject)
-        if not any(row.state in (*changed, state) for row in rows):
-            raise MissingKey(f"subject {subject!r} has no key that could become {state}")
-        rows = [row for row in rows if row.state in changed]
-        for row in rows:
-            if state == "destroyed":
-                # The label, from which other spellings are found, is erased: use the usual tag.
-                tag = keyring.subject_tag(subject)
-                keyring.put(replace(row, state=state, label_ct=None, subject_tag=tag), None)
-            else:
-                keyring.put(replace(row, state=state), keyring.unwrap(row))
+    rows = _rows_of(keyring, subject, purpose)
+    if not any(row.state in (*changed, state) for row in rows):
+        raise MissingKey(f"subject {subject!r} has no key that could become {state}")
+    rows = [row for row in rows if row.state in changed]
+    for row in rows:
+        if state == "destroyed":
+            # The label, from which other spellings are found, is erased: use the usual tag.
+            tag = keyring.subject_tag(subject)
+            keyring.put(replace(row, state=state, label_ct=None, subject_tag=tag), None)
+        else:
+            keyring.put(replace(row, state=state), keyring.unwrap(row))
     return len(rows)
 
 
-def _rows_of(keyring: Keyring, subject: str) -> list[KeyRow]:
+def _rows_of(keyring: Keyring, subject: str, purpose: str | None = None) -> list[KeyRow]:
     """Return a subject's rows.
 
     Raises:
         MissingKey: The subject has no rows.
     """
-    rows = keyring.rows_of(subject)
+    rows = keyring.rows_of(subject, purpose)
     if not rows:
+        use = "" if purpose is None else f" and purpose {purpose!r}"
         raise MissingKey(
-            f"no key of subject {subject!r} in this keyring; `keyring list` shows all subjects"
+            f"no key of subject {subject!r}{use} in this keyring; `keyring list` shows all subjects"
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""Sealed source files next to the sealed images: reading, and checking against the image."""
+"""Sealed source files next to the sealed images: reading, checking, and whose a file is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.vault.keyring import Keyring
 from engine.vault.sealed_folder import SEALED_SUFFIX
 from modeling.encryption import png_format
-from modeling.encryption.ised_errors import BadInput, FormatError, IsedError, Tampered
+from modeling.encryption.ised_errors import (
+    BadInput,
+    FormatError,
+    IsedError,
+    MissingKey,
+    Tampered,
+)
 from modeling.encryption.keys import KeySource
 from modeling.encryption.sealed_image import Metadata, open_image
 from modeling.encryption.sealed_original import (
@@ -97,3 +104,27 @@ def image_metadata(path: Path, keys: KeySource) -> Metadata | None:
         if isinstance(error, IsedError) and error.stops:
             raise
         return None
+
+
+def key_id_of(path: Path, keyring: Keyring) -> bytes:
+    """Return the id of the key that a file was sealed under, without reading the whole file.
+
+    Args:
+        path: A sealed image or a sealed source file.
+        keyring: The key may be destroyed in it.
+
+    Raises:
+        IsedError: The file cannot be read or is not a sealed file, or its key is not in the
+            keyring, so its subject is unknown.
+    """
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            head = file.read(png_format.HEAD_BYTES)
+    except OSError as error:
+        raise BadInput(f"cannot be read ({error.strerror})") from None
+    read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
+    row = keyring.row_of(read(head))
+    if row is None:
+        raise MissingKey("no key for this file, so its subject is unknown; run `verify`")
+    return row.key_id

@@ -23,10 +23,9 @@ from engine.vault.opening import (
     unseal,
     write_opened,
 )
-from engine.vault.originals import ORIGINAL_SUFFIX, check_original
+from engine.vault.originals import ORIGINAL_SUFFIX, check_original, key_id_of
 from engine.vault.sealed_folder import SEALED_SUFFIX
 from engine.vault.subjects import any_label
-from modeling.encryption import png_format
 from modeling.encryption.ised_errors import (
     BadInput,
     IsedError,
@@ -35,7 +34,6 @@ from modeling.encryption.ised_errors import (
     UsageError,
 )
 from modeling.encryption.sealed_image import Metadata
-from modeling.encryption.sealed_original import read_public
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
 
 CONTENTS_NAME = "contents.json"
@@ -151,7 +149,7 @@ def _revealed(
             if is_written or not os.path.lexists(path):
                 continue
             try:
-                if own is not None and _key_id(path, keyring) not in own:
+                if own is not None and key_id_of(path, keyring) not in own:
                     continue
                 if path is image:
                     images.append(path)
@@ -169,26 +167,6 @@ def _revealed(
         else:
             metadata = file.image.metadata
             yield Revealed(file.path, content, output_name(metadata, file.path), metadata)
-
-
-def _key_id(path: Path, keyring: Keyring) -> bytes:
-    """Return the id of the key that a file was sealed under, without reading the whole file.
-
-    Raises:
-        IsedError: The file cannot be read or is not a sealed file, or its key is not in the
-            keyring. It may then be the subject's file, so it is an error.
-    """
-    try:
-        check_regular(path)
-        with path.open("rb") as file:
-            head = file.read(png_format.HEAD_BYTES)
-    except OSError as error:
-        raise BadInput(f"cannot be read ({error.strerror})") from None
-    read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
-    row = keyring.row_of(read(head))
-    if row is None:
-        raise MissingKey("no key for this file, so its subject is unknown; run `verify`")
-    return row.key_id
 
 
 def _write_original(path: Path, folder: OutputFolder, keyring: Keyring) -> Revealed:

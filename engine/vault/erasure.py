@@ -1,0 +1,290 @@
+"""Erasure of keys: by their age, and with a signed certificate of what was destroyed.
+
+A certificate is written after the destruction is on the disk, from the tombstones and the files
+that exist then. A process that is killed in between leaves no certificate, and the same command
+writes it. So a certificate never states more than what happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from engine.vault.keyring import Keyring
+from engine.vault.keyring_admin import destroy
+from engine.vault.keyring_rows import KeyRow
+from engine.vault.keyring_store import today
+from engine.vault.originals import ORIGINAL_SUFFIX, key_id_of
+from engine.vault.sealed_folder import SEALED_SUFFIX
+from engine.vault.secret_files import write_new_private
+from modeling.encryption.ised_errors import (
+    FormatError,
+    IsedError,
+    KeyringCorrupt,
+    StorageError,
+    Tampered,
+    UsageError,
+)
+from utils.files import check_regular
+
+Statement = dict[str, Any]
+
+_SUFFIXES = (SEALED_SUFFIX, ORIGINAL_SUFFIX)
+_FORMAT = "securereid/erasure/1"
+_MAX_CERTIFICATE_BYTES = 1 << 28
+_CLAIM = (
+    "The keys listed here were destroyed in this keyring, at the latest at the time stated. The "
+    "files listed here were sealed under these keys; this keyring cannot open them any longer."
+)
+_NOT_GUARANTEED = (
+    "Backups and other copies of the keyring, made before the destruction, contain the keys as "
+    "long as a master exists that opens them.",
+    "Exports of the keys, and keyrings into which they were imported, open the files.",
+    "Images that were opened, recovered or revealed before, and the sources, are not affected.",
+    "Checkpoints trained on the images are not affected.",
+    "Files in other folders, or copied there, are destroyed too, but not listed.",
+    "Files sealed under a key that was imported from another keyring are not listed.",
+)
+
+
+# ---- by age --------------------------------------------------------------------------------------
+
+
+def expired(keyring: Keyring, days: int, by: str) -> tuple[list[KeyRow], list[KeyRow]]:
+    """Return the rows of the keys that are older than a number of days: usable, and revoked ones.
+
+    Args:
+        keyring: Open keyring.
+        days: Keys of exactly this age are not older.
+        by: `used`: the age is counted from the last use to seal; no file younger than this is lost.
+            `created`: from the creation; no file older than this remains.
+    """
+    keyring.refresh()
+    first = today() - days
+    rows = [row for row in keyring.rows if getattr(row, f"{by}_day") < first]
+    usable = [row for row in rows if row.state in ("active", "retired")]
+    return usable, [row for row in rows if row.state == "revoked"]
+
+
+def expire(keyring: Keyring, days: int, by: str, listed: Collection[bytes]) -> int:
+    """Destroy the listed keys that are still older; return how many.
+
+    All are destroyed in one transaction. Revoked keys stay: a person suspended their use and has to
+    decide. The tombstones get a random tag, which no label has, so a subject that appears again
+    gets a new key. After `destroy` it would not.
+
+    Args:
+        keyring: Open keyring.
+        days: See `expired`.
+        by: See `expired`.
+        listed: Key ids, as shown to the user. A key may have been used in the meantime.
+    """
+    tags: dict[bytes, bytes] = {}
+    with keyring.writing():
+        rows = [row for row in expired(keyring, days, by)[0] if row.key_id in listed]
+        for row in rows:
+            tag = tags.setdefault(row.subject_tag, os.urandom(32))
+            tombstone = replace(row, state="destroyed", label_ct=None, subject_tag=tag)
+            keyring.put(tombstone, None)
+    return len(rows)
+
+
+# ---- with a certificate --------------------------------------------------------------------------
+
+
+def destroy_with_certificate(
+    keyring: Keyring,
+    subjects: Sequence[str],
+    folders: Sequence[Path],
+    path: Path,
+    purpose: str | None = None,
+) -> tuple[int, Statement]:
+    """Destroy the keys of subjects and write a certificate; a repeated call completes it.
+
+    Args:
+        keyring: Open keyring.
+        subjects: Labels; all are destroyed or none.
+        folders: Sealed folders, in which the files under these keys are listed.
+        path: The certificate. If it exists, it must be that of this destruction.
+        purpose: Only the keys of this purpose.
+
+    Returns:
+        Number of keys destroyed by this call, and the statement of the certificate.
+
+    Raises:
+        MissingKey: The keyring has never had such a key of one of the subjects.
+        UsageError: A folder does not exist, or the path cannot be used. Nothing was destroyed.
+        StorageError: The certificate cannot be written. The keys were destroyed.
+    """
+    for folder in (*folders, path.parent):
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder; nothing was destroyed")
+    keyring.refresh()
+    if os.path.lexists(path):
+        return 0, _completed(keyring, subjects, folders, path, purpose)
+    count = destroy(keyring, *subjects, purpose=purpose)
+    try:
+        content, statement = _certificate(keyring, subjects, folders, purpose)
+        write_new_private(path, content)
+    except FileExistsError:  # another process wrote it meanwhile
+        return count, _completed(keyring, subjects, folders, path, purpose)
+    except (StorageError, OSError) as error:
+        raise StorageError(
+            f"the keys were destroyed, but there is no certificate ({error}); run the same command "
+            "again to write it"
+        ) from None
+    return count, statement
+
+
+def public_key(keyring: Keyring) -> bytes:
+    """Return the key that certificates of a keyring are verified with (Ed25519, 32 bytes)."""
+    return keyring.signing_key().public_key().public_bytes_raw()
+
+
+def read_certificate(path: Path, key: bytes) -> Statement:
+    """Return the statement of a certificate.
+
+    Args:
+        path: The certificate.
+        key: Public key of the keyring, see `public_key`.
+
+    Raises:
+        UsageError: The file cannot be read.
+        FormatError, Tampered: See `parse_certificate`.
+    """
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            content = file.read(_MAX_CERTIFICATE_BYTES)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
+    return parse_certificate(content, key, str(path))
+
+
+def parse_certificate(content: bytes, key: bytes, name: str = "the certificate") -> Statement:
+    """Return the statement of a certificate, given its content and the public key.
+
+    Raises:
+        FormatError: It is not a certificate.
+        Tampered: It was changed, or signed by another keyring.
+    """
+    try:
+        parsed = json.loads(content)
+        statement, signature = parsed["statement"], bytes.fromhex(parsed["signature"])
+        if statement["format"] != _FORMAT:
+            raise ValueError
+        is_exact = content == _file(statement, signature)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise FormatError(f"{name} is not a certificate of this program") from None
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, _signed(statement))
+    except InvalidSignature:
+        is_exact = False
+    if not is_exact:
+        raise Tampered(f"{name} was changed, or signed by another keyring")
+    return dict(statement)
+
+
+def verify_certificate(keyring: Keyring, path: Path) -> Statement:
+    """Return the statement of a certificate of this keyring, after checking the keys in it.
+
+    Raises:
+        UsageError, FormatError, Tampered: See `read_certificate`.
+        KeyringCorrupt: A key that it lists is not destroyed: the keyring was restored from a
+            backup.
+    """
+    statement = read_certificate(path, public_key(keyring))
+    rows = [keyring.row(bytes.fromhex(key["id"])) for key in statement["keys"]]
+    back = sum(row is None or row.state != "destroyed" for row in rows)
+    if back:
+        raise KeyringCorrupt(
+            f"{back} of the {len(rows)} keys in {path} are not destroyed in {keyring.store.path}: "
+            "it is an older copy of the keyring; destroy the keys again"
+        )
+    return statement
+
+
+def _completed(
+    keyring: Keyring,
+    subjects: Sequence[str],
+    folders: Sequence[Path],
+    path: Path,
+    purpose: str | None,
+) -> Statement:
+    """Return the statement of an existing certificate, which must be that of this destruction."""
+    other = UsageError(
+        f"{path} exists already and is not the certificate of this destruction; give another file"
+    )
+    try:
+        statement = verify_certificate(keyring, path)
+    except (FormatError, Tampered, KeyringCorrupt):
+        raise other from None
+    rows = _rows(keyring, subjects, purpose)
+    if statement["keys"] != _keys(rows) or [
+        folder["path"] for folder in statement["folders"]
+    ] != list(map(str, folders)):
+        raise other
+    return statement
+
+
+def _rows(keyring: Keyring, subjects: Iterable[str], purpose: str | None) -> list[KeyRow]:
+    rows = {row.key_id: row for name in subjects for row in keyring.rows_of(name, purpose)}
+    return [rows[key_id] for key_id in sorted(rows)]
+
+
+def _keys(rows: Iterable[KeyRow]) -> list[dict[str, str]]:
+    return [{"id": row.key_id.hex(), "purpose": row.purpose} for row in rows]
+
+
+def _certificate(
+    keyring: Keyring, subjects: Sequence[str], folders: Sequence[Path], purpose: str | None
+) -> tuple[bytes, Statement]:
+    """Return the file and the statement about the destroyed keys of subjects."""
+    rows = [row for row in _rows(keyring, subjects, purpose) if row.state == "destroyed"]
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    key_ids = {row.key_id for row in rows}
+    statement = {
+        "format": _FORMAT,
+        "keyring": keyring.head.keyring_id.hex(),
+        "time": time,
+        "claim": _CLAIM,
+        "keys": _keys(rows),
+        "folders": [_files_under(folder, keyring, key_ids) for folder in folders],
+        "not_guaranteed": list(_NOT_GUARANTEED),
+    }
+    return _file(statement, keyring.signing_key().sign(_signed(statement))), statement
+
+
+def _files_under(folder: Path, keyring: Keyring, key_ids: Collection[bytes]) -> dict[str, Any]:
+    """Return the names of the files under some keys, and of those whose key is unknown."""
+    files, unknown = [], []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.endswith(_SUFFIXES)]
+    for name in sorted(name for name in names if not name.startswith(".")):
+        try:
+            if key_id_of(folder / name, keyring) in key_ids:
+                files.append(name)
+        except IsedError as error:
+            if error.stops:
+                raise
+            unknown.append(name)
+    return {"path": str(folder), "files": files, "unknown_key": unknown}
+
+
+def _signed(statement: Statement) -> bytes:
+    """Return the bytes that are signed."""
+    return json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _file(statement: Statement, signature: bytes) -> bytes:
+    """Return the content of the file; a reader accepts no other form of it."""
+    content = {"statement": statement, "signature": signature.hex()}
+    return json.dumps(content, indent=1).encode() + b"\n"

@@ -1,0 +1,459 @@
+"""`expire` destroys keys by age, all or none, and `destroy --certificate` states what happened."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from engine.vault import erasure, keyring_admin
+from engine.vault.erasure import parse_certificate, read_certificate, verify_certificate
+from engine.vault.keyring import Keyring
+from engine.vault.keyring_rows import ORIGINAL
+from modeling.encryption import png_format
+from modeling.encryption.ised_errors import (
+    DestroyedKey,
+    FormatError,
+    KeyringCorrupt,
+    MissingKey,
+    RevokedKey,
+    StorageError,
+    Tampered,
+    UsageError,
+)
+from modeling.encryption.sealed_image import Metadata, new_file_key
+from modeling.encryption.sealed_original import seal_original
+from tests.fixtures.archives import SmallArchive, make_archive
+from tests.fixtures.keyrings import to_format
+from tools import keyring as tool
+
+SUBJECTS = {"market/1": 3, "market/2": 2, "cuhk/7": 2, "cuhk/8": 1}
+PERSON = ("market/1", "cuhk/7")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> SmallArchive:
+    return make_archive(tmp_path_factory.mktemp("archive"), SUBJECTS)
+
+
+@pytest.fixture
+def archive(template: SmallArchive, tmp_path: Path) -> SmallArchive:
+    return _copy(template, tmp_path / "archive")
+
+
+def _copy(archive: SmallArchive, root: Path) -> SmallArchive:
+    return SmallArchive(Path(shutil.copytree(archive.root, root)))
+
+
+@pytest.fixture
+def set_day(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that moves the clock a number of days into the future."""
+
+    def move(days: int) -> None:
+        day = int(time.time() // 86_400) + days
+        for module in ("keyring", "keyring_store", "erasure"):
+            monkeypatch.setattr(f"engine.vault.{module}.today", lambda: day)
+
+    return move
+
+
+def _states(archive: SmallArchive) -> dict[str | None, str]:
+    with archive.keyring() as keyring:
+        return {info.subject: info.state for info in keyring_admin.list_keys(keyring)}
+
+
+# ---- expire --------------------------------------------------------------------------------------
+
+
+def test_expire_by_use_keeps_keys_in_use_and_by_creation_does_not(
+    archive: SmallArchive, set_day: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_day(25)
+    with archive.keyring() as keyring:
+        keyring.sealing_key("market/1")
+        keyring_admin.rotate(keyring, "market/2")
+    expire = [*archive.keys, "expire", "--yes", "--older-than"]
+    set_day(30)
+    assert tool.main([*expire, "30d"]) == 0
+    assert "0 keys last used more than 30 days ago\n" in capsys.readouterr().out
+    set_day(31)
+    assert tool.main([*expire, "30d", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(\S+/\S+) ", printed, re.MULTILINE) == ["cuhk/7", "cuhk/8", "market/2"]
+    assert printed.endswith("3 keys last used more than 30 days ago\n")
+    assert tool.main([*expire, "30d"]) == 0
+    assert "3 keys destroyed here" in capsys.readouterr().out
+    with archive.keyring() as keyring:
+        assert keyring.active_row("market/1") is not None
+        assert [row.generation for row in keyring.rows_of("market/2")] == [2]
+        assert keyring.rows_of("cuhk/7") == []
+    assert tool.main([*expire, "30d", "--by", "created"]) == 0
+    assert "1 key created more than 30 days ago\n" in capsys.readouterr().out
+    assert _states(archive)["market/2"] == "active"
+
+
+def test_an_expired_subject_gets_a_new_key_and_an_erased_one_does_not(
+    archive: SmallArchive, set_day: Callable[[int], None]
+) -> None:
+    with archive.keyring() as keyring:
+        before = keyring.sealing_key("market/2").key_id
+        keyring_admin.destroy(keyring, "market/1")
+        set_day(40)
+        rows, _ = erasure.expired(keyring, 30, "used")
+        assert erasure.expire(keyring, 30, "used", {row.key_id for row in rows}) == 3
+        assert keyring.sealing_key("market/2").key_id != before
+        with pytest.raises(DestroyedKey):
+            keyring.sealing_key("market/1")
+        (path, *_) = sorted(archive.folder("cuhk").iterdir())
+        with pytest.raises(DestroyedKey, match="gone for good"):
+            keyring.opening_key(png_format.decode(path.read_bytes()).chunk)
+
+
+def test_expire_keeps_revoked_keys_and_keys_used_after_the_list(
+    archive: SmallArchive, set_day: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with archive.keyring() as keyring:
+        keyring_admin.revoke(keyring, "market/1")
+        set_day(40)
+        listed = {row.key_id for row in erasure.expired(keyring, 30, "used")[0]}
+        keyring.sealing_key("market/2")
+        assert erasure.expire(keyring, 30, "used", listed) == 2
+        with pytest.raises(RevokedKey):
+            keyring.sealing_key("market/1")
+        assert keyring.active_row("market/2") is not None
+    assert tool.main([*archive.keys, "expire", "--older-than", "4w", "--yes"]) == 0
+    assert "1 revoked key of this age: kept" in capsys.readouterr().out
+
+
+def test_a_converted_keyring_keeps_keys_whose_last_use_is_unknown(
+    archive: SmallArchive, set_day: Callable[[int], None]
+) -> None:
+    with archive.keyring() as keyring:
+        to_format(2, keyring)
+    set_day(40)
+    with archive.keyring() as keyring:
+        assert erasure.expired(keyring, 30, "used") == ([], [])
+        assert len(erasure.expired(keyring, 30, "created")[0]) == 4
+
+
+@pytest.mark.parametrize("age", ["30", "0d", "-1d", "30m", "d", "1.5d", "999999d", "\u0663d"])
+def test_an_age_has_a_number_and_a_unit(
+    archive: SmallArchive, age: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        tool.main([*archive.keys, "expire", f"--older-than={age}"])
+    assert caught.value.code == 2
+    assert "expected for example 30d, 8w or 2y" in capsys.readouterr().err
+
+
+def test_nothing_expires_without_a_yes(
+    archive: SmallArchive, set_day: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_day(1000)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert tool.main([*archive.keys, "expire", "--older-than", "2y"]) == 2
+    assert set(_states(archive).values()) == {"active"}
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    assert tool.main([*archive.keys, "expire", "--older-than", "2y"]) == 0
+    assert set(_states(archive).values()) == {"destroyed"}
+
+
+# ---- certificates --------------------------------------------------------------------------------
+
+
+def _destroy(archive: SmallArchive, *more: str, subjects: tuple[str, ...] = PERSON) -> list[str]:
+    folders = [
+        word for name in ("market", "cuhk") for word in ("--folder", str(archive.folder(name)))
+    ]
+    certificate = ["--certificate", str(archive.root / "erasure.json")]
+    return [*archive.keys, "destroy", *subjects, "--yes", *folders, *certificate, *more]
+
+
+def _file_names(archive: SmallArchive, label: str) -> list[str]:
+    dataset, _, name = label.partition("/")
+    with archive.keyring() as keyring:
+        names = (keyring.file_name(dataset, f"{name}/{n}.jpg") for n in range(SUBJECTS[label]))
+        return sorted(names)
+
+
+def test_a_certificate_states_what_can_no_longer_be_opened(
+    archive: SmallArchive, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One person in two data sets; the label is not in the certificate."""
+    (archive.folder("cuhk") / "broken.png").write_bytes(b"no image")
+    assert tool.main(_destroy(archive)) == 0
+    printed = capsys.readouterr().out
+    assert "market/1, cuhk/7: 2 keys destroyed here" in printed
+    assert "2 keys destroyed, 5 files can no longer be opened" in printed
+    path = archive.root / "erasure.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = path.read_text()
+    assert "market/1" not in text.replace(str(archive.root), "")
+    with archive.keyring() as keyring:
+        statement = verify_certificate(keyring, path)
+        gone = {row.key_id.hex() for label in PERSON for row in keyring.rows_of(label)}
+        assert statement["keyring"] == keyring.head.keyring_id.hex()
+    assert {key["id"] for key in statement["keys"]} == gone
+    market, cuhk = statement["folders"]
+    assert (market["files"], market["unknown_key"]) == (_file_names(archive, "market/1"), [])
+    assert cuhk["files"] == _file_names(archive, "cuhk/7")
+    assert cuhk["unknown_key"] == ["broken.png"]
+    assert "Backups" in statement["not_guaranteed"][0]
+    assert tool.main([*archive.keys, "verify-certificate", str(path)]) == 0
+    assert tool.main([*archive.keys, "public-key"]) == 0
+    key = capsys.readouterr().out.splitlines()[-1]
+    assert tool.main(["verify-certificate", str(path), "--public-key", key]) == 0
+    assert "erasure.json: valid; keyring " in capsys.readouterr().out
+
+
+def test_the_documented_check_accepts_a_certificate(archive: SmallArchive) -> None:
+    """docs/FORMAT.md; without this program."""
+    assert tool.main(_destroy(archive)) == 0
+    content = json.loads((archive.root / "erasure.json").read_text())
+    with archive.keyring() as keyring:
+        key = Ed25519PublicKey.from_public_bytes(erasure.public_key(keyring))
+    signed = json.dumps(content["statement"], sort_keys=True, separators=(",", ":")).encode()
+    key.verify(bytes.fromhex(content["signature"]), signed)
+
+
+def test_a_repeated_command_completes_a_destruction(archive: SmallArchive) -> None:
+    with archive.keyring() as keyring:  # a command that was killed before the certificate
+        assert keyring_admin.destroy(keyring, *PERSON) == 2
+    for _ in range(2):
+        assert tool.main(_destroy(archive)) == 0
+    with archive.keyring() as keyring:
+        assert len(verify_certificate(keyring, archive.root / "erasure.json")["keys"]) == 2
+    path = archive.root / "erasure.json"
+    before = path.read_bytes()
+    for subjects in (("market/2",), ("market/1",), (*PERSON, "market/2")):
+        assert tool.main(_destroy(archive, subjects=subjects)) == 2
+    assert tool.main(_destroy(archive, "--folder", str(archive.root))) == 2
+    assert path.read_bytes() == before
+    assert _states(archive)["market/2"] == "active"
+
+
+def test_nothing_is_destroyed_if_a_subject_or_folder_does_not_exist(archive: SmallArchive) -> None:
+    assert tool.main(_destroy(archive, subjects=("market/1", "market/unknown"))) == 1
+    assert tool.main(_destroy(archive, "--folder", str(archive.root / "missing"))) == 2
+    assert tool.main([*archive.keys, "destroy", "market/1", "--yes", "--folder", "x"]) == 2
+    with archive.keyring() as keyring, pytest.raises(UsageError, match="nothing was destroyed"):
+        missing = archive.root / "missing/erasure.json"
+        erasure.destroy_with_certificate(keyring, PERSON, [], missing)
+    assert set(_states(archive).values()) == {"active"}
+    assert not (archive.root / "erasure.json").exists()
+
+
+def test_only_the_keys_of_originals(archive: SmallArchive) -> None:
+    (image,) = _file_names(archive, "market/1")[:1]
+    original = Path(image).with_suffix(".original")
+    with archive.keyring() as keyring:
+        key = new_file_key(keyring.sealing_key("market/1", ORIGINAL))
+        content = seal_original(key, b"source file", Metadata("1/0.jpg"), original.stem)
+    (archive.folder("market") / original).write_bytes(content)
+    command = _destroy(archive, "--original-only", subjects=("market/1",))
+    assert tool.main(command) == tool.main(command) == 0
+    with archive.keyring() as keyring:
+        statement = verify_certificate(keyring, archive.root / "erasure.json")
+        assert [key["purpose"] for key in statement["keys"]] == ["original"]
+        assert statement["folders"][0]["files"] == [str(original)]
+        keyring.sealing_key("market/1")
+        with pytest.raises(DestroyedKey, match="rotate --original"):
+            keyring.sealing_key("market/1", ORIGINAL)
+        with pytest.raises(MissingKey, match="purpose 'original'"):
+            keyring_admin.destroy(keyring, "market/2", purpose=ORIGINAL)
+
+
+def test_no_changed_byte_of_a_certificate_is_accepted(archive: SmallArchive) -> None:
+    path = archive.root / "erasure.json"
+    with archive.keyring() as keyring:
+        erasure.destroy_with_certificate(keyring, ["cuhk/8"], [archive.folder("cuhk")], path)
+        key = erasure.public_key(keyring)
+    good = path.read_bytes()
+    assert parse_certificate(good, key) == read_certificate(path, key)
+    rejected = (FormatError, Tampered)
+    for index, byte in enumerate(good):
+        for other in {byte ^ 1, ord(" ")} - {byte}:
+            with pytest.raises(rejected):
+                parse_certificate(good[:index] + bytes([other]) + good[index + 1 :], key)
+    signature = json.loads(good)["signature"].encode()
+    for changed in (b"", good[:-1], good + b"\n", b" " + good, good.decode().encode("utf-16"),
+                    good.replace(signature, signature.upper()),
+                    good.replace(signature, b""), b"[]", b"{}", b"[" * 100_000):  # fmt: skip
+        with pytest.raises(rejected):
+            parse_certificate(changed, key)
+    other_key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    with pytest.raises(Tampered, match="another keyring"):
+        read_certificate(path, other_key)
+
+
+def test_a_restored_backup_is_noticed(archive: SmallArchive) -> None:
+    shutil.copy(archive.path, archive.root / "backup.db")
+    assert tool.main(_destroy(archive)) == 0
+    shutil.copy(archive.root / "backup.db", archive.path)
+    path = archive.root / "erasure.json"
+    with archive.keyring() as keyring, pytest.raises(KeyringCorrupt, match="2 of the 2 keys"):
+        verify_certificate(keyring, path)
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_during_expire_changes_nothing(
+    archive: SmallArchive, set_day: Callable[[int], None]
+) -> None:
+    set_day(40)
+    expire = [*archive.keys, "expire", "--older-than", "30d", "--yes"]
+
+    def child() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))  # too small for the journal
+        os._exit(tool.main(expire))
+
+    assert _exit_code(child) == 3
+    assert set(_states(archive).values()) == {"active"}
+    assert tool.main(expire) == 0
+
+
+def test_a_full_disk_after_the_destruction_is_reported_and_the_command_completes_it(
+    archive: SmallArchive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise StorageError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erasure, "write_new_private", full)
+        assert tool.main(_destroy(archive)) == 3
+    error = capsys.readouterr().err
+    assert "the keys were destroyed, but there is no certificate" in error
+    assert "run the same command again" in error
+    assert list(archive.root.glob("*.json")) == []
+    assert tool.main(_destroy(archive)) == 0
+
+
+def test_two_processes_destroy_and_seal_at_once(archive: SmallArchive) -> None:
+    context = multiprocessing.get_context("fork")
+
+    def seal() -> None:
+        with archive.keyring() as keyring:
+            keyring.ensure(f"new/{number}" for number in range(10))
+            for number in range(10, 15):
+                keyring.sealing_key(f"new/{number}")
+
+    commands = (seal, lambda: tool.main(_destroy(archive)), lambda: tool.main(_destroy(archive)))
+    processes = [context.Process(target=command) for command in commands]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    with archive.keyring() as keyring:
+        statement = verify_certificate(keyring, archive.root / "erasure.json")
+        assert len(statement["keys"]) == 2
+        assert len([row for row in keyring.rows if row.state == "active"]) == 17
+
+
+def _exit_code(child: Callable[[], object]) -> int | None:
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _kill_at_random_moments(
+    template: SmallArchive,
+    root: Path,
+    command: Callable[[SmallArchive], list[str]],
+    check: Callable[[SmallArchive], None],
+    kills: int,
+) -> None:
+    """Kill a command `kills` times, check the archive each time, and let the command complete."""
+    chance, context = random.Random(7), multiprocessing.get_context("fork")
+    longest, killed = 0.2, 0
+    while killed < kills:
+        archive = _copy(template, root / "killed")
+        process = context.Process(target=tool.main, args=(command(archive),))
+        process.start()
+        start = time.monotonic()
+        process.join(chance.random() * longest)
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+            killed += 1
+        else:
+            longest = max(0.01, 0.8 * (time.monotonic() - start))  # more kills hit the command
+        check(archive)
+        assert tool.main(command(archive)) == 0
+        check(archive)
+        shutil.rmtree(archive.root)
+
+
+def _check_certificate(archive: SmallArchive) -> None:
+    """A certificate never states more than what happened, and there is no half a file."""
+    path = archive.root / "erasure.json"
+    assert [name.name for name in archive.root.glob("*.json")] == [path.name] * path.exists()
+    with archive.keyring() as keyring:
+        states = {row.state for label in PERSON for row in keyring.rows_of(label)}
+        assert len(states) == 1  # all or none
+        if path.exists():
+            statement = verify_certificate(keyring, path)
+            assert [len(folder["files"]) for folder in statement["folders"]] == [3, 2]
+            assert states == {"destroyed"}
+        assert keyring.active_row("market/2") is not None
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments_of_destroy_with_certificate(
+    template: SmallArchive, tmp_path: Path, kills: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _kill_at_random_moments(template, tmp_path, _destroy, _check_certificate, kills)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments_of_expire(
+    template: SmallArchive,
+    tmp_path: Path,
+    kills: int,
+    set_day: Callable[[int], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    set_day(40)
+
+    def command(archive: SmallArchive) -> list[str]:
+        return [*archive.keys, "expire", "--older-than", "30d", "--yes"]
+
+    def check(archive: SmallArchive) -> None:
+        assert len(set(_states(archive).values())) == 1  # all or none
+
+    _kill_at_random_moments(template, tmp_path, command, check, kills)
+
+
+@pytest.mark.parametrize("name", ["destroy", "_certificate", "write_new_private"])
+def test_kill_9_between_the_steps_of_a_destruction(
+    archive: SmallArchive, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = getattr(erasure, name)
+
+    def kill(*args: object, **options: object) -> None:
+        step(*args, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erasure, name, kill)
+        assert _exit_code(lambda: tool.main(_destroy(archive))) == -signal.SIGKILL
+    _check_certificate(archive)
+    assert (archive.root / "erasure.json").exists() == (name == "write_new_private")
+    assert tool.main(_destroy(archive)) == 0
+    _check_certificate(archive)
+    with Keyring.open(archive.path, archive.master) as keyring:
+        assert not [row for label in PERSON for row in keyring.rows_of(label) if row.wrapped]
