@@ -59,7 +59,8 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.PRETRAIN_PATH", "", PathText(optional=True),
         "file or folder with ImageNet weights, searched first"),
     Key("MODEL.PRETRAIN_DIR", "", PathText(optional=True),
-        "folder of the checkpoint that PRETRAIN_CHOICE self loads"),
+        "folder of the checkpoint that PRETRAIN_CHOICE self loads; for a training, a re-ID network "
+        "alone (mode C) is enough"),
     Key("MODEL.CENTER_LOSS", "on", OnOff(), "whether the centre loss is added"),
     Key("MODEL.WEIGHT_REGULARIZED_TRIPLET", "on", OnOff(),
         "weighted regularised triplet loss; off: batch-hard triplet loss with SOLVER.MARGIN"),

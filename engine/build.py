@@ -77,7 +77,8 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     # One process of each machine downloads the start weights, if necessary.
     model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
-        _load_start_weights(model, from_main(lambda: load_pretrained(cfg)), label_of)
+        start = from_main(lambda: load_pretrained(cfg, as_start=True))
+        _load_start_weights(model, start, label_of)
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)
     centers = nn.Identity() if objectives.centers is None else objectives.centers
     centers.to(model.device)
@@ -143,6 +144,11 @@ def _load_start_weights(model: Model, weights: LoadedWeights, label_of: Mapping[
             " others" if num_recorded == len(label_of) else "",
         )  # fmt: skip
     leave_out = () if is_same else (CLASSIFIER_KEY,)
+    if new := sorted(set(model.nets.official_networks) - set(weights.networks)):
+        _LOGGER.info(
+            "Networks that start from random weights, because %s does not contain them: %s",
+            weights.source, ", ".join(new),
+        )  # fmt: skip
     with naming_keys(*SHAPE_KEYS):
         load_networks(model.nets.official_networks, weights, leave_out=leave_out)
 

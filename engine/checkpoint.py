@@ -137,12 +137,15 @@ def _is_state(letter: object, state: object) -> bool:
     )
 
 
-def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
+def find_weights(
+    folder: Path, needed: tuple[str, ...], *, or_only_reid: bool = False
+) -> LoadedWeights:
     """Read the best weights of a folder, or else the latest; native files before official ones.
 
     Args:
         folder: OUTPUT_DIR of a training, or a folder of official files.
         needed: Letters of the networks that must be in it.
+        or_only_reid: Whether a checkpoint of the re-ID network alone is also accepted.
 
     Raises:
         CheckpointError: The folder, a checkpoint or one of the networks is missing.
@@ -168,7 +171,8 @@ def find_weights(folder: Path, needed: tuple[str, ...]) -> LoadedWeights:
             epoch, info = 0, {}
         else:
             continue
-        _require(networks, needed, source)
+        if not (or_only_reid and set(networks) == {"C"}):
+            _require(networks, needed, source)
         return LoadedWeights(networks, which, source, epoch, info)
     raise CheckpointError(
         f"'{folder}' contains no checkpoint; expected {NATIVE_NAMES['best']}, "

@@ -54,6 +54,8 @@ PUBLISHED_ARCHITECTURE: Mapping[str, Any] = {
 }
 
 
+# Keys that the re-ID network does not depend on.
+_NOT_OF_REID = {"MODEL.NGF", "MODEL.NDF", "UNET.NUM_DOWNS"}
 # Keys that the shapes of weights depend on, for messages.
 SHAPE_KEYS = ("MODEL.NAME", "MODEL.NGF", "MODEL.NDF", "UNET.NUM_DOWNS")
 
@@ -201,17 +203,25 @@ def compile_model(cfg: CfgNode, model: Model, num_images: float = math.inf) -> N
     _LOGGER.info("The first steps take minutes longer: they compile the networks (RUNTIME.COMPILE)")
 
 
-def load_pretrained(cfg: CfgNode) -> LoadedWeights:
+def load_pretrained(cfg: CfgNode, *, as_start: bool = False) -> LoadedWeights:
     """Read the weights in MODEL.PRETRAIN_DIR: the best ones, or else the latest.
+
+    Args:
+        cfg: The configuration.
+        as_start: Whether a training starts from them. It may then be a re-ID network alone.
 
     Raises:
         UserError: The weights are missing or damaged, or have another architecture than the
             configuration.
     """
     with naming_keys("MODEL.PRETRAIN_DIR", "MODEL.MODE"):
-        weights = find_weights(Path(cfg.MODEL.PRETRAIN_DIR), NEEDED[cfg.MODEL.MODE])
+        folder, needed = Path(cfg.MODEL.PRETRAIN_DIR), NEEDED[cfg.MODEL.MODE]
+        weights = find_weights(folder, needed, or_only_reid=as_start)
     # A checkpoint of the joint model contains the baseline's network, so modes may differ.
-    recorded = {k: v for k, v in weights.info.get("architecture", {}).items() if k != "MODEL.MODE"}
+    differ = {"MODEL.MODE"}
+    if set(weights.networks) == {"C"}:
+        differ |= _NOT_OF_REID
+    recorded = {k: v for k, v in weights.info.get("architecture", {}).items() if k not in differ}
     differing = changed_values(recorded, architecture(cfg))
     if differing:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from engine.build import build_trainer
 from engine.trainer import Trainer
 from modeling.weights import CLASSIFIER_KEY
 from tests.fixtures import tiny
+from utils.errors import UserError
 
 ONE_EPOCH = ("SOLVER.MAX_EPOCHS", "1")
 States = dict[str, dict[str, Tensor]]
@@ -78,6 +79,34 @@ def test_the_same_identities_keep_the_classifier(tmp_path: Path, trained: Path) 
     states = _states(_trainer(tmp_path, trained))
     expected = tiny.native(trained, "best")["networks"]["C"][CLASSIFIER_KEY]
     assert torch.equal(states["C"][CLASSIFIER_KEY], expected)
+
+
+def test_the_joint_model_starts_from_a_reid_network_alone(
+    tmp_path: Path, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reid = shutil.copytree(trained, tmp_path / "reid")
+    content = tiny.native(reid, "best")
+    content["networks"] = {"C": content["networks"]["C"]}
+    content["info"]["architecture"] |= {"MODEL.MODE": "C", "MODEL.NGF": 64, "UNET.NUM_DOWNS": 7}
+    torch.save(content, reid / "checkpoint_best.pth")
+    trainer = _trainer(tmp_path, reid)
+    states = _states(trainer)
+    assert states.keys() == {"G", "G_R", "C", "D1", "D2"}
+    tiny.assert_equal(dict(states["C"]), dict(content["networks"]["C"]), "C")
+    assert "start from random weights" in caplog.text
+    assert "D1, D2, G, G_R" in caplog.text
+    assert trainer.fit() is not None
+
+
+def test_start_weights_of_a_part_of_the_joint_model_are_refused(
+    tmp_path: Path, trained: Path
+) -> None:
+    part = shutil.copytree(trained, tmp_path / "part")
+    content = tiny.native(part, "best")
+    del content["networks"]["G_R"]
+    torch.save(content, part / "checkpoint_best.pth")
+    with pytest.raises(UserError, match="has no network G_R"):
+        _trainer(tmp_path, part)
 
 
 def _plain(state: dict[str, Tensor], path: Path) -> None:
