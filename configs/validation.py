@@ -148,10 +148,10 @@ def _pair_terms(cfg: CfgNode) -> Iterator[str]:
     mode = cfg.MODEL.OUTPUT_MODE
     for name in _PAIR_TERMS:
         weight = get_value(cfg, name)
-        if weight and mode != "both":
+        if weight and mode not in ("both", "joined"):
             yield (
-                f"{name} is {weight:g} with MODEL.OUTPUT_MODE {mode}; expected both, since the "
-                "loss compares raw and protected images"
+                f"{name} is {weight:g} with MODEL.OUTPUT_MODE {mode}; expected both or joined, "
+                "since the loss compares raw and protected images"
             )
 
 

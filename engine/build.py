@@ -55,6 +55,7 @@ _BEST_BY = {
     "both": ("raw", "protected"),
     "origin": ("raw", "raw"),
     "protected": ("protected", "protected"),
+    "joined": ("raw", "protected"),
 }
 
 

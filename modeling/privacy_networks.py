@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from modeling.discriminator import PatchDiscriminator
@@ -40,14 +41,25 @@ OUTPUT_MODES = {
     "both": (True, True),
     "origin": (True, False),
     "protected": (False, True),
+    "joined": (True, True),
 }
 
 
 def _reid_pair(
     reid: ReIDNetwork, raw: Tensor, protected: Tensor, output_mode: str
 ) -> tuple[ReIDOutput | None, ReIDOutput | None]:
-    """Run the re-ID network on raw and protected images separately, as batch statistics differ."""
+    """Run the re-ID network on raw and on protected images.
+
+    As published, each kind is a batch of its own. Batch norm then normalises each kind by its own
+    statistics in training, and by the running mean of both in evaluation. The mode ``joined`` makes
+    one batch of both, so that training and evaluation agree.
+    """
     on_raw, on_protected = OUTPUT_MODES[output_mode]
+    if output_mode == "joined":
+        output = reid(torch.cat((raw, protected)))
+        parts = zip(*(value.chunk(2) for value in vars(output).values()), strict=True)
+        of_raw, of_protected = (ReIDOutput(*part) for part in parts)
+        return of_raw, of_protected
     return reid(raw) if on_raw else None, reid(protected) if on_protected else None
 
 

@@ -114,7 +114,12 @@ def test_generators_and_discriminators_are_updated_separately(
 
 @pytest.mark.parametrize(
     ("mode", "kinds"),
-    [("both", {"raw", "protected"}), ("origin", {"raw"}), ("protected", {"protected"})],
+    [
+        ("both", {"raw", "protected"}),
+        ("joined", {"raw", "protected"}),
+        ("origin", {"raw"}),
+        ("protected", {"protected"}),
+    ],
 )
 @pytest.mark.parametrize("model", ["GCR", "C"])
 def test_output_mode_chooses_the_images(

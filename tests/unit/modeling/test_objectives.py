@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from modeling.objectives import (
     weighted,
 )
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly, frozen
-from modeling.reid_network import ReIDOutput, ReIDPair
+from modeling.reid_network import PrivacyOutput, ReIDOutput, ReIDPair
 from utils.config_tree import changed
 from utils.errors import UserError
 
@@ -187,7 +188,12 @@ def test_frozen_restores_after_an_error_and_leaves_frozen_parameters_frozen() ->
 @pytest.mark.parametrize("mode", ["GCR", "C"])
 @pytest.mark.parametrize(
     ("output_mode", "kinds"),
-    [("both", {"raw", "protected"}), ("origin", {"raw"}), ("protected", {"protected"})],
+    [
+        ("both", {"raw", "protected"}),
+        ("joined", {"raw", "protected"}),
+        ("origin", {"raw"}),
+        ("protected", {"protected"}),
+    ],
 )
 def test_the_output_mode_chooses_the_images_of_the_identity_loss(
     make_cfg: MakeCfg, mode: str, output_mode: str, kinds: set[str]
@@ -200,6 +206,24 @@ def test_the_output_mode_chooses_the_images_of_the_identity_loss(
         name = "reid_protected_cross_entropy"
         other = reid_losses(nets(raw, desensitized.flip(3) * 0.5), LABEL, objectives)
         assert torch.equal(other[name], losses[name]) is (mode == "GCR")
+
+
+@pytest.mark.parametrize("mode", ["GCR", "C"])
+def test_joined_images_share_the_statistics_of_batch_norm(make_cfg: MakeCfg, mode: str) -> None:
+    raw, desensitized = images()
+    nets, _ = build(make_cfg, "MODEL.MODE", mode, "MODEL.OUTPUT_MODE", "joined")
+    alone = copy.deepcopy(nets.reid)
+    nets.train()
+    output = nets(raw, desensitized)
+    assert output.reid_raw is not None
+    assert output.reid_protected is not None
+    protected = output.anonymized.detach() if isinstance(output, PrivacyOutput) else desensitized
+    expected = alone.train()(torch.cat((raw, protected)))
+    halves = zip(vars(output.reid_raw).values(), vars(output.reid_protected).values(), strict=True)
+    for parts, whole in zip(halves, vars(expected).values(), strict=True):
+        torch.testing.assert_close(torch.cat(parts), whole)
+    for name, buffer in nets.reid.named_buffers():
+        torch.testing.assert_close(buffer, alone.get_buffer(name))
 
 
 def test_modes(make_cfg: MakeCfg) -> None:
