@@ -10,12 +10,13 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from tools.lib.command_line import Parser, exit_code_of
-from tools.lib.report import REPORT_NAME, write_report
+from tools.lib.report import CARD_NAME, REPORT_NAME, write_model_card, write_report
 
 _EXAMPLES = """examples:
   python3 tools/report.py demo/full-test                      one evaluation
   python3 tools/report.py demo/base-test demo/full-test       two side by side, in ./report.html
   python3 tools/report.py log/market --with-images            with images of real people
+  python3 tools/report.py demo/full-test --model-card         a model card to edit and publish
 
 A training, an evaluation and an attack write report.html by themselves. The page needs no network
 and no server. Images of real people are left out unless --with-images is given.
@@ -36,12 +37,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--with-images", action="store_true", help="embed images also if they show real people"
     )
+    parser.add_argument(
+        "--model-card", action="store_true",
+        help=f"write a model card instead, as Markdown (default: {CARD_NAME} in DIR)",
+    )  # fmt: skip
     parser.add_argument("--title", default="", help="heading of the page")
     args = parser.parse_args(argv)
+    if args.model_card and (len(args.folders) > 1 or args.with_images or args.title):
+        parser.error("--model-card takes one folder, and no --with-images or --title")
     alone = args.folders[0] if len(args.folders) == 1 else Path()
-    path = args.output or alone / REPORT_NAME
+    path = args.output or alone / (CARD_NAME if args.model_card else REPORT_NAME)
 
     def work() -> None:
+        if args.model_card:
+            write_model_card(args.folders[0], path)
+            print(f"The model card is {path}; fill in its gaps")
+            return
         write_report(args.folders, path, with_images=args.with_images, title=args.title)
         print(f"The report is {path}")
 

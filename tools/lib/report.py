@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from configs.defaults import KEY_BY_NAME
 from configs.published import STRENGTHS, published_rank1
@@ -24,10 +24,15 @@ from utils.errors import UserError
 from utils.files import write_text
 
 REPORT_NAME = "report.html"
+CARD_NAME = "MODEL_CARD.md"
 MAX_IMAGE_BYTES = 3_500_000  # of all embedded images, so that a page stays below 5 MB
 
 _NAMES = tuple("->".join(direction) for direction in DIRECTIONS)
 _KEYS = ("right", "wrong", "ciphertext")
+_KINDS = {
+    "GCR": "An anonymizer, a recovery network and a re-ID network that were trained together.",
+    "C": "A re-ID network that was trained on raw and on desensitized images.",
+}
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError)
 
 
@@ -47,28 +52,75 @@ def write_report(
     """
     runs = [read_run(folder) for folder in folders]
     budget = _ImageBudget(MAX_IMAGE_BYTES, with_images=with_images)
-    sections = []
-    for run in runs:
-        try:
-            sections.append(_section(run, budget))
-        except _DAMAGED as error:
-            raise UserError(
-                f"a file in {run.folder} does not have the expected content ({error!r}); "
-                "evaluate or attack again"
-            ) from error
     names = ", ".join(run.folder.name or str(run.folder) for run in runs)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja").render(
-        title=title or f"SecureReID: {names}", runs=sections, directions=_NAMES
+    page = _template("report.html.jinja", autoescape=True).render(
+        title=title or f"SecureReID: {names}",
+        runs=[_checked_section(run, budget) for run in runs],
+        directions=_NAMES,
     )
     write_text(path, page)
     return path
+
+
+def write_model_card(folder: Path, path: Path) -> None:
+    """Write a model card (Markdown) with the scores of a run and gaps for what only people know.
+
+    Args:
+        folder: Output folder of a training or an evaluation.
+        path: The Markdown file; never replaced, because people edit it.
+
+    Raises:
+        UserError: The file exists, or the folder contains no evaluation or a damaged file.
+    """
+    if path.exists():
+        raise UserError(f"model card {path} exists and may have been edited; give another --output")
+    run = read_run(folder)
+    if not run.results:
+        raise UserError(f"{folder} contains no evaluation; a model card needs its scores")
+    section = _checked_section(run, _ImageBudget(0, with_images=False))
+    height, width = run.config.get("INPUT.IMG_SIZE", ("?", "?"))
+    versions, notes = run.results.get("versions", {}), run.results.get("notes", {})
+    facts = {
+        "re-ID network": run.config.get("MODEL.NAME", "?"),
+        "image size": f"{height} x {width}",
+        "desensitized by": notes.get("desensitized by", "?"),
+        "epoch": run.results["epoch"],
+        "secure-reid, commit": f"{versions.get('secure-reid', '?')}, {versions.get('git', '?')}",
+        "torch": versions.get("torch", "?"),
+    }
+    # The path of the weights does not belong into a file that is published.
+    unused = ("weights: ", "desensitized by: ")
+    section["notes"] = [note for note in _notes(run) if not note.startswith(unused)]
+    trained_here = run.config.get("TEST.EVALUATE_ONLY") == "off"
+    text = _template("model_card.md.jinja", autoescape=False).render(
+        run=section,
+        kind=_KINDS[run.results["mode"]],
+        facts=facts.items(),
+        trained_on=run.config.get("DATASETS.NAMES", "") if trained_here else "",
+    )
+    write_text(path, text)
+
+
+def _template(name: str, *, autoescape: bool) -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
+
+
+def _checked_section(run: RunFiles, budget: _ImageBudget) -> dict[str, Any]:
+    try:
+        return _section(run, budget)
+    except _DAMAGED as error:
+        raise UserError(
+            f"a file in {run.folder} does not have the expected content ({error!r}); "
+            "evaluate or attack again"
+        ) from error
 
 
 def _section(run: RunFiles, budget: _ImageBudget) -> dict[str, Any]:

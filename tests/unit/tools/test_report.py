@@ -285,3 +285,29 @@ def test_a_browser_shows_it_without_errors_and_requests(whole_page: str, tmp_pat
     assert seen == {
         "broken": 0, "images": 2, "tables": 7, "charts": 5, "wide": False, "requests": [],
     }  # fmt: skip
+
+
+def test_a_model_card_has_the_scores_and_no_paths(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(run), "--model-card"]) == 0
+    text = (run / "MODEL_CARD.md").read_text("utf-8")
+    assert "| raw->raw | 87.5 | " in text
+    assert "| anonymized | " in text
+    assert "*(fill in: " in text
+    assert "10.1109/TIFS.2024.3356233" in text
+    assert str(run.parent) not in text
+    assert "No attacks were run" not in text
+    # It may have been edited, so a second call keeps it.
+    assert report.main([str(run), "--model-card"]) == 2
+    assert "may have been edited" in capsys.readouterr().err
+
+
+def test_a_model_card_needs_one_run_with_scores(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        report.main([str(run), str(run), "--model-card"])
+    (run / "results.json").unlink()
+    assert report.main([str(run), "--model-card"]) == 2
+    assert "a model card needs its scores" in capsys.readouterr().err
