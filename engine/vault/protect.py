@@ -213,6 +213,8 @@ def protect_folder(
     names = [name for part in all_gather([job.name for job in jobs]) for name in part]
     if options.keep_original:
         names += [original_name(name) for name in names]
+    elif options.overwrite:  # not replaced: see ExistingOutputs.check_no_original
+        names = [name for name in names if not os.path.lexists(target / original_name(name))]
     from_main(lambda: _unlist(target, key, names, overwrite=options.overwrite))
     pipeline = _Pipeline(source.root, target, model, keyring, options, listed, note)
     try:
