@@ -61,6 +61,8 @@ setup(
         "timm": ["timm>=1.0.29"],
         # tools/export.py writes ONNX files, and runs them to compare.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
+        # LPIPS in the model attacks; AlexNet's weights must be in torch's cache.
+        "lpips": ["torchmetrics>=1.9"],
         # The options of `securereid` in the shell.
         "completion": ["argcomplete>=3.1"],
     },

@@ -27,7 +27,14 @@ _COLOURS = {
     "aead": "#1f6fb4",
 }
 _DPI = 110
-_UNITS = {"rate": "share", "dB": "dB", "ssim": "SSIM", "r": "correlation", "s": "s"}
+_UNITS = {
+    "rate": "share",
+    "dB": "dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "r": "correlation",
+    "s": "s",
+}
 
 
 def verdict_chart(results: Sequence[Result], title: str) -> Image.Image:

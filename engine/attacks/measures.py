@@ -38,7 +38,7 @@ class Measure:
 
     Attributes:
         name: Name of the score, e.g. ``rank1``.
-        unit: ``rate``, ``dB``, ``ssim``, ``r`` or ``s``.
+        unit: ``rate``, ``dB``, ``ssim``, ``lpips``, ``r`` or ``s``.
         value: Score of the attack with its 95 % interval over identities.
         floor: Score without information, with its interval.
         decides: Whether the verdict depends on this measure.

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from engine.attacks.attack import Outcome, decibels, example_images, percent, reveals_own_identity
 from engine.attacks.context import AttackContext
 from engine.attacks.levels import CLEAR_LEVELS, fresh_key_observer
+from engine.attacks.linear import fit_linear
 from engine.attacks.linkage import link_measures
 from engine.attacks.measures import CurvePoint, Measure, image_measures
+from engine.attacks.perceptual import lpips_measure, reason_against_lpips
 from engine.attacks.restorer import Restorer
 from engine.attacks.training import Trained, train_recovery
 from modeling.reid_network import ReIDNetwork
+from utils.logger import get_logger
 
+_LOGGER = get_logger()
 BUDGET_PARTS = (16, 4, 1)
 _LEAST_IMAGES = 8
 
@@ -30,6 +34,7 @@ class ModelAttack:
     name: ClassVar[str] = "model"
     question: ClassVar[str] = "Can a network trained on public images reconstruct raw images?"
     title: ClassVar[str] = "Model attack"  # part of the seed
+    subject: ClassVar[str] = "an attacker's network"
     parts: ClassVar[tuple[int, ...]] = BUDGET_PARTS
 
     def reason_against(self, level: str) -> str:  # noqa: ARG002
@@ -41,6 +46,7 @@ class ModelAttack:
         stored, truth = context.stored(level), context.unit(context.plain("private", "raw"))
         guess = context.mean_public("raw")
         show = example_images(context.private.pids)
+        no_lpips = reason_against_lpips(*truth.shape[-2:])
         columns = {"raw": truth[show], "stored": context.unit(stored.observed[show])}
         points, trained = [], {}
         for part, budget in zip(
@@ -48,7 +54,10 @@ class ModelAttack:
         ):
             trained[budget] = self._train(context, level, budget)
             recovered = context.bench.pictures(trained[budget].network, stored.observed)
-            measures = image_measures(recovered, truth, guess, context.private.pids, context.seed)
+            compared = (recovered, truth, guess, context.private.pids, context.seed)
+            measures = image_measures(*compared)
+            if not no_lpips:
+                measures += (lpips_measure(*compared, context.bench.device),)
             points.append(CurvePoint(budget, (*measures, *_reid(context, recovered))))
             columns["all images" if part == 1 else f"1/{part} of them"] = recovered[show]
         columns["guess without the image"] = guess.expand_as(truth[show])
@@ -56,14 +65,15 @@ class ModelAttack:
         result = context.result(
             self.name,
             level,
-            _sentence(last, context.settings.budget),
+            _sentence(self.subject, last, context.settings.budget),
             measures=last,
             curve_of="public images the attacker trains on" if len(points) > 1 else "",
             curve=tuple(points) if len(points) > 1 else (),
             details={
-                "updates": context.bench.steps,
+                "updates": self.updates(context),
                 "best_update": {str(k): v.best_step for k, v in trained.items()},
                 "validation_psnr_db": {str(k): v.validation for k, v in trained.items()},
+                **({"no_lpips": no_lpips} if no_lpips else {}),
             },
         )
         return Outcome(result, columns)
@@ -71,6 +81,10 @@ class ModelAttack:
     def make_network(self, context: AttackContext) -> Callable[[], nn.Module]:
         """Return the function that builds the attacker's network."""
         return context.factories.recovery
+
+    def updates(self, context: AttackContext) -> int:
+        """Return the number of updates of each network."""
+        return context.bench.steps
 
     def _train(self, context: AttackContext, level: str, budget: int) -> Trained:
         return train_recovery(
@@ -97,6 +111,31 @@ class RestorerAttack(ModelAttack):
         return Restorer
 
 
+class LinearAttack(ModelAttack):
+    """Fits a linear regression from stored to raw images instead of a network."""
+
+    name: ClassVar[str] = "model-linear"
+    question: ClassVar[str] = "Can a linear regression reconstruct raw images?"
+    subject: ClassVar[str] = "a linear regression"
+    parts: ClassVar[tuple[int, ...]] = (1,)
+
+    def updates(self, context: AttackContext) -> int:  # noqa: ARG002
+        """Return 0: the regression has a closed form."""
+        return 0
+
+    def _train(self, context: AttackContext, level: str, budget: int) -> Trained:
+        linear, penalty, psnr_db = fit_linear(
+            context.plain("public", level)[:budget],
+            context.plain("public", "raw")[:budget],
+            fresh_key_observer(level),
+            (context.imitated("validation", level).observed, context.plain("validation", "raw")),
+            context.bench,
+        )
+        _LOGGER.info("Linear regression on %s: penalty %g, held-out PSNR %.2f dB", level, penalty,
+                     psnr_db)  # fmt: skip
+        return Trained(linear, best_step=0, validation=psnr_db)
+
+
 def budgets(total: int, parts: tuple[int, ...] = BUDGET_PARTS) -> list[int]:
     """Return the data budgets of the curve, ascending; the last one is ``total``."""
     least = min(total, _LEAST_IMAGES)
@@ -115,7 +154,7 @@ def _reid(context: AttackContext, recovered: Tensor) -> tuple[Measure, ...]:
     )
 
 
-def _sentence(measures: tuple[Measure, ...], budget: int) -> str:
+def _sentence(subject: str, measures: tuple[Measure, ...], budget: int) -> str:
     by_name = {measure.name: measure for measure in measures}
     own = (
         "they reveal the identity, by "
@@ -123,10 +162,12 @@ def _sentence(measures: tuple[Measure, ...], budget: int) -> str:
         if reveals_own_identity(measures)
         else "they do not reveal the identity"
     )
+    lpips = by_name.get("lpips")
+    distance = f", LPIPS {lpips.value.value:.3f}" if lpips else ""
     return (
-        f"Trained on {budget} public images, an attacker's network reconstructs private images at "
-        f"{decibels(by_name['psnr'])}; {own}. A search with them ranks the right identity first in "
-        f"{percent(by_name['recovered_rank1'])} of cases."
+        f"Trained on {budget} public images, {subject} reconstructs private images at "
+        f"{decibels(by_name['psnr'])}{distance}; {own}. A search with them ranks the right "
+        f"identity first in {percent(by_name['recovered_rank1'])} of cases."
     )
 
 

@@ -20,6 +20,7 @@ from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
 from engine.attacks.measures import FAILS, NOT_APPLICABLE, SETTINGS_NAME, Result, not_applicable
 from engine.attacks.network_attacks import (
     AuthorisedReID,
+    LinearAttack,
     ModelAttack,
     PublicReID,
     RestorerAttack,
@@ -48,6 +49,7 @@ _ALL: tuple[Attack, ...] = (
     TunedReID(),
     ModelAttack(),
     RestorerAttack(),
+    LinearAttack(),
 )
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ALL}
 

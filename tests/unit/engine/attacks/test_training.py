@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attacks import training
+from engine.attacks.linear import PENALTIES, LinearMap, fit_linear
 from engine.attacks.measures import FAILS, HOLDS
 from engine.attacks.network_attacks import budgets
 from engine.attacks.restorer import Restorer
@@ -189,3 +190,40 @@ def test_the_restorer_sees_through_a_blur_and_not_through_aead() -> None:
     assert blurred.verdict == FAILS
     assert not blurred.curve
     assert ATTACKS["model-restorer"].run(scene, "aead").result.verdict == HOLDS
+
+
+def test_the_linear_map_is_ridge_regression() -> None:
+    generator = torch.Generator().manual_seed(3)
+    stored, raw, new = (torch.randn(n, 3, 4, 2, generator=generator) for n in (40, 40, 5))
+    linear = LinearMap(stored, raw)
+    for penalty in (1e-4, 0.1):
+        linear.set_penalty(penalty)
+        rows, targets = ((x - x.mean(0)).flatten(1).double() for x in (stored, raw))
+        gram = rows.T @ rows  # 24 x 24, of full rank: all components are used
+        ridge = penalty * torch.linalg.eigvalsh(gram).mean() * torch.eye(len(gram))
+        weights = torch.linalg.solve(gram + ridge, rows.T @ targets)
+        expected = (new - stored.mean(0)).flatten(1).double() @ weights
+        estimate = (linear(new) - raw.mean(0)).flatten(1)
+        torch.testing.assert_close(estimate, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_linear_map_undoes_a_linear_change_and_keeps_the_best_penalty() -> None:
+    raw = PIXELS.normalize(image_set(1, 40, 3, seed=1).raw)
+    held_out = PIXELS.normalize(image_set(90, 4, 3, seed=2).raw)
+    linear, penalty, psnr_db = fit_linear(-raw, raw, lambda x: x, (-held_out, held_out), bench(1))
+    assert penalty == min(PENALTIES)
+    assert psnr_db > 40
+    assert not linear.training
+    noise = torch.randn(raw.shape, generator=torch.Generator().manual_seed(1))
+    _, penalty, noisy_db = fit_linear(noise, raw, lambda x: x, (held_out, held_out), bench(1))
+    assert penalty > min(PENALTIES)
+    assert noisy_db < psnr_db
+
+
+def test_the_linear_attack_sees_through_a_blur_and_not_through_aead() -> None:
+    scene = make_scene()
+    blurred = ATTACKS["model-linear"].run(scene, "anonymized").result
+    assert blurred.verdict == FAILS
+    assert blurred.sentence.startswith("Trained on 60 public images, a linear regression")
+    assert blurred.details["updates"] == 0
+    assert ATTACKS["model-linear"].run(scene, "aead").result.verdict == HOLDS
