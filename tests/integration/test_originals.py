@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from modeling.encryption.sealed_image import Metadata, new_file_key
 from modeling.encryption.sealed_original import seal_original
 from tests.fixtures.format_reader import Archive, open_original
 from tests.fixtures.protection import PEOPLE, Scene, draw
+from tools import keyring as keyring_tool
 from tools.protect import main
 
 CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
@@ -248,10 +248,9 @@ def test_imported_keys_reveal_the_files_of_their_subject(kept: Scene) -> None:
 def test_destroying_the_keys_of_originals_makes_a_folder_irreversible_again(
     kept: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with kept.keyring() as keyring, keyring.writing():
-        for row in keyring.rows:
-            if row.purpose == ORIGINAL:
-                keyring.put(replace(row, state="destroyed", label_ct=None), None)
+    for person in PEOPLE:
+        command = ["destroy", f"photos/{person}", "--original-only", "--yes"]
+        assert keyring_tool.main([*kept.keys, *command]) == 0
     capsys.readouterr()
     assert _reveal(kept) == 1
     captured = capsys.readouterr()
