@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_weight
 
 from utils.errors import UserError
 from utils.limits import MAX_IDENTITIES
@@ -298,6 +297,8 @@ def _downloaded(weights: ImageNetWeights, tried: list[str], fetch: Fetch) -> tup
 
 def _fetch(known: KnownFile, file: Path) -> None:
     """Download from torchvision's URL; the file appears when it is complete and verified."""
+    from torchvision.models import get_weight  # noqa: PLC0415 - takes seconds
+
     torch.hub.download_url_to_file(
         get_weight(known.torchvision).url, str(file), hash_prefix=known.digest_start, progress=True
     )

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.io import loadmat
 
 from data.images import describe_content
 from data.problems import DatasetError
@@ -108,6 +107,8 @@ def read_protocol(path: Path) -> Protocol:
     Raises:
         DatasetError: The file is not such a protocol.
     """
+    from scipy.io import loadmat  # noqa: PLC0415 - no other data set needs it
+
     check_format(path, "matlab5")
     try:
         content = loadmat(str(path))

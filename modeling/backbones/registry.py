@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layers.pixels import PixelSpace
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
@@ -39,9 +38,9 @@ class ReIDDesign:
     imagenet: ImageNetWeights | None = None
 
 
-_RESNET18 = partial(ResNetBackbone, BasicBlock, (2, 2, 2, 2))
-_RESNET50 = partial(ResNetBackbone, Bottleneck, (3, 4, 6, 3))
-_RESNET101 = partial(ResNetBackbone, Bottleneck, (3, 4, 23, 3))
+_RESNET18 = partial(ResNetBackbone, (2, 2, 2, 2), bottleneck=False)
+_RESNET50 = partial(ResNetBackbone, (3, 4, 6, 3), bottleneck=True)
+_RESNET101 = partial(ResNetBackbone, (3, 4, 23, 3), bottleneck=True)
 
 # A backbone is added with one file and one line.
 REID_DESIGNS: dict[str, ReIDDesign] = {

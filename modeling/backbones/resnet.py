@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.resnet import ResNet as ClassificationResNet
 
 from layers.non_local import NonLocalBlock
 from layers.recompute import Recomputable
@@ -37,19 +35,19 @@ RESNET101_WEIGHTS = _weights(
 )
 
 
-class ResNetBackbone(ClassificationResNet, Backbone, Recomputable):
+class ResNetBackbone(Backbone, Recomputable):
     """torchvision's ResNet without its head, with the changes of AGW.
 
     Args:
-        block: Residual block.
         depths: Blocks in each of the four stages.
+        bottleneck: Whether a block has three convolutions (ResNet-50 and deeper) instead of two.
         non_local: Numbers of non-local blocks, after the last blocks of layer2 and of layer3.
         last_stride: Stride of layer4, 1 or 2; 1 keeps twice the resolution.
         stem_relu: Whether a ReLU follows the stem's batch norm. Published AGW checkpoints were
             trained without it.
     """
 
-    # Created by torchvision, which has no type annotations.
+    # Parts of torchvision's ResNet, with the names that checkpoints contain.
     conv1: nn.Module
     bn1: nn.Module
     relu: nn.Module
@@ -61,15 +59,21 @@ class ResNetBackbone(ClassificationResNet, Backbone, Recomputable):
 
     def __init__(
         self,
-        block: type[BasicBlock | Bottleneck],
         depths: Sequence[int],
         *,
+        bottleneck: bool,
         non_local: tuple[int, int] = (0, 0),
         last_stride: int,
         stem_relu: bool,
     ) -> None:
-        super().__init__(block, list(depths))
-        del self.fc, self.avgpool
+        # Loading torchvision takes seconds, and most commands build no ResNet.
+        from torchvision.models import resnet  # noqa: PLC0415
+
+        super().__init__()
+        block = resnet.Bottleneck if bottleneck else resnet.BasicBlock
+        for name, part in resnet.ResNet(block, list(depths)).named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, part)
         self.stem_relu = stem_relu
         self.out_channels = 512 * block.expansion
         _set_stride(self.layer4[0], last_stride)
@@ -104,7 +108,7 @@ class ResNetBackbone(ClassificationResNet, Backbone, Recomputable):
 
 def _set_stride(block: nn.Module, stride: int) -> None:
     """Set the stride of a stage's first block, in its 3x3 convolution and in its shortcut."""
-    strided = block.conv2 if isinstance(block, Bottleneck) else block.conv1
+    strided = block.conv2 if hasattr(block, "conv3") else block.conv1
     assert isinstance(strided, nn.Conv2d)
     assert isinstance(block.downsample, nn.Sequential)
     projection = block.downsample[0]
