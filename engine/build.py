@@ -40,8 +40,7 @@ from modeling.build import build_objectives
 from modeling.objectives import Objectives
 from modeling.privacy_networks import PrivacyNetworks
 from modeling.weights import CLASSIFIER_KEY, num_classes_of
-from solver.build import build_optimizers
-from solver.optimizers import Optimizers
+from solver.optimizers import Optimizers, build_optimizers
 from utils.config_tree import changed
 from utils.errors import UserError, naming_keys
 from utils.logger import get_logger

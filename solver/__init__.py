@@ -1,5 +1,5 @@
 """Optimizers and learning rates.
 
-- `build`: `build_optimizers`, `build_schedule`: from the configuration.
-- `optimizers`: `Optimizers`, `LearningRateSchedule`, `set_learning_rate`.
+- `optimizers`: `build_optimizers`, `build_schedule`: from the configuration; `Optimizers`,
+  `LearningRateSchedule`, `set_learning_rate`.
 """

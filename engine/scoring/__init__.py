@@ -7,5 +7,5 @@
 - `single_shot`: `score_single_shot`: one gallery image for each identity.
 - `image_quality`: `QualityAccumulator`, `structural_similarity`: PSNR and SSIM.
 - `bootstrap`: `Interval`, `retrieval_intervals`; `paired`: differences on the same queries.
-- `matching`, `products`, `ranking`, `neighbors`: steps of these scores.
+- `matching`, `products`, `ranking`: steps of these scores.
 """

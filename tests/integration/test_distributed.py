@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 from engine.train_step import StepOutput
 from engine.trainer import Trainer
 from engine.vault.keyring import Keyring
-from solver import build as solver_build
+from solver import optimizers
 from tests.fixtures import ranks, tiny
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import PEOPLE, make_scene
@@ -47,8 +47,8 @@ def _damped(patch: pytest.MonkeyPatch) -> None:
     Adam divides a gradient by its size, so it takes full steps along gradients that are only
     rounding errors (of a bias before a batch norm, for example), and curves would separate.
     """
-    adam = solver_build.Adam
-    patch.setattr(solver_build, "Adam", lambda *a, **k: adam(*a, **k, eps=1e-2))
+    adam = optimizers.Adam
+    patch.setattr(optimizers, "Adam", lambda *a, **k: adam(*a, **k, eps=1e-2))
 
 
 def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

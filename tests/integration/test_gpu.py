@@ -24,7 +24,7 @@ from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BatchTooLarge, step_that_fits
 from engine.trainer import Trainer
 from modeling.build import build_objectives
-from solver.build import build_optimizers
+from solver.optimizers import build_optimizers
 from tests.fixtures import tiny
 from tests.fixtures.curves import curve_of, worst_difference
 from tools.benchmarks.networks import NUM_CLASSES, network_config, random_batch

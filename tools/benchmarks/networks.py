@@ -17,7 +17,7 @@ from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
 from modeling.build import build_networks, build_objectives
 from modeling.privacy_networks import Networks, PrivacyNetworks
-from solver.build import build_optimizers
+from solver.optimizers import build_optimizers
 from tools.benchmarks.measuring import add_measuring_arguments
 from utils.config_tree import changed
 

@@ -28,7 +28,7 @@ from engine.supervision import Supervision, UpgradePolicy
 from modeling.build import build_objectives
 from modeling.objectives import discriminator_losses, generator_losses, reid_losses, weighted
 from modeling.privacy_networks import PrivacyNetworks, frozen
-from solver.build import build_optimizers
+from solver.optimizers import build_optimizers
 from tools.benchmarks.measuring import (
     Maker,
     Place,

@@ -26,7 +26,7 @@ from modeling.build import build_networks, build_objectives
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
 from modeling.privacy_networks import PrivacyNetworks
-from solver.build import build_optimizers
+from solver.optimizers import build_optimizers
 from tests.fixtures import tiny
 from tests.fixtures.fake_cuda import (
     CUDA,

@@ -12,8 +12,7 @@ from torch import nn
 from torch.optim import Adam
 
 from layers.losses import CenterLoss
-from solver.build import build_optimizers
-from solver.optimizers import Optimizers, set_learning_rate
+from solver.optimizers import Optimizers, build_optimizers, set_learning_rate
 from utils.errors import UserError
 
 if TYPE_CHECKING:

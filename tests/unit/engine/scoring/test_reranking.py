@@ -11,10 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scoring import neighbors, reranking
+from engine.scoring import reranking
 from engine.scoring.features import Features, UnitFeatures
-from engine.scoring.neighbors import Images, nearest_neighbors
-from engine.scoring.reranking import Reranker, score_reranked
+from engine.scoring.reranking import Images, Reranker, nearest_neighbors, score_reranked
 from engine.scoring.retrieval import score_retrieval
 from tests.fixtures.naive_retrieval import naive_reranked_distances, naive_scores
 from tests.fixtures.paths import GOLDEN
@@ -26,7 +25,6 @@ from utils.errors import UserError
 def layout(request, monkeypatch):
     """Tiles smaller than the sets, and similarities that are not kept."""
     if request.param != "whole":
-        monkeypatch.setattr(neighbors, "TILE", 32)
         monkeypatch.setattr(reranking, "TILE", 32)
     if request.param == "recomputed":
         monkeypatch.setattr(reranking, "_KEEP_MIB", 0.0)
