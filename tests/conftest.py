@@ -15,6 +15,7 @@ import torch
 from configs.loading import load
 from tests.fixtures.devices import mounted
 from tests.fixtures.paths import ROOT, SHARED_DATA
+from tests.fixtures.small_configs import SMALL
 from utils.logger import close_logger
 
 if TYPE_CHECKING:
@@ -24,41 +25,15 @@ if TYPE_CHECKING:
 # interrupt themselves or their children, so SIGINT must work in a background job as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Until all tests are collected: importing creates objects, and hardly any garbage.
+gc.disable()
+
 # The test processes already use all cores; more threads would only slow them down.
 torch.set_num_threads(1)
 
 # Same examples in every run. No deadlines, which would fail tests on a busy machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
-
-# The smallest model and data set through which every code path still runs.
-SMALL = (
-    "MODEL.DEVICE", "cpu",
-    "MODEL.NAME", "resnet18_nl",
-    "MODEL.NGF", "4",
-    "MODEL.NDF", "4",
-    "UNET.NUM_DOWNS", "5",
-    "INPUT.IMG_SIZE", "(64, 32)",
-    "INPUT.RADIUS", "8",
-    "INPUT.PADDING", "2",
-    "RUNTIME.PRECISION", "float32",
-    "SYNTHETIC.IDENTITIES", "16",
-    "SYNTHETIC.CAMERAS", "3",
-    "SYNTHETIC.IMAGES", "2",
-    "SOLVER.IMS_PER_BATCH", "8",
-    "SOLVER.MAX_EPOCHS", "2",
-    "SOLVER.VAL_PERIOD", "1",
-    "SOLVER.LOG_PERIOD", "1",
-    "TEST.IMS_PER_BATCH", "16",
-    "EVAL.REPORT", "off",
-    # Values that tests depend on, whatever the demo uses.
-    "SOLVER.BASE_LR", "0.00035",
-    "SOLVER.GAMMA", "0.1",
-    "SOLVER.STEPS", "(11, 13)",
-    "MODEL.PSNR", "1.0",
-    "MODEL.SSIM", "0.05",
-    "INPUT.RE_PROB", "0.5",
-)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,6 +52,7 @@ def pytest_collection_finish() -> None:
     """Exclude imported modules and tests from garbage collection; a full one took 0.25 s."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -58,8 +59,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def git_revision(folder: str | Path = _ROOT) -> str | None:
     """Return the commit of a checkout, followed by ``-dirty`` if files differ from it.
+
+    Determined once in a process, which keeps running the code that it has loaded.
 
     Returns:
         None if ``folder`` is not the top of a checkout, or git is missing. A copy of the project

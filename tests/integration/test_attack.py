@@ -15,10 +15,10 @@ from PIL import Image
 
 from configs import loading
 from engine.attacks.levels import LEVELS
-from engine.attacks.restorer import Restorer
 from engine.attacks.suite import ATTACKS, Suite
 from engine.checkpoint import NATIVE_NAMES
 from tests.fixtures import ranks, tiny
+from tests.fixtures.attack_scene import install_small_restorer
 from tests.fixtures.attacked import save_attackable
 from tests.fixtures.foreign import Colours, export_network, write_card
 from tools import attack, demo, export, frontier, match
@@ -47,7 +47,7 @@ def full_run(checkpoint: Path) -> Iterator[Path]:
     rng = random.Random(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.urandom", rng.randbytes)
-        patch.setattr("engine.attacks.network_attacks.Restorer", lambda: Restorer(4))
+        install_small_restorer(patch)
         assert attack.main(command(checkpoint, output)) == 0
     yield output
 

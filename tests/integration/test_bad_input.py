@@ -118,7 +118,7 @@ def test_upgradation_without_validation(tmp_path: Path, capsys: pytest.CaptureFi
 def test_an_existing_run_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     names = [path for path in run.rglob("*") if path.is_file() and path.name != "log.txt"]
     before = {path: path.read_bytes() for path in names}
     log = (run / "log.txt").read_text("utf-8")
@@ -144,7 +144,7 @@ def _damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "foreign"])
 def test_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "MODEL.MODE", "C")
+    run = tiny.trained(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     damaged = run / "checkpoint_latest.pth"
     _damage(damaged, how)
     left = damaged.read_bytes()
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "MODEL.MODE", "C")
+    run = tiny.trained(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     evaluate = ("TEST.EVALUATE_ONLY", "on", "MODEL.PRETRAIN_CHOICE", "self")
     folder = ("MODEL.PRETRAIN_DIR", str(run))
     # A baseline's folder, evaluated as the joint model.
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFi
         tmp_path, "MODEL.MODE", "C", *evaluate, *folder, "MODEL.LAST_STRIDE", "2", output="alone"
     )
     _fails(capsys, wider, "MODEL.LAST_STRIDE 1 (now 2)")
-    joint = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", output="joint")
+    joint = tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1", output="joint")
     for path in joint.glob("checkpoint_*.pth"):
         path.unlink()
     folder = ("MODEL.PRETRAIN_DIR", str(joint))
@@ -187,7 +187,7 @@ def test_a_nan_loss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is named, its batch saved, and the run can be resumed from the last checkpoint."""
-    whole = tiny.run(tmp_path, output="whole")
+    whole = tiny.finished()
     steps = len({line["step"] for line in tiny.losses(whole) if line["epoch"] == 1})
     step = JointStep.__call__
     calls = 0
@@ -221,7 +221,7 @@ def test_a_nan_loss(
 
 
 def test_a_network_with_nan_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     content = tiny.native(run, "best")
     for value in content["networks"]["G"].values():
         if value.is_floating_point():

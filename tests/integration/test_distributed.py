@@ -32,8 +32,6 @@ from utils.metric_writer import read_metrics
 
 RESUME = ("SOLVER.RESUME", "True")
 LATEST = "checkpoint_latest.pth"
-# What a fault may take: far more than it does, less than the minute that is promised.
-PROMPTLY_S = 50
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +79,7 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_evaluation_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
     """To the last bit; 5 does not divide the images, and one of three processes gets no image."""
-    trained = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    trained = tiny.finished("SOLVER.MAX_EPOCHS", "1")
     plan = _evaluation(trained, "TEST.IMS_PER_BATCH", "5", "EVAL.DETAILS", "on")
     one = tiny.run(tmp_path, *plan, output="one")
     few = ("TEST.IMS_PER_BATCH", "10")
@@ -102,7 +100,7 @@ def _has_epoch(folder: Path, epoch: int) -> bool:
 
 
 def _wait_for_epoch(folder: Path, epoch: int, *processes: BaseProcess) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + ranks.HANGS_S
     while not _has_epoch(folder, epoch):
         assert all(process.exitcode is None for process in processes), "ended too early"
         assert time.monotonic() < end
@@ -127,7 +125,7 @@ def test_a_killed_rank_is_named_and_the_run_restarts(tmp_path: Path, victim: int
     agent = ranks.launch(tmp_path, *plan, output="parts", restarts=1, prepare=_slow)
     _wait_for_epoch(tmp_path / "parts", 2, agent)
     os.kill(ranks.pid_of_rank(tmp_path, victim), signal.SIGKILL)
-    assert ranks.wait([agent], PROMPTLY_S) == [0], ranks.terminal(tmp_path)
+    assert ranks.wait([agent]) == [0], ranks.terminal(tmp_path)
     terminal = ranks.terminal(tmp_path)
     assert re.search(rf"exitcode: -9\) local_rank: {victim} ", terminal), terminal
     log = (tmp_path / "parts" / "log.txt").read_text("utf-8")
@@ -153,7 +151,7 @@ def _fails_in_epoch_2(patch: pytest.MonkeyPatch) -> None:
 def test_an_error_in_a_rank_is_reported_and_the_same_command_resumes(tmp_path: Path) -> None:
     parts, plan = tmp_path / "parts", ("MODEL.MODE", "C")
     agent = ranks.launch(tmp_path, *plan, output="parts", prepare=_fails_in_epoch_2)
-    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    assert ranks.wait([agent]) == [1]
     report = ranks.terminal(tmp_path).partition("Root Cause")[2]
     assert re.search(r"rank +: 1 .*RuntimeError: the fan has stopped", report, re.DOTALL), report
     assert tiny.native(parts)["epoch"] == 1
@@ -177,7 +175,7 @@ def _torchrun(folder: Path, *options: str, plan: tuple[str, ...], **environment:
 
 def _kill_last_rank(agent: Any, folder: Path) -> None:
     """Kill a process of an agent in epoch 2 or later."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + ranks.HANGS_S
     while not _has_epoch(folder / "parts", 2):
         assert agent.poll() is None, ranks.terminal(folder)
         assert time.monotonic() < end
@@ -194,7 +192,7 @@ def test_torchrun_itself(tmp_path: Path, restarts: int) -> None:
     options = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
     agent = _torchrun(tmp_path, *options, plan=plan)
     _kill_last_rank(agent, tmp_path)
-    code, terminal = agent.wait(120), ranks.terminal(tmp_path)
+    code, terminal = agent.wait(ranks.HANGS_S), ranks.terminal(tmp_path)
     assert code == (0 if restarts else 1), terminal
     if not restarts:
         report = terminal.partition("Root Cause")[2]
@@ -214,7 +212,7 @@ def test_machines_restart_together(tmp_path: Path) -> None:
     agents = [_torchrun(tmp_path, *options, plan=plan, **new_store) for _ in range(2)]
     try:
         _kill_last_rank(agents[1], tmp_path)
-        codes = [agent.wait(120) for agent in agents]
+        codes = [agent.wait(ranks.HANGS_S) for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
@@ -229,15 +227,15 @@ def test_machines_need_a_new_store_for_restarts(tmp_path: Path) -> None:
     options = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_id=two", "--rdzv_backend=c10d")
     options += (f"--rdzv_endpoint=127.0.0.1:{ranks.free_port()}", "--max-restarts=1")
     agents = [_torchrun(tmp_path, *options, plan=()) for _ in range(2)]
-    assert 0 not in [agent.wait(120) for agent in agents]
+    assert 0 not in [agent.wait(ranks.HANGS_S) for agent in agents]
     assert "needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in ranks.terminal(tmp_path)
 
 
 def test_a_restart_does_not_resume_what_the_first_start_refused(tmp_path: Path) -> None:
-    old = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    old = tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     before = (old / LATEST).read_bytes()
     agent = ranks.launch(tmp_path, restarts=1)
-    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    assert ranks.wait([agent]) == [1]
     assert ranks.terminal(tmp_path).count("error: ") == 2, ranks.terminal(tmp_path)
     assert "OUTPUT_DIR contains a training" in ranks.terminal(tmp_path)
     assert (old / LATEST).read_bytes() == before
@@ -261,7 +259,7 @@ def _not_a_number(patch: pytest.MonkeyPatch) -> None:
 def test_nan_on_one_rank_stops_all_before_a_checkpoint(tmp_path: Path) -> None:
     argv = tiny.arguments(tmp_path, *tiny.PERMISSIVE)
     processes = ranks.start(ranks.program, argv, _not_a_number, folder=tmp_path)
-    codes = ranks.wait(processes, PROMPTLY_S)
+    codes = ranks.wait(processes)
     text = ranks.terminal(tmp_path)
     assert codes == [1, 1], text
     assert "recovery = nan" in text
@@ -280,7 +278,7 @@ def _full_disk(patch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_disk_of_the_first_rank_ends_all(tmp_path: Path) -> None:
     agent = ranks.launch(tmp_path, prepare=_full_disk)
-    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    assert ranks.wait([agent]) == [1]
     terminal = ranks.terminal(tmp_path)
     assert terminal.count("error: cannot write pictures: No space left on device") == 1
     assert re.search(r"Root Cause.*rank +: 0 .*WriteError", terminal, re.DOTALL), terminal
@@ -293,14 +291,14 @@ def test_an_interrupt_ends_all(tmp_path: Path) -> None:
     _wait_for_epoch(tmp_path / "run", 1, agent)
     assert agent.pid is not None
     os.kill(agent.pid, signal.SIGINT)
-    assert ranks.wait([agent], PROMPTLY_S) == [1]
+    assert ranks.wait([agent]) == [1]
     assert ranks.terminal(tmp_path).count("interrupted; to continue") == 1, ranks.terminal(tmp_path)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     argv = tiny.arguments(tmp_path, "SOLVER.IMS_PER_BATCH", "12")
     processes = ranks.start(ranks.program, argv, None, folder=tmp_path)
-    codes = ranks.wait(processes, PROMPTLY_S)
+    codes = ranks.wait(processes)
     text = ranks.terminal(tmp_path)
     assert None not in codes
     assert 0 not in codes

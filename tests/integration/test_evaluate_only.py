@@ -73,7 +73,7 @@ def test_the_best_epoch_is_that_of_the_highest_rank1(tmp_path: Path) -> None:
 
 
 def test_official_files_alone_give_the_same_numbers(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path, *tiny.PERMISSIVE)
+    run = tiny.finished(*tiny.PERMISSIVE)
     native = tiny.results(tiny.run(tmp_path, *_evaluation(run), output="native"))
     official = tmp_path / "official"
     official.mkdir()
@@ -89,7 +89,7 @@ def test_official_files_alone_give_the_same_numbers(tmp_path: Path) -> None:
 
 def test_classes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     """The data set's training part has other identities than the checkpoint."""
-    run = tiny.run(tmp_path, "SYNTHETIC.IDENTITIES", "12")
+    run = tiny.finished()
     classes = len(torch.load(run / "epoch_best_net_C.pth", weights_only=True)["classifier.weight"])
     other = tiny.run(tmp_path, *_evaluation(run, "SYNTHETIC.IDENTITIES", "20"), output="other")
     assert classes == 12
@@ -99,7 +99,7 @@ def test_classes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["additive", "aead"])
 def test_key_states_and_headline(tmp_path: Path, scheme: str) -> None:
-    run = tiny.run(tmp_path)
+    run = tiny.finished()
     with_key = _evaluation(run, "ISED.SCHEME", scheme)
     result = tiny.results(tiny.run(tmp_path, *with_key, output="on"))
     without = tiny.results(
@@ -119,7 +119,7 @@ def test_key_states_and_headline(tmp_path: Path, scheme: str) -> None:
 
 
 def test_re_ranked_rows_are_added_to_the_plain_ones(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path)
+    run = tiny.finished()
     alone = tiny.run(tmp_path, *_evaluation(run, "TEST.RE_RANKING", "on"), output="alone")
     result = tiny.results(alone)
     plain, again = (_rows({"retrieval": result[k]}) for k in ("retrieval", "retrieval_reranked"))
@@ -129,7 +129,7 @@ def test_re_ranked_rows_are_added_to_the_plain_ones(tmp_path: Path) -> None:
 
 def test_in_the_folder_of_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only with SOLVER.RESUME, so that results of a training are not replaced by accident."""
-    run = tiny.run(tmp_path)
+    run = tiny.trained(tmp_path)
     before = {name: (run / name).read_bytes() for name in ("config.yml", "results.json")}
     capsys.readouterr()
     assert command.main(tiny.arguments(tmp_path, *_evaluation(run))) != 0
@@ -141,7 +141,7 @@ def test_in_the_folder_of_the_training(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_val_r1_is_ignored(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path, "MODEL.MODE", "C")
+    run = tiny.finished("MODEL.MODE", "C")
     alone = tiny.run(
         tmp_path, "MODEL.MODE", "C", *_evaluation(run, *tiny.PERMISSIVE), output="alone"
     )
@@ -152,9 +152,9 @@ def test_the_weights_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     run = tiny.run(tmp_path, "MODEL.VAL_R1", "1.0", "MODEL.VAL_R1_SLACK", "0.0")
     assert not tiny.native(run, "best")["info"]["best"]["qualified"]
     assert "no validation qualified" in tiny.results(run)["notes"]["weights"]
-    base = tiny.run(tmp_path, "MODEL.MODE", "C", output="base")
+    base = tiny.finished("MODEL.MODE", "C")
     assert "qualified" not in tiny.results(base)["notes"]["weights"]  # the baseline cannot qualify
-    qualified = tiny.run(tmp_path, *tiny.PERMISSIVE, output="qualified")
+    qualified = tiny.finished(*tiny.PERMISSIVE)
     assert tiny.native(qualified, "best")["info"]["best"]["qualified"]
     assert "no validation qualified" not in tiny.results(qualified)["notes"]["weights"]
     (run / "checkpoint_best.pth").unlink()
@@ -166,7 +166,7 @@ def test_the_weights_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_another_desensitizer_than_in_training_is_noted(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.finished("MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     same = tiny.results(tiny.run(tmp_path, "MODEL.MODE", "C", *_evaluation(run), output="same"))
     assert same["notes"]["desensitized by"] == "mosaic 8"
     assert "trained with" not in same["notes"]
@@ -177,7 +177,7 @@ def test_another_desensitizer_than_in_training_is_noted(tmp_path: Path) -> None:
 
 
 def test_the_number_of_skipped_images_is_noted(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path)
+    run = tiny.finished()
     root = Path(loading.load(run / "config.yml").DATASETS.ROOT_DIR)
     people = next(root.glob("synthetic*-12x2x2-*"))
     copy = shutil.copytree(people, tmp_path / "sets" / "own")

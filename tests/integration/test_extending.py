@@ -41,7 +41,7 @@ from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
 from modeling.encryption.primitives import existing_message_key, open_sealed, random_key, seal
 from modeling.objectives import GENERATOR_TERMS, GeneratorInput, Objectives
 from tests.fixtures import tiny, trees
-from tests.fixtures.attack_scene import make_scene
+from tests.fixtures.attack_scene import install_small_restorer, make_scene
 from utils.errors import UserError
 
 
@@ -231,6 +231,7 @@ def test_an_added_cipher_opens_what_it_sealed(make_cfg: Callable[..., CfgNode]) 
 @pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"brute-force", "reid-tuned"}))
 def test_an_added_cipher_is_attacked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.urandom", random.Random(1).randbytes)
+    install_small_restorer(monkeypatch)
     assert ATTACKS[name].reason_against("box") == ""
     assert ATTACKS[name].run(make_scene(), "box").result.verdict == HOLDS
 

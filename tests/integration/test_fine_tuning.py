@@ -27,11 +27,10 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.install(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def trained() -> Path:
     """OUTPUT_DIR of a tiny training on 12 identities."""
-    with tiny.tiny_backbone():
-        return tiny.run(tmp_path_factory.mktemp("trained"), *ONE_EPOCH)
+    return tiny.finished(*ONE_EPOCH)
 
 
 def _trainer(folder: Path, source: Path, *overrides: str) -> Trainer:

@@ -31,7 +31,7 @@ def _images(folder: Path) -> list[Path]:
 
 def test_no_file_of_a_run_contains_an_image(tmp_path: Path) -> None:
     assert _images(tiny.run(tmp_path, *OFF)) == []
-    on = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", output="on")
+    on = tiny.finished("SOLVER.MAX_EPOCHS", "1")
     names = {path.name for path in _images(on)}
     assert {"pictures.png", "epoch_001.png"} <= names
     assert any(name.startswith("events.") for name in names)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.fixtures import tiny
+from tests.fixtures import ranks, tiny
 from tests.fixtures.devices import mounted
 from utils.metric_writer import read_metrics
 
@@ -27,18 +25,6 @@ LATEST = "checkpoint_latest.pth"
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.install(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return OUTPUT_DIR of an undisturbed run with these overrides; each is run once."""
-
-    @functools.cache
-    def run(*overrides: str) -> Path:
-        with tiny.tiny_backbone():
-            return tiny.run(tmp_path_factory.mktemp("whole"), *overrides)
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -53,10 +39,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     ids=["without", "teacher", "average", "baseline", "noise"],
 )
 def test_two_epochs_equal_one_epoch_and_a_resume(
-    tmp_path: Path, whole: Callable[..., Path], overrides: tuple[str, ...]
+    tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    undisturbed = whole(*overrides)
-    parts = tiny.run(tmp_path, *overrides, "SOLVER.MAX_EPOCHS", "1", output="parts")
+    undisturbed = tiny.finished(*overrides)
+    parts = tiny.trained(tmp_path, *overrides, "SOLVER.MAX_EPOCHS", "1", output="parts")
     in_force = tiny.native(parts)["training"]["supervision"]["state"]["in_force"]
     assert in_force == ("MODEL.VAL_R1" in overrides)
     assert len(read_metrics(parts / "metrics.jsonl")) > 0
@@ -67,9 +53,9 @@ def test_two_epochs_equal_one_epoch_and_a_resume(
     assert log.count("Epoch[1] Iteration[1/") == log.count("Epoch[2] Iteration[1/") == 1
 
 
-def test_a_teacher_in_force_changes_the_training(whole: Callable[..., Path]) -> None:
+def test_a_teacher_in_force_changes_the_training() -> None:
     """Otherwise the test above would pass if a resume lost the teacher."""
-    runs = {"without": whole(), "teacher": whole(*tiny.PERMISSIVE)}
+    runs = {"without": tiny.finished(), "teacher": tiny.finished(*tiny.PERMISSIVE)}
     first, second = (tiny.losses(run) for run in runs.values())
     equal = {epoch: _train(first, epoch) == _train(second, epoch) for epoch in (1, 2)}
     assert equal == {1: True, 2: False}
@@ -95,7 +81,7 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
 
 def test_changed_values_are_logged(tmp_path: Path) -> None:
     """The log and the last config.yml show the values of each part of a training."""
-    tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     run = tiny.run(tmp_path, *RESUME, "SOLVER.BASE_LR", "0.01", "LOSS.GAN", "2")
     log = (run / "log.txt").read_text("utf-8")
     lines_of_changes = [line for line in log.splitlines() if "Values changed" in line]
@@ -124,7 +110,7 @@ def test_changed_values_are_logged(tmp_path: Path) -> None:
 def test_a_resume_uses_the_new_values(
     tmp_path: Path, changes: tuple[str, str], expected: str
 ) -> None:
-    tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    tiny.trained(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     before = tiny.native(tmp_path / "run")["networks"]["C"]
     run = tiny.run(tmp_path, "MODEL.MODE", "C", *RESUME, *changes)
     log = (run / "log.txt").read_text("utf-8")
@@ -142,7 +128,7 @@ def test_a_resume_uses_the_new_values(
 
 
 def test_unchanged_values_are_not_logged(tmp_path: Path) -> None:
-    tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", *RESUME)
     log = (run / "log.txt").read_text("utf-8")
     assert "Resumed after epoch 1" in log
@@ -150,7 +136,7 @@ def test_unchanged_values_are_not_logged(tmp_path: Path) -> None:
 
 
 def test_a_missing_config_does_not_prevent_a_resume(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1")
     (run / "config.yml").unlink()
     tiny.run(tmp_path, *RESUME)
     log = (run / "log.txt").read_text("utf-8")
@@ -158,11 +144,9 @@ def test_a_missing_config_does_not_prevent_a_resume(tmp_path: Path) -> None:
     assert (run / "config.yml").is_file()
 
 
-def test_with_fewer_checkpoints_a_resume_uses_the_last_one(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
+def test_with_fewer_checkpoints_a_resume_uses_the_last_one(tmp_path: Path) -> None:
     plan = ("SOLVER.MAX_EPOCHS", "3", "SOLVER.CHECKPOINT_PERIOD", "2", *tiny.PERMISSIVE)
-    undisturbed = whole(*plan)
+    undisturbed = tiny.finished(*plan)
     process = tiny.start(tmp_path, *plan, output="parts", slow_writes_s=0.05)
     _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 3))
     _kill(process)
@@ -171,9 +155,9 @@ def test_with_fewer_checkpoints_a_resume_uses_the_last_one(
     tiny.assert_same_end(undisturbed, tmp_path / "parts")
 
 
-def test_killed_during_a_save(tmp_path: Path, whole: Callable[..., Path]) -> None:
+def test_killed_during_a_save(tmp_path: Path) -> None:
     """The old file is complete, and the half-written new one is removed by the resume."""
-    undisturbed = whole(*tiny.PERMISSIVE)
+    undisturbed = tiny.finished(*tiny.PERMISSIVE)
     process = tiny.start(tmp_path, *tiny.PERMISSIVE, output="parts", slow_writes_s=0.4)
     parts = tmp_path / "parts"
     _wait_until(process, lambda: _has_epoch(parts, 1))
@@ -188,12 +172,10 @@ def test_killed_during_a_save(tmp_path: Path, whole: Callable[..., Path]) -> Non
     assert not list(parts.rglob(".*"))
 
 
-def test_killed_between_native_and_official_files(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
-    undisturbed = whole()
+def test_killed_between_native_and_official_files(tmp_path: Path) -> None:
+    undisturbed = tiny.finished()
     parts = shutil.copytree(undisturbed, tmp_path / "parts")
-    old = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", output="old")
+    old = tiny.finished("SOLVER.MAX_EPOCHS", "1")
     for letter in ("C", "D2"):
         name = f"epoch_latest_net_{letter}.pth"
         (parts / name).write_bytes((old / name).read_bytes())
@@ -202,9 +184,9 @@ def test_killed_between_native_and_official_files(
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(tmp_path: Path, whole: Callable[..., Path], kills: int) -> None:
+def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
     overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
-    undisturbed = whole(*overrides)
+    undisturbed = tiny.finished(*overrides)
     parts, rng = tmp_path / "parts", random.Random(kills)
     count = 0
     while count < kills:
@@ -223,13 +205,13 @@ def test_killed_at_random_moments(tmp_path: Path, whole: Callable[..., Path], ki
     tiny.assert_same_end(undisturbed, parts)
 
 
-def test_interrupted_by_ctrl_c(tmp_path: Path, whole: Callable[..., Path]) -> None:
-    undisturbed = whole()
+def test_interrupted_by_ctrl_c(tmp_path: Path) -> None:
+    undisturbed = tiny.finished()
     process = tiny.start(tmp_path, output="parts", slow_writes_s=0.1)
     _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 1))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
-    process.join(30)
+    process.join(ranks.HANGS_S)
     assert process.exitcode == 130
     terminal = (tmp_path / "terminal.txt").read_text("utf-8")
     assert "SOLVER.RESUME True" in terminal
@@ -239,15 +221,13 @@ def test_interrupted_by_ctrl_c(tmp_path: Path, whole: Callable[..., Path]) -> No
 
 
 @pytest.mark.parametrize("room_kib", [900, 1400])
-def test_disk_full_during_training(
-    tmp_path: Path, whole: Callable[..., Path], room_kib: int
-) -> None:
+def test_disk_full_during_training(tmp_path: Path, room_kib: int) -> None:
     """One error line; with more room the run resumes to the same end."""
     overrides = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
-    undisturbed = whole(*overrides)
+    undisturbed = tiny.finished(*overrides)
     with mounted(tmp_path / "device", f"size={room_kib}k") as device:
         process = tiny.start(tmp_path, *overrides, output="device/run")
-        process.join(60)
+        process.join(ranks.HANGS_S)
         terminal = (tmp_path / "terminal.txt").read_text("utf-8")
         assert process.exitcode not in (0, None), terminal
         assert "Traceback" not in terminal
@@ -273,7 +253,7 @@ def _has_epoch(folder: Path, epoch: int) -> bool:
 
 def _wait_until(process: BaseProcess, condition: object) -> None:
     assert callable(condition)
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + ranks.HANGS_S
     while not condition():
         assert process.exitcode is None, "the run ended before it could be disturbed"
         assert time.monotonic() < give_up

@@ -12,12 +12,10 @@ from tests.fixtures import tiny
 from tools import visualize
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def trained() -> Path:
     """Return the output folder of a tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch)
-        return tiny.run(tmp_path_factory.mktemp("run"), "SOLVER.MAX_EPOCHS", "1")
+    return tiny.finished("SOLVER.MAX_EPOCHS", "1")
 
 
 def draw(trained: Path, output: Path, kind: str, *options: str) -> int:

@@ -13,20 +13,7 @@ import pytest
 
 from tests.fixtures.paths import ROOT
 
-FOLDERS = frozenset(
-    (
-        "configs",
-        "data",
-        "engine",
-        "layers",
-        "modeling",
-        "securereid",
-        "solver",
-        "tools",
-        "utils",
-        "tests",
-    )
-)
+FOLDERS = frozenset(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # Package -> other packages that it may import. Only tools and tests import `configs`; build
 # functions receive the configuration as an argument.
 ALLOWED = {

@@ -32,7 +32,7 @@ from data.registry import load_splits
 from tests.fixtures.paths import ROOT
 from utils.errors import UserError
 
-SMALL = {"identities": 4, "cameras": 3, "images": 2}
+SMALL = {"identities": 2, "cameras": 2, "images": 2}
 NAME = re.compile(r"(\d{4})_c([1-9])s(\d)_(\d{6})_(\d{2})\.jpg")
 
 
@@ -72,7 +72,7 @@ def test_another_seed_is_another_folder_with_other_people(tree, tmp_path):
     assert not images[0] & images[1]
 
 
-@pytest.mark.parametrize("change", [{"identities": 5}, {"cameras": 2}, {"images": 3}, {"seed": 9}])
+@pytest.mark.parametrize("change", [{"identities": 3}, {"cameras": 3}, {"images": 3}, {"seed": 9}])
 def test_every_parameter_is_in_the_name(change):
     assert SyntheticOptions(**SMALL).folder != SyntheticOptions(**(SMALL | change)).folder
 
@@ -101,16 +101,16 @@ def test_splits_share_no_identity_and_are_complete(tree):
 def test_one_query_per_identity_and_camera_with_a_match_elsewhere(tree, queries, gallery):
     asked, offered = names_in(tree, queries), names_in(tree, gallery)
     assert len(asked) == len(set(asked))
-    assert {camera for _, camera in asked} == {1, 2, 3}
+    assert {camera for _, camera in asked} == {1, 2}
     for pid, camera in asked:
         assert any(p == pid and c != camera for p, c in offered)
 
 
 def test_the_loader_reads_it(tree):
     splits = load_splits("synthetic", tree.parent, synthetic_options=SMALL | {"seed": 1})
-    assert len(splits.train) == 4 * 3 * 2
+    assert len(splits.train) == 2 * 2 * 2
     assert splits.has_validation
-    assert {s.camid for s in splits.query} == {0, 1, 2}
+    assert {s.camid for s in splits.query} == {0, 1}
 
 
 def test_the_size_of_images_and_the_record_of_a_set(tree):

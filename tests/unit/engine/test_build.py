@@ -52,7 +52,7 @@ def test_a_resume_does_not_need_start_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.install(monkeypatch)
-    run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.trained(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     absent = ("MODEL.PRETRAIN_CHOICE", "imagenet", "MODEL.PRETRAIN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="none"):
         _trainer(tmp_path, "MODEL.MODE", "C", *absent, "OUTPUT_DIR", str(tmp_path / "fresh"))
@@ -66,7 +66,7 @@ def test_a_resume_does_not_need_start_weights(
 def test_a_refused_resume_changes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers of epoch 2, after the last checkpoint, are deleted only by an accepted resume."""
     tiny.install(monkeypatch)
-    run = tiny.run(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
+    run = tiny.trained(tmp_path, "MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "1")
     with MetricWriter(run) as writer:
         writer.scalars({"loss/total": 1.5}, epoch=2, step=12)
 

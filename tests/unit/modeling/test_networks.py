@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -72,8 +74,9 @@ def test_start_values_of_the_reid_network() -> None:
         assert (block.W[1].bias == 0).all()
 
 
-@pytest.mark.parametrize("network", [UNet(), PatchDiscriminator()], ids=["unet", "patchgan"])
-def test_start_values_of_image_networks(network: nn.Module) -> None:
+@pytest.mark.parametrize("build", [UNet, PatchDiscriminator])
+def test_start_values_of_image_networks(build: Callable[[], nn.Module]) -> None:
+    network = build()
     convolutions = [
         module.weight.flatten()
         for module in network.modules()

@@ -20,7 +20,7 @@ from engine.scoring.image_quality import QualityAccumulator
 from layers.losses import GAN_LOSSES, weighted_regularized_triplet_loss
 from modeling.objectives import Objectives, term_weights
 from modeling.reid_network import ReIDOutput
-from tests.fixtures.attack_scene import PIXELS, image_set, make_scene
+from tests.fixtures.attack_scene import PIXELS, image_set, install_small_restorer, make_scene
 
 
 def bench(steps: int, seed: int = 1) -> TrainingSetup:
@@ -184,7 +184,10 @@ def test_a_new_restorer_changes_little_and_keeps_any_size(size: tuple[int, int])
     assert 0 < float((restored - image).abs().mean()) < 1
 
 
-def test_the_restorer_sees_through_a_blur_and_not_through_aead() -> None:
+def test_the_restorer_sees_through_a_blur_and_not_through_aead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_small_restorer(monkeypatch)
     scene = make_scene(steps=20)
     blurred = ATTACKS["model-restorer"].run(scene, "anonymized").result
     assert blurred.verdict == FAILS

@@ -43,16 +43,6 @@ PIXELS = np.zeros((4, 8, 3), np.uint8)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "keys.db"
-
-
-@pytest.fixture
-def master(tmp_path: Path) -> KeyFile:
-    return KeyFile(tmp_path / "master.key")
-
-
-@pytest.fixture
 def keyring(path: Path, master: KeyFile) -> Keyring:
     return Keyring.create(path, master)
 

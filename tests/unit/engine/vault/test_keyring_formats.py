@@ -27,16 +27,6 @@ SUBJECTS = [f"market/test/{pid}" for pid in range(1, 6)]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "keys.db"
-
-
-@pytest.fixture
-def master(tmp_path: Path) -> KeyFile:
-    return KeyFile(tmp_path / "master.key")
-
-
-@pytest.fixture
 def keyring(path: Path, master: KeyFile) -> Keyring:
     keyring = Keyring.create(path, master)
     keyring.ensure(SUBJECTS)
