@@ -124,6 +124,7 @@ def destroy_with_certificate(
         UsageError: A folder does not exist, or the path cannot be used. Nothing was destroyed.
         StorageError: The certificate cannot be written. The keys were destroyed.
     """
+    folders = list(dict.fromkeys(folders))
     for folder in (*folders, path.parent):
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; nothing was destroyed")

@@ -18,7 +18,7 @@ from modeling.encryption.ised_errors import KeyringCorrupt, KeyringLocked, Stora
 BUSY_TIMEOUT_MS = 20_000
 
 _APPLICATION_ID = 0x49534544  # "ISED"
-# Of formats 1 and 2. SQLite stores the text of the statements, which is compared.
+# Formats 1 and 2. SQLite stores the text of the statements, which is compared.
 _OLD_SCHEMA = """
 CREATE TABLE keyring (
   id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, keyring_id BLOB NOT NULL,

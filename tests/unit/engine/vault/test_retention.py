@@ -193,7 +193,8 @@ def test_a_certificate_states_what_can_no_longer_be_opened(
 ) -> None:
     """One person in two data sets; the label is not in the certificate."""
     (archive.folder("cuhk") / "broken.png").write_bytes(b"no image")
-    assert tool.main(_destroy(archive)) == 0
+    again = ["--folder", str(archive.folder("market"))]  # listed once
+    assert tool.main(_destroy(archive, *again)) == 0
     printed = capsys.readouterr().out
     assert "market/1, cuhk/7: 2 keys destroyed here" in printed
     assert "2 keys destroyed, 5 files can no longer be opened" in printed
@@ -273,6 +274,10 @@ def test_only_the_keys_of_originals(archive: SmallArchive) -> None:
             keyring.sealing_key("market/1", ORIGINAL)
         with pytest.raises(MissingKey, match="purpose 'original'"):
             keyring_admin.destroy(keyring, "market/2", purpose=ORIGINAL)
+    assert tool.main([*archive.keys, "rotate", "market/1", "--original"]) == 0
+    with archive.keyring() as keyring:
+        keyring.sealing_key("market/1", ORIGINAL)
+        assert [row.generation for row in keyring.rows_of("market/1", ORIGINAL)] == [1, 2]
 
 
 def test_no_changed_byte_of_a_certificate_is_accepted(archive: SmallArchive) -> None:
