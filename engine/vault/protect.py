@@ -213,6 +213,8 @@ def protect_folder(
     names = [name for part in all_gather([job.name for job in jobs]) for name in part]
     if options.keep_original:
         names += [original_name(name) for name in names]
+    elif options.overwrite:  # not replaced: see ExistingOutputs.check_no_original
+        names = [name for name in names if not os.path.lexists(target / original_name(name))]
     from_main(lambda: _unlist(target, key, names, overwrite=options.overwrite))
     pipeline = _Pipeline(source.root, target, model, keyring, options, listed, note)
     try:
@@ -345,6 +347,7 @@ class _Pipeline:
             StorageError: The disk is full or failing, or a worker process died.
             BadInput: The networks return NaN or infinity.
         """
+        self._prepare_keys(jobs)
         executor = make_executor(self._options.workers, self._settings)
         try:
             for batch, results in self._read_ahead(executor, jobs, stop):
@@ -382,14 +385,19 @@ class _Pipeline:
             batch, future = reading.popleft()
             yield batch, future.result()
 
+    def _prepare_keys(self, jobs: Sequence[_Job]) -> None:
+        """Create the keys of jobs and store their use, in one transaction for each purpose.
+
+        After each write of a process, the other processes of a run read the whole keyring again.
+        """
+        self._keyring.ensure(job.subject for job in jobs if self._lacks_image(job))
+        self._keyring.ensure((job.subject for job in jobs if self._lacks_original(job)), ORIGINAL)
+
     def _items_to_seal(self, jobs: Sequence[_Job], results: _Read) -> list[_Item]:
         """Return what is to be sealed, with keys; report the other jobs."""
-        work = list(zip(jobs, results, strict=True))
-        # one transaction for the batch
-        self._keyring.ensure(job.subject for job, result in work if isinstance(result, SourceImage))
-        self._keyring.ensure((job.subject for job in jobs if self._lacks_original(job)), ORIGINAL)
+        self._prepare_keys(jobs)  # a new day may have begun
         items = []
-        for job, result in work:
+        for job, result in zip(jobs, results, strict=True):
             try:
                 if isinstance(result, IsedError):
                     raise result
@@ -433,6 +441,10 @@ class _Pipeline:
             self._existing.check_no_original(original_name(job.name))
         task = SealTask(job.name, metadata, key, original_key)
         return _Item(job, task, source if isinstance(source, SourceImage) else None, present)
+
+    def _lacks_image(self, job: _Job) -> bool:
+        """Return whether an image is to be sealed."""
+        return self._settings.overwrite or not os.path.lexists(self._settings.target / job.name)
 
     def _lacks_original(self, job: _Job) -> bool:
         """Return whether the source file of an image is to be sealed."""

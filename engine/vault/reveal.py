@@ -117,9 +117,11 @@ def sealed_stems(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path.with_suffix("")]
+    if not path.is_dir():
+        raise BadInput(f"{path} does not exist; expected a sealed file or a folder of them")
     files = files_in(path, SEALED_SUFFIX) + files_in(path, ORIGINAL_SUFFIX)
     if not files:
-        raise BadInput(f"{path} contains no sealed files; expected such a folder, or one of them")
+        raise BadInput(f"{path} contains no sealed files (*{SEALED_SUFFIX}, *{ORIGINAL_SUFFIX})")
     return sorted({file.with_suffix("") for file in files})
 
 
@@ -196,12 +198,15 @@ class Contents:
         self._subject = None if subject is None else any_label(subject)
 
     def begin(self) -> None:
-        """Write a list that is marked as unfinished.
+        """Write a list that is marked as unfinished; a new folder can be entered by its owner only.
 
         Raises:
             UsageError: The folder has a list of another subject.
         """
-        remove_leftovers(ensure_folder(self.path.parent))  # of a killed run
+        folder = self.path.parent
+        if not folder.exists():
+            ensure_folder(folder).chmod(0o700)  # subfolders may have the names of people
+        remove_leftovers(ensure_folder(folder))  # of a killed run
         if os.path.lexists(self.path):
             self._check_subject()
         with atomic_write(self.path, mode=PRIVATE_MODE) as temporary:

@@ -89,7 +89,9 @@ def seal_original(key: FileKey, content: bytes, metadata: Metadata, stem: str) -
     public = public_header(key, KIND)
     zeros = bytes(padded_length(len(content)) - len(content))
     message = b"".join((metadata.to_bytes(), _LENGTH.pack(len(content)), content, zeros))
-    return public + key.message_key.encrypt(_aad(public, stem), message)
+    ciphertext = key.message_key.encrypt(_aad(public, stem), message)
+    del message  # otherwise four times the source file would be in memory
+    return public + ciphertext
 
 
 def open_original(key: bytes, stored: bytes, stem: str) -> Original:

@@ -98,6 +98,7 @@ def test_originals_return_bit_for_bit(kept: Scene, capsys: pytest.CaptureFixture
         assert image.getexif()[0x010F] == "a camera"
     for path in kept.out.rglob("*"):
         assert path.is_dir() or path.stat().st_mode & 0o777 == 0o600
+    assert kept.out.stat().st_mode & 0o777 == 0o700
     contents = _contents(kept)
     assert contents["subject"] is None
     assert contents["finished"] is True
@@ -331,6 +332,7 @@ def test_an_image_is_not_replaced_next_to_an_older_original(
     err = capsys.readouterr().err
     assert err.count("give --keep-original too, or delete it") == COUNT + 1
     assert {path: path.read_bytes() for path in kept.files} == before
+    assert _verify(kept) == 0
 
 
 @pytest.mark.parametrize("deleted", ["nothing", "image"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,13 @@ import pytest
 from yacs.config import CfgNode
 
 from engine.vault import keyring_admin
+from engine.vault.erasure import verify_certificate
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.ised_errors import DestroyedKey, KeyringError, RevokedKey
 from tests.fixtures import tiny
+from tests.fixtures.keyrings import to_format
 from tests.fixtures.protection import Scene, make_scene
 from tools import keyring as keyring_tool
 from tools import protect as protect_tool
@@ -138,6 +141,25 @@ def test_states_of_keys(disk: Disk, base: list[str]) -> None:
     assert keyring_tool.main([*base, "rotate", SUBJECTS[1]]) == 0
     with disk.after_power_cut() as root, _keyring(root) as keyring:
         assert len(keyring.rows_of(SUBJECTS[1])) == 2
+
+
+def test_conversion_expiry_and_certificate(
+    disk: Disk, base: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _keyring(disk.root) as keyring:
+        to_format(2, keyring)
+    os.sync()
+    certificate = disk.root / "erasure.json"
+    destroy = ["destroy", SUBJECTS[0], "--yes", "--certificate", str(certificate)]
+    assert keyring_tool.main([*base, *destroy]) == 0
+    with disk.after_power_cut() as root, _keyring(root) as keyring:
+        assert keyring.head.format == 3
+        assert len(verify_certificate(keyring, root / "erasure.json")["keys"]) == 1
+    day = int(time.time() // 86_400) + 40
+    monkeypatch.setattr("engine.vault.erasure.today", lambda: day)
+    assert keyring_tool.main([*base, "expire", "--older-than", "30d", "--yes"]) == 0
+    with disk.after_power_cut() as root, _keyring(root) as keyring:
+        assert {row.state for row in keyring.rows} == {"destroyed"}
 
 
 def test_rekey_to_a_key_file(disk: Disk, base: list[str]) -> None:

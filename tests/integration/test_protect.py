@@ -95,6 +95,20 @@ def test_a_second_run_changes_nothing_without_overwrite(
     assert main(["verify", str(sealed.sealed), *sealed.keys]) == 0
 
 
+def test_the_last_use_changes_only_for_subjects_that_are_sealed(
+    sealed: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sealed.keyring() as keyring:
+        (before,) = {row.used_day for row in keyring.rows}
+        name = keyring.file_name("photos", "0002/0002_c1.png")
+    (sealed.sealed / name).unlink()
+    monkeypatch.setattr("engine.vault.keyring.today", lambda: before + 5)
+    assert main(sealed.protect()) == 0
+    with sealed.keyring() as keyring:
+        days = {keyring.label_of(row): row.used_day - before for row in keyring.rows}
+    assert days == {"photos/0001": 0, "photos/0002": 5, "photos/0003": 0}
+
+
 def test_worker_processes_seal_the_same_images(scene: Scene) -> None:
     assert main([*scene.protect(), "--workers", "2", "--batch", "2"]) == 0
     assert main(["verify", str(scene.sealed), *scene.keys]) == 0
