@@ -1,4 +1,4 @@
-"""Create and administer a keyring: the keys that protected images are sealed under.
+r"""Create and administer a keyring: the keys that protected images are sealed under.
 
 Examples:
     python3 tools/keyring.py --keyring keys.db --master master.key init
@@ -8,10 +8,14 @@ Examples:
         --folder sealed --certificate erasure.json
     python3 tools/keyring.py --keyring keys.db --master master.key expire --older-than 30d --dry-run
     python3 tools/keyring.py --keyring keys.db --passphrase-file - rekey --new-master new.key
+    python3 tools/keyring.py --keyring keys.db --master master.key shares create --shares 5 \
+        --needed 3 --output-folder shares
+    python3 tools/keyring.py --keyring keys.db --master master.key audit --since 2026-11-01
 
-The master is a file of 32 random bytes (--master; `init` creates it), or a passphrase, which is
-asked for on the terminal if neither --master nor --passphrase-file is given. A label on the command
-line is visible to other users and stays in the shell's history; --subject-file FILE avoids both.
+The master is a file of 32 random bytes (--master; `init` creates it) or shares of it (--share), a
+key that a command decrypts (--unwrap-command), or a passphrase, which is asked for on the terminal
+if no master is given (docs/OPERATING.md). A label on the command line is visible to other users and
+stays in the shell's history; --subject-file FILE avoids both.
 Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authentication failed,
 130 interrupted.
 """
@@ -22,19 +26,23 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
 from engine.vault import erasure, keyring_admin
+from engine.vault.audit import recorded
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import IMAGE, ORIGINAL
-from engine.vault.master import KeyFile, Master, Passphrase
+from engine.vault.master import KeyFile, Passphrase
+from engine.vault.wrap_command import WrapCommand
 from modeling.encryption.ised_errors import UsageError, WrongMaster
 from tools.lib.command_line import Parser, exit_code_of, shown
+from tools.lib.custody import Run, add_custody_commands
 from tools.lib.keyring_access import (
     ENVIRONMENT,
     add_master_arguments,
@@ -50,13 +58,14 @@ from tools.lib.keyring_access import (
 
 _LAST = {"used": "last used", "created": "created"}
 _NEXT_LINE = "- for standard input, after the keyring's own"
+_WRAP = "command line that encrypts a new random master key, with the command that decrypts it"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     arguments = _parse(argv)
 
-    def work() -> None:
+    def work() -> int | None:
         try:
             with handling({signal.SIGTERM: interrupt}):
                 source = getattr(arguments, "subject_file", None)
@@ -64,9 +73,10 @@ def main(argv: list[str] | None = None) -> int:
                     arguments.subject = [read_label(name) for name in source]
                 elif source is not None:
                     arguments.subject = read_label(source)
-                arguments.run(arguments)
+                code: int | None = arguments.run(arguments)
         except EOFError:  # Ctrl-D at a question
             raise KeyboardInterrupt from None
+        return code
 
     return exit_code_of(work, line=error_line, failed=ENVIRONMENT)
 
@@ -76,10 +86,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
     parser = _parser(label_from_file=any(w.split("=")[0] == "--subject-file" for w in words))
     arguments = parser.parse_args(words)
-    if arguments.keyring is None and getattr(arguments, "public_key", None) is None:
+    is_needed = getattr(arguments, "needs_keyring", True)
+    if getattr(arguments, "public_key", None) is None and is_needed and arguments.keyring is None:
         parser.error("the following arguments are required: --keyring")
-    if arguments.master is not None and arguments.passphrase_file is not None:
-        parser.error("argument --passphrase-file: not allowed with argument --master")
+    masters = ("master", "share", "passphrase_file", "unwrap_command")
+    given = [name.replace("_", "-") for name in masters if getattr(arguments, name) is not None]
+    if len(given) > 1:  # one before the command, another after it
+        parser.error(f"argument --{given[1]}: not allowed with argument --{given[0]}")
     return arguments
 
 
@@ -93,15 +106,14 @@ def _parser(*, label_from_file: bool) -> Parser:
         add_master_arguments(options)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None]) -> Parser:
+    def command(name: str, run: Run, group: Any = commands, prefix: str = "keyring") -> Parser:
         text = (run.__doc__ or "").strip()
-        sub = commands.add_parser(name, help=text, description=text, parents=[after_command])
-        sub.set_defaults(run=run)
+        help_line = text.split("\n", 1)[0]
+        sub = group.add_parser(name, help=help_line, description=text, parents=[after_command])
+        sub.set_defaults(run=run, action=f"{prefix} {name}")
         return sub
 
-    def subject_command(
-        name: str, run: Callable[[argparse.Namespace], None], *, several: bool = False
-    ) -> Parser:
+    def subject_command(name: str, run: Run, *, several: bool = False) -> Parser:
         sub = command(name, run)
         # Not an optional argument: `export LABEL --option FILE` would take LABEL for the file.
         if not label_from_file:
@@ -115,7 +127,7 @@ def _parser(*, label_from_file: bool) -> Parser:
         )
         return sub
 
-    command("init", _init)
+    command("init", _init).add_argument("--wrap-command", metavar="LINE", help=_WRAP)
     command("list", _list).add_argument("subject", nargs="?", help="only this subject label")
     rotate = subject_command("rotate", _rotate)
     rotate.add_argument(
@@ -126,6 +138,28 @@ def _parser(*, label_from_file: bool) -> Parser:
     revoke = subject_command("revoke", _revoke)
     revoke.add_argument("--undo", action="store_true", help="allow the keys again")
     destroy = subject_command("destroy", _destroy, several=True)
+    expire = command("expire", _expire)
+    verify = command("verify-certificate", _verify_certificate)
+    _add_erasure_options(destroy, expire, verify)
+    command("public-key", _print_public_key)
+    rekey = command("rekey", _rekey)
+    new = rekey.add_mutually_exclusive_group()
+    new.add_argument("--new-master", type=Path, help="new master key file, made here")
+    new.add_argument("--new-passphrase-file", help=f"file with a new passphrase; {_NEXT_LINE}")
+    new.add_argument("--new-unwrap-command", metavar="LINE", help="see --unwrap-command")
+    rekey.add_argument("--new-wrap-command", metavar="LINE", help=_WRAP)
+    command("backup", _backup).add_argument("target", type=Path, help="file to create")
+    for transfer in (subject_command("export", _export), command("import", _import)):
+        transfer.add_argument("file", type=Path, help="file of exported keys")
+        transfer.add_argument(
+            "--file-passphrase-file", help=f"file with its passphrase; {_NEXT_LINE}"
+        )
+    add_custody_commands(command, commands)
+    return parser
+
+
+def _add_erasure_options(destroy: Parser, expire: Parser, verify: Parser) -> None:
+    """Add the options of `destroy`, `expire` and `verify-certificate`."""
     destroy.add_argument(
         "--original-only",
         action="store_true",
@@ -141,7 +175,6 @@ def _parser(*, label_from_file: bool) -> Parser:
         default=[],
         help="sealed folder whose files the certificate lists; may be repeated",
     )
-    expire = command("expire", _expire)
     expire.add_argument(
         "--older-than",
         type=_days,
@@ -159,7 +192,6 @@ def _parser(*, label_from_file: bool) -> Parser:
     expire.add_argument("--dry-run", action="store_true", help="only list what would be destroyed")
     for sub in (destroy, expire):
         sub.add_argument("--yes", action="store_true", help="do not ask: there is no way back")
-    verify = command("verify-certificate", _verify_certificate)
     verify.add_argument("certificate", type=Path, help="file that `destroy --certificate` made")
     verify.add_argument(
         "--public-key",
@@ -167,29 +199,22 @@ def _parser(*, label_from_file: bool) -> Parser:
         metavar="KEY",
         help="what `public-key` printed; --keyring and the master are then not needed",
     )
-    command("public-key", _print_public_key)
-    rekey = command("rekey", _rekey)
-    new = rekey.add_mutually_exclusive_group()
-    new.add_argument("--new-master", type=Path, help="new master key file, made here")
-    new.add_argument("--new-passphrase-file", help=f"file with a new passphrase; {_NEXT_LINE}")
-    command("backup", _backup).add_argument("target", type=Path, help="file to create")
-    for transfer in (subject_command("export", _export), command("import", _import)):
-        transfer.add_argument("file", type=Path, help="file of exported keys")
-        transfer.add_argument(
-            "--file-passphrase-file", help=f"file with its passphrase; {_NEXT_LINE}"
-        )
-    return parser
 
 
 def _init(arguments: argparse.Namespace) -> None:
     """Create a keyring, and its master key file if that does not exist."""
-    master = master_from(arguments.master, arguments.passphrase_file, confirm=True)
-    Keyring.create(arguments.keyring, master).close()
-    print(shown(f"made {arguments.keyring}"))
+    master = master_from(arguments, confirm=True)
+    with (
+        Keyring.create(arguments.keyring, master) as keyring,
+        recorded(keyring, arguments.action),
+    ):
+        print(shown(f"made {arguments.keyring}"))
     if isinstance(master, KeyFile):
         kept = "keep a copy elsewhere, without it nothing opens again"
         print(shown(f"master key: {master.path}; {kept}"))
-    else:
+    elif isinstance(master, WrapCommand):
+        print("without the key that the unwrap command uses, nothing opens again")
+    elif isinstance(master, Passphrase):
         print("without the passphrase nothing opens again")
 
 
@@ -331,30 +356,28 @@ def _keys(count: int, adjective: str = "") -> str:
 def _rekey(arguments: argparse.Namespace) -> None:
     """Change master and root; protected files do not change."""
     try:
-        keyring = open_keyring(arguments)  # first, so that the old passphrase is read first
+        with open_keyring(arguments) as keyring:  # first, so that the old passphrase is read first
+            new = master_from(arguments, "new_", confirm=True)
+            keyring_admin.rekey(keyring, new)
     except WrongMaster:
         new_file = arguments.new_master
         if new_file is None or not keyring_admin.is_in_force(arguments.keyring, KeyFile(new_file)):
             raise
+        with open_keyring(arguments, KeyFile(new_file)):
+            pass  # only for the audit log
         killed = f"{arguments.keyring}: {new_file} is in force already, by a rekey that was killed"
         print(
             f"{shown(killed)}; it is not known whether the given master is the former one: "
             "destroy it if it is, keep it if it belongs to another keyring"
         )
         return
-    with keyring:
-        if arguments.new_master is None and arguments.new_passphrase_file is None:
-            new: Master = Passphrase(ask_passphrase("new passphrase: ", confirm=True))
-        else:
-            new = master_from(arguments.new_master, arguments.new_passphrase_file)
-        keyring_admin.rekey(keyring, new)
     print(shown(f"{arguments.keyring}: new master in force; destroy the old one"))
 
 
 def _backup(arguments: argparse.Namespace) -> None:
     """Copy the keyring while it is in use, and open every row of the copy."""
-    master = master_from(arguments.master, arguments.passphrase_file)  # asked for once, used twice
-    with Keyring.open(arguments.keyring, master) as keyring:
+    master = master_from(arguments)  # asked for once, used twice
+    with open_keyring(arguments, master) as keyring:
         count = keyring_admin.backup(keyring, arguments.target, master)
     print(shown(f"made {arguments.target}: {count} rows, each opened"))
 

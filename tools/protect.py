@@ -67,6 +67,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         interrupt,
         open_keyring,
         read_label,
+        secrets_of,
     )
     from utils.files import WriteError
     from utils.progress import Progress
@@ -107,7 +108,7 @@ def _parser() -> Parser:
     def command(name: str, run: Command, *paths: tuple[str, str]) -> Parser:
         text = (run.__doc__ or "").strip()
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, action=f"protect {name}")
         for path, meaning in paths:
             sub.add_argument(path, type=Path, help=meaning)
         sub.add_argument("--keyring", type=Path, required=True, help="keyring file")
@@ -237,6 +238,9 @@ def _protect(arguments: argparse.Namespace) -> int:
             summary = protect_folder(
                 source, arguments.output, model, keyring, options, report=report, stop=stop
             )
+            keyring.use.failed = summary.failed
+            if summary.interrupted:
+                keyring.use.result = "interrupted"
             if not is_main():
                 return 0  # the main process reports for all
             _print_summary(summary, arguments.output, bar.rate)
@@ -285,6 +289,7 @@ def _reveal(arguments: argparse.Namespace) -> int:
             else:
                 _print_error(revealed.error, str(revealed.sealed))
                 codes.append(revealed.error.exit_code)
+        keyring.use.failed = len(codes) - 1
     shown_counts = ", ".join(f"{count} {content}" for content, count in counts.items())
     print(shown(f"{arguments.output}: {shown_counts}, {len(codes) - 1} failed"))
     print(shown(f"list of contents: {arguments.output / CONTENTS_NAME}"))
@@ -295,7 +300,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     """Open every file of a folder and compare the folder with its sealed manifest."""
     with open_keyring(arguments) as keyring:
         codes = [_report(file) for file in verify_folder(arguments.sealed, keyring)]
-        failed = sum(code > 0 for code in codes)
+        keyring.use.failed = failed = sum(code > 0 for code in codes)
         print(shown(f"{arguments.sealed}: {len(codes) - failed} good, {failed} failed"))
         if arguments.accept:
             print(f"new manifest of {accept_folder(arguments.sealed, keyring)} files")
@@ -312,6 +317,7 @@ def _search(arguments: argparse.Namespace) -> int:
             return _report(OpenedFile(arguments.query, error=error))
         files = unseal(sealed_files(arguments.sealed), keyring)
         matches, unusable = search(query, files, model, arguments.k)
+        keyring.use.failed = len(unusable)
     for rank, match in enumerate(matches, 1):
         print(f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}")
     return max([0, *(_report(file) for file in unusable)])
@@ -331,7 +337,7 @@ def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
         ):
             bar.update()
             codes.append(_report(file))
-    failed = sum(code > 0 for code in codes)
+        keyring.use.failed = failed = sum(code > 0 for code in codes)
     print(shown(f"{arguments.output}: {len(files) - failed} images, {failed} failed"))
     return max(codes)
 
@@ -340,8 +346,8 @@ def _check_paths(arguments: argparse.Namespace, source: Path) -> None:
     """Raise UsageError for folders that overlap, and for secrets in the output folder."""
     check_apart(source, arguments.output, arguments.keyring)
     output = arguments.output.resolve()
-    for secret in (arguments.master, arguments.passphrase_file):
-        if secret not in (None, "-") and output in Path(secret).resolve().parents:
+    for secret in secrets_of(arguments):
+        if output in secret.resolve().parents:
             raise UsageError(
                 f"{secret} opens the keyring and is in the output folder {arguments.output}; "
                 "keep it elsewhere"

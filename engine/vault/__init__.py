@@ -4,7 +4,9 @@
 - `keyring_admin`: `list_keys`, `rotate`, `revoke`, `destroy`, `rekey`, `backup`, `export_subject`.
 - `erasure`: `expire`, `destroy_with_certificate`, `verify_certificate`.
 - `keyring_rows`, `keyring_store`: authentication of rows, and the SQLite file.
-- `master`: `KeyFile`, `Passphrase`: the master key of a keyring.
+- `master`: `KeyFile`, `KeyShares`, `Passphrase`, `WrapCommand`: the master key of a keyring.
+- `shares`: `split`, `combine`: shares of a master key file; `wrap_command`: external commands.
+- `audit`: `recorded`: the audit log of a keyring; `audit_reader`: `AuditLog`: check and list it.
 - `subjects`: `subject_rule`: which subject an image belongs to.
 - `sources`: `list_sources`, `decode_source`: images to protect.
 - `protect`: `protect_folder`: anonymize and seal; `sealing_work`: `seal_batch`: in workers.

@@ -16,12 +16,13 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from engine.vault.audit import KeyUse, log_path
 from engine.vault.keyring_rows import (
     FORMAT,
     IMAGE,
@@ -54,12 +55,13 @@ class Keyring:
     """An open keyring; a `KeySource`. Use it in one process and one thread only.
 
     Rows are read and authenticated as a whole when the keyring is opened, and again when another
-    process has written. Writing a row takes the same time in a keyring of any size.
+    process has changed one. Writing a row takes the same time in a keyring of any size.
     """
 
     def __init__(self, store: KeyringStore, root: bytes, head: HeadRow) -> None:
         """Use an unlocked file, of which nothing is read yet; see `open` and `create`."""
         self.store = store
+        self.use = KeyUse()  # for the audit log
         self._root, self._head = root, head
         self._services: dict[str, bytes] = {}
         self._wrapped_services: dict[str, bytes] = {}
@@ -74,21 +76,17 @@ class Keyring:
         """Create a keyring and open it. If several processes try, exactly one succeeds.
 
         Raises:
-            KeyringExists: The file exists.
+            KeyringExists: The file, or the audit log of a former keyring of that name, exists.
             StorageError: It cannot be written.
         """
         path = Path(path)
-        if path.exists() or path.is_symlink():
-            raise _exists(path)
+        for taken in filter(os.path.lexists, (path, log_path(path))):
+            raise _exists(taken)
         if isinstance(master, KeyFile):
             master.create_if_missing()
         try:
-            with new_private_file(path) as temporary:
-                store = KeyringStore.create(temporary)
-                try:
-                    cls(store, *new_root(os.urandom(16), master, epoch=0))._write_first_state()
-                finally:
-                    store.close()
+            with new_private_file(path) as empty, closing(KeyringStore.create(empty)) as store:
+                cls(store, *new_root(os.urandom(16), master, epoch=0))._write_first_state()
         except FileExistsError:
             raise _exists(path) from None
         return cls.open(path, master)
@@ -145,6 +143,7 @@ class Keyring:
         if row is None or row.used_day < today():
             with self.writing():
                 row = self._used_row(subject, purpose)
+        self.use.files[row.key_id] += 1
         return SubjectKey(row.key_id, self.unwrap(row), self._services["locate"])
 
     def ensure(self, subjects: Iterable[str], purpose: str = IMAGE) -> None:
@@ -180,6 +179,7 @@ class Keyring:
                 "or its salt or locator is damaged"
             )
         row.check_usable()
+        self.use.files[row.key_id] += 1
         return row
 
     def row_of(self, header: bytes) -> KeyRow | None:
@@ -289,6 +289,7 @@ class Keyring:
         Raises:
             KeyringCorrupt: The row was edited, or its key was destroyed.
         """
+        self.use.keys.add(row.key_id)
         key = self._unwrapped.get(row.key_id)
         if key is None:
             key = unwrap(self._root, "key", row_aad(self._head.keyring_id, row), row.wrapped or b"")
@@ -354,6 +355,7 @@ class Keyring:
         self.store.put_row(row)
         self._rows.put(row)
         self._unwrapped.pop(row.key_id, None)
+        self.use.keys.add(row.key_id)
         return row
 
     def change_root(self, master: Master) -> None:
@@ -443,7 +445,9 @@ class Keyring:
             )
         if set(services) != set(SERVICES if head.format == FORMAT else OLD_SERVICES):
             raise KeyringCorrupt(f"keyring {self.store.path} lacks a service key; restore a backup")
-        rows = RowSet(self._root, self.store.rows(), head.format)
+        rows = self._rows
+        if self._data_version is None or not rows.are_current(self._root, head, services):
+            rows = RowSet(self._root, self.store.rows(), head.format)
         try:
             self._only_normalized = rows.authenticate(self._root, head, services)
         except AuthenticationError:

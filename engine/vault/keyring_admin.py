@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.vault.audit import copy_log
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import IMAGE, PURPOSES, HeadRow, KeyRow
 from engine.vault.master import (
@@ -227,11 +229,15 @@ def is_in_force(path: Path, master: KeyFile) -> bool:
 def backup(keyring: Keyring, path: Path, master: Master) -> int:
     """Copy the keyring to a new file and open every row of the copy; return the number of rows.
 
+    Its audit log is copied too, up to the last entry that the copy counts.
+
     Raises:
         KeyringExists: The target exists.
         KeyringCorrupt: A row of the copy does not open.
     """
     try:
+        if os.path.lexists(path):
+            raise FileExistsError
         with new_private_file(path) as temporary:
             keyring.store.copy_to(temporary)
             with Keyring.open(temporary, master) as copy:
@@ -239,9 +245,12 @@ def backup(keyring: Keyring, path: Path, master: Master) -> int:
                     if row.wrapped is not None:
                         copy.unwrap(row)
                     copy.label_of(row)
+                copy_log(keyring.store.path, path, copy.audit_state()[1])
                 return len(copy.rows)
     except FileExistsError:
-        raise KeyringExists(f"{path} exists already; a backup never overwrites") from None
+        raise KeyringExists(
+            f"{path} or its audit log exists already; a backup never overwrites"
+        ) from None
 
 
 def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passphrase) -> int:

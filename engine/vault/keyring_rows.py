@@ -173,6 +173,14 @@ class RowSet:
             raise AuthenticationError("the rows do not match their sum")
         return record[_SUM_BYTES:] == b"\1"
 
+    def are_current(self, root: bytes, head: HeadRow, services: Mapping[str, bytes]) -> bool:
+        """Return whether these are still the rows of a keyring; a new audit entry changes none."""
+        try:
+            self.authenticate(root, head, services)
+        except AuthenticationError:
+            return False
+        return head.format == self._number
+
     def format_1_code(self, root: bytes, head: HeadRow, services: Mapping[str, bytes]) -> bytes:
         """Return the HMAC over all rows, in order of their key ids, of format 1."""
         code = hmac.new(derive_key(root, "rows"), head.epoch.to_bytes(8, "big"), "sha256")

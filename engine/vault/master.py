@@ -1,6 +1,7 @@
 """The master of a keyring, the root key that it wraps, and the change to a new master key file.
 
-The master is a key file of 32 bytes, or a passphrase stretched by Argon2id.
+The master is a key file of 32 bytes or its shares, a passphrase stretched by Argon2id, or a random
+key that an external command wraps (docs/OPERATING.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from engine.vault.keyring_rows import FORMAT, IMAGE, HeadRow, KeyRow
 from engine.vault.secret_files import read_private, write_new_private
+from engine.vault.shares import read_key
+from engine.vault.wrap_command import KDF_COMMAND, WrapCommand
 from modeling.encryption.ised_errors import (
     AuthenticationError,
     KeyringCorrupt,
@@ -119,14 +122,18 @@ class KeyFile:
             except FileExistsError:
                 return
 
-    def unlock(self, params: str, salt: bytes) -> bytes:
+    def new_key(self) -> tuple[str, bytes, bytes]:
+        """Return parameters and data to store for a new keyring, and the master key."""
+        return "", b"", self.unlock("", b"")
+
+    def unlock(self, params: str, data: bytes) -> bytes:
         """Return the master key.
 
         Raises:
             KeyringMissing, InsecurePermissions: The file does not exist or is not private.
             WrongMaster: It does not contain 32 bytes.
         """
-        del params, salt  # a random key needs no stretching
+        del params, data  # a random key needs no stretching
         # A leftover with the same content would survive the destruction of the key file.
         remove_leftovers(self.path.parent, self.path.name)
         key = read_private(self.path, "master key file")
@@ -159,6 +166,16 @@ class Passphrase:
         """Keep the passphrase out of logs."""
         return "Passphrase(...)"
 
+    def new_key(self) -> tuple[str, bytes, bytes]:
+        """Return parameters and data to store for a new keyring, and the master key.
+
+        Raises:
+            UsageError: The passphrase is too short.
+        """
+        self.check_strength()
+        params, salt = str(self.cost), os.urandom(KDF_SALT_BYTES)
+        return params, salt, self.unlock(params, salt)
+
     def check_strength(self) -> None:
         """Raise if the passphrase is too short for a new keyring or export.
 
@@ -171,8 +188,8 @@ class Passphrase:
                 "are required"
             )
 
-    def unlock(self, params: str, salt: bytes) -> bytes:
-        """Return the master key for stored parameters.
+    def unlock(self, params: str, data: bytes) -> bytes:
+        """Return the master key for stored parameters and salt.
 
         Raises:
             KeyringCorrupt: The parameters are out of bounds.
@@ -180,11 +197,11 @@ class Passphrase:
             UsageError: The passphrase is not UTF-8.
         """
         cost = Argon2Cost.parse(params)
-        if len(salt) != KDF_SALT_BYTES:
-            raise KeyringCorrupt(f"passphrase salt of {len(salt)} bytes; expected {KDF_SALT_BYTES}")
+        if len(data) != KDF_SALT_BYTES:
+            raise KeyringCorrupt(f"passphrase salt of {len(data)} bytes; expected {KDF_SALT_BYTES}")
         try:
             return Argon2id(
-                salt=salt,
+                salt=data,
                 length=KEY_BYTES,
                 iterations=cost.iterations,
                 lanes=cost.lanes,
@@ -199,7 +216,38 @@ class Passphrase:
             raise UsageError("the passphrase is not UTF-8") from None
 
 
-Master = KeyFile | Passphrase
+@dataclass(frozen=True)
+class KeyShares:
+    """A master key file of which several people have shares (`keyring shares create`).
+
+    Attributes:
+        paths: Files of the shares, as many as are needed.
+    """
+
+    paths: tuple[Path, ...]
+    kdf: ClassVar[str] = KDF_FILE
+
+    def new_key(self) -> tuple[str, bytes, bytes]:
+        """Return parameters and data to store for a new keyring, and the master key."""
+        return "", b"", self.unlock("", b"")
+
+    def unlock(self, params: str, data: bytes) -> bytes:
+        """Return the master key; it is never written to a file.
+
+        Raises:
+            KeyringMissing, InsecurePermissions, FormatError, UsageError, Tampered: See `read_key`.
+        """
+        del params, data
+        return read_key(self.paths)
+
+
+Master = KeyFile | KeyShares | Passphrase | WrapCommand
+
+_NEEDED = {
+    KDF_FILE: "a master key file (--master) or its shares (--share)",
+    KDF_ARGON2ID: "a passphrase",
+    KDF_COMMAND: "a command (--unwrap-command)",
+}
 
 
 def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
@@ -210,8 +258,7 @@ def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
         KeyringCorrupt: The head was edited.
     """
     if head.kdf != master.kdf:
-        needed = "a passphrase" if head.kdf == KDF_ARGON2ID else "a master key file"
-        raise WrongMaster(f"{path} is opened by {needed}")
+        raise WrongMaster(f"{path} is opened by {_NEEDED[head.kdf]}")
     master_key = master.unlock(head.kdf_params, head.kdf_data)
     try:
         return open_sealed(master_key, "root", _root_aad(head), head.root_wrap)
@@ -226,14 +273,10 @@ def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
 
 def new_root(keyring_id: bytes, master: Master, epoch: int) -> tuple[bytes, HeadRow]:
     """Return a new root key and the head row that wraps it under the master."""
-    if isinstance(master, KeyFile):
-        params, salt = "", b""
-    else:
-        master.check_strength()
-        params, salt = str(master.cost), os.urandom(KDF_SALT_BYTES)
-    head = HeadRow(FORMAT, keyring_id, master.kdf, params, salt, b"", epoch, b"")
+    params, data, master_key = master.new_key()
+    head = HeadRow(FORMAT, keyring_id, master.kdf, params, data, b"", epoch, b"")
     root = random_key()
-    wrap = seal(master.unlock(params, salt), "root", _root_aad(head), root)
+    wrap = seal(master_key, "root", _root_aad(head), root)
     return root, replace(head, root_wrap=wrap)
 
 

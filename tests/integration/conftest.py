@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
+from engine.vault.audit import log_path
 from engine.vault.keyring import Keyring
 from tests.fixtures.protection import Scene, make_scene
 from tools.protect import main
@@ -35,6 +36,7 @@ def sealed(
 def scene(sealed: Scene) -> Scene:
     """Return a scene in which no image is sealed and the keyring is empty."""
     shutil.rmtree(sealed.sealed)
-    sealed.keyring_path.unlink()
+    for path in (sealed.keyring_path, log_path(sealed.keyring_path)):
+        path.unlink()
     Keyring.create(sealed.keyring_path, sealed.master).close()
     return sealed

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from yacs.config import CfgNode
 
-from engine.vault import keyring_admin
+from engine.vault import audit, keyring_admin
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject
 from engine.vault.keyring_rows import KeyRow, RowSet
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from engine.vault.opening import unseal
 from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
+from engine.vault.shares import Share, combine, split
 from modeling.encryption.png_format import decode
 from modeling.encryption.primitives import derive_key, existing_message_key, hmac_sha256
 from modeling.encryption.sealed_image import mask_locator, open_image
@@ -118,8 +122,6 @@ def test_this_program_opens_the_golden_archive(tmp_path: Path, number: int) -> N
     master.write_bytes(_from_sql(known, tmp_path / "k.db"))
     (folder / known["file_name"]).write_bytes(bytes.fromhex(known["file"]))
     (folder / MANIFEST_NAME).write_bytes(bytes.fromhex(known["manifest"]))
-    keys = ["--keyring", str(tmp_path / "k.db"), "--master", str(master)]
-    assert protect_tool.main(["verify", str(folder), *keys]) == 0
     with Keyring.open(tmp_path / "k.db", KeyFile(master)) as keyring:
         sealed = decode(bytes.fromhex(known["file"]))
         opened = open_image(keyring.opening_key(sealed.chunk), sealed)
@@ -144,6 +146,10 @@ def test_this_program_opens_the_golden_archive(tmp_path: Path, number: int) -> N
             for row in keyring.rows
         ]
         assert rows == sorted(known["rows"], key=lambda row: row["key_id"])
+        if number == 3:
+            audit.restart(keyring)  # the entries of the golden keyring are not stored
+    keys = ["--keyring", str(tmp_path / "k.db"), "--master", str(master)]
+    assert protect_tool.main(["verify", str(folder), *keys]) == 0
 
 
 def test_the_reader_opens_format_1(tmp_path: Path) -> None:
@@ -208,3 +214,53 @@ def test_the_reader_notices_changed_rows(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(AssertionError, match="rows were changed"):
         Archive(tmp_path / "k.db", (tmp_path / "m.key").read_bytes())
+
+
+def _section(heading: str) -> str:
+    """Return a section of the document."""
+    text = (ROOT / "docs/FORMAT.md").read_text("utf-8")
+    return text[text.index(f"## {heading}") :].split("\n## ", 1)[0]
+
+
+def test_the_reader_and_this_program_read_the_audit_log_of_the_document() -> None:
+    section = _section("What is in an audit log?")
+    (digest,) = re.findall("its hash `([0-9a-f]{64})`", section)
+    (line,) = re.findall('^[0-9a-f]{64} {"entry".*', section, re.M)
+    (entry,) = format_reader.read_audit_log(f"{line}\n".encode(), KEY, 1, bytes.fromhex(digest))
+    assert entry["command"] == "keyring list"
+    assert audit.authentic_entry(derive_key(KEY, "audit entry"), line.encode()) == entry
+    assert audit.line_hash(line.encode()).hex() == digest
+
+
+def test_the_reader_reads_the_audit_log_that_this_program_writes(tmp_path: Path) -> None:
+    path = tmp_path / "k.db"
+    with Keyring.create(path, KeyFile(tmp_path / "m.key")) as keyring:
+        for name in ("one", "two"):
+            with audit.recorded(keyring, name):
+                keyring.sealing_key("set/1")
+    archive = Archive(path, (tmp_path / "m.key").read_bytes())
+    count, last = archive.audit_log
+    content = audit.log_path(path).read_bytes()
+    entries = format_reader.read_audit_log(content, archive.services["audit"], count, last)
+    assert [entry["event"] for entry in entries] == ["begin", "end"] * 2
+    (key_id,) = archive.keys
+    assert entries[1]["keys"] == {key_id.hex(): 1}
+    with pytest.raises(AssertionError):
+        changed = content.replace(b"one", b"eno")
+        format_reader.read_audit_log(changed, archive.services["audit"], count, last)
+
+
+def test_the_reader_and_this_program_combine_the_shares_of_the_document() -> None:
+    section = _section("What is in a share of a master key?")
+    (text,) = re.findall("```\n(SecureReID share.*?)```", section, re.S)
+    share = Share.parse(text.encode(), "the document")
+    first = replace(share, number=1, value=bytes([0x40] * 32))
+    assert combine([first, share]) == KEY
+    assert format_reader.combine_shares([first.to_text(), text]) == KEY
+
+
+def test_the_reader_combines_the_shares_that_this_program_writes() -> None:
+    key = os.urandom(32)
+    shares = split(key, 3, 5)
+    for chosen in combinations(shares, 3):
+        assert format_reader.combine_shares([share.to_text() for share in chosen]) == key

@@ -18,7 +18,7 @@ from engine.vault.sources import decode_source
 from modeling.encryption import png_format
 from modeling.encryption.ised_errors import BadInput
 from modeling.encryption.sealed_image import Metadata, seal_image
-from tests.fixtures.keyrings import to_format_1
+from tests.fixtures.keyrings import to_format
 from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools.protect import main
 from utils.files import WriteError
@@ -183,7 +183,7 @@ def test_files_sealed_under_an_old_label_count_as_present(
         patch.setattr("engine.vault.keyring.normalized", lambda text: text)
         assert main(scene.protect()) == 0
     with scene.keyring() as keyring:
-        to_format_1(keyring)
+        to_format(1, keyring)
     capsys.readouterr()
     assert main(scene.protect()) == 0
     assert f"0 sealed, {COUNT} already present" in capsys.readouterr().out

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.vault.audit import recorded
 from engine.vault.keyring import Keyring
-from engine.vault.master import KeyFile, Master, Passphrase
+from engine.vault.master import KeyFile, KeyShares, Master, Passphrase
 from engine.vault.secret_files import forbid_memory_dumps, read_private
+from engine.vault.wrap_command import WrapCommand
 from modeling.encryption.ised_errors import UsageError
 from tools.lib.command_line import shown
 from utils.files import check_regular
@@ -24,19 +26,52 @@ _MAX_LABEL_CHARS = 4096  # more than any label has
 
 
 def add_master_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --master and --passphrase-file, of which at most one may be given."""
+    """Add --master, --share, --passphrase-file and --unwrap-command; at most one may be given."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--master", type=Path, help="master key file (mode 600)")
+    group.add_argument("--master", type=Path, metavar="FILE", help="master key file (mode 600)")
+    group.add_argument(
+        "--share",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        help="file of a share of the master key (mode 600); give as many as are needed",
+    )
     group.add_argument(
         "--passphrase-file",
+        metavar="FILE",
         help="file whose first line is the passphrase (mode 600), - for standard input; "
-        "asked for on the terminal if neither is given",
+        "asked for on the terminal if no other master is given",
+    )
+    group.add_argument(
+        "--unwrap-command",
+        metavar="LINE",
+        help="command line that decrypts the master key of the keyring from standard input to "
+        "standard output",
     )
 
 
-def open_keyring(arguments: argparse.Namespace) -> Keyring:
-    """Open the keyring of a command line."""
-    return Keyring.open(arguments.keyring, master_from(arguments.master, arguments.passphrase_file))
+@contextmanager
+def open_keyring(arguments: argparse.Namespace, master: Master | None = None) -> Iterator[Keyring]:
+    """Open the keyring of a command line, and enter the command into its audit log.
+
+    Args:
+        arguments: They contain the name of the command as ``action``.
+        master: By default the one that the arguments describe.
+    """
+    master = master or master_from(arguments)
+    with (
+        Keyring.open(arguments.keyring, master) as keyring,
+        recorded(keyring, arguments.action),
+    ):
+        yield keyring
+
+
+def secrets_of(arguments: argparse.Namespace) -> list[Path]:
+    """Return the files that open the keyring of a command line."""
+    files = [arguments.master, *(arguments.share or ())]
+    if arguments.passphrase_file not in (None, "-"):
+        files.append(Path(arguments.passphrase_file))
+    return [file for file in files if file is not None]
 
 
 def error_line(error: Exception, path: str = "") -> str:
@@ -45,24 +80,33 @@ def error_line(error: Exception, path: str = "") -> str:
 
 
 def master_from(
-    key_file: Path | None, passphrase_file: str | None, *, confirm: bool = False
+    arguments: argparse.Namespace, prefix: str = "", *, confirm: bool = False
 ) -> Master:
     """Return the master that the arguments describe; forbid memory dumps first.
 
     Args:
-        key_file: Value of --master.
-        passphrase_file: Value of --passphrase-file.
+        arguments: The command line.
+        prefix: ``new_`` for the options of a new master.
         confirm: Ask for a new passphrase twice.
 
     Raises:
-        UsageError: Neither is given, and there is no terminal.
+        UsageError: No master is given, and there is no terminal.
     """
     forbid_memory_dumps()
-    if key_file is not None:
-        return KeyFile(key_file)
-    if passphrase_file is not None:
-        return Passphrase(read_passphrase(passphrase_file))
-    return Passphrase(ask_passphrase("passphrase of the keyring: ", confirm=confirm))
+    given = {name.removeprefix(prefix): value for name, value in vars(arguments).items()
+             if name.startswith(prefix)}  # fmt: skip
+    if given.get("master") is not None:
+        return KeyFile(given["master"])
+    if given.get("share"):
+        return KeyShares(tuple(given["share"]))
+    if given.get("unwrap_command") is not None:
+        return WrapCommand(given["unwrap_command"], given.get("wrap_command"))
+    if given.get("wrap_command") is not None:
+        raise UsageError("--wrap-command needs --unwrap-command, which opens the keyring later")
+    if given.get("passphrase_file") is not None:
+        return Passphrase(read_passphrase(given["passphrase_file"]))
+    prompt = "new passphrase: " if prefix else "passphrase of the keyring: "
+    return Passphrase(ask_passphrase(prompt, confirm=confirm))
 
 
 def read_passphrase(source: str) -> str:

@@ -298,7 +298,7 @@ def test_sigterm_undoes_a_rekey_and_exits_with_130(base: list[str], tmp_path: Pa
     rekey = [*base, "rekey", "--new-master", str(tmp_path / "new.key")]
     done = subprocess.run([sys.executable, "-c", TERMINATED, *rekey], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["k.db", "m.key"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["k.db", "k.db.audit", "m.key"]
     assert tool.main([*base, "list"]) == 0
 
 

@@ -78,4 +78,4 @@ def test_no_leftover_survives_a_destroyed_master(
     phrase.write_text("correct horse\n")
     assert tool.main([*base, "rekey", "--new-passphrase-file", str(phrase)]) == 0
     master.unlink()
-    assert [_names(folder) for folder in folders] == [["k.db"], []]
+    assert [_names(folder) for folder in folders] == [["k.db", "k.db.audit"], []]

@@ -43,12 +43,12 @@ def test_a_failure_leaves_no_new_file(
 def test_a_full_disk_leaves_no_new_file(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SQLite fails at the commit, the last step."""
+    """SQLite fails at the commit, the last step; only the audit entry before it is written."""
     execute_of = sqlite3.connect
 
     class Full(sqlite3.Connection):
         def execute(self, text: str, *rest: object) -> sqlite3.Cursor:  # type: ignore[override]
-            if text == "COMMIT" and self.total_changes:
+            if text == "COMMIT" and self.total_changes > 1:
                 raise sqlite3.OperationalError("database or disk is full")
             return super().execute(text, *rest)  # type: ignore[arg-type]
 
@@ -157,7 +157,7 @@ KILLS = {
     "after the mark": (new_master, "write_new_private", 1),
     "after the key file": (new_master, "write_new_private", 2),
     "after a row": (KeyringStore, "put_row", 1),
-    "before the commit": (Keyring, "_put_head", 1),
+    "before the commit": (Keyring, "_put_head", 2),
 }
 
 

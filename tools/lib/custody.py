@@ -1,0 +1,152 @@
+"""The commands of tools/keyring.py about shares of the master key and about the audit log."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from engine.vault.audit import restart
+from engine.vault.audit_reader import AuditLog, Command, commands
+from engine.vault.keyring import Keyring
+from engine.vault.master import KeyFile, KeyShares
+from engine.vault.secret_files import forbid_memory_dumps, write_new_private
+from engine.vault.shares import MAX_SHARES, read_key, split, write_shares
+from modeling.encryption.ised_errors import KeyringExists, UsageError
+from tools.lib.command_line import Parser, shown, whole_number
+from tools.lib.keyring_access import master_from, open_keyring
+
+Run = Callable[[argparse.Namespace], int | None]
+
+
+def add_custody_commands(command: Callable[..., Parser], group: Any) -> None:
+    """Add `shares create`, `shares combine` and `audit`.
+
+    Args:
+        command: Adds a command: name, function, group, and the first words of its name in the log.
+        group: The subparsers of tools/keyring.py.
+    """
+    shares = group.add_parser(
+        "shares", help="Split a master key among people, any few of whom open the keyring."
+    ).add_subparsers(required=True, metavar="ACTION")
+    create = command("create", _create_shares, shares, "keyring shares")
+    create.add_argument(
+        "--shares", type=whole_number(2, MAX_SHARES), required=True, help="number of shares"
+    )
+    create.add_argument(
+        "--needed", type=whole_number(2, MAX_SHARES), required=True,
+        help="number of shares that open the keyring",
+    )  # fmt: skip
+    create.add_argument("--output-folder", type=Path, required=True, help="folder for their files")
+    combine = command("combine", _combine_shares, shares, "keyring shares")
+    combine.add_argument("files", type=Path, nargs="+", help="files of shares")
+    combine.add_argument("--output", type=Path, required=True, help="master key file to create")
+    combine.set_defaults(needs_keyring=False)
+    audit = command("audit", _audit)
+    audit.add_argument(
+        "--since", type=_time, metavar="TIME", help="only from this UTC date or time on: 2026-11-29"
+    )
+    audit.add_argument("--command", metavar="NAME", help="only this command: open, destroy, ...")
+    audit.add_argument(
+        "--key-id", metavar="ID", help="only commands that used, or may have used, this key"
+    )
+    audit.add_argument("--json", action="store_true", help="one JSON object per command")
+    audit.add_argument("--verify", action="store_true", help="only check the log; list nothing")
+    audit.add_argument(
+        "--accept", action="store_true",
+        help="set aside a log that is lost or does not match, and begin a new one",
+    )  # fmt: skip
+
+
+def _time(text: str) -> datetime:
+    """Return a UTC date or time of the command line."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a date or time such as 2026-11-29 or 2026-11-29T08:30"
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+
+
+def _create_shares(arguments: argparse.Namespace) -> None:
+    """Write shares of the master key file, any few of which open the keyring."""
+    master = master_from(arguments)
+    if not isinstance(master, (KeyFile, KeyShares)):
+        raise UsageError(
+            "shares are made of a master key file; run `rekey --new-master NEW.key` first, then "
+            "`shares create` with --master NEW.key"
+        )
+    with open_keyring(arguments, master):
+        shares = split(master.unlock("", b""), arguments.needed, arguments.shares)
+        write_shares(shares, arguments.output_folder)
+    print(
+        shown(
+            f"made {arguments.output_folder}: {len(shares)} shares, any {arguments.needed} open "
+            f"{arguments.keyring}"
+        )
+    )
+    print("give each file to another person and delete it here; then destroy the master key file")
+
+
+def _combine_shares(arguments: argparse.Namespace) -> None:
+    """Write the master key file that shares belong to."""
+    forbid_memory_dumps()
+    try:
+        write_new_private(arguments.output, read_key(arguments.files))
+    except FileExistsError:
+        raise KeyringExists(f"{arguments.output} exists already; it is never overwritten") from None
+    print(shown(f"made {arguments.output} of {len(arguments.files)} shares"))
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    """List the commands that used the keyring, and verify the log.
+
+    Exit code 5 if an entry was changed, removed, added or reordered.
+    """
+    with Keyring.open(arguments.keyring, master_from(arguments)) as keyring:
+        if arguments.accept:
+            kept = restart(keyring)
+            print(shown(f"a new audit log begins; the old one: {kept or 'missing'}"))
+            return 0
+        log = AuditLog(keyring)
+        selected = [
+            command
+            for command in commands(log)
+            if (arguments.since is None or command.time >= arguments.since)
+            and (arguments.command is None or command.is_named(arguments.command))
+            and (arguments.key_id is None or command.concerns(arguments.key_id.lower()))
+        ]
+    if not arguments.verify:
+        _print_commands(selected, as_json=arguments.json)
+    for note in log.notes:
+        print(shown(f"note: {note}"), file=sys.stderr)
+    for problem in log.problems:
+        print(shown(f"error: audit log: {problem}"), file=sys.stderr)
+    if arguments.verify and not log.problems:
+        print(f"{log.count} entries verified; the hash of the last one is {log.last.hex()}")
+    return 5 if log.problems else 0
+
+
+def _print_commands(listed: Sequence[Command], *, as_json: bool) -> None:
+    """Print commands in the order in which they began."""
+    listed = sorted(listed, key=lambda command: command.entry)
+    if as_json:
+        for command in listed:
+            print(json.dumps({**asdict(command), "time": command.time.isoformat()}))
+        return
+    columns = f"{'entry':>6} {'time (UTC)':19} {'user@host':24} {'command':18} {'result':14}"
+    print(f"{columns} {'files':>7} {'failed':>6} {'subjects':>8} {'keys':>6}")
+    for command in listed:
+        user = command.user if command.login is None else f"{command.login} as {command.user}"
+        print(
+            f"{command.entry:6d} {command.time:%Y-%m-%d %H:%M:%S} "
+            f"{shown(f'{user}@{command.host}'):24} {command.command:18} "
+            f"{command.result or 'did not end':14} {command.files:7d} {command.failed:6d} "
+            f"{command.subjects:8d} {len(command.keys) + command.more_keys:6d}"
+        )
