@@ -243,7 +243,7 @@ def _protect(arguments: argparse.Namespace) -> int:
                 keyring.use.result = "interrupted"
             if not is_main():
                 return 0  # the main process reports for all
-            _print_summary(summary, arguments.output, bar.rate)
+            _print_summary(summary, arguments, bar.rate)
     if source.left_out:  # a user may delete a HEIC original, believing that everything was sealed
         print(f"left out because they are not images: e.g. {shown(source.left_out[0])}")
     return 130 if summary.interrupted else summary.exit_code
@@ -360,7 +360,7 @@ def _load_model(arguments: argparse.Namespace) -> Anonymizer:
     return Anonymizer.from_checkpoint(arguments.checkpoint, device=device)
 
 
-def _print_summary(summary: Summary, output: Path, rate: float) -> None:
+def _print_summary(summary: Summary, arguments: argparse.Namespace, rate: float) -> None:
     """Print the counts of a protect run."""
     counts = (
         f"{summary.sealed} sealed, {summary.present} already present, {summary.failed} failed, "
@@ -368,11 +368,11 @@ def _print_summary(summary: Summary, output: Path, rate: float) -> None:
     )
     if summary.not_reached:
         counts += f", {summary.not_reached} not reached"
-    print(shown(f"{output}: {counts} ({rate:.1f} images/s)"))
+    print(shown(f"{arguments.output}: {counts} ({rate:.1f} images/s)"))
     if summary.originals:
         print(f"{summary.originals} originals sealed: their keys open the photographs themselves")
     if summary.exif:
-        kept = "is only in the originals" if summary.originals else "was not kept"
+        kept = "is only in the originals" if arguments.keep_original else "was not kept"
         print(f"EXIF data of {summary.exif} images {kept}; orientation was applied")
     if summary.interrupted:
         print(_CONTINUES)

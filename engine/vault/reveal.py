@@ -115,9 +115,9 @@ def sealed_stems(path: Path) -> list[Path]:
     Raises:
         BadInput: The path does not exist, or the folder contains no sealed files.
     """
-    if path.is_file():
+    if path.is_file() and path.suffix in (SEALED_SUFFIX, ORIGINAL_SUFFIX):
         return [path.with_suffix("")]
-    if not path.is_dir():
+    if not path.exists():
         raise BadInput(f"{path} does not exist; expected a sealed file or a folder of them")
     files = files_in(path, SEALED_SUFFIX) + files_in(path, ORIGINAL_SUFFIX)
     if not files:

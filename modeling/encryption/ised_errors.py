@@ -45,7 +45,7 @@ class UnsupportedVersion(FormatError):
 
 
 class TooLarge(FormatError):
-    """More pixels than the format allows; raised before memory is allocated."""
+    """More pixels or bytes than the format allows; raised before memory is allocated."""
 
 
 class AuthenticationError(IsedError):

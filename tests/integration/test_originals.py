@@ -146,6 +146,15 @@ def test_one_file_is_revealed_from_either_of_its_two_names(kept: Scene) -> None:
         assert [p.name for p in out.rglob("*.png")] == ["0002_c1.png"]
 
 
+def test_another_file_of_the_folder_is_not_revealed(
+    kept: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = kept.sealed / "manifest.ised"
+    assert main(["reveal", str(manifest), str(kept.out), *kept.keys]) == 1
+    assert "contains no sealed files (*.png, *.original)" in capsys.readouterr().err
+    assert not kept.out.exists()
+
+
 def test_open_of_an_original_names_the_command_that_opens_it(
     kept: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:

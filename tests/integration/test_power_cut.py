@@ -223,11 +223,17 @@ def test_protect(
     os.sync()
     files = (second_disk if apart else disk).root / "sealed"
     command = ["protect", str(scene.photos), str(files), *keys.keys, *scene.model]
-    assert protect_tool.main([*command, "--workers", "0"]) == 0
+    assert protect_tool.main([*command, "--keep-original", "--workers", "0"]) == 0
     with disk.after_power_cut() as root, second_disk.after_power_cut() as other:
         sealed = (other if apart else root) / "sealed"
-        assert len(list(sealed.glob("*.png"))) == 7
+        assert len(list(sealed.glob("*.png"))) == len(list(sealed.glob("*.original"))) == 7
         assert protect_tool.main(["verify", str(sealed), *Scene(root).keys]) == 0
+    revealed = (second_disk if apart else disk).root / "revealed"
+    assert protect_tool.main(["reveal", str(files), str(revealed), *keys.keys]) == 0
+    with disk.after_power_cut() as root, second_disk.after_power_cut() as other:
+        for source in scene.photos.rglob("*.png"):
+            copy = (other if apart else root) / "revealed" / source.relative_to(scene.photos)
+            assert copy.read_bytes() == source.read_bytes()
 
 
 def test_files_and_folders_that_are_written_atomically(disk: Disk) -> None:
