@@ -285,7 +285,7 @@ def _expire(arguments: argparse.Namespace) -> None:
         rows, revoked = erasure.expired(keyring, days, by)
         if rows:
             _print_infos(keyring_admin.infos_of(keyring, rows))
-        print(f"{_keys(len(rows))} {_LAST[by]} more than {days} days ago")
+        print(f"{_keys(len(rows))} {_LAST[by]} more than {days} day{'s' * (days > 1)} ago")
         if revoked:
             print(f"{_keys(len(revoked), 'revoked ')} of this age: kept, `destroy` erases them")
         if arguments.dry_run or not rows:
