@@ -194,8 +194,9 @@ KEYS: tuple[Key, ...] = (
         "also write intervals, verification rates, single-shot scores and per-query results"),
     Key("EVAL.REPORT", "on", OnOff(), "write report.html, one page about the run"),
     Key("EVAL.IMAGES", "on", OnOff(),
-        "write images of the data set to OUTPUT_DIR: pictures.png, pictures/, TensorBoard and the "
-        "batch of a loss that is not finite"),
+        "write images of the data set to OUTPUT_DIR: pictures.png, pictures/, strips.png, "
+        "ranks_*.png, TensorBoard and the batch of a loss that is not finite; report.html embeds "
+        "those of synthetic people only"),
     Key("ISED.SCHEME", "additive", CIPHERS,
         "encryption of anonymized images; additive is the published scheme and is not secure"),
     Key("OUTPUT_DIR", "./log/run", PathText(), "folder for logs, checkpoints and results"),

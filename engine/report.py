@@ -278,7 +278,7 @@ class Results:
         path = folder / RESULTS_NAME
         try:
             content = json.loads(path.read_text("utf-8"))
-            rows = {"->".join(way): _headline(content, *way) for way in DIRECTIONS}
+            rows = {"->".join(way): headline_row(content, *way) for way in DIRECTIONS}
             quality = content["image_quality"]
             return cls(
                 {name: float(row["rank1"]) for name, row in rows.items()},
@@ -295,18 +295,29 @@ class Results:
             ) from None
 
 
-def _psnr_db(quality: Mapping[str, Any]) -> float:
-    """Return a PSNR; null means the infinite PSNR of equal images."""
-    return math.inf if quality["psnr_db"] is None else float(quality["psnr_db"])
+def headline_row(content: Mapping[str, Any], query: str, gallery: str) -> Mapping[str, Any]:
+    """Return the row of a direction in ``results.json``, under the key state of the headline.
 
+    For raw->raw and in mode C, the only key state is ``none``.
 
-def _headline(content: Mapping[str, Any], query: str, gallery: str) -> Mapping[str, Any]:
-    """Return the row of a direction; raw->raw, and every row of mode C, has key state ``none``."""
+    Args:
+        content: Content of ``results.json``.
+        query: ``raw`` or ``protected``.
+        gallery: ``raw`` or ``protected``.
+
+    Raises:
+        KeyError: The direction was not scored.
+    """
     rows = {
         r["key"]: r for r in content["retrieval"] if (r["query"], r["gallery"]) == (query, gallery)
     }
     row: Mapping[str, Any] = rows.get(content["headline_key"]) or rows["none"]
     return row
+
+
+def _psnr_db(quality: Mapping[str, Any]) -> float:
+    """Return a PSNR; null means the infinite PSNR of equal images."""
+    return math.inf if quality["psnr_db"] is None else float(quality["psnr_db"])
 
 
 @dataclass(frozen=True)

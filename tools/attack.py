@@ -46,7 +46,6 @@ from tools.lib.attacking import (
     prepare_output,
 )
 from tools.lib.command_line import Parser, exit_code_of
-from tools.lib.report import REPORT_NAME, write_report
 from utils.device import set_threads
 from utils.logger import setup_logger
 
@@ -104,7 +103,10 @@ def _run(
         return None
     results = suite.finish(attacks)
     logger.info("\n%s", report(results))
-    write_report([output], output / REPORT_NAME)
+    if cfg.EVAL.REPORT == "on":
+        from tools.lib.report import report_of_run  # loads jinja2
+
+        report_of_run(output)
     logger.info("Results, images and verdicts are in %s", output)
     return verdicts_of(results)
 

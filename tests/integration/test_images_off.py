@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from engine.api import Anonymizer
+from engine.report import DIRECTIONS
 from engine.train_step import JointStep, StepOutput
 from tests.fixtures import tiny
 from tools import export
 from tools import main as command
 
+ON = ("EVAL.REPORT", "on", "SOLVER.MAX_EPOCHS", "1")
 OFF = ("EVAL.IMAGES", "off", "SOLVER.MAX_EPOCHS", "1")
 WARNING = "OUTPUT_DIR will contain images of the data set"
 
@@ -23,17 +25,19 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Return the files below a folder that contain a PNG or JPEG image."""
-    marks = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+    """Return the files below a folder that contain a PNG or JPEG image, also in base64."""
+    marks = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"data:image/png;base64")
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if any(mark in path.read_bytes() for mark in marks)]
 
 
 def test_no_file_of_a_run_contains_an_image(tmp_path: Path) -> None:
-    assert _images(tiny.run(tmp_path, *OFF)) == []
-    on = tiny.finished("SOLVER.MAX_EPOCHS", "1")
-    names = {path.name for path in _images(on)}
-    assert {"pictures.png", "epoch_001.png"} <= names
+    off = tiny.run(tmp_path, *ON, *OFF)
+    assert (off / "report.html").is_file()
+    assert _images(off) == []
+    names = {path.name for path in _images(tiny.run(tmp_path, *ON, output="on"))}
+    ranks = {f"ranks_{'-'.join(direction)}.png" for direction in DIRECTIONS}
+    assert {"pictures.png", "epoch_001.png", "strips.png", "report.html", *ranks} <= names
     assert any(name.startswith("events.") for name in names)
 
 

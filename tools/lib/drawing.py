@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from engine.scoring.retrieval import score_retrieval
 from engine.views import image_grid, save_image
 from engine.visualization import (
     Pixels,
+    RankedList,
     activation_maps,
     choose_queries,
     draw_ranked_lists,
@@ -103,34 +104,49 @@ class Drawing:
             each: Queries in each of these groups.
             top: Gallery images per query.
         """
+        sheets = []
+        for sides in directions:
+            query, gallery = (self._state(side, key) for side in sides)
+            names, lists = self._ranked(query, gallery, chosen, each, top)
+            sheets.append((sides, (query, gallery), names, lists))
+        every = [ranked for *_, lists in sheets for ranked in lists]
+        # Directions share images, so each image is decoded and protected once.
+        states = {state for _, pair, *_ in sheets for state in pair}
+        queries = self._images(self._evaluator.query, {ranked.query for ranked in every}, states)
+        galleries = self._images(
+            self._evaluator.gallery, {index for ranked in every for index in ranked.gallery}, states
+        )
         paths = []
-        for query_side, gallery_side in directions:
-            states = [self._state(side, key) for side in (query_side, gallery_side)]
-            query = self._features.query.features[states[0]]
-            gallery = self._features.gallery.features[states[1]]
-            cross_camera = self._evaluator.cross_camera
-            if chosen is None:
-                scores = score_retrieval(query, gallery, cross_camera=cross_camera)
-                groups = choose_queries(scores.per_query, each)
-                captions = [name for name, group in groups.items() for _ in group]
-                indices = [index for group in groups.values() for index in group]
-            else:
-                indices, captions = list(chosen), ["" for _ in chosen]
-            lists = rank_gallery(query, gallery, indices, cross_camera=cross_camera, top=top)
-            queries = self._images(self._evaluator.query, indices, states[0])
-            shown = sorted({index for ranked in lists for index in ranked.gallery})
-            images = dict(
-                zip(shown, self._images(self._evaluator.gallery, shown, states[1]), strict=True)
-            )
+        for sides, (query, gallery), names, lists in sheets:
             sheet = draw_ranked_lists(
-                list(zip(captions, lists, strict=True)),
-                queries,
-                [[images[index] for index in ranked.gallery] for ranked in lists],
+                list(zip(names, lists, strict=True)),
+                [queries[query][ranked.query] for ranked in lists],
+                [[galleries[gallery][index] for index in ranked.gallery] for ranked in lists],
             )
-            path = self._output / f"ranks_{query_side}-{gallery_side}.png"
+            path = self._output / f"ranks_{'-'.join(sides)}.png"
             save_image(sheet, path)
             paths.append(path)
         return paths
+
+    def _ranked(
+        self,
+        query_state: str,
+        gallery_state: str,
+        chosen: Sequence[int] | None,
+        each: int,
+        top: int,
+    ) -> tuple[list[str], list[RankedList]]:
+        """Return the captions and the ranked lists of one direction."""
+        query = self._features.query.features[query_state]
+        gallery = self._features.gallery.features[gallery_state]
+        cross_camera = self._evaluator.cross_camera
+        groups = {"": list(chosen or ())}
+        if chosen is None:
+            scores = score_retrieval(query, gallery, cross_camera=cross_camera)
+            groups = choose_queries(scores.per_query, each)
+        names = [name for name, indices in groups.items() for _ in indices]
+        indices = [index for group in groups.values() for index in group]
+        return names, rank_gallery(query, gallery, indices, cross_camera=cross_camera, top=top)
 
     def maps(self, chosen: Sequence[int], key: str) -> Path:
         """Draw queries with their activation maps, raw and protected; returns the file."""
@@ -203,13 +219,16 @@ class Drawing:
                 views = self._evaluator.views(batch, subjects)
             yield {"raw": batch.raw, **views.protected}
 
-    def _images(self, loader: EvalLoader, indices: Sequence[int], state: str) -> list[Pixels]:
-        """Return images in the order of the indices, 8 bits (H, W, 3)."""
-        return [
-            image
-            for images in self._batches(loader, indices)
-            for image in self._to_pixels(images[state])
-        ]
+    def _images(
+        self, loader: EvalLoader, indices: Collection[int], states: Collection[str]
+    ) -> dict[str, dict[int, Pixels]]:
+        """Return images by state and index, 8 bits (H, W, 3)."""
+        order = sorted(indices)
+        images: dict[str, list[Pixels]] = {state: [] for state in states}
+        for batch in self._batches(loader, order):
+            for state in states:
+                images[state] += list(self._to_pixels(batch[state]))
+        return {state: dict(zip(order, each, strict=True)) for state, each in images.items()}
 
     def _to_pixels(self, images: Tensor) -> Pixels:
         array: Pixels = self._evaluator.pixels.to_uint8(images.cpu()).permute(0, 2, 3, 1).numpy()

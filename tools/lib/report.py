@@ -17,11 +17,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from configs.defaults import KEY_BY_NAME
 from configs.published import STRENGTHS, published_rank1
-from engine.report import DIRECTIONS, IMAGE_KINDS
+from engine.report import DIRECTIONS, IMAGE_KINDS, headline_row
 from tools.lib.report_charts import cmc_chart, percent, training_curves, upgrade_timeline
 from tools.lib.run_files import RunFiles, read_run
 from utils.errors import UserError
 from utils.files import write_text
+from utils.logger import get_logger
 
 REPORT_NAME = "report.html"
 CARD_NAME = "MODEL_CARD.md"
@@ -60,6 +61,19 @@ def write_report(
     )
     write_text(path, page)
     return path
+
+
+def report_of_run(folder: Path) -> None:
+    """Write the page of a run that has just finished, and log its path.
+
+    If the page cannot be written, log a warning: the results are already on disk.
+    """
+    try:
+        path = write_report([folder], folder / REPORT_NAME)
+    except UserError as error:
+        get_logger().warning("No report was written: %s", error)
+    else:
+        get_logger().info("The report is %s", path)
 
 
 def write_model_card(folder: Path, path: Path) -> None:
@@ -163,10 +177,9 @@ def _summary(run: RunFiles) -> str:
     """Return two sentences: what re-ID reaches, and what privacy costs or attackers achieve."""
     if not run.results:
         return _attack_summary(run) if run.attacks else _training_summary(run)
-    rows = {row["query"] + "->" + row["gallery"]: row for row in _headline_rows(run)}
     both, crossed, raw = (
-        f"{100 * rows[name]['rank1']:.1f} %"
-        for name in ("protected->protected", "raw->protected", "raw->raw")
+        f"{100 * headline_row(run.results, *direction)['rank1']:.1f} %"
+        for direction in (("protected", "protected"), ("raw", "protected"), ("raw", "raw"))
     )
     first = (
         f"The network ranks the right identity first for {crossed} of raw queries in a protected "
@@ -212,7 +225,7 @@ def _subtitle(run: RunFiles) -> str:
     if not run.results:
         return ""
     split = {"val": "validation", "test": "test"}.get(run.results["split"], run.results["split"])
-    counts = _headline_rows(run)[0]
+    counts = headline_row(run.results, "raw", "raw")
     return (
         f"{run.results['dataset']}, {split} split, epoch {run.results['epoch']}: "
         f"{counts['num_queries']} queries, {counts['num_gallery']} gallery images, "
@@ -242,21 +255,12 @@ def _caution(run: RunFiles) -> str:
 # ---- tables
 
 
-def _headline_rows(run: RunFiles) -> list[Mapping[str, Any]]:
-    """Return one row of results.json for each direction, under the key state of the headline."""
-    wanted = run.results.get("headline_key", "none")
-    rows = {(r["query"], r["gallery"], r["key"]): r for r in run.results["retrieval"]}
-    return [
-        rows.get((query, gallery, wanted)) or rows[query, gallery, "none"]
-        for query, gallery in DIRECTIONS
-    ]
-
-
 def _directions(run: RunFiles) -> list[dict[str, str]]:
     if not run.results:
         return []
     table = []
-    for name, row in zip(_NAMES, _headline_rows(run), strict=True):
+    for name, direction in zip(_NAMES, DIRECTIONS, strict=True):
+        row = headline_row(run.results, *direction)
         intervals = run.details.get(name, {}).get("retrieval", {})
         table.append(
             {

@@ -65,9 +65,10 @@ def _run(cfg: CfgNode) -> EvalReport | None:
     logger.info("Running with OUTPUT_DIR %s, SOLVER.SEED %d", output_dir, cfg.SOLVER.SEED)
     if cfg.EVAL.IMAGES == "on" and is_of_real_people(cfg.DATASETS.NAMES):
         logger.warning(
-            "OUTPUT_DIR will contain images of the data set: pictures.png, pictures/ and "
-            "TensorBoard. Do not share it unless these people agree: set EVAL.IMAGES off, or copy "
-            "the weights without images with `python3 tools/export.py --pack`"
+            "OUTPUT_DIR will contain images of the data set: pictures.png, pictures/, strips.png, "
+            "ranks_*.png and TensorBoard. Do not share it unless these people agree: set "
+            "EVAL.IMAGES off, or copy the weights without images with `python3 tools/export.py "
+            "--pack`"
         )
     cfg = _evaluation_alone(cfg) if cfg.TEST.EVALUATE_ONLY == "on" else _train(cfg)
     evaluation = build_evaluation(cfg)
@@ -129,28 +130,19 @@ def _write_details(
 
 
 def _write_report(cfg: CfgNode, evaluation: Evaluation, extraction: Extraction) -> None:
-    """Write ranked lists, image stages and report.html.
-
-    A report that cannot be written is a warning, because all results are already on disk.
-    """
+    """Write ranked lists, image stages and report.html."""
     from tools.lib.drawing import Drawing  # these load matplotlib
-    from tools.lib.report import REPORT_NAME, write_report
+    from tools.lib.report import report_of_run
 
     folder = Path(cfg.OUTPUT_DIR)
     # In a distributed run this process has only its share of the images.
     if cfg.EVAL.IMAGES == "on" and world().size == 1:
         evaluator = evaluation.evaluator
-        key = evaluator.template.headline_key
         drawing = Drawing(cfg, folder, evaluator, extraction)
-        drawing.ranks(DIRECTIONS, key)
+        drawing.ranks(DIRECTIONS, evaluator.template.headline_key)
         if isinstance(evaluator.networks, PrivacyNetworks):
             drawing.strips(drawing.chosen([], 6))
-    try:
-        path = write_report([folder], folder / REPORT_NAME)
-    except UserError as error:
-        get_logger().warning("No report was written: %s", error)
-    else:
-        get_logger().info("The report is %s", path)
+    report_of_run(folder)
 
 
 def _evaluation_alone(cfg: CfgNode) -> CfgNode:
