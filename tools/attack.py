@@ -18,10 +18,10 @@ from configs import loading
 from engine.attacks.attack import Attack
 from engine.attacks.foreign import foreign_attacks
 from engine.attacks.levels import LEVELS
+from engine.attacks.measures import Result
 from engine.attacks.suite import (
     ATTACKS,
     Suite,
-    Verdicts,
     chosen_attacks,
     chosen_levels,
     read_expectation,
@@ -45,7 +45,7 @@ from tools.lib.attacking import (
     make_plan,
     prepare_output,
 )
-from tools.lib.command_line import Parser, exit_code_of
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of
 from utils.device import set_threads
 from utils.logger import setup_logger
 
@@ -66,19 +66,26 @@ Exit code: 0 for any verdicts, 1 if --expect finds a difference or a disk fails,
 """
 
 
-def attack(args: argparse.Namespace) -> list[str]:
-    """Run attacks; return a line for each verdict that differs from the expected one."""
+def attack(args: argparse.Namespace) -> int:
+    """Run attacks, print their results, and return the exit code."""
     foreign = foreign_attacks(args.foreign)
     attacks = chosen_attacks(args.only, foreign)
     levels = chosen_levels(args.level, LEVELS)
     expected = None if args.expect is None else read_expectation(args.expect)
-    with joined():
+    with answer(as_json=args.json) as show, joined():
         cfg, start = checkpoint_config(args.checkpoint, args.opts)
         with locked_by_main(args.output):
-            verdicts = _run(args, cfg, start, attacks, levels)
-    if expected is None or verdicts is None:
-        return []
-    return unexpected_verdicts(verdicts, expected)
+            results = _run(args, cfg, start, attacks, levels)
+        if results is None:
+            return 0
+        verdicts = verdicts_of(results)
+        unexpected = [] if expected is None else unexpected_verdicts(verdicts, expected)
+        show(
+            {"results": [result.to_json() for result in results], "unexpected": unexpected},
+        )
+    for line in unexpected:
+        print(f"unexpected: {line}", file=sys.stderr)
+    return int(bool(unexpected))
 
 
 def _run(
@@ -87,7 +94,7 @@ def _run(
     start: str,
     attacks: Sequence[Attack],
     levels: tuple[str, ...],
-) -> Verdicts | None:
+) -> list[Result] | None:
     """Run attacks, divided among the processes of the run; return None in all but the first."""
     output = from_main(lambda: prepare_output(args.output))
     level = logging.INFO if is_main() else logging.WARNING
@@ -108,7 +115,7 @@ def _run(
 
         report_of_run(output)
     logger.info("Results, images and verdicts are in %s", output)
-    return verdicts_of(results)
+    return results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     add_foreign(parser)
     add_settings(parser)
+    add_json(parser)
     parser.add_argument(
         "--expect", type=Path, metavar="FILE",
         help="verdicts.json of an earlier run: exit with 1 if a verdict differs",
@@ -143,14 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml"
     )
     args = parser.parse_intermixed_args(argv)
-
-    def work() -> int:
-        differing = attack(args)
-        for line in differing:
-            print(f"unexpected: {line}", file=sys.stderr)
-        return int(bool(differing))
-
-    return exit_code_of(work, "interrupted; the same command continues")
+    return exit_code_of(lambda: attack(args), "interrupted; the same command continues")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,8 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-from tools.lib.command_line import Parser, exit_code_of
+from tools.lib.command_line import Parser, answer, exit_code_of
+from utils.files import write_text
 
 # Subcommand -> module with `add_arguments(parser)` and `run(arguments)`. They are imported in
 # main(), since worker processes import this file and most need no torch.
@@ -22,10 +24,12 @@ BENCHMARKS = {
     "ised": "tools.benchmarks.ised",
 }
 
+STANDARD_OUTPUT = Path("-")
 _EXAMPLES = """examples:
   python3 tools/benchmark.py data
   python3 tools/benchmark.py step --batch 16
   python3 tools/benchmark.py retrieval --size market
+  python3 tools/benchmark.py ised --json
 
 --help after a name lists its options.
 """
@@ -39,11 +43,22 @@ def main(argv: list[str] | None = None) -> int:
     for name, module in modules.items():
         text = module.__doc__ or ""
         summary = text.splitlines()[0]
-        module.add_arguments(commands.add_parser(name, help=summary, description=text))
+        command = commands.add_parser(name, help=summary, description=text)
+        module.add_arguments(command)
+        command.add_argument(
+            "--json", type=Path, nargs="?", const=STANDARD_OUTPUT, metavar="FILE",
+            help="also write the numbers to a file; without FILE, as the last option, print JSON "
+            "and send everything else to standard error",
+        )  # fmt: skip
     arguments = parser.parse_args(argv)
 
     def work() -> None:
-        modules[arguments.command].run(arguments)
+        with answer(as_json=arguments.json == STANDARD_OUTPUT) as show:
+            numbers = modules[arguments.command].run(arguments)
+            show(numbers)
+        if arguments.json not in (None, STANDARD_OUTPUT):
+            write_text(arguments.json, json.dumps(numbers, indent=2) + "\n")
+            print(f"The numbers are in {arguments.json}")
 
     return exit_code_of(work)
 

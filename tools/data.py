@@ -11,7 +11,6 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 import argparse
-import json
 from dataclasses import asdict
 
 from data.checks import CheckOptions, DataReport, check_named, check_root
@@ -20,7 +19,14 @@ from data.datasets.layout import LoadRequest
 from data.records import DatasetSplits, Sample
 from data.registry import load_data
 from data.sheet import contact_sheet
-from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
+from tools.lib.command_line import (
+    Parser,
+    add_json,
+    answer,
+    exit_code_of,
+    shown,
+    whole_number,
+)
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.text import existing_path
@@ -97,6 +103,14 @@ def _part(splits: DatasetSplits, part: str) -> list[Sample]:
 
 def _check(options: argparse.Namespace) -> int:
     """Print the reports; return the exit code."""
+    with answer(as_json=options.json) as show:
+        reports = _reports(options)
+        text = "\n\n".join(_as_text(report) for report in reports)
+        show([asdict(report) for report in reports], text)
+    return 0 if all(report.is_usable for report in reports) else 1
+
+
+def _reports(options: argparse.Namespace) -> list[DataReport]:
     root = options.root
     wanted = CheckOptions(
         msmt17_protocol=options.msmt17_protocol,
@@ -114,11 +128,7 @@ def _check(options: argparse.Namespace) -> int:
         raise UserError(f"--root {root} is not a folder; give the one with the data sets")
     if options.skip_bad:
         reports = [report.with_warnings_for("bad-images") for report in reports]
-    if options.json:
-        print(json.dumps([asdict(report) for report in reports], indent=2))
-    else:
-        print("\n\n".join(_as_text(report) for report in reports))
-    return 0 if all(report.is_usable for report in reports) else 1
+    return list(reports)
 
 
 def _as_text(report: DataReport) -> str:
@@ -197,7 +207,7 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="DATALOADER.NUM_INSTANCE to check against (4)",
     )
-    add("--json", action="store_true", help="print JSON for scripts")
+    add_json(parser)
 
 
 def _add_sheet_options(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,13 @@ from yacs.config import CfgNode
 
 from data.build import build_splits
 from engine.distributed.group import refuse_sharing
-from engine.report import Results
+from engine.report import RESULTS_NAME, Results
 from tools.benchmarks.measuring import seconds
 from tools.benchmarks.networks import evaluation_flops, step_flops
 from tools.benchmarks.step import make_step
-from tools.lib.command_line import Parser, exit_code_of
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of
 from tools.lib.experiment import METHODS, Experiment
-from tools.lib.query_differences import difference_table
+from tools.lib.query_differences import Comparison
 from utils.device import resolve_device, set_threads
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ def comparison(outcomes: Mapping[str, Outcome]) -> str:
         lines.append(f"{method:<10}" + "".join(f"{cell:>{width}}" for cell in cells))
     if len(outcomes) == len(METHODS):
         tests = [outcome.experiment.test_folder for outcome in outcomes.values()]
-        lines += ["", difference_table(tests)]
+        lines += ["", Comparison.of(tests).table()]
     return "\n".join(lines)
 
 
@@ -131,22 +132,38 @@ def _reading(full: Outcome) -> list[str]:
     ]
 
 
-def report(outcomes: Mapping[str, Outcome], output: Path) -> str:
-    """Write one HTML page about all runs; return its path and the next commands."""
+def report(outcomes: Mapping[str, Outcome], output: Path) -> Path:
+    """Write one HTML page about all runs; return its path."""
     from tools.lib.report import REPORT_NAME, write_report  # loads matplotlib
 
     experiments = [outcome.experiment for outcome in outcomes.values()]
     folders = [experiment.test_folder for experiment in experiments]
     folders += [experiment.folder for experiment in experiments]
-    path = write_report(folders, output / REPORT_NAME, title="The method on synthetic people")
+    return write_report(folders, output / REPORT_NAME, title="The method on synthetic people")
+
+
+def next_steps(report_path: Path, checkpoint: Path) -> str:
+    """Return the path of the report and two commands to try next."""
     return "\n".join(
         [
             "",
-            f"Report: {path}    scores, images, curves and upgradation on one page",
+            f"Report: {report_path}    scores, images, curves and upgradation on one page",
             "Next:   make attack    what attackers achieve against each protection",
-            f"        python3 tools/visualize.py ranks {experiments[-1].folder}    who is found",
+            f"        python3 tools/visualize.py ranks {checkpoint}    ranked lists of queries",
         ]
     )
+
+
+def _as_json(outcomes: Mapping[str, Outcome], report_path: Path) -> dict[str, object]:
+    """Return the path of the report, and the results.json of each method."""
+    folders = {name: outcome.experiment.test_folder for name, outcome in outcomes.items()}
+    return {
+        "report": str(report_path),
+        "methods": {
+            name: json.loads((folder / RESULTS_NAME).read_text("utf-8"))
+            for name, folder in folders.items()
+        },
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,10 +177,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder (default: demo)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys that override the file")
+    add_json(parser)
     args = parser.parse_intermixed_args(argv)  # options may follow keys
     methods = list(METHODS) if args.compare else ["full"]
 
     def work() -> None:
+        with answer(as_json=args.json) as show:
+            outcomes = run()
+            path = report(outcomes, args.output)
+            checkpoint = list(outcomes.values())[-1].experiment.folder
+            text = f"{summary(outcomes)}\n{next_steps(path, checkpoint)}"
+            show(_as_json(outcomes, path), text)
+
+    def run() -> dict[str, Outcome]:
         refuse_sharing("tools/demo.py")
         experiments = {
             name: Experiment(CONFIG, name, args.output / name, tuple(args.opts)) for name in methods
@@ -176,9 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         if remaining:
             minutes = expected_seconds(remaining) / 60
             print(f"Expected time on this machine: about {max(1, round(minutes))} minutes.")
-        outcomes = {name: train_and_test(each) for name, each in experiments.items()}
-        print(summary(outcomes))
-        print(report(outcomes, args.output))
+        return {name: train_and_test(each) for name, each in experiments.items()}
 
     return exit_code_of(work, "interrupted; the same command resumes the demo")
 

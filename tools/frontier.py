@@ -34,7 +34,7 @@ from tools.lib.attacking import (
     make_plan,
     prepare_output,
 )
-from tools.lib.command_line import Parser, exit_code_of, number
+from tools.lib.command_line import Parser, Show, add_json, answer, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
 from utils.files import locked_folder, write_text
@@ -132,11 +132,11 @@ def measure(
 def frontier(args: argparse.Namespace) -> None:
     """Measure all points and draw them."""
     refuse_sharing("tools/frontier.py")
-    with locked_folder(args.output):
-        _frontier(args)
+    with locked_folder(args.output), answer(as_json=args.json) as show:
+        _frontier(args, show)
 
 
-def _frontier(args: argparse.Namespace) -> None:
+def _frontier(args: argparse.Namespace, show: Show) -> None:
     logger = setup_logger(args.output)
     wanted = protections(args.checkpoint, args.strength, args.opts)
     for protection in wanted:
@@ -152,6 +152,7 @@ def _frontier(args: argparse.Namespace) -> None:
         write_text(args.output / name, text + "\n")
     logger.info("\n%s", table(points))
     logger.info("The chart is %s", args.output / "frontier.png")
+    show(content)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     add_foreign(parser)
     add_settings(parser)
+    add_json(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml; they come last"
     )

@@ -13,7 +13,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from configs import loading
 from engine.distributed.group import joined, leave
 from engine.distributed.processes import from_main
-from tools.lib.command_line import Parser, exit_code_of
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of
 from tools.lib.run import run
 
 _EXAMPLES = """examples:
@@ -38,14 +38,17 @@ def main(argv: list[str] | None = None) -> int:
         epilog=_EXAMPLES,
     )
     parser.add_argument("--config_file", default="", metavar="FILE", help="YAML file of keys")
+    add_json(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys that override the file"
     )
     args = parser.parse_args(argv)
 
     def work() -> None:
-        with joined():
-            run(from_main(lambda: loading.load(args.config_file, args.opts)))
+        with answer(as_json=args.json) as show, joined():
+            report = run(from_main(lambda: loading.load(args.config_file, args.opts)))
+            if report is not None:  # the main process
+                show(report.to_json())
 
     return exit_code_of(
         work, "interrupted; to continue a training, repeat the command with SOLVER.RESUME True"

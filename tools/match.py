@@ -19,7 +19,7 @@ from engine.api import Anonymizer
 from engine.details import CALIBRATION_NAME
 from engine.distributed.group import refuse_sharing
 from modeling.encryption.png_format import CHUNK_NAME
-from tools.lib.command_line import INTERRUPTED, Parser, exit_code_of, number
+from tools.lib.command_line import INTERRUPTED, Parser, add_json, answer, exit_code_of, number
 from utils.errors import UserError
 
 # If validation can accept no pair, its threshold is one bin above 1.
@@ -89,9 +89,22 @@ def read_image(path: Path) -> Image.Image:
 
 def compare(args: argparse.Namespace) -> bool:
     """Print the similarity and the decision; return the decision."""
-    threshold = args.threshold
-    if threshold is None:
-        threshold = threshold_of(args.checkpoint, *args.kinds)
+    with answer(as_json=args.json) as show:
+        threshold = args.threshold
+        if threshold is None:
+            threshold = threshold_of(args.checkpoint, *args.kinds)
+        similarity = _similarity(args)
+        same = similarity >= threshold
+        text = "the same person" if same else "not the same person"
+        show(
+            {"similarity": similarity, "threshold": threshold, "same_person": same},
+            f"cosine {similarity:.4f}, threshold {threshold:.4f}: {text}",
+        )
+    return same
+
+
+def _similarity(args: argparse.Namespace) -> float:
+    """Return the cosine similarity of the two embeddings."""
     model = Anonymizer.from_checkpoint(args.checkpoint, device=args.device)
     first, second = (model.embed(read_image(path)) for path in (args.first, args.second))
     similarity = float((first @ second.T).item())
@@ -100,10 +113,7 @@ def compare(args: argparse.Namespace) -> bool:
             f"the network of {args.checkpoint} returns {similarity} for these images; check the "
             "losses of its training"
         )
-    same = similarity >= threshold
-    answer = "the same person" if same else "not the same person"
-    print(f"cosine {similarity:.4f}, threshold {threshold:.4f}: {answer}")
-    return same
+    return similarity
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         help="smallest cosine of the same person, -1 to 1 (default: from calibration.json)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_json(parser)
     args = parser.parse_args(argv)
     answers: list[bool] = []
 

@@ -9,8 +9,10 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-from tools.lib.command_line import Parser, exit_code_of
+from engine.report import DIRECTIONS, headline_row
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of
 from tools.lib.report import CARD_NAME, REPORT_NAME, write_model_card, write_report
+from tools.lib.run_files import RunFiles, read_run
 
 _EXAMPLES = """examples:
   python3 tools/report.py demo/full-test                      one evaluation
@@ -21,6 +23,14 @@ _EXAMPLES = """examples:
 A training, an evaluation and an attack write report.html by themselves. The page needs no network
 and no server. Images of real people are left out unless --with-images is given.
 """
+
+
+def _scores(run: RunFiles) -> dict[str, object]:
+    """Return the folder of a run and, by direction, the scores of its table."""
+    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    rows = {"->".join(way): headline_row(run.results, *way) for way in DIRECTIONS if run.results}
+    scores = {name: {score: row[score] for score in names} for name, row in rows.items()}
+    return {"folder": str(run.folder), "retrieval": scores}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,9 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         help=f"write a model card instead, as Markdown (default: {CARD_NAME} in DIR)",
     )  # fmt: skip
     parser.add_argument("--title", default="", help="heading of the page")
+    add_json(parser)
     args = parser.parse_args(argv)
-    if args.model_card and (len(args.folders) > 1 or args.with_images or args.title):
-        parser.error("--model-card takes one folder, and no --with-images or --title")
+    unused = args.with_images or args.title or args.json
+    if args.model_card and (len(args.folders) > 1 or unused):
+        parser.error("--model-card takes one folder, and no --with-images, --title or --json")
     alone = args.folders[0] if len(args.folders) == 1 else Path()
     path = args.output or alone / (CARD_NAME if args.model_card else REPORT_NAME)
 
@@ -53,8 +65,10 @@ def main(argv: list[str] | None = None) -> int:
             write_model_card(args.folders[0], path)
             print(f"The model card is {path}; fill in its gaps")
             return
-        write_report(args.folders, path, with_images=args.with_images, title=args.title)
-        print(f"The report is {path}")
+        with answer(as_json=args.json) as show:
+            write_report(args.folders, path, with_images=args.with_images, title=args.title)
+            runs = [_scores(read_run(folder)) for folder in args.folders]
+            show({"report": str(path), "runs": runs}, f"The report is {path}")
 
     return exit_code_of(work, "interrupted; no report was written")
 

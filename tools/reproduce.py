@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
@@ -22,7 +23,16 @@ from data.datasets.layout import LoadRequest
 from data.registry import find_loader, load_data
 from data.train_split import NAMES, make_split
 from engine.distributed.group import refuse_sharing
-from tools.lib.command_line import MAX_SEED, Parser, exit_code_of, shown, whole_number
+from tools.lib.command_line import (
+    MAX_SEED,
+    Parser,
+    Show,
+    add_json,
+    answer,
+    exit_code_of,
+    shown,
+    whole_number,
+)
 from tools.lib.experiment import METHODS, Experiment
 from tools.lib.reproduction_table import Row, Table
 from utils.errors import UserError
@@ -146,21 +156,21 @@ def _row(
     return Row(dataset, kind, radius, method, experiments, tuple(first.differences_from(published)))
 
 
-def plan(rows: Sequence[Row]) -> str:
-    """Return one line for each experiment: finished, to resume or to do.
+def plan(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return state and folder of each experiment: finished, to resume or to do.
 
     Raises:
         UserError: The data set does not exist, or a folder contains a training with other values.
     """
-    lines = []
+    experiments = []
     for row in rows:
         find_loader(row.dataset)
         for experiment in row.experiments.values():
             unfinished = "to resume" if experiment.has_begun else "to do"
             experiment.check_folder()
             state = "finished" if experiment.is_finished else unfinished
-            lines.append(f"{state:<9} {shown(str(experiment.folder))}")
-    return "\n".join(lines)
+            experiments.append({"state": state, "folder": str(experiment.folder)})
+    return experiments
 
 
 def work_through(rows: Sequence[Row], output: Path) -> Table:
@@ -187,7 +197,7 @@ def work_through(rows: Sequence[Row], output: Path) -> Table:
 
 
 def _saved(table: Table, output: Path) -> Table:
-    write_text(output / "reproduction.json", table.json())
+    write_text(output / "reproduction.json", json.dumps(table.to_json(), indent=2) + "\n")
     write_text(output / "reproduction.md", table.markdown)
     return table
 
@@ -225,17 +235,26 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)  # keys may be on both sides of an option
 
     def work() -> int:
-        refuse_sharing("tools/reproduce.py")
-        rows = rows_of(args)
-        if args.plan:
-            print(plan(rows))
-            return 0
-        with locked_folder(args.output):
-            table = work_through(rows, args.output)
-        print(f"\n{table.markdown}\nin {shown(str(args.output / 'reproduction.md'))}")
-        return 0 if all(summary.agrees for summary in table.summaries) else 1
+        with answer(as_json=args.json) as show:
+            return _reproduce(args, show)
 
     return exit_code_of(work, "interrupted; the same command resumes")
+
+
+def _reproduce(args: argparse.Namespace, show: Show) -> int:
+    """Print the plan, or train and print the table; return the exit code."""
+    refuse_sharing("tools/reproduce.py")
+    rows = rows_of(args)
+    if args.plan:
+        experiments = plan(rows)
+        lines = (f"{each['state']:<9} {shown(each['folder'])}" for each in experiments)
+        show(experiments, "\n".join(lines))
+        return 0
+    with locked_folder(args.output):
+        table = work_through(rows, args.output)
+    path = shown(str(args.output / "reproduction.md"))
+    show(table.to_json(), f"\n{table.markdown}\nin {path}")
+    return 0 if all(summary.agrees for summary in table.summaries) else 1
 
 
 def _parser() -> Parser:
@@ -261,6 +280,7 @@ def _parser() -> Parser:
     )
     add("--output", type=Path, default=Path("log/reproduce"), help="folder (log/reproduce)")
     add("--plan", action="store_true", help="list the trainings and their state; run none")
+    add_json(parser)
     add("opts", nargs="*", metavar="KEY VALUE", help="keys that override the file")
     return parser
 

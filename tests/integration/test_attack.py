@@ -115,7 +115,10 @@ def test_pictures_can_be_opened(full_run: Path) -> None:
 
 
 def test_a_finished_attack_is_kept_and_a_missing_one_run(
-    checkpoint: Path, full_run: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    full_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in full_run.glob("*.json")}
     (full_run / "storage.json").unlink()
@@ -127,8 +130,11 @@ def test_a_finished_attack_is_kept_and_a_missing_one_run(
         return whole(self, one)
 
     monkeypatch.setattr(Suite, "_attack", counted)
-    assert attack.main(command(checkpoint, full_run)) == 0
+    assert attack.main(command(checkpoint, full_run, "--json")) == 0
     assert ran == ["storage"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["unexpected"] == []
+    assert {result["attack"] for result in printed["results"]} == set(ATTACKS)
     after = {p.name: p.stat().st_mtime_ns for p in full_run.glob("*.json")}
     assert {n for n in after if after[n] != before[n]} == {
         "storage.json", "results.json", "verdicts.json",
@@ -369,12 +375,28 @@ def test_third_party_networks(
     assert "has no width" in capsys.readouterr().err
 
 
-def test_frontier(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_report_can_be_left_out_and_does_not_fail_an_attack(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    given = command(checkpoint, tmp_path, "--only", "storage", "EVAL.REPORT")
+    assert attack.main([*given, "off"]) == 0
+    assert not (tmp_path / "report.html").exists()
+    (tmp_path / "details.json").write_text("{")
+    assert attack.main([*given, "on"]) == 0
+    assert not (tmp_path / "report.html").exists()
+    assert "No report was written" in (tmp_path / "log.txt").read_text("utf-8")
+    (tmp_path / "details.json").unlink()
+    assert attack.main([*given, "on"]) == 0
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_frontier(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_network(tmp_path, Colours())
     foreign = ("--foreign", str(write_card(tmp_path)))
     given = ["--checkpoint", str(checkpoint), "--strength", "2", "16", "--output", str(tmp_path)]
-    assert frontier.main([*given, *SMALL, *foreign, "TEST.IMS_PER_BATCH", "8"]) == 0
+    assert frontier.main([*given, *SMALL, *foreign, "--json", "TEST.IMS_PER_BATCH", "8"]) == 0
     points = read(tmp_path / "frontier.json")
+    assert json.loads(capsys.readouterr().out) == points
     assert [point["name"] for point in points] == ["run", "mosaic 2", "mosaic 16"]
     weak, strong = points[1:]
     assert weak["recovery_ssim"]["value"] > strong["recovery_ssim"]["value"]

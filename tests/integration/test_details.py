@@ -106,6 +106,10 @@ def test_match_uses_the_threshold_of_validation(
     printed = capsys.readouterr().out
     assert f"threshold {calibration['raw->raw']['threshold']:.4f}" in printed
     assert ("not the same person" in printed) == (code == 1)
+    assert match.main([*arguments, "--json"]) == code
+    content = json.loads(capsys.readouterr().out)
+    assert content["threshold"] == float(calibration["raw->raw"]["threshold"])
+    assert content["same_person"] == (content["similarity"] >= content["threshold"])
 
 
 def test_an_image_matches_itself(trained: Path, images: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -33,12 +34,15 @@ def _rows(result: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", ["GCR", "C"])
-def test_it_equals_the_report_in_training(tmp_path: Path, mode: str) -> None:
+def test_it_equals_the_report_in_training(
+    tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tiny.run(tmp_path, "MODEL.MODE", mode, "SOLVER.MAX_EPOCHS", "3")
-    alone = tiny.run(
-        tmp_path, "MODEL.MODE", mode, *_evaluation(run, "EVAL.SPLIT", "val"), output="alone"
-    )
-    result, epoch = tiny.results(alone), tiny.native(run, "best")["epoch"]
+    capsys.readouterr()
+    keys = ("MODEL.MODE", mode, *_evaluation(run, "EVAL.SPLIT", "val"))
+    assert command.main(["--json", *tiny.arguments(tmp_path, *keys, output="alone")]) == 0
+    result, epoch = json.loads(capsys.readouterr().out), tiny.native(run, "best")["epoch"]
+    assert result == tiny.results(tmp_path / "alone")
     assert result["epoch"] == epoch
     assert result["split"] == "val"
     (reported,) = (

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,6 @@ from tools.benchmarks.measuring import (
     contest,
     describe,
     matrix_product,
-    write_json,
 )
 from tools.lib.command_line import whole_number
 from utils.device import device_name, resolve_device, set_threads
@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; write the numbers to --json; return them."""
+    """Measure and print; return the numbers."""
     set_threads(arguments.threads)
     device, size = resolve_device(arguments.device), tuple(arguments.size)
     place = Place(str(device), arguments.threads)
@@ -133,8 +133,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             print(describe(kind, outcome, flops))
             numbers[kind] = outcome.numbers(flops).as_dict()
-    if arguments.json is not None:
-        write_json(arguments.json, numbers)
     return numbers
 
 
@@ -164,7 +162,7 @@ def make_cached(settings: Settings) -> Work:
         len(paths), settings.size, device, mode=settings.mode,
         with_desensitized=desensitizer.cacheable,
     )  # fmt: skip
-    print(f"  {settings.kind}: {plan.reason}", flush=True)
+    print(f"  {settings.kind}: {plan.reason}", file=sys.stderr, flush=True)
     source: PixelSource
     if plan.mode == "stream":
         by_workers = desensitizer if desensitizer.cacheable and device.type == "cpu" else None

@@ -39,7 +39,6 @@ from tools.benchmarks.measuring import (
     contest,
     describe,
     matrix_product,
-    write_json,
 )
 from tools.benchmarks.networks import (
     NUM_CLASSES,
@@ -81,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; write the numbers to --json; return them."""
+    """Measure and print; return the numbers."""
     set_threads(arguments.threads)
     device = resolve_device(arguments.device)
     opts = tuple(arguments.opts)
@@ -114,10 +113,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     print(
         f"  bare networks     {bare:12,.2f}   the pass has {100 * ours / bare:.0f} % of their speed"
     )
-    numbers = outcome.numbers(flops).as_dict()
-    if arguments.json is not None:
-        write_json(arguments.json, numbers)
-    return numbers
+    return outcome.numbers(flops).as_dict()
 
 
 def make_pass(given: Given, folder: str) -> Work:

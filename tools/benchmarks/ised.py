@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,20 +63,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Measure and print."""
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print; return the numbers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # speeds are for one core
-    _print_speeds(arguments.seconds)
-    _print_statistics()
+    numbers: dict[str, Any] = {"images_per_s": _print_speeds(arguments.seconds)}
+    numbers["ciphertext"] = _print_statistics()
     torch.set_num_threads(threads)
     if arguments.checkpoint is not None:
         if arguments.photos is None:
             raise UserError("--checkpoint needs --photos FOLDER")
         model = Anonymizer.from_checkpoint(arguments.checkpoint, device=arguments.device)
-        _print_protect(model, arguments)
-        _print_rounding(model, _photos(model, arguments.photos, arguments.limit))
-    return 0
+        numbers["protect_images_per_s"] = _print_protect(model, arguments)
+        photos = _photos(model, arguments.photos, arguments.limit)
+        numbers["recovered_psnr_db"] = _print_rounding(model, photos)
+    return numbers
 
 
 def photo_like() -> NDArray[np.uint8]:
@@ -87,8 +89,8 @@ def photo_like() -> NDArray[np.uint8]:
     return np.clip(smooth + grain, 0, 255).astype(np.uint8)
 
 
-def _print_speeds(seconds: float) -> None:
-    """Print images per second on one core, also relative to Pillow."""
+def _print_speeds(seconds: float) -> dict[str, float]:
+    """Print and return images per second on one core, also relative to Pillow."""
     pixels, keys = photo_like(), MemoryKeys()
     image = Image.fromarray(pixels)
     key = keys.sealing_key("benchmark/1")
@@ -119,6 +121,7 @@ def _print_speeds(seconds: float) -> None:
         print(f"  {name:34} {rate:9.0f} /s  {rate / plain:6.1f} x Pillow")
     extra = len(content) - pixels.size
     print(f"  file: {len(content)} bytes, {extra} more than its pixels")
+    return rates
 
 
 def _batch_rates(seconds: float) -> dict[str, float]:
@@ -153,8 +156,11 @@ def _rate(step: Callable[[], object], seconds: float) -> float:
     return best
 
 
-def _print_statistics(count: int = 200) -> None:
-    """Print byte statistics of ciphertexts; they find coding errors but do not prove security."""
+def _print_statistics(count: int = 200) -> dict[str, float]:
+    """Print and return byte statistics of ciphertexts.
+
+    They find coding errors, but do not prove security.
+    """
     pixels, keys = photo_like(), MemoryKeys()
     changed = pixels.copy()
     changed[0, 0, 0] ^= 1
@@ -169,10 +175,18 @@ def _print_statistics(count: int = 200) -> None:
     adjacent = [abs(np.corrcoef(c[:, 1:].ravel(), c[:, :-1].ravel())[0, 1]) for c in rows]
     differ = first != second
     intensity = np.abs(first.astype(int) - second) / 255
+    numbers = {
+        "chi_square": float(np.mean(chi_square)),
+        "largest_correlation": float(max(adjacent)),
+        "npcr_percent": float(100 * differ.mean()),
+        "uaci_percent": float(100 * intensity.mean()),
+    }
     print(f"{count} ciphertexts (a check for coding errors, not evidence of security):")
-    print(f"  chi-square {np.mean(chi_square):.1f} (255 expected), largest correlation of")
-    print(f"  neighbours {max(adjacent):.4f}, NPCR {100 * differ.mean():.2f} % (99.61 expected), "
-          f"UACI {100 * intensity.mean():.2f} % (33.46 expected)")  # fmt: skip
+    print(f"  chi-square {numbers['chi_square']:.1f} (255 expected), largest correlation of")
+    print(f"  neighbours {numbers['largest_correlation']:.4f}, "
+          f"NPCR {numbers['npcr_percent']:.2f} % (99.61 expected), "
+          f"UACI {numbers['uaci_percent']:.2f} % (33.46 expected)")  # fmt: skip
+    return numbers
 
 
 def _ciphertext(key: SubjectKey, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -192,8 +206,8 @@ def _photos(model: Anonymizer, folder: Path, limit: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([source.pixels for source in sources]))
 
 
-def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
-    """Print images per second of protect, and of the anonymizer alone on the same images."""
+def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> dict[str, float]:
+    """Print and return images per second of protect, and of the anonymizer alone."""
     photos = _photos(model, arguments.photos, arguments.limit)
     batches = photos.split(_BATCH)
 
@@ -224,6 +238,7 @@ def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> None:
     share = 100 * steady / alone
     print(f"  anonymizer alone {alone:.1f} /s, protect {steady:.1f} /s ({share:.0f} %)")
     print(f"  first batch after {done[_BATCH - 1] - start:.1f} s")
+    return {"anonymizer alone": alone, "protect": steady}
 
 
 def _once(step: Callable[[], object]) -> float:
@@ -234,8 +249,8 @@ def _once(step: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
-    """Print PSNR(raw, R(P)) for P unchanged and rounded to bytes."""
+def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> dict[str, float]:
+    """Print and return PSNR(raw, R(P)) for P unchanged and rounded to bytes."""
     squared = {"unchanged": 0.0, "bytes": 0.0}
     for batch in photos.split(_BATCH):
         raw = batch.permute(0, 3, 1, 2).double() / 255
@@ -246,6 +261,10 @@ def _print_rounding(model: Anonymizer, photos: torch.Tensor) -> None:
             recovered = model.pixels.denormalize(model.recover_tensor(given)).cpu().double()
             squared[rounding] += float((recovered - raw).square().sum())
     print(f"recovery of {len(photos)} images from the anonymized image, PSNR to raw:")
-    for rounding, total in squared.items():
-        psnr_db = -10 * np.log10(total / photos.numel())
-        print(f"  {rounding:24} {psnr_db:.3f} dB")
+    psnr_db = {
+        rounding: float(-10 * np.log10(total / photos.numel()))
+        for rounding, total in squared.items()
+    }
+    for rounding, value in psnr_db.items():
+        print(f"  {rounding:24} {value:.3f} dB")
+    return psnr_db

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import resource
 import sys
@@ -24,7 +23,7 @@ import torch
 from tools.lib.command_line import MAX_THREADS, whole_number
 from utils.device import resolve_device, set_threads
 from utils.errors import UserError
-from utils.files import write_text
+from utils.progress import Progress
 
 # Does the work once, and returns the number of its images.
 Work = Callable[[], int]
@@ -40,7 +39,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser, device: str = "auto") -> None:
-    """Add the arguments of all benchmarks: device, threads, repeats and the file of numbers.
+    """Add the arguments of most benchmarks: device, threads and repeats.
 
     Args:
         parser: Parser of a benchmark.
@@ -56,12 +55,6 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, device: str = "auto
     parser.add_argument(
         "--repeats", type=whole_number(1), default=3, help="turns, of which the best counts (3)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of numbers."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -138,10 +131,12 @@ def contest(
             for name, (make, arguments) in makers.items()
         }
         best, highest = dict.fromkeys(contenders, 0.0), 0.0
+        bar = stack.enter_context(Progress(repeats * len(contenders), "Measure", unit="turn"))
         for _ in range(repeats):
             highest = max(highest, ceiling())
             for name, contender in contenders.items():
                 best[name] = max(best[name], contender.images_per_s())
+                bar.update()
         peaks = {name: contender.finish() for name, contender in contenders.items()}
     return Outcome(best, peaks, highest)
 

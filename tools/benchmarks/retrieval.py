@@ -21,7 +21,7 @@ import torch
 from engine.scoring.features import Features
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import score_retrieval
-from tools.benchmarks.measuring import PeakMemory, add_measuring_arguments, seconds, write_json
+from tools.benchmarks.measuring import PeakMemory, add_measuring_arguments, seconds
 from tools.lib.command_line import MAX_SEED, whole_number
 from utils.device import device_name, resolve_device, set_threads
 from utils.precision import exact_float32
@@ -93,7 +93,7 @@ def random_features(size: Size, seed: int, device: torch.device) -> tuple[Featur
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; write the numbers to --json; return them."""
+    """Measure and print; return the numbers."""
     set_threads(arguments.threads)
     device = resolve_device(arguments.device)
     size = SIZES[arguments.size]
@@ -120,9 +120,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         result["rerank_s"] = seconds(lambda: score_reranked(query, gallery), device)
         result["rerank_peak_mib"] = memory.mib()
     _print(result, size)
-    if arguments.json is not None:
-        write_json(arguments.json, result)
-        print(f"The numbers are in {arguments.json}")
     return result
 
 

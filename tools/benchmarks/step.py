@@ -36,7 +36,6 @@ from tools.benchmarks.measuring import (
     contest,
     describe,
     matrix_product,
-    write_json,
 )
 from tools.benchmarks.networks import (
     NUM_CLASSES,
@@ -79,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; write the numbers to --json; return them."""
+    """Measure and print; return the numbers."""
     set_threads(arguments.threads)
     device = resolve_device(arguments.device)
     given = (arguments.config_file, tuple(arguments.opts), str(device))
@@ -104,10 +103,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     print(describe(title, outcome, flops))
-    numbers = outcome.numbers(flops)
-    if arguments.json is not None:
-        write_json(arguments.json, numbers.as_dict())
-    return numbers.as_dict()
+    return outcome.numbers(flops).as_dict()
 
 
 def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:

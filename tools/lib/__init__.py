@@ -3,7 +3,7 @@
 - `command_line`: `Parser`, `exit_code_of`: arguments, errors and exit codes.
 - `run`: `run`: train and evaluate one configuration.
 - `experiment`: `Experiment`, `METHODS`: a method trained on a data set and tested.
-- `query_differences`: `difference_table`; `reproduction_table`: `Table`.
+- `query_differences`: `Comparison`; `reproduction_table`: `Table`.
 - `report`: `write_report`, with `report_charts` and `run_files`; `drawing`: `Drawing`.
 - `keyring_access`: `open_keyring`, `add_master_arguments`; `custody`: shares and the audit log.
 """

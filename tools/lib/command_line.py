@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from utils.errors import (
     UserError,
@@ -35,6 +36,13 @@ MAX_SEED = 2**63 - 1
 MAX_THREADS = 4096
 
 _Number = TypeVar("_Number", int, float)
+
+
+class Show(Protocol):
+    """Prints the result of a command; see ``answer``."""
+
+    def __call__(self, content: object, text: str = "") -> None:
+        """Print the text, or the content as JSON."""
 
 
 def shown(text: str) -> str:
@@ -111,6 +119,33 @@ def _bounded(
 def _refused(text: str, kind: str, low: float, high: float | None) -> argparse.ArgumentTypeError:
     allowed = f"of {low} or more" if high is None else f"from {low} to {high}"
     return argparse.ArgumentTypeError(f"got {text!r}, expected {kind} {allowed}")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option --json to a command that uses ``answer``."""
+    parser.add_argument(
+        "--json", action="store_true",
+        help="print the result as JSON; everything else goes to standard error",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def answer(*, as_json: bool) -> Iterator[Show]:
+    """Yield ``show(content, text)``, which prints the result of a command.
+
+    It prints the text ('' if it has been logged) or, with ``as_json``, the content as JSON. In the
+    second case, everything else that the block prints or logs goes to standard error.
+    """
+    output = sys.stdout
+
+    def show(content: object, text: str = "") -> None:
+        if as_json:
+            print(json.dumps(content, indent=2), file=output)
+        elif text:
+            print(text)
+
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield show
 
 
 def exit_code_of(

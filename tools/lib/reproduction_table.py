@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,9 +119,9 @@ class Table:
         sections = groupby(self.summaries, lambda summary: _title(summary.row))
         return "\n\n".join(_section(title, list(group)) for title, group in sections) + "\n"
 
-    def json(self) -> str:
+    def to_json(self) -> list[dict[str, Any]]:
         """Return the same numbers for scripts, rates in [0, 1]."""
-        return json.dumps([_as_json(summary) for summary in self.summaries], indent=2) + "\n"
+        return [_as_json(summary) for summary in self.summaries]
 
 
 def _title(row: Row) -> str:

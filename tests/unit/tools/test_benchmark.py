@@ -18,7 +18,7 @@ import torch
 from modeling.build import build_networks
 from tests.fixtures.paths import ROOT
 from tools import benchmark
-from tools.benchmarks import data, evaluation, measuring, networks, retrieval, step
+from tools.benchmarks import data, evaluation, ised, measuring, networks, retrieval, step
 
 SMALL = (
     "MODEL.NAME", "resnet18", "MODEL.NGF", "2", "MODEL.NDF", "2", "UNET.NUM_DOWNS", "5",
@@ -138,8 +138,23 @@ def test_retrieval_writes_the_numbers(
     assert "1.00 x the product" in capsys.readouterr().out
     monkeypatch.setattr(retrieval, "score_retrieval", lambda *_: None)
     monkeypatch.setattr(retrieval, "score_reranked", pytest.fail)
-    assert benchmark.main([*command, "--no-rerank"]) == 0
-    assert "re-ranking" not in capsys.readouterr().out
+    assert benchmark.main([*command, "--no-rerank", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "re-ranking" not in err and "bare matrix product" in err
+    assert json.loads(out)["rerank_s"] is None
+
+
+def test_sealing_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ised, "_rate", lambda step, seconds: 2.0)
+    monkeypatch.setattr(ised, "_print_statistics", lambda: {"chi_square": 255.0})
+    assert benchmark.main(["ised", "--json"]) == 0
+    out, err = capsys.readouterr()
+    numbers = json.loads(out)
+    assert numbers["images_per_s"]["seal"] == 2.0
+    assert numbers["ciphertext"] == {"chi_square": 255.0}
+    assert "1.0 x Pillow" in err
 
 
 def test_a_missing_device_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

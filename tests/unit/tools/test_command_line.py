@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -28,8 +29,9 @@ from tools import (
     protect,
     reproduce,
 )  # fmt: skip
-from tools.lib.command_line import Parser, exit_code_of, number, shown, whole_number
+from tools.lib.command_line import Parser, answer, exit_code_of, number, shown, whole_number
 from utils.errors import UserError
+from utils.logger import setup_logger
 
 Main = Callable[[list[str]], int]
 
@@ -242,7 +244,7 @@ WORK = {
     "frontier": "tools.frontier.checkpoint_config",
     "match": "tools.match.compare",
     "export": "tools.export.export",
-    "compare": "tools.compare.difference_table",
+    "compare": "tools.compare.Comparison.of",
     "benchmark": "tools.benchmarks.step.run",
     "data": "tools.data.check_root",
     "train_split": "data.train_split.make_split",
@@ -335,6 +337,31 @@ def test_other_errors_keep_their_traceback_and_ctrl_c_its_code(tmp_path: Path) -
     assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
     script.write_text(f"{path}os.kill(os.getpid(), {int(signal.SIGINT)})\n")
     assert _bare(str(script)).returncode in (-signal.SIGINT, 130)
+
+
+# ---- --json -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_with_json_nothing_else_is_on_standard_output(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answer(as_json=as_json) as show:
+        sys.stdout.write("printed\n")
+        setup_logger().info("logged")
+        show({"rank1": 0.5}, "rank-1 50 %")
+    out, err = capsys.readouterr()
+    if as_json:
+        assert json.loads(out) == {"rank1": 0.5}
+        assert "printed" in err and "logged" in err
+    else:
+        assert out.startswith("printed\n") and out.endswith("rank-1 50 %\n")
+        assert err == ""
+
+
+def test_a_command_that_fails_prints_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["none", "neither", "--json"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_characters_that_control_a_terminal_are_escaped() -> None:

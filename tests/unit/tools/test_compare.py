@@ -42,6 +42,18 @@ def test_each_is_compared_with_the_one_before(
     assert sum("full - without" in line and "-5.0 [-5.0, -5.0]" in line for line in lines) == 4
 
 
+def test_differences_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [folder(tmp_path, "a", 2, 0.5), folder(tmp_path, "b-test", 1, 0.75)]
+    assert compare.main([*names, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["access"]["b"] == {"key": "right", "scheme": "additive"}
+    assert content["warning"] == ""
+    assert [each["direction"] for each in content["differences"]] == list(DIRECTIONS)
+    first = content["differences"][0]
+    assert (first["before"], first["after"]) == ("a", "b")
+    assert first["intervals"]["mAP"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+
+
 def test_wrong_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = folder(tmp_path, "whole", 1, 1.0)
     assert compare.main([whole, str(tmp_path)]) == 2

@@ -122,7 +122,9 @@ def test_own_data_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert check(tmp_path, "--name", f"folder:{folder}", "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)
     assert report["counts"]["train"] == {"ids": 10, "images": 60, "cameras": 3}
-    assert check(tmp_path, "--name", "folder:nothing") == 1
+    assert check(tmp_path, "--name", "folder:nothing", "--json") == 1
+    (report,) = json.loads(capsys.readouterr().out)
+    assert report["problems"]
 
 
 def test_runs_as_a_file_without_shadowing_the_data_package(tmp_path: Path) -> None:

@@ -189,6 +189,20 @@ def test_several_runs_are_compared(run: Path, tmp_path: Path) -> None:
     assert f"full {row} base {row}" in text
 
 
+def test_scores_of_the_runs_as_json(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "base")
+    page = tmp_path / "both.html"
+    folders = [str(run), str(tmp_path / "base"), str(run / "attacks")]
+    assert report.main([*folders, "--output", str(page), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["report"] == str(page) and page.is_file()
+    assert [each["folder"] for each in content["runs"]] == folders
+    assert content["runs"][1]["retrieval"]["raw->protected"]["rank1"] == 0.75
+    assert content["runs"][2]["retrieval"] == {}  # attacks have no such scores
+
+
 @pytest.mark.usefixtures("no_charts")
 def test_images_of_real_people_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     make_run(tmp_path / "real", "folder:people")

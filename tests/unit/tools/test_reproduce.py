@@ -106,11 +106,17 @@ def test_means_spread_and_differences(
     assert order == [(seed, mode) for seed in (1, 2, 4) for mode in ("C", "GCR")]
     base, full = json.loads((tmp_path / "out/reproduction.json").read_text("utf-8"))
     assert base["seeds"] == [1, 2, 4]
+    line = command(tmp_path, *demo, "--seeds", "1,2,4", "--methods", "base,full", "--json")
+    text = capsys.readouterr().out
+    assert reproduce.main(line) == 0
+    assert json.loads(capsys.readouterr().out) == [base, full]
+    assert reproduce.main([*line, "--plan"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [each["state"] for each in plan] == ["finished"] * 6
     found = full["retrieval"]["protected->raw"]
     values = [0.21 + 0.1 + 0.01 * seed for seed in (1, 2, 4)]
     assert found["rank1"] == pytest.approx(values)
     assert found["rank1_published"] is None and full["agrees"] is None
-    text = capsys.readouterr().out
     mean, deviation = 100 * statistics.fmean(values), 100 * statistics.stdev(values)
     assert f"{mean:.1f} ± {deviation:.1f} / " in text
     line = next(line for line in text.splitlines() if "full - base, mAP" in line)
