@@ -65,5 +65,8 @@ setup(
         "lpips": ["torchmetrics>=1.9"],
         # The options of `securereid` in the shell.
         "completion": ["argcomplete>=3.1"],
+        # RUNTIME.TRACKERS. MLflow's local store is a database.
+        "wandb": ["wandb>=0.22.3"],
+        "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2.0", "alembic>=1.13"],
     },
 )

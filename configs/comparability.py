@@ -22,7 +22,7 @@ _NO_EFFECT = frozenset((
     "RUNTIME.CHANNELS_LAST", "RUNTIME.COMPILE", "RUNTIME.CUDNN_BENCHMARK", "RUNTIME.THREADS",
     "SOLVER.GRAD_CHECKPOINT", "SOLVER.RESUME", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD",
     "EVAL.REPORT",
-    "EVAL.IMAGES",
+    "EVAL.IMAGES", "RUNTIME.TRACKERS",
 ))  # fmt: skip
 # Keys of an evaluation. One of them affects a training: its validations choose the best weights.
 _OF_A_TEST = ("TEST.", "EVAL.", "ISED.")

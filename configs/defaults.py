@@ -24,6 +24,7 @@ from configs.schema import (
     Text,
 )
 from utils.limits import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
+from utils.trackers import TRACKERS
 
 BACKBONES = Registered("modeling.backbones.registry:REID_DESIGNS", prefix="timm:")
 DESENSITIZERS = Registered("data.desensitize:DESENSITIZERS")
@@ -176,6 +177,9 @@ KEYS: tuple[Key, ...] = (
     Key("RUNTIME.CUDNN_BENCHMARK", False, Flag(),
         "in training on GPUs, cuDNN tries its kernels once and keeps the fastest; rounding may "
         "then differ from run to run"),
+    Key("RUNTIME.TRACKERS", ("tensorboard",), Sequence(OneOf(("tensorboard", *TRACKERS))),
+        "where the numbers of a training are recorded in addition to metrics.jsonl: TensorBoard, "
+        "Weights & Biases, MLflow; '' for none"),
     Key("RUNTIME.THREADS", 0, Number(whole=True, low=0, high=4096),
         "CPU threads; 0: torch's choice"),
     # ---- evaluation

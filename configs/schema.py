@@ -284,17 +284,17 @@ def _digits(value: float) -> str:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Several numbers in the same range; a tuple in the configuration."""
+    """Several values of the same type; a tuple in the configuration."""
 
-    item: Number
+    item: Allowed
     length: int | None = None
     longest: int = 1000
 
-    def convert(self, given: object) -> tuple[int | float, ...]:
-        """Return the numbers; a single number is a sequence of one."""
+    def convert(self, given: object) -> tuple[Any, ...]:
+        """Return the values; a single value is a sequence of one."""
         read = literal(given)
         if isinstance(read, str):
-            # Also "40 80"; "40, x" is rejected by the numbers' own check.
+            # Also "40 80"; "40, x" is rejected by the check of each value.
             read = read.replace(",", " ").split()
         parts: Iterable[object] = read if isinstance(read, (list, tuple)) else (read,)
         values = tuple(self.item.convert(part) for part in parts)
@@ -303,7 +303,7 @@ class Sequence:
         return values
 
     def describe(self) -> str:
-        """Return the number of numbers and their range."""
+        """Return the number of values and what each may be."""
         many = "a list" if self.length is None else f"a list of {self.length}"
         return f"{many}, each {self.item.describe()}"
 

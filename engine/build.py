@@ -41,10 +41,11 @@ from modeling.objectives import Objectives
 from modeling.privacy_networks import PrivacyNetworks
 from modeling.weights import CLASSIFIER_KEY, num_classes_of
 from solver.optimizers import Optimizers, build_optimizers
-from utils.config_tree import changed
+from utils.config_tree import changed, values_by_name
 from utils.errors import UserError, naming_keys
 from utils.logger import get_logger
 from utils.metric_writer import MetricWriter, SilentWriter
+from utils.trackers import Trackers, check_packages
 
 _LOGGER = get_logger()
 
@@ -64,6 +65,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     Raises:
         UserError: The data, a checkpoint or a combination of values does not allow it.
     """
+    from_main(lambda: check_packages(cfg.RUNTIME.TRACKERS))
     splits = first_on_machine(lambda: build_splits(cfg))
     policy = _policy(cfg)
     if policy.enabled and splits.train and not splits.has_validation:
@@ -199,10 +201,13 @@ def _build_writer(
 ) -> MetricWriter | SilentWriter:
     if not is_main():
         return SilentWriter()
+    folder, names, resumes = Path(cfg.OUTPUT_DIR), cfg.RUNTIME.TRACKERS, saved is not None
     return MetricWriter(
-        cfg.OUTPUT_DIR,
+        folder,
         resume_epoch=None if saved is None else epoch,
         resume_step=None if saved is None else saved["step"],
+        tensorboard="tensorboard" in names,
+        trackers=Trackers(names, folder, values_by_name(cfg), resumes=resumes),
     )
 
 

@@ -16,6 +16,15 @@ def get_value(cfg: CfgNode, name: str) -> Any:
     return value
 
 
+def values_by_name(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Return all values by dotted name, such as ``SOLVER.BASE_LR``."""
+    values: dict[str, Any] = {}
+    for part, value in cfg.items():
+        name = f"{prefix}{part}"
+        values |= values_by_name(value, f"{name}.") if isinstance(value, CfgNode) else {name: value}
+    return values
+
+
 def changed(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
     """Return a frozen copy with other values.
 

@@ -1,4 +1,4 @@
-"""Metrics of a training over time: TensorBoard for people, ``metrics.jsonl`` for scripts."""
+"""Metrics of a training over time: ``metrics.jsonl``, TensorBoard and experiment trackers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import WriteError, ensure_folder, write_text
 from utils.logger import get_logger
+from utils.trackers import Trackers
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricWriter:
@@ -34,6 +38,8 @@ class MetricWriter:
         *,
         resume_epoch: int | None = None,
         resume_step: int | None = None,
+        tensorboard: bool = True,
+        trackers: Trackers | None = None,
     ) -> None:
         """Open ``metrics.jsonl`` and ``runs/`` in a folder.
 
@@ -42,22 +48,21 @@ class MetricWriter:
             resume_epoch: Last finished epoch of the run that is resumed; later lines are removed.
                 None for a new run, which appends to existing lines.
             resume_step: Training steps done at that epoch; TensorBoard hides later points.
+            tensorboard: Whether to write ``runs/``.
+            trackers: Further recipients of the numbers. They do not receive steps again that they
+                received before a resume.
 
         Raises:
             WriteError: The folder or a file in it cannot be written.
             UserError: The package tensorboard is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - for trainings only
-        except ImportError as error:
-            raise UserError(
-                f"a training needs the package tensorboard ({error}); run `pip install -r "
-                "requirements.txt`"
-            ) from error
+        summary_writer = _summary_writer() if tensorboard else None
         folder = ensure_folder(output_dir)
         self._folder = folder
         path = folder / "metrics.jsonl"
+        self._trackers, self._sent_step = trackers, 0
         if resume_epoch is not None:
+            self._sent_step = max((line.get("step", 0) for line in read_metrics(path)), default=0)
             drop_later_lines(path, resume_epoch)
         purge_step = None if resume_step is None else resume_step + 1
         with self._guarded():
@@ -66,7 +71,8 @@ class MetricWriter:
             self._lines = path.open("ab", buffering=0)
             self._board: SummaryWriter | None = None
             try:
-                self._board = SummaryWriter(str(folder / "runs"), purge_step=purge_step)
+                if summary_writer is not None:
+                    self._board = summary_writer(str(folder / "runs"), purge_step=purge_step)
             except UnicodeEncodeError:
                 get_logger().warning(
                     "TensorBoard cannot write to %s, whose name is not UTF-8; curves are written "
@@ -95,6 +101,8 @@ class MetricWriter:
             if self._board is not None:
                 for name, value in values.items():
                     self._board.add_scalar(name, value, step)
+            if self._trackers is not None and step >= self._sent_step:
+                self._trackers.scalars(values, step)
 
     def picture(self, name: str, image: Tensor, *, step: int) -> None:
         """Write an image to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
@@ -109,8 +117,8 @@ class MetricWriter:
             if self._board is not None:
                 self._board.flush()
 
-    def close(self) -> None:
-        """Write the rest, and close the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Write the rest, and close the files; trackers mark the run as finished or failed."""
         self._lines.close()
         try:
             if self._board is not None:
@@ -118,6 +126,8 @@ class MetricWriter:
                     self._board.close()
         finally:
             threading.excepthook = self._thread_hook
+            if self._trackers is not None:
+                self._trackers.close(failed=failed)
 
     def _hide_tensorboard(self, failure: threading.ExceptHookArgs) -> None:
         """Do not print the traceback of TensorBoard's thread.
@@ -150,10 +160,22 @@ class MetricWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.close()
+            self.close(failed=error is not None)
         except WriteError:
             if error is None:  # otherwise the first error is the cause
                 raise
+
+
+def _summary_writer() -> type[SummaryWriter]:
+    """Return TensorBoard's writer; its import takes seconds."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - for trainings only
+    except ImportError as error:
+        raise UserError(
+            f"a training needs the package tensorboard ({error}); run `pip install -r "
+            "requirements.txt`, or leave tensorboard out of RUNTIME.TRACKERS"
+        ) from error
+    return SummaryWriter
 
 
 class SilentWriter:

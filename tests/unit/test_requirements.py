@@ -22,11 +22,15 @@ MACHINE = {
 }
 
 
+# Experiment trackers, which `make constraints` leaves out.
+NOT_PINNED = {"wandb", "mlflow-skinny", "sqlalchemy", "alembic"}
+
+
 def lower_bounds() -> dict[str, Version]:
     text = (ROOT / "requirements.txt").read_text("utf-8")
     text += (ROOT / "setup.py").read_text("utf-8")
-    return {name: Version(bound) for name, bound in re.findall(r"([a-z0-9]+)>=([0-9.]+)", text)
-            if name != "python"}  # fmt: skip
+    return {name: Version(bound) for name, bound in re.findall(r"([a-z0-9-]+)>=([0-9.]+)", text)
+            if name not in {"python", *NOT_PINNED}}  # fmt: skip
 
 
 def pinned(python: str) -> dict[str, Version]:
