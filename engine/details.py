@@ -34,6 +34,7 @@ from engine.scoring.verification import (
 from utils.errors import UserError
 from utils.files import atomic_write, write_text
 from utils.logger import get_logger
+from utils.progress import Progress
 
 CALIBRATION_NAME = "calibration.json"
 DETAILS_NAME = "details.json"
@@ -185,7 +186,7 @@ def detail_directions(
             ),
             reranked=None if reranked is None else reranked[_states(direction, key)],
         )
-        for direction in DIRECTIONS
+        for direction in Progress.over(DIRECTIONS, "Details", unit="direction")
     }
 
 

@@ -200,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
             experiment for experiment in experiments.values() if not experiment.is_finished
         ]
         if remaining:
+            print("Measuring the speed of this machine.", flush=True)
             minutes = expected_seconds(remaining) / 60
             print(f"Expected time on this machine: about {max(1, round(minutes))} minutes.")
         return {name: train_and_test(each) for name, each in experiments.items()}

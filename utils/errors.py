@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from utils.world import World
+
 _ROOT = Path(__file__).resolve().parents[1]
 # Messages of libraries that allocate GPU memory themselves, and of compilers that report the error.
 _NO_MEMORY = (
@@ -95,15 +97,21 @@ def worker_death(remedy: str) -> str:
     return f"a worker process died, perhaps because memory ran out; {remedy}"
 
 
-def name_missing_package(
+def brief_excepthook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Report a package that is not installed in one line, and exit with 2; Python's excepthook.
+    """Report Ctrl-C during imports, or a package that is not installed, in one line.
 
-    This happens most often when the virtual environment was not activated. A missing module of this
-    project, or a missing part of an installed package, is a mistake in the code and keeps its
-    traceback.
+    A package is missing most often because the virtual environment was not activated. A missing
+    module of this project, or a missing part of an installed package, is a mistake in the code and
+    keeps its traceback.
     """
+    if isinstance(error, KeyboardInterrupt):
+        processes = sys.modules.get("multiprocessing.process")
+        is_worker = processes is not None and processes.parent_process() is not None
+        if World.from_environment().is_main and not is_worker:
+            sys.stderr.write("interrupted\n")
+        return  # Python then ends the process as the signal does
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if not name or "." in name or (_ROOT / name).is_dir() or (_ROOT / f"{name}.py").exists():
         sys.__excepthook__(kind, error, trace)

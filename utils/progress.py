@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import ClassVar
+from collections.abc import Collection, Iterator
+from typing import ClassVar, TypeVar
 
 from tqdm import tqdm
 
 from utils.logger import get_logger
 
 _QUIET_S = 30.0
+
+_Item = TypeVar("_Item")
 
 
 class Progress:
@@ -47,6 +50,16 @@ class Progress:
             self._bar = tqdm(
                 total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True
             )
+
+    @classmethod
+    def over(
+        cls, items: Collection[_Item], description: str, *, unit: str = "img"
+    ) -> Iterator[_Item]:
+        """Yield items, and count each when the next one is asked for."""
+        with cls(len(items), description, unit=unit) as bar:
+            for item in items:
+                yield item
+                bar.update()
 
     def update(self, count: int = 1, **values: float | str) -> None:
         """Add ``count`` finished items, and show values next to the count."""

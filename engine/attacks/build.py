@@ -27,6 +27,7 @@ from modeling.unet import UNet
 from utils.device import precision_name, resolve_precision
 from utils.environment import environment_report
 from utils.errors import UserError, naming_keys
+from utils.progress import Progress
 
 FORMAT = 3  # increase it with every change of the numbers or of the record
 BATCH = 32
@@ -200,10 +201,12 @@ def _images(
     """Decode images to 8 bits on the CPU, because several levels are in memory at once."""
     loader = build_eval_loader(cfg, samples, torch.device("cpu"))
     raw, desensitized, index = [], [], []
-    for batch in loader:
-        raw.append(_pixels(batch.raw, model.pixels))
-        desensitized.append(_pixels(batch.desensitized, model.pixels))
-        index.append(batch.index)
+    with Progress(loader.num_images, "Read images") as bar:
+        for batch in loader:
+            raw.append(_pixels(batch.raw, model.pixels))
+            desensitized.append(_pixels(batch.desensitized, model.pixels))
+            index.append(batch.index)
+            bar.update(len(batch))
     indices = torch.cat(index).tolist()
     used = [samples[each] for each in indices]
     return ImageSet(

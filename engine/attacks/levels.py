@@ -21,6 +21,7 @@ from modeling.encryption.cipher import Cipher, Sealed
 from modeling.encryption.png_format import decode, encode
 from modeling.encryption.sealed_image import MAGIC, SealedImage
 from utils.errors import UserError
+from utils.progress import Progress
 from utils.seeding import numpy_generator
 
 MIN_IDENTITIES = 6
@@ -201,7 +202,8 @@ class Protector:
         if self.anonymizer is None:
             raise ValueError(f"level {level} needs an anonymizer")
         parts = []
-        for batch in self.pixels.normalize(images.raw).split(self.batch_size):
+        batches = self.pixels.normalize(images.raw).split(self.batch_size)
+        for batch in Progress.over(batches, "Anonymize", unit="batch"):
             with self.autocast():
                 anonymized = self.anonymizer(batch.to(self.device))
             parts.append(anonymized.float().cpu())

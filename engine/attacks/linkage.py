@@ -28,6 +28,7 @@ from engine.attacks.measures import (
 )
 from engine.scoring.features import Features, UnitFeatures
 from utils.errors import UserError
+from utils.progress import Progress
 from utils.seeding import numpy_generator
 
 _RETRIEVAL_PERMUTATIONS = 100
@@ -73,7 +74,10 @@ def link_measures(
 
     own = scores(np.arange(len(query)))
     rng = numpy_generator(seed, "deals of queries")  # the name is part of the seed
-    permuted = [scores(_permute_within_cameras(query, rng)) for _ in range(_RETRIEVAL_PERMUTATIONS)]
+    permuted = [
+        scores(_permute_within_cameras(query, rng))
+        for _ in Progress.over(range(_RETRIEVAL_PERMUTATIONS), "Permute identities", unit="draw")
+    ]
     return tuple(
         Measure(
             f"{prefix}{name}",

@@ -69,7 +69,7 @@ class TrainingSetup:
         was_training = network.training
         network.eval()
         parts = []
-        for batch in images.split(self.batch_size):
+        for batch in Progress.over(images.split(self.batch_size), "Embed", unit="batch"):
             with self.autocast():
                 parts.append(function(batch.to(self.device)).float().cpu())
         network.train(was_training)

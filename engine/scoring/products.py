@@ -12,6 +12,7 @@ from engine.scoring.features import UnitFeatures
 from engine.scoring.matching import Indices, Matching
 from utils.memory import MIB, memory_budget_mib, require_memory, tell_memory
 from utils.precision import exact_float32
+from utils.progress import Progress
 
 _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
 _CONVERT_ROWS = 4096
@@ -54,11 +55,13 @@ def product_chunks(
     what = f"Scoring {count:,} queries in {num_gallery:,} gallery images, {shape[0]:,} at a time"
     tell_memory(what, 4 * shape[0] * num_gallery / MIB + caller_mib, count * num_gallery)
     product = torch.empty(shape, dtype=torch.float32, device=device)
-    for chosen in query_chunks(matching, rows):
-        similarity = product[: len(chosen) * len(queries)]
-        with exact_float32(device):  # not around the yield: callers keep their own settings
-            _multiply(queries, matching.queries[chosen], gallery, similarity)
-        yield chosen, similarity.split(len(chosen))
+    with Progress(len(matching.queries), "Score", unit="query") as bar:
+        for chosen in query_chunks(matching, rows):
+            similarity = product[: len(chosen) * len(queries)]
+            with exact_float32(device):  # not around the yield: callers keep their own settings
+                _multiply(queries, matching.queries[chosen], gallery, similarity)
+            yield chosen, similarity.split(len(chosen))
+            bar.update(len(chosen))
 
 
 def query_chunks(matching: Matching, rows: int) -> Iterator[Indices]:

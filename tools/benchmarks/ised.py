@@ -41,6 +41,7 @@ from modeling.encryption.sealed_image import (
 )
 from tools.lib.command_line import number, whole_number
 from utils.errors import UserError
+from utils.progress import Progress
 
 _METADATA = Metadata("0002/0002_c1_00.jpg", bytes(range(32)), 283, 96)
 _BATCH = 32  # images of a batch of protect; the first batch, in which workers start, is not counted
@@ -113,7 +114,10 @@ def _print_speeds(seconds: float) -> dict[str, float]:
             "seal + PNG + write + fsync": lambda: _write(Path(folder), next(count), key, pixels),
             "read + open + verify, in memory": open_and_verify,
         }
-        rates = {name: _rate(step, seconds) for name, step in steps.items()}
+        rates = {
+            name: _rate(steps[name], seconds)
+            for name in Progress.over(steps, "Measure", unit="step")
+        }
     rates |= _batch_rates(seconds)
     plain = rates["Pillow PNG save, in memory"]
     print("256 x 128 images, one core, best of 5:")

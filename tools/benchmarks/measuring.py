@@ -234,8 +234,8 @@ def _serve(
             spent = seconds(turn, device)
             pipe.send(count / spent)
         pipe.send(memory.mib())
-    except EOFError:
-        return  # the other process has ended
+    except (EOFError, KeyboardInterrupt):
+        return  # the other process has ended, or reports the interrupt
     except (UserError, OSError, RuntimeError, MemoryError) as error:
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
 

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from data.build import build_eval_loader
 from data.loaders import EvalLoader
-from data.records import Sample
+from data.records import Batch, Sample
 from engine.evaluation import build_evaluation
 from engine.evaluator import Evaluator, Extraction
 from engine.scoring.retrieval import score_retrieval
@@ -32,6 +32,7 @@ from modeling.encryption.cipher import read_sealed
 from modeling.privacy_networks import PrivacyNetworks
 from utils.errors import UserError
 from utils.files import ensure_folder
+from utils.progress import Progress
 from utils.seeding import numpy_generator
 
 
@@ -177,7 +178,7 @@ class Drawing:
             raise UserError("the checkpoint is of MODEL.MODE C, which anonymizes no images")
         samples = self._samples(self._evaluator.query, chosen)
         columns: dict[str, list[Tensor]] = {}
-        for batch in build_eval_loader(self._cfg, samples, self._device):
+        for batch in self._loaded(samples):
             subjects = [samples[index].subject for index in batch.index.tolist()]
             with torch.inference_mode(), self._evaluator.autocast():
                 anonymized = networks.anonymizer(batch.raw).float()
@@ -210,10 +211,16 @@ class Drawing:
         usable = loader.source.usable.tolist()
         return [loader.samples[usable[index]] for index in indices]
 
+    def _loaded(self, samples: Sequence[Sample]) -> Iterator[Batch]:
+        with Progress(len(samples), "Draw") as bar:
+            for batch in build_eval_loader(self._cfg, samples, self._device):
+                yield batch
+                bar.update(len(batch))
+
     def _batches(self, loader: EvalLoader, indices: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Yield raw images and those of every key state, by name, in batches."""
         samples = self._samples(loader, indices)
-        for batch in build_eval_loader(self._cfg, samples, self._device):
+        for batch in self._loaded(samples):
             subjects = [samples[index].subject for index in batch.index.tolist()]
             with torch.inference_mode(), self._evaluator.autocast():
                 views = self._evaluator.views(batch, subjects)

@@ -23,6 +23,7 @@ from tools.lib.run_files import RunFiles, read_run
 from utils.errors import UserError
 from utils.files import write_text
 from utils.logger import get_logger
+from utils.progress import Progress
 
 REPORT_NAME = "report.html"
 CARD_NAME = "MODEL_CARD.md"
@@ -53,10 +54,13 @@ def write_report(
     """
     runs = [read_run(folder) for folder in folders]
     budget = _ImageBudget(MAX_IMAGE_BYTES, with_images=with_images)
+    sections = [
+        _checked_section(run, budget) for run in Progress.over(runs, "Write the report", unit="run")
+    ]
     names = ", ".join(run.folder.name or str(run.folder) for run in runs)
     page = _template("report.html.jinja", autoescape=True).render(
         title=title or f"SecureReID: {names}",
-        runs=[_checked_section(run, budget) for run in runs],
+        runs=sections,
         directions=_NAMES,
     )
     write_text(path, page)

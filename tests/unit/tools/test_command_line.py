@@ -14,6 +14,7 @@ import pytest
 
 from data import train_split
 from modeling.encryption.ised_errors import KeyringMissing
+from securereid.cli import COMMANDS
 from tests.fixtures.paths import ROOT
 from tools import (
     attack,
@@ -27,7 +28,9 @@ from tools import (
     main,
     match,
     protect,
+    report,
     reproduce,
+    visualize,
 )  # fmt: skip
 from tools.lib.command_line import Parser, answer, exit_code_of, number, shown, whole_number
 from utils.errors import UserError
@@ -226,6 +229,8 @@ WRONG: dict[str, tuple[Main, list[str]]] = {
     "demo": (demo.main, ["MODEL.MDOE", "C"]),
     "reproduce": (reproduce.main, ["MODEL.MDOE", "C"]),
     "attack": (attack.main, ["--checkpoint", "none"]),
+    "report": (report.main, ["none"]),
+    "visualize": (visualize.main, ["ranks", "none"]),
     "frontier": (frontier.main, ["--checkpoint", "none"]),
     "match": (match.main, ["a.jpg", "b.jpg", "--checkpoint", "none"]),
     "export": (export.main, ["none", "out"]),
@@ -242,6 +247,9 @@ WORK = {
     "demo": "tools.demo.expected_seconds",
     "attack": "tools.attack.checkpoint_config",
     "frontier": "tools.frontier.checkpoint_config",
+    "reproduce": "tools.reproduce.rows_of",
+    "report": "tools.report.write_report",
+    "visualize": "tools.visualize.checkpoint_config",
     "match": "tools.match.compare",
     "export": "tools.export.export",
     "compare": "tools.compare.Comparison.of",
@@ -251,6 +259,11 @@ WORK = {
     "protect": "tools.protect.check_apart",
     "keyring": "tools.keyring.UsageError",
 }
+
+
+def test_every_command_of_securereid_is_covered() -> None:
+    commands = {module.split(".")[-1] for group in COMMANDS.values() for _, module, *_ in group}
+    assert set(WRONG) == set(WORK) == commands
 
 
 @pytest.mark.parametrize("command", WRONG)
@@ -283,12 +296,13 @@ def test_ctrl_c_is_exit_code_130(
     run, argv = WRONG[command]
     right = {"main": [], "demo": [], "benchmark": ["step"], "data": ["check", "--root", "."]}
     assert run(right.get(command, argv)) == 130
-    assert capsys.readouterr().err.startswith("interrupted")
+    error = capsys.readouterr().err
+    assert error.startswith("interrupted") and error.count("\n") == 1
 
 
 # ---- a Python without the packages ---------------------------------------------------------------
 
-COMMANDS = sorted(
+SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for folder in ("tools", "tools/benchmarks", "data")
     for path in (ROOT / folder).glob("*.py")
@@ -303,7 +317,7 @@ def _bare(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_a_missing_package_is_one_line(command: str) -> None:
     done = _bare(str(ROOT / command), "--help")
     assert done.returncode == 2
@@ -314,8 +328,8 @@ def test_a_missing_package_is_one_line(command: str) -> None:
 
 
 def test_every_command_is_covered() -> None:
-    assert {"data/train_split.py", "tools/main.py", "tools/benchmark.py"} < set(COMMANDS)
-    assert len(COMMANDS) == 15
+    assert {"data/train_split.py", "tools/main.py", "tools/benchmark.py"} < set(SCRIPTS)
+    assert len(SCRIPTS) == 15
 
 
 @pytest.mark.parametrize("module", ["engine.foo", "utils.foo", "json.foo"])
@@ -336,7 +350,9 @@ def test_other_errors_keep_their_traceback_and_ctrl_c_its_code(tmp_path: Path) -
     done = _bare(str(script))
     assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
     script.write_text(f"{path}os.kill(os.getpid(), {int(signal.SIGINT)})\n")
-    assert _bare(str(script)).returncode in (-signal.SIGINT, 130)
+    done = _bare(str(script))
+    assert done.returncode in (-signal.SIGINT, 130)
+    assert done.stderr == "interrupted\n"  # as during the imports of a command
 
 
 # ---- --json -------------------------------------------------------------------------------------

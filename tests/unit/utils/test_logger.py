@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
 import re
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -52,6 +59,30 @@ def test_progress_is_silent_off_a_terminal_unless_work_takes_long(
         bar.update(4, loss=1.25)
         assert bar.rate > 0
     assert re.search(r"long: +40%.* 4/10 \[.*img/s, loss=1\.25\]", capsys.readouterr().out)
+
+
+def test_neither_a_terminal_nor_a_file_receives_colours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So NO_COLOR needs no code."""
+    main, terminal = pty.openpty()
+    size = struct.pack("HHHH", 24, 80, 0, 0)  # rows, columns
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+    with os.fdopen(terminal, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        patch.setattr(sys, "stdout", stream)
+        logger = setup_logger(tmp_path)
+        for _ in Progress.over(range(3), "long"):
+            logger.warning("\x1b[31mred\x1b[0m")
+        close_logger()
+    text = ""
+    with contextlib.suppress(OSError):  # the end, on Linux
+        while part := os.read(main, 10_000):
+            text += part.decode()
+    os.close(main)
+    assert "long:   0%" in text and text.count("WARNING: red") == 3
+    assert not re.search(r"\x1b\[[0-9;]*m", text)
+    assert "\x1b" not in (tmp_path / "log.txt").read_text("utf-8")
 
 
 def test_a_full_disk_stops_the_run_with_one_sentence(
