@@ -27,6 +27,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from engine.vault.keyring_rows import IMAGE, ORIGINAL
 from engine.vault.master import KeyFile, Passphrase
 from engine.vault.wrap_command import WrapCommand
 from modeling.encryption.ised_errors import UsageError, WrongMaster
-from tools.lib.command_line import Parser, exit_code_of, shown
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown
 from tools.lib.custody import Run, add_custody_commands
 from tools.lib.keyring_access import (
     ENVIRONMENT,
@@ -128,7 +129,9 @@ def _parser(*, label_from_file: bool) -> Parser:
         return sub
 
     command("init", _init).add_argument("--wrap-command", metavar="LINE", help=_WRAP)
-    command("list", _list).add_argument("subject", nargs="?", help="only this subject label")
+    listing = command("list", _list)
+    listing.add_argument("subject", nargs="?", help="only this subject label")
+    add_json(listing)
     rotate = subject_command("rotate", _rotate)
     rotate.add_argument(
         "--original",
@@ -220,21 +223,23 @@ def _init(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     """Show subjects, key ids, generations, states, purposes and days; no secrets."""
-    with open_keyring(arguments) as keyring:
-        infos = keyring_admin.list_keys(keyring, arguments.subject)
-    _print_infos(infos)
+    with answer(as_json=arguments.json) as show:
+        with open_keyring(arguments) as keyring:
+            infos = keyring_admin.list_keys(keyring, arguments.subject)
+        show([asdict(info) for info in infos], _table(infos))
 
 
-def _print_infos(infos: Iterable[keyring_admin.KeyInfo]) -> None:
+def _table(infos: Iterable[keyring_admin.KeyInfo]) -> str:
     columns = f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'purpose':8} {'origin':8}"
-    print(f"{columns} {'created':10} last use")
+    lines = [f"{columns} {'created':10} last use"]
     for info in infos:
         origin = "imported" if info.imported else "own"
         subject = "(erased)" if info.subject is None else shown(info.subject)
-        print(
+        lines.append(
             f"{subject:32} {info.key_id[:12]} {info.generation:3d} {info.state:9} "
             f"{info.purpose:8} {origin:8} {info.created} {info.used}"
         )
+    return "\n".join(lines)
 
 
 def _rotate(arguments: argparse.Namespace) -> None:
@@ -284,7 +289,7 @@ def _expire(arguments: argparse.Namespace) -> None:
     with open_keyring(arguments) as keyring:
         rows, revoked = erasure.expired(keyring, days, by)
         if rows:
-            _print_infos(keyring_admin.infos_of(keyring, rows))
+            print(_table(keyring_admin.infos_of(keyring, rows)))
         print(f"{_keys(len(rows))} {_LAST[by]} more than {days} day{'s' * (days > 1)} ago")
         if revoked:
             print(f"{_keys(len(revoked), 'revoked ')} of this age: kept, `destroy` erases them")

@@ -27,7 +27,8 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -58,7 +59,14 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from layers.pixels import PixelSpace
     from modeling.encryption.ised_errors import IsedError, StorageError, UsageError
-    from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
+    from tools.lib.command_line import (
+        Parser,
+        add_json,
+        answer,
+        exit_code_of,
+        shown,
+        whole_number,
+    )
     from tools.lib.keyring_access import (
         ENVIRONMENT,
         add_master_arguments,
@@ -121,6 +129,7 @@ def _parser() -> Parser:
     )
     _add_model(protect)
     _add_protect_options(protect)
+    add_json(protect)
     opening = command("open", _open, sealed, ("output", "folder for anonymized images"))
     opening.add_argument("--checkpoint", type=Path, help="checkpoint whose pixel space to use")
     opening.add_argument(
@@ -157,6 +166,7 @@ def _parser() -> Parser:
     finding = command("search", _search, ("query", "image, raw or sealed"), sealed)
     _add_model(finding)
     finding.add_argument("-k", type=whole_number(1), default=10, help="number of matches (10)")
+    add_json(finding)
     return parser
 
 
@@ -226,7 +236,11 @@ def _protect(arguments: argparse.Namespace) -> int:
     total = len(share(source.images))
     # Ctrl-C and `kill` end the run after the batches under way.
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
-    with locked_by_main(arguments.output), open_keyring(arguments) as keyring:
+    with (
+        answer(as_json=arguments.json) as show,
+        locked_by_main(arguments.output),
+        open_keyring(arguments) as keyring,
+    ):
         model = _load_model(arguments)
         with handling(finishing), Progress(total, "Protect") as bar:
 
@@ -243,9 +257,8 @@ def _protect(arguments: argparse.Namespace) -> int:
                 keyring.use.result = "interrupted"
             if not is_main():
                 return 0  # the main process reports for all
-            _print_summary(summary, arguments, bar.rate)
-    if source.left_out:  # a user may delete a HEIC original, believing that everything was sealed
-        print(f"left out because they are not images: e.g. {shown(source.left_out[0])}")
+            text = _summary_text(summary, arguments, bar.rate, source.left_out)
+            show(_counts(summary, arguments.output, bar.rate), text)
     return 130 if summary.interrupted else summary.exit_code
 
 
@@ -315,11 +328,15 @@ def _search(arguments: argparse.Namespace) -> int:
             query = query_embedding(arguments.query, keyring, model)
         except IsedError as error:
             return _report(OpenedFile(arguments.query, error=error))
-        files = unseal(sealed_files(arguments.sealed), keyring)
+        files = unseal(Progress.over(sealed_files(arguments.sealed), "Search"), keyring)
         matches, unusable = search(query, files, model, arguments.k)
         keyring.use.failed = len(unusable)
-    for rank, match in enumerate(matches, 1):
-        print(f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}")
+    with answer(as_json=arguments.json) as show:
+        lines = (
+            f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}"
+            for rank, match in enumerate(matches, 1)
+        )
+        show([asdict(match) for match in matches], "\n".join(lines))
     return max([0, *(_report(file) for file in unusable)])
 
 
@@ -360,22 +377,35 @@ def _load_model(arguments: argparse.Namespace) -> Anonymizer:
     return Anonymizer.from_checkpoint(arguments.checkpoint, device=device)
 
 
-def _print_summary(summary: Summary, arguments: argparse.Namespace, rate: float) -> None:
-    """Print the counts of a protect run."""
+def _counts(summary: Summary, output: Path, rate: float) -> dict[str, object]:
+    """Return the counts of a protect run for --json."""
+    counts = {name: value for name, value in asdict(summary).items() if name != "digests"}
+    return {"output": output, **counts, "images_per_s": rate}
+
+
+def _summary_text(
+    summary: Summary, arguments: argparse.Namespace, rate: float, left_out: Sequence[str]
+) -> str:
+    """Return the counts of a protect run as text."""
     counts = (
         f"{summary.sealed} sealed, {summary.present} already present, {summary.failed} failed, "
         f"{summary.left_out} left out"
     )
     if summary.not_reached:
         counts += f", {summary.not_reached} not reached"
-    print(shown(f"{arguments.output}: {counts} ({rate:.1f} images/s)"))
+    lines = [shown(f"{arguments.output}: {counts} ({rate:.1f} images/s)")]
     if summary.originals:
-        print(f"{summary.originals} originals sealed: their keys open the photographs themselves")
+        lines.append(
+            f"{summary.originals} originals sealed: their keys open the photographs themselves"
+        )
     if summary.exif:
         kept = "is only in the originals" if arguments.keep_original else "was not kept"
-        print(f"EXIF data of {summary.exif} images {kept}; orientation was applied")
+        lines.append(f"EXIF data of {summary.exif} images {kept}; orientation was applied")
     if summary.interrupted:
-        print(_CONTINUES)
+        lines.append(_CONTINUES)
+    if left_out:  # a user may delete a HEIC original, believing that everything was sealed
+        lines.append(f"left out because they are not images: e.g. {shown(left_out[0])}")
+    return "\n".join(lines)
 
 
 def _report(file: OpenedFile) -> int:

@@ -52,6 +52,7 @@ from utils.files import (
     remove_leftovers,
     sync_folder,
 )
+from utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
             "no manifest, so missing files cannot be detected; run `protect` to its end"
         )
         yield OpenedFile(folder / MANIFEST_NAME, error=missing)
-    for path in paths:
+    for path in Progress.over(paths, "Verify"):
         expected = listed.pop(path.name, None)
         if path.is_symlink() or not path.is_file():
             kind = "a symbolic link" if path.is_symlink() else "not a regular file"

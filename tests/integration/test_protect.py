@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import resource
 import shutil
@@ -88,7 +89,10 @@ def test_a_second_run_changes_nothing_without_overwrite(
     assert main(sealed.protect()) == 0
     assert f"0 sealed, {COUNT} already present" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in sealed.files} == before
-    assert main(sealed.protect("--overwrite")) == 0
+    capsys.readouterr()
+    assert main(sealed.protect("--overwrite", "--json")) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["sealed"], counts["present"], counts["failed"]) == (COUNT, 0, 0)
     after = {path.name: path.read_bytes() for path in sealed.files}
     assert after.keys() == before.keys()
     assert all(after[name] != before[name] for name in before)  # new salts
@@ -128,7 +132,10 @@ def test_search_ranks_the_query_image_first(
     assert hits[0][2:] == [str(sealed.sealed / name), "0002/0002_c2.png"]
     assert float(hits[0][1]) == pytest.approx(1, abs=1e-3)
     raw = str(sealed.photos / "0002/0002_c2.png")
-    assert main(["search", raw, str(sealed.sealed), *sealed.keys, *sealed.model]) == 0
+    found = ["search", raw, str(sealed.sealed), *sealed.keys, *sealed.model, "--json"]
+    assert main(found) == 0
+    matches = json.loads(capsys.readouterr().out)
+    assert {"file", "path", "similarity"} == set(matches[0])
 
 
 def test_exif_orientation_is_applied_and_exif_data_is_not_kept(

@@ -140,7 +140,7 @@ def answer(*, as_json: bool) -> Iterator[Show]:
 
     def show(content: object, text: str = "") -> None:
         if as_json:
-            print(json.dumps(content, indent=2), file=output)
+            print(json.dumps(content, indent=2, default=str), file=output)  # dates and paths
         elif text:
             print(text)
 

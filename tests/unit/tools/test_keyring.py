@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,11 @@ def test_life_of_a_key(base: list[str], tmp_path: Path, capsys: pytest.CaptureFi
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("error: WrongMaster: ")
+    assert tool.main([*base[:2], "--master", str(new), "list", "--json"]) == 0
+    keys = json.loads(capsys.readouterr().out)
+    assert [(key["subject"], key["generation"], key["state"]) for key in keys] == [
+        ("set/2", 1, "retired"), ("set/2", 2, "active"), (None, 1, "destroyed"),
+    ]  # fmt: skip
     assert tool.main([*base[:2], "--master", str(new), "list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[:1] + line.split()[2:4] for line in listed[1:]] == [
