@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 # Additional arguments of pip, such as --index-url for CPU-only builds of torch.
 PIP_ARGS ?=
 # Without the experiment trackers, which would bring fifty packages to every installation.
-PINNED_EXTRAS := cuhk03 timm onnx completion
+PINNED_EXTRAS := cuhk03 timm onnx lpips completion
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 ARGS ?=

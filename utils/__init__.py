@@ -3,7 +3,8 @@
 - `errors`: `UserError`, `naming_keys`, `optional_package`: errors that a user can fix.
 - `files`: `atomic_write`, `write_text`, `staged_folder`: files that are complete or absent.
 - `logger`: `get_logger`, `setup_logger`; `progress`: `Progress`.
-- `metric_writer`: `MetricWriter`, `read_metrics`: TensorBoard and metrics.jsonl.
+- `metric_writer`: `MetricWriter`, `read_metrics`: TensorBoard and metrics.jsonl; `trackers`:
+  `Trackers`: Weights & Biases and MLflow.
 - `device`: `resolve_device`, `resolve_precision`, `set_threads`; `precision`: `exact_float32`.
 - `memory`: `available_mib`, `require_memory`; `compiling`: `compile_in_place`.
 - `limits`: `MAX_IMAGE_SIDE`, `MAX_CHANNELS`, `MAX_IDENTITIES`, `NUM_DOWNS`.
