@@ -1,7 +1,7 @@
 """Linear regression from stored to raw images, for the attacker of ``model-linear``.
 
-It has a closed form. With few public images it reconstructs better than networks, which are trained
-with a limited number of updates.
+It has a closed form, so it takes seconds, and neither learning rate nor length must be chosen. A
+network that reconstructs worse than this was trained too little.
 """
 
 from __future__ import annotations
