@@ -9,5 +9,6 @@
 - `training`: `TrainingSetup`, `train_recovery`, `train_reid`: networks of an attacker.
 - `frontier`: `FrontierPoint`: privacy against utility; `charts`: figures.
 - `foreign`: `foreign_attacks`: third-party re-ID networks; `restorer`: a network for recovery.
+- `linear`: `LinearMap`, `fit_linear`: ridge regression; `perceptual`: `lpips_measure`: LPIPS.
 - `averaging`, `brute_force`, `linkage`, `network_attacks`, `pairs`, `tampering`: the attacks.
 """

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from engine.attacks.measures import Measure, interval_of
+from utils.errors import optional_package
 
 BACKBONE_FILE = "alexnet-owt-7be5be79.pth"
+_INSTALL = "python3 -m pip install torchmetrics"
 _LEAST_SIDE = 31  # px; AlexNet's second pooling has no output for smaller images
 
 
@@ -27,7 +29,7 @@ def reason_against_lpips(height: int, width: int) -> str:
     """Return why LPIPS cannot be computed for images of this size; empty if it can."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE_FILE
     if find_spec("torchmetrics") is None:
-        return "torchmetrics is not installed (python3 -m pip install torchmetrics)"
+        return f"torchmetrics is not installed ({_INSTALL})"
     if not weights.is_file():
         return f"AlexNet's ImageNet weights are not in {weights}, and nothing is downloaded"
     if min(height, width) < _LEAST_SIDE:
@@ -69,6 +71,5 @@ def distances(truth: Tensor, images: Tensor, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _network() -> Any:
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # optional
-
-    return LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True)
+    module = optional_package("torchmetrics.image.lpip", "LPIPS", _INSTALL)
+    return module.LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True)
