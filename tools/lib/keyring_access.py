@@ -90,19 +90,23 @@ def master_from(
         confirm: Ask for a new passphrase twice.
 
     Raises:
-        UsageError: No master is given, and there is no terminal.
+        UsageError: No master is given, and there is no terminal; or a wrap command is given
+            without the unwrap command.
     """
     forbid_memory_dumps()
     given = {name.removeprefix(prefix): value for name, value in vars(arguments).items()
              if name.startswith(prefix)}  # fmt: skip
+    if given.get("wrap_command") is not None and given.get("unwrap_command") is None:
+        option = prefix.replace("_", "-")
+        raise UsageError(
+            f"--{option}wrap-command needs --{option}unwrap-command, which opens the keyring later"
+        )
     if given.get("master") is not None:
         return KeyFile(given["master"])
     if given.get("share"):
         return KeyShares(tuple(given["share"]))
     if given.get("unwrap_command") is not None:
         return WrapCommand(given["unwrap_command"], given.get("wrap_command"))
-    if given.get("wrap_command") is not None:
-        raise UsageError("--wrap-command needs --unwrap-command, which opens the keyring later")
     if given.get("passphrase_file") is not None:
         return Passphrase(read_passphrase(given["passphrase_file"]))
     prompt = "new passphrase: " if prefix else "passphrase of the keyring: "

@@ -168,11 +168,20 @@ def test_no_keyring_is_made_with_commands_that_do_not_fit(
     assert not Path(keyring[1]).exists()
 
 
-def test_a_wrap_command_alone_is_refused(
-    keyring: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_wrap_command_without_an_unwrap_command_is_refused(
+    keyring: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tool.main([*keyring, "init", "--wrap-command", "cat"]) == 2
-    assert "needs --unwrap-command" in capsys.readouterr().err
+    """Otherwise a key file would open a keyring whose owner believes in the key service."""
+    master = ["--master", str(tmp_path / "m.key")]
+    for options in ([], master):
+        assert tool.main([*keyring, *options, "init", "--wrap-command", "cat"]) == 2
+        assert "--wrap-command needs --unwrap-command" in capsys.readouterr().err
+        assert not Path(keyring[1]).exists()
+    assert tool.main([*keyring, *master, "init"]) == 0
+    new = ["--new-master", str(tmp_path / "new.key"), "--new-wrap-command", "cat"]
+    assert tool.main([*keyring, *master, "rekey", *new]) == 2
+    assert "--new-wrap-command needs --new-unwrap-command" in capsys.readouterr().err
+    assert not (tmp_path / "new.key").exists()
 
 
 def test_a_command_that_does_not_end_is_stopped(
