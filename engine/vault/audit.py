@@ -27,7 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.vault.secret_files import check_private, new_private_file
-from modeling.encryption.ised_errors import InsecurePermissions, KeyringCorrupt, StorageError
+from modeling.encryption.ised_errors import (
+    InsecurePermissions,
+    KeyringCorrupt,
+    KeyringError,
+    StorageError,
+)
 from modeling.encryption.primitives import derive_key, hmac_sha256
 from utils.errors import UserError
 from utils.files import PRIVATE_MODE, sync_folder
@@ -94,7 +99,7 @@ def recorded(keyring: Keyring, command: str) -> Iterator[None]:
         raise
     try:
         _append(keyring, _end(keyring, number))
-    except StorageError as error:
+    except (StorageError, KeyringError) as error:  # the advice to run it again would be wrong
         raise StorageError(f"`{command}` ended, but its audit entry is missing: {error}") from None
 
 
@@ -137,18 +142,20 @@ def _append(keyring: Keyring, content: Entry) -> int:
     """Append one entry and count it; return its number."""
     _check_writable(keyring.store.path)
     path, key = log_path(keyring.store.path), mac_key(keyring)
+    counted: Entry = {}
     while True:
         with keyring.writing():
             count, last = keyring.audit_state()
             with _opened(path, count) as descriptor:
                 uncounted = _uncounted(descriptor, path, key, count, last)
-                line = uncounted or _line(key, count + 1, last, content)
+                line = uncounted or _line(key, count + 1, last, {**content, **counted})
                 if uncounted is None:
                     _write(descriptor, line, path)
             keyring.set_audit_state(count + 1, line_hash(line))
         # An uncounted line was committed first, so that there is never more than one.
         if uncounted is None:
             return count + 1
+        counted = {"counted": count + 1}
 
 
 def _uncounted(descriptor: int, path: Path, key: bytes, count: int, last: bytes) -> bytes | None:

@@ -80,6 +80,11 @@ class AuditLog:
                     f"line {place}: entry {number} does not continue the entry before it; one of "
                     "them is from another copy of the log"
                 )
+            if "counted" in entry:
+                self.notes.append(
+                    f"entry {entry['counted']} was not counted until entry {number}: its command "
+                    "was killed, or the keyring was replaced by a copy made while it ran"
+                )
             missing |= self._gap(expected, number, bad)
             expected, previous, bad = number + 1, line_hash(line), []
             if number == self.count:

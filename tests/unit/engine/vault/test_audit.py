@@ -428,6 +428,18 @@ def test_an_entry_that_is_missing_at_the_end_fails_the_command(
     assert (results["open"], results["next"]) == (None, "done")
 
 
+def test_a_lock_at_the_end_of_a_command_does_not_advise_to_repeat_it(filled: Scene) -> None:
+    """A second `rotate`, for example, would make another key."""
+    other = sqlite3.connect(filled.path, isolation_level=None)
+    with (
+        pytest.raises(StorageError, match="`keyring rotate` ended, but its audit entry is missing"),
+        Keyring.open(filled.path, filled.master, busy_timeout_ms=1) as keyring,
+        recorded(keyring, "keyring rotate"),
+    ):
+        other.execute("BEGIN IMMEDIATE")
+    other.close()
+
+
 def test_a_keyring_that_cannot_be_written_is_refused_with_advice(
     filled: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,7 +504,8 @@ def _check_after_kills(scene: Scene, kills: int, seed: int) -> None:
         assert scene.read().problems == []
         scene.run("after the kill")
         log = scene.read()
-        assert (log.problems, log.notes) == ([], [])
+        assert log.problems == []
+        assert all("was not counted until" in note for note in log.notes)
     names = {command.command for command in scene.commands}
     assert names == {"child", "after the kill"}
 
@@ -530,9 +543,29 @@ def test_kill_between_line_and_state(
     assert (log.problems, log.count) == ([], 6)
     assert log.notes[0].startswith("entry 7 is not counted yet")
     filled.run("next")
-    assert (filled.read().problems, filled.read().notes) == ([], [])
+    log = filled.read()
+    assert (log.problems, len(log.notes)) == ([], 1)
+    assert log.notes[0].startswith("entry 7 was not counted until entry 8")
     results = {command.command: command.result for command in filled.commands}
     assert (results["killed"], results["next"]) == (None, "done")
+
+
+def test_a_copy_of_the_keyring_made_during_a_command_leaves_a_note(scene: Scene) -> None:
+    """The log states that the key was destroyed, so the note is the only trace."""
+    copy = scene.path.with_name("copy.db")
+    with scene.open() as keyring:
+        keyring.ensure(["set/1"])
+        with recorded(keyring, "keyring destroy"):
+            shutil.copy2(scene.path, copy)
+            keyring_admin.destroy(keyring, "set/1")
+    copy.rename(scene.path)
+    scene.run("next")
+    log = scene.read()
+    assert log.problems == []
+    assert log.notes == [
+        "entry 2 was not counted until entry 3: its command was killed, or the keyring was "
+        "replaced by a copy made while it ran"
+    ]
 
 
 def test_two_writers_write_one_chain(scene: Scene) -> None:
