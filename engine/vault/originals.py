@@ -78,15 +78,15 @@ def read_original(path: Path, keys: KeySource) -> OpenedOriginal:
     return OpenedOriginal(original, public, hashlib.sha256(stored).hexdigest())
 
 
-def check_original(path: Path, keys: KeySource) -> OpenedOriginal:
+def check_original(path: Path, keyring: Keyring) -> OpenedOriginal:
     """Open a sealed source file and compare it with its sealed image, if that can be opened.
 
     Raises:
         Tampered: The image was sealed from another version of the source file.
         IsedError: See `read_original`.
     """
-    opened = read_original(path, keys)
-    metadata = image_metadata(path.with_suffix(SEALED_SUFFIX), keys)
+    opened = read_original(path, keyring)
+    metadata = image_metadata(path.with_suffix(SEALED_SUFFIX), keyring)
     if metadata not in (None, opened.original.metadata):
         raise Tampered(
             "is the original of another version of the image: one of the two was put here from "
@@ -95,11 +95,18 @@ def check_original(path: Path, keys: KeySource) -> OpenedOriginal:
     return opened
 
 
-def image_metadata(path: Path, keys: KeySource) -> Metadata | None:
-    """Return the metadata of a sealed image; None if it cannot be opened."""
+def image_metadata(path: Path, keyring: Keyring) -> Metadata | None:
+    """Return the metadata of a sealed image; None if it cannot be opened.
+
+    The audit log does not count the image: it is only compared.
+    """
     try:
         sealed = png_format.decode(png_format.read_content(path))
-        return open_image(keys.opening_key(sealed.chunk), sealed).metadata
+        row = keyring.row_of(sealed.chunk)
+        if row is None:
+            return None
+        row.check_usable()
+        return open_image(keyring.unwrap(row), sealed).metadata
     except (OSError, IsedError) as error:
         if isinstance(error, IsedError) and error.stops:
             raise

@@ -30,9 +30,11 @@ from modeling.encryption.ised_errors import (
     BadInput,
     IsedError,
     MissingKey,
+    Tampered,
     UnsafePath,
     UsageError,
 )
+from modeling.encryption.keys import SubjectKey
 from modeling.encryption.sealed_image import Metadata
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
 
@@ -135,6 +137,37 @@ def _key_ids(keyring: Keyring, subject: str) -> frozenset[bytes]:
     return frozenset(row.key_id for row in rows)
 
 
+class _OwnKeys:
+    """The keys of a keyring that may open files: those of one subject, or all.
+
+    A file may be exchanged after `key_id_of` read it. Its content must not reach another person.
+    """
+
+    def __init__(self, keyring: Keyring, own: frozenset[bytes] | None) -> None:
+        """Allow the keys with these ids; None for all."""
+        self._keyring, self._own = keyring, own
+
+    def sealing_key(self, subject: str) -> SubjectKey:
+        """Return the active key of a subject."""
+        return self._keyring.sealing_key(subject)
+
+    def opening_key(self, header: bytes) -> bytes:
+        """Return the key that a public header identifies.
+
+        Raises:
+            Tampered: It is the key of another subject.
+            MissingKey, RevokedKey, DestroyedKey: There is no usable key.
+        """
+        self.check(header)
+        return self._keyring.opening_key(header)
+
+    def check(self, header: bytes) -> None:
+        """Raise Tampered if a public header identifies the key of another subject."""
+        row = self._keyring.row_of(header)
+        if row is not None and self._own is not None and row.key_id not in self._own:
+            raise Tampered("was exchanged for the file of another subject during this command")
+
+
 def _revealed(
     stems: list[Path],
     folder: OutputFolder,
@@ -144,6 +177,7 @@ def _revealed(
 ) -> Iterator[Revealed]:
     """Write the files whose keys are ``own``, or all files; see `reveal`."""
     images: list[Path] = []
+    keys = _OwnKeys(keyring, own)
     for stem in stems:
         original, image = (stem.with_name(stem.name + s) for s in (ORIGINAL_SUFFIX, SEALED_SUFFIX))
         is_written = False
@@ -156,14 +190,14 @@ def _revealed(
                 if path is image:
                     images.append(path)
                     continue
-                yield _write_original(path, folder, keyring)
+                yield _write_original(path, folder, keyring, keys)
                 is_written = True
             except IsedError as error:
                 if error.stops:
                     raise
                 yield Revealed(path, error=error)
     content = "anonymized" if options.model is None else "recovered"
-    for file in write_opened(unseal(images, keyring), folder, options):
+    for file in write_opened(unseal(images, keys), folder, options):
         if file.image is None or file.error is not None:
             yield Revealed(file.path, error=file.error)
         else:
@@ -171,14 +205,16 @@ def _revealed(
             yield Revealed(file.path, content, output_name(metadata, file.path), metadata)
 
 
-def _write_original(path: Path, folder: OutputFolder, keyring: Keyring) -> Revealed:
+def _write_original(path: Path, folder: OutputFolder, keyring: Keyring, keys: _OwnKeys) -> Revealed:
     """Write a source file under its own path.
 
     Raises:
         UnsafePath: The path is not that of an image: another program sealed the file.
         IsedError: It cannot be opened or written.
     """
-    original = check_original(path, keyring).original
+    opened = check_original(path, keyring)
+    keys.check(opened.public)
+    original = opened.original
     name = original.metadata.path
     if not is_image_name(PurePosixPath(name).name):
         raise UnsafePath(f"path {name!a} is not that of an image")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from engine.vault import keyring_admin, sealing_work
+from engine.vault import keyring_admin, originals, reveal, sealing_work
+from engine.vault.audit_reader import AuditLog, commands
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import ORIGINAL
 from engine.vault.master import Argon2Cost, Passphrase
@@ -194,6 +195,41 @@ def test_one_subject_is_revealed_and_nothing_else(
     assert _reveal(kept, "--subject", "photos/0001", *kept.model) == 1  # other content is kept
     assert _reveal(kept, "--subject", "photos/0001", *kept.model, "--overwrite") == 0
     assert "recovered" in {entry["content"] for entry in _contents(kept)["files"]}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".original"])
+def test_a_file_exchanged_during_the_command_is_not_revealed(
+    kept: Scene, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, other = (_pair(kept, f"{name}_c1.png") for name in ("0001/0001", "0002/0002"))
+    index = suffix == ".original"
+    if not index:
+        own[1].unlink()
+
+    def exchanged(path: Path, keyring: Keyring) -> bytes:
+        key_id = originals.key_id_of(path, keyring)
+        if path == own[index] and not index:
+            shutil.copy2(other[0], path)
+        elif path == own[index]:  # only its own name opens an original
+            source = _sources(kept)["0002/0002_c1.png"]
+            digest = hashlib.sha256(source).digest()
+            key = new_file_key(keyring.sealing_key("photos/0002", ORIGINAL))
+            metadata = Metadata("0002/0002_c1.png", digest)
+            own[0].unlink()
+            path.write_bytes(seal_original(key, source, metadata, path.stem))
+        return key_id
+
+    monkeypatch.setattr(reveal, "key_id_of", exchanged)
+    assert _reveal(kept, "--subject", "photos/0001") == 5
+    assert "was exchanged for the file of another subject" in capsys.readouterr().err
+    assert not any(name.startswith("0002") for name in _revealed(kept))
+
+
+def test_each_file_is_counted_once_in_the_audit_log(kept: Scene) -> None:
+    assert _verify(kept) == 0
+    with kept.keyring() as keyring:
+        *_, last = commands(AuditLog(keyring))
+    assert (last.command, last.files) == ("protect verify", 2 * (COUNT + 1))
 
 
 def test_two_subjects_never_share_an_output_folder(
