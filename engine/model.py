@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import init
-from torch.overrides import TorchFunctionMode
 from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
@@ -101,8 +98,6 @@ def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
 def networks_of(weights: LoadedWeights, cfg: CfgNode | None = None) -> Networks:
     """Build the networks of a checkpoint on the CPU, and load its weights.
 
-    Networks that only a training uses, the discriminators, have no values.
-
     Args:
         weights: The checkpoint's weights.
         cfg: Configuration of the networks; None for the architecture that the checkpoint records.
@@ -111,24 +106,9 @@ def networks_of(weights: LoadedWeights, cfg: CfgNode | None = None) -> Networks:
         UserError: The weights do not fit the networks.
     """
     cfg = recorded_config(weights) if cfg is None else cfg
-    with _NoStartValues():
-        nets = build_networks(cfg, num_classes_of(weights.networks["C"], weights.source))
+    nets = build_networks(cfg, num_classes_of(weights.networks["C"], weights.source))
     load_networks({x: nets.official_networks[x] for x in NEEDED[cfg.MODEL.MODE]}, weights)
     return nets
-
-
-class _NoStartValues(TorchFunctionMode):
-    """A context in which new layers get no random weights: drawing 100 million takes seconds."""
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        if getattr(func, "__module__", None) == init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def recorded_config(weights: LoadedWeights) -> CfgNode:
