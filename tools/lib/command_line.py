@@ -15,7 +15,7 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from utils.errors import (
@@ -134,18 +134,29 @@ def answer(*, as_json: bool) -> Iterator[Show]:
     """Yield ``show(content, text)``, which prints the result of a command.
 
     It prints the text ('' if it has been logged) or, with ``as_json``, the content as JSON. In the
-    second case, everything else that the block prints or logs goes to standard error.
+    second case, everything else that the block prints or logs goes to standard error. Numbers that
+    JSON lacks (NaN and infinities) become null.
     """
     output = sys.stdout
 
     def show(content: object, text: str = "") -> None:
         if as_json:
-            print(json.dumps(content, indent=2, default=str), file=output)  # dates and paths
+            text = json.dumps(_without_nan(content), indent=2, default=str)  # dates and paths
+            print(text, file=output)
         elif text:
             print(text)
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield show
+
+
+def _without_nan(content: object) -> object:
+    """Return nested containers with None in place of numbers that are not finite."""
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def exit_code_of(

@@ -375,6 +375,13 @@ def test_with_json_nothing_else_is_on_standard_output(
         assert err == ""
 
 
+def test_numbers_that_json_lacks_become_null(capsys: pytest.CaptureFixture[str]) -> None:
+    with answer(as_json=True) as show:
+        show({"psnr_db": float("inf"), "interval": (float("nan"), 1, Path("a")), "on": True})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"psnr_db": None, "interval": [None, 1, "a"], "on": True}
+
+
 def test_a_command_that_fails_prints_no_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["none", "neither", "--json"]) == 2
     assert capsys.readouterr().out == ""
