@@ -149,8 +149,8 @@ class Supervision:
     def target(self, raw: Tensor, desensitized: Tensor) -> Tensor:
         """Return the target (B, 3, H, W): desensitized, or the teacher's output once upgraded.
 
-        The teacher stays in evaluation mode, so its images are those that were validated and do
-        not depend on the rest of the batch.
+        The teacher stays in evaluation mode, as in the validation, so that its images do not depend
+        on the rest of the batch.
         """
         if not self.state.in_force or self.teacher is None:
             return desensitized
@@ -179,8 +179,8 @@ class Supervision:
         return self.state
 
     def _log(self, before: UpgradeState, validation: Validation, epoch: int, freeze: bool) -> None:
+        average = f", followed by its moving average (decay {self.ema})" if self.ema else ""
         if freeze:
-            average = f", followed by its moving average (decay {self.ema})" if self.ema else ""
             _LOGGER.info(
                 "Supervision upgraded at epoch %d (upgrade %d): raw->protected rank-1 %.1f%%%s, "
                 "the target is now the anonymizer of this epoch%s",
@@ -194,7 +194,7 @@ class Supervision:
         elif self.state.in_force and not before.in_force:
             _LOGGER.info(
                 "Supervision is in force again at epoch %d: the target is the anonymizer of epoch "
-                "%d", epoch, self.state.epoch,
+                "%d%s", epoch, self.state.epoch, average,
             )  # fmt: skip
         elif self.policy.enabled and not self.state.in_force:
             _LOGGER.info("No supervision upgrade at epoch %d: %s", epoch, self.why_not(validation))

@@ -49,8 +49,8 @@ class MetricWriter:
                 None for a new run, which appends to existing lines.
             resume_step: Training steps done at that epoch; TensorBoard hides later points.
             tensorboard: Whether to write ``runs/``.
-            trackers: Further recipients of the numbers. They do not receive steps again that they
-                received before a resume.
+            trackers: Further recipients of the numbers. After a resume they receive no step again
+                but the last one, since a kill may have cut its numbers.
 
         Raises:
             WriteError: The folder or a file in it cannot be written.
