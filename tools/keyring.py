@@ -23,6 +23,7 @@ Exit codes: 0 done, 1 refused, 2 usage, 3 environment, 4 keyring, 5 authenticati
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import signal
 import sys
@@ -59,7 +60,7 @@ from tools.lib.keyring_access import (
 
 _LAST = {"used": "last used", "created": "created"}
 _NEXT_LINE = "- for standard input, after the keyring's own"
-_WRAP = "command line that encrypts a new random master key, with the command that decrypts it"
+_WRAP = "command line that encrypts a new random master key; give %s too, which decrypts it"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +109,7 @@ def _parser(*, label_from_file: bool) -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Run, group: Any = commands, prefix: str = "keyring") -> Parser:
-        text = (run.__doc__ or "").strip()
+        text = inspect.getdoc(run) or ""
         help_line = text.split("\n", 1)[0]
         sub = group.add_parser(name, help=help_line, description=text, parents=[after_command])
         sub.set_defaults(run=run, action=f"{prefix} {name}")
@@ -128,7 +129,9 @@ def _parser(*, label_from_file: bool) -> Parser:
         )
         return sub
 
-    command("init", _init).add_argument("--wrap-command", metavar="LINE", help=_WRAP)
+    command("init", _init).add_argument(
+        "--wrap-command", metavar="LINE", help=_WRAP % "--unwrap-command"
+    )
     listing = command("list", _list)
     listing.add_argument("subject", nargs="?", help="only this subject label")
     add_json(listing)
@@ -147,15 +150,15 @@ def _parser(*, label_from_file: bool) -> Parser:
     command("public-key", _print_public_key)
     rekey = command("rekey", _rekey)
     new = rekey.add_mutually_exclusive_group()
-    new.add_argument("--new-master", type=Path, help="new master key file, made here")
+    new.add_argument("--new-master", type=Path, help="new master key file to create")
     new.add_argument("--new-passphrase-file", help=f"file with a new passphrase; {_NEXT_LINE}")
     new.add_argument("--new-unwrap-command", metavar="LINE", help="see --unwrap-command")
-    rekey.add_argument("--new-wrap-command", metavar="LINE", help=_WRAP)
+    rekey.add_argument("--new-wrap-command", metavar="LINE", help=_WRAP % "--new-unwrap-command")
     command("backup", _backup).add_argument("target", type=Path, help="file to create")
     for transfer in (subject_command("export", _export), command("import", _import)):
         transfer.add_argument("file", type=Path, help="file of exported keys")
         transfer.add_argument(
-            "--file-passphrase-file", help=f"file with its passphrase; {_NEXT_LINE}"
+            "--file-passphrase-file", help=f"file with the passphrase of this file; {_NEXT_LINE}"
         )
     add_custody_commands(command, commands)
     return parser

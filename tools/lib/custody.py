@@ -32,7 +32,7 @@ def add_custody_commands(command: Callable[..., Parser], group: Any) -> None:
         group: The subparsers of tools/keyring.py.
     """
     shares = group.add_parser(
-        "shares", help="Split a master key among people, any few of whom open the keyring."
+        "shares", help="Split a master key among people; enough of them open the keyring together."
     ).add_subparsers(required=True, metavar="ACTION")
     create = command("create", _create_shares, shares, "keyring shares")
     create.add_argument(
@@ -75,7 +75,7 @@ def _time(text: str) -> datetime:
 
 
 def _create_shares(arguments: argparse.Namespace) -> None:
-    """Write shares of the master key file, any few of which open the keyring."""
+    """Write shares of the master key file; any NEEDED of them open the keyring."""
     master = master_from(arguments)
     if not isinstance(master, (KeyFile, KeyShares)):
         raise UsageError(

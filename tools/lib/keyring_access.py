@@ -155,7 +155,9 @@ def ask_passphrase(prompt: str, *, confirm: bool) -> str:
         UsageError: There is no terminal, or the two entries differ.
     """
     if not sys.stdin.isatty():
-        raise UsageError("no terminal to ask for the passphrase on; give --master FILE or a file")
+        raise UsageError(
+            "no terminal to ask for the passphrase on; give --master FILE or --passphrase-file FILE"
+        )
     text = getpass.getpass(prompt)
     if confirm and getpass.getpass("again: ") != text:
         raise UsageError("the two passphrases differ")
