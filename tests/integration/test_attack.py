@@ -22,6 +22,7 @@ from tests.fixtures.attack_scene import install_small_restorer
 from tests.fixtures.attacked import save_attackable
 from tests.fixtures.foreign import Colours, export_network, write_card
 from tools import attack, demo, export, frontier, match
+from tools.lib.attacking import checkpoint_config
 
 SMALL = ("--budget", "48", "--epochs", "8", "--keys", "200")
 FOREIGN = ("foreign-card", "foreign-card-adapted")
@@ -205,6 +206,14 @@ def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "does not exist; expected the OUTPUT_DIR" in capsys.readouterr().err
     assert attack.main(command(tmp_path, tmp_path / "out")) == 2
     assert "has no config.yml" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_checkpoint_can_be_attacked(tmp_path: Path) -> None:
+    trained = loading.load("", ["MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", "elsewhere"])
+    loading.dump(trained, tmp_path / "config.yml")
+    cfg, start = checkpoint_config(tmp_path, [])
+    assert (cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_DIR) == ("self", str(tmp_path))
+    assert start == "none"  # an attacker does not have the weights that the owner started from
 
 
 def test_output_of_other_settings_is_left_alone(

@@ -38,7 +38,7 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str]) -> tuple[CfgNo
             f"checkpoint {checkpoint} {what}; expected the OUTPUT_DIR of a training, such as "
             "demo/full"
         )
-    trained = loading.load(path, [*overrides, "MODEL.PRETRAIN_DIR", ""])
+    trained = loading.load(path, [*overrides, "MODEL.PRETRAIN_DIR", str(checkpoint)])
     start = "imagenet" if trained.MODEL.PRETRAIN_CHOICE == "imagenet" else "none"
     weights = ("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(checkpoint))
     return loading.load(path, [*overrides, *weights]), start
