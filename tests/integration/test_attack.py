@@ -213,7 +213,7 @@ def test_a_fine_tuned_checkpoint_can_be_attacked(tmp_path: Path) -> None:
     loading.dump(trained, tmp_path / "config.yml")
     cfg, start = checkpoint_config(tmp_path, [])
     assert cfg.MODEL.PRETRAIN_CHOICE == "self"
-    assert cfg.MODEL.PRETRAIN_DIR == str(tmp_path)
+    assert Path(cfg.MODEL.PRETRAIN_DIR) == tmp_path
     assert start == "none"  # an attacker does not have the weights that the owner started from
 
 
