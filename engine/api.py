@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +124,15 @@ class Anonymizer:
     def networks(self) -> dict[str, nn.Module]:
         """The networks by verb; they take normalised images (B, 3, H, W)."""
         return {"anonymize": self._anonymizer, "recover": self._recovery, "embed": self._reid}
+
+    @functools.cached_property
+    def embedding_digest(self) -> bytes:
+        """SHA-256 of what embeddings depend on: weights of the re-ID network, size, pixel space."""
+        digest = hashlib.sha256(repr((self.size, self.pixels)).encode())
+        for name, value in sorted(self._reid.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.digest()
 
     def anonymize(self, images: Images) -> Images:
         """Return anonymized images, rounded to 8-bit RGB."""

@@ -37,6 +37,8 @@ from utils.logger import get_logger
 from utils.progress import Progress
 
 CALIBRATION_NAME = "calibration.json"
+# If validation can accept no pair, its threshold is one bin above 1.
+HIGHEST_THRESHOLD = 1.00001
 DETAILS_NAME = "details.json"
 
 _SUMMARY = ("rank1", "rank5", "rank10", "mAP", "mINP")
@@ -268,9 +270,33 @@ def calibrations(extraction: Extraction, *, cross_camera: bool) -> dict[str, Cal
 
 
 def save_calibrations(thresholds: Mapping[str, Calibration], folder: Path) -> None:
-    """Write ``calibration.json``, from which ``tools/match.py`` reads its threshold."""
+    """Write ``calibration.json``, for `load_calibration`."""
     content = {name: asdict(threshold) for name, threshold in thresholds.items()}
     _save_json(content, folder / CALIBRATION_NAME)
+
+
+def load_calibration(folder: Path, query: str, gallery: str) -> Calibration:
+    """Return the threshold of validation for two kinds of image, each ``raw`` or ``protected``.
+
+    Raises:
+        UserError: The folder has no calibration, or the file is damaged.
+    """
+    path = folder / CALIBRATION_NAME
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; expected the OUTPUT_DIR of a training with a validation "
+            "split, or --threshold"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))[f"{query}->{gallery}"]
+        calibration = Calibration(**content)
+        if not -1 <= calibration.threshold <= HIGHEST_THRESHOLD:
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} has no threshold for {query}->{gallery}; set it with --threshold"
+        ) from error
+    return calibration
 
 
 def _features(

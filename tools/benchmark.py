@@ -22,6 +22,7 @@ BENCHMARKS = {
     "eval": "tools.benchmarks.evaluation",
     "retrieval": "tools.benchmarks.retrieval",
     "ised": "tools.benchmarks.ised",
+    "search": "tools.benchmarks.search",
 }
 
 STANDARD_OUTPUT = Path("-")
@@ -30,6 +31,7 @@ _EXAMPLES = """examples:
   python3 tools/benchmark.py step --batch 16
   python3 tools/benchmark.py retrieval --size market
   python3 tools/benchmark.py ised --json
+  python3 tools/benchmark.py search --vectors 100000
 
 --help after a name lists its options.
 """

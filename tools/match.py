@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -16,14 +15,12 @@ from PIL import Image
 
 from data.images import BadImage, read_rgb
 from engine.api import Anonymizer
-from engine.details import CALIBRATION_NAME
+from engine.details import HIGHEST_THRESHOLD, load_calibration
 from engine.distributed.group import refuse_sharing
 from modeling.encryption.png_format import CHUNK_NAME
 from tools.lib.command_line import INTERRUPTED, Parser, add_json, answer, exit_code_of, number
 from utils.errors import UserError
 
-# If validation can accept no pair, its threshold is one bin above 1.
-_HIGHEST = 1.00001
 _KINDS = ("raw", "protected")
 _EXAMPLES = """examples:
   python3 tools/match.py a.jpg b.jpg --checkpoint demo/full
@@ -36,34 +33,13 @@ split. Exit code: 0 the same person, 1 not the same person, 2 an error, 130 inte
 
 
 def _cosine(text: str) -> float:
-    """Read a threshold from the command line or from ``calibration.json``."""
+    """Read a threshold from the command line."""
     try:
-        return number(-1, _HIGHEST)(text)
+        return number(-1, HIGHEST_THRESHOLD)(text)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"got {text!r}, expected a cosine from -1 to 1; higher values accept fewer pairs"
         ) from None
-
-
-def threshold_of(folder: Path, first: str, second: str) -> float:
-    """Return the threshold of validation for two kinds of image.
-
-    Raises:
-        UserError: The folder has no calibration, or the file is damaged.
-    """
-    path = folder / CALIBRATION_NAME
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; expected the OUTPUT_DIR of a training with a validation "
-            "split, or --threshold"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return _cosine(content[f"{first}->{second}"]["threshold"])
-    except (ValueError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
-        raise UserError(
-            f"{path} has no threshold for {first}->{second}; set it with --threshold"
-        ) from error
 
 
 def read_image(path: Path) -> Image.Image:
@@ -92,7 +68,7 @@ def compare(args: argparse.Namespace) -> bool:
     with answer(as_json=args.json) as show:
         threshold = args.threshold
         if threshold is None:
-            threshold = threshold_of(args.checkpoint, *args.kinds)
+            threshold = load_calibration(args.checkpoint, *args.kinds).threshold
         similarity = _similarity(args)
         same = similarity >= threshold
         text = "the same person" if same else "not the same person"

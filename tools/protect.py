@@ -1,4 +1,4 @@
-r"""Protect folders of images: anonymize and seal them; open, recover, reveal, verify or search.
+r"""Protect folders of images: anonymize, seal, open, recover, reveal, verify, index and search.
 
 Examples:
     python3 tools/keyring.py --keyring keys.db --master master.key init
@@ -10,12 +10,14 @@ Examples:
         --master master.key
     python3 tools/protect.py search query.jpg sealed --checkpoint log/run --keyring keys.db \
         --master master.key -k 5
+    python3 tools/protect.py index sealed --checkpoint log/run --keyring keys.db \
+        --master master.key
     python3 tools/protect.py protect photos archive --keep-original --checkpoint log/run \
         --keyring keys.db --master master.key --subject-from folder
     python3 tools/protect.py reveal archive answer --subject-file label.txt --keyring keys.db \
         --master master.key
 
-After an interruption the same `protect`, `open`, `recover` or `reveal` command continues.
+After an interruption the same `protect`, `open`, `recover`, `reveal` or `index` command continues.
 `torchrun --nproc_per_node N` divides `protect` among N processes (docs/DISTRIBUTED.md).
 Exit codes: 0 all done, 1 some failed, 2 usage, 3 environment (disk, device), 4 keyring,
 5 at least one authentication failure, 130 interrupted.
@@ -40,14 +42,13 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     from engine.distributed.group import device_of_rank, joined, leave
     from engine.distributed.processes import is_main, locked_by_main, share
     from engine.model import PUBLISHED_ARCHITECTURE
+    from engine.vault.keyring import Keyring
     from engine.vault.opening import (
         OpenedFile,
         OpenOptions,
         OutputFolder,
         accept_folder,
-        query_embedding,
         sealed_files,
-        search,
         unseal,
         verify_folder,
         write_opened,
@@ -55,15 +56,22 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     from engine.vault.protect import MAX_BATCH, Outcome, ProtectOptions, Summary, protect_folder
     from engine.vault.reveal import CONTENTS_NAME, reveal
     from engine.vault.sealed_folder import check_apart
+    from engine.vault.search import (
+        IndexSummary,
+        complete_index,
+        load_gallery,
+        query_embedding,
+    )
     from engine.vault.sources import list_sources
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from layers.pixels import PixelSpace
-    from modeling.encryption.ised_errors import IsedError, StorageError, UsageError
+    from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, UsageError
     from tools.lib.command_line import (
         Parser,
         add_json,
         answer,
         exit_code_of,
+        number,
         shown,
         whole_number,
     )
@@ -77,7 +85,8 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         read_label,
         secrets_of,
     )
-    from utils.files import WriteError
+    from tools.lib.search_results import Thresholds, search_results
+    from utils.files import WriteError, locked_folder
     from utils.progress import Progress
 
 Command = Callable[[argparse.Namespace], int]
@@ -101,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
             except WriteError as error:  # a folder that cannot be written to is not a usage error
                 raise StorageError(str(error)) from None
 
-    interrupted = _CONTINUES if run in (_protect, _open, _recover, _reveal) else "interrupted"
+    resumable = (_protect, _open, _recover, _reveal, _index)
+    interrupted = _CONTINUES if run in resumable else "interrupted"
     return exit_code_of(work, interrupted, line=error_line, failed=ENVIRONMENT)
 
 
@@ -163,10 +173,19 @@ def _parser() -> Parser:
         action="store_true",
         help="afterwards write a new manifest of the files that can be opened now",
     )
-    finding = command("search", _search, ("query", "image, raw or sealed"), sealed)
+    finding = command("search", _search)
+    finding.add_argument("query", type=Path, nargs="+", help="images, raw or sealed")
+    finding.add_argument("sealed", type=Path, help=sealed[1])
     _add_model(finding)
-    finding.add_argument("-k", type=whole_number(1), default=10, help="number of matches (10)")
+    finding.add_argument("-k", type=whole_number(1), default=10, help="matches per query (10)")
+    finding.add_argument(
+        "--threshold", type=number(-1, 1), metavar="COSINE",
+        help="lowest similarity of a match (from the checkpoint's calibration.json)",
+    )  # fmt: skip
     add_json(finding)
+    indexing = command("index", _index, ("sealed", "folder of sealed images"))
+    _add_model(indexing)
+    indexing.add_argument("--batch", type=whole_number(1), default=32, help="images per batch (32)")
     return parser
 
 
@@ -202,6 +221,10 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
         "has the photographs themselves (docs/OPERATING.md)",
     )
     parser.add_argument(
+        "--index", action=argparse.BooleanOptionalAction, default=True,
+        help="also write an encrypted embedding of each image, for search (default: --index)",
+    )  # fmt: skip
+    parser.add_argument(
         "--batch", type=whole_number(1, MAX_BATCH), default=32,
         help=f"images per batch, up to {MAX_BATCH} (32)",
     )  # fmt: skip
@@ -231,6 +254,7 @@ def _protect(arguments: argparse.Namespace) -> int:
         arguments.workers,
         arguments.overwrite,
         arguments.keep_original,
+        arguments.index,
     )
     source, stop = list_sources(arguments.input, arguments.output), threading.Event()
     total = len(share(source.images))
@@ -259,6 +283,13 @@ def _protect(arguments: argparse.Namespace) -> int:
                 return 0  # the main process reports for all
             text = _summary_text(summary, arguments, bar.rate, source.left_out)
             show(_counts(summary, arguments.output, bar.rate), text)
+        if arguments.index and summary.digests and not summary.interrupted:
+            index = _complete_index(arguments.output, keyring, model, arguments.batch)
+            summary.interrupted = index.interrupted
+            if index.interrupted:
+                print(_CONTINUES)
+            if index.added:  # of a killed run, or sealed without an index
+                print(f"index: {index.added} images that were sealed before were added")
     return 130 if summary.interrupted else summary.exit_code
 
 
@@ -321,23 +352,62 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    """Print the sealed images with the highest similarity to a query image."""
-    model = _load_model(arguments)
+    """Print the sealed images that show the same person as each query image."""
+    model, codes = _load_model(arguments), [0]
     with open_keyring(arguments) as keyring:
-        try:
-            query = query_embedding(arguments.query, keyring, model)
-        except IsedError as error:
-            return _report(OpenedFile(arguments.query, error=error))
-        files = unseal(Progress.over(sealed_files(arguments.sealed), "Search"), keyring)
-        matches, unusable = search(query, files, model, arguments.k)
+        queries = []
+        for path in arguments.query:
+            try:
+                queries.append(query_embedding(path, keyring, model))
+            except IsedError as error:
+                if error.stops:
+                    raise
+                codes.append(_report(OpenedFile(path, error=error)))
+        if not queries:
+            return max(codes)
+        dim = len(queries[0].vector)
+        gallery = load_gallery(arguments.sealed, keyring, model, dim, note=_print_note)
+        thresholds = Thresholds(arguments.checkpoint, arguments.threshold, note=_print_note)
+        results = list(search_results(queries, gallery, keyring, thresholds, arguments.k))
+        unusable = [*gallery.unusable, *(file for each in results for file in each.unusable)]
         keyring.use.failed = len(unusable)
+    for file in unusable:
+        codes.append(_report(file))
+    lines = (
+        line
+        for result in results
+        for line in ([shown(f"{result.query}:")] if len(arguments.query) > 1 else [])
+        + result.lines()
+    )
     with answer(as_json=arguments.json) as show:
-        lines = (
-            f"{rank:4d}  {match.similarity:+.4f}  {shown(f'{match.file}  {match.path}')}"
-            for rank, match in enumerate(matches, 1)
-        )
-        show([asdict(match) for match in matches], "\n".join(lines))
-    return max([0, *(_report(file) for file in unusable)])
+        show([result.as_json() for result in results], "\n".join(lines))
+    return max(codes)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    """Create the index of a folder for `search`, or add what is missing in it."""
+    if not arguments.sealed.is_dir():
+        raise BadInput(f"{arguments.sealed} is not a folder; expected a folder of sealed images")
+    with locked_folder(arguments.sealed), open_keyring(arguments) as keyring:
+        model = _load_model(arguments)
+        summary = _complete_index(arguments.sealed, keyring, model, arguments.batch)
+        keyring.use.failed = len(summary.failed)
+        if summary.interrupted:
+            keyring.use.result = "interrupted"
+    codes = [0, *map(_report, summary.failed)]
+    counts = f"{summary.added} added, {summary.present} already present"
+    print(shown(f"index of {arguments.sealed}: {counts}, {len(summary.failed)} failed"))
+    if summary.interrupted:
+        print(_CONTINUES)
+    return 130 if summary.interrupted else max(codes)
+
+
+def _complete_index(folder: Path, keyring: Keyring, model: Anonymizer, batch: int) -> IndexSummary:
+    """Add the missing vectors to the index of a folder; Ctrl-C and `kill` end after a batch."""
+    files, stop = len(sealed_files(folder)), threading.Event()
+    finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
+    with handling(finishing), Progress(files, "Index") as bar:
+        return complete_index(folder, keyring, model, batch=batch, progress=bar.update, stop=stop)
 
 
 def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
@@ -406,6 +476,10 @@ def _summary_text(
     if left_out:  # a user may delete a HEIC original, believing that everything was sealed
         lines.append(f"left out because they are not images: e.g. {shown(left_out[0])}")
     return "\n".join(lines)
+
+
+def _print_note(text: str) -> None:
+    print(shown(text), file=sys.stderr)
 
 
 def _report(file: OpenedFile) -> int:

@@ -13,6 +13,8 @@
 - `existing`: `ExistingOutputs`: compare outputs of earlier runs.
 - `originals`: `read_original`, `check_original`: sealed source files; `reveal`: `reveal`.
 - `sealed_folder`: `Manifest`, `publish`: the output folder.
-- `opening`: `unseal`, `write_opened`, `verify_folder`, `search`.
+- `opening`: `unseal`, `write_opened`, `verify_folder`.
+- `index`: `Segment`, `IndexWriter`, `VectorKeys`: the encrypted embeddings of a folder.
+- `search`: `load_gallery`, `most_similar`, `complete_index`.
 - `secret_files`: `read_private`, `new_private_file`: files that only their owner can read.
 """

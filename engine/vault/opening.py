@@ -1,7 +1,7 @@
-"""Open sealed files again: write them as images, verify a folder, or search it.
+"""Open sealed files again: write them as images, or verify a folder.
 
 `unseal` opens files one by one. The other functions use its results: `write_opened` for the
-commands open and recover, `verify_folder` and `accept_folder` for verify, `search` for search.
+commands open and recover, `verify_folder` and `accept_folder` for verify.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from data.images import MAX_PIXELS
 from engine.api import Anonymizer
+from engine.vault.index import check_segment, is_segment
 from engine.vault.keyring import Keyring
 from engine.vault.originals import ORIGINAL_SUFFIX, check_original
 from engine.vault.sealed_folder import (
@@ -30,13 +31,11 @@ from engine.vault.sealed_folder import (
     output_error,
     publish,
 )
-from engine.vault.sources import decode_source, read_bytes
 from layers.pixels import PixelSpace
 from modeling.encryption import png_format
 from modeling.encryption.cipher import dequantize_pixels
 from modeling.encryption.ised_errors import (
     BadInput,
-    FormatError,
     IsedError,
     StorageError,
     Tampered,
@@ -64,21 +63,14 @@ class OpenedFile:
         image: Its content, or None after an error.
         error: Why it could not be opened or used.
         digest: SHA-256 of the sealed file in hexadecimal.
+        header: Its header chunk.
     """
 
     path: Path
     image: OpenedImage | None = None
     error: IsedError | None = None
     digest: str = ""
-
-
-@dataclass(frozen=True)
-class Match:
-    """One hit of a search: sealed file, path of its source, cosine similarity."""
-
-    file: Path
-    path: str
-    similarity: float
+    header: bytes = b""
 
 
 class MissingManifest(IsedError):  # noqa: N818 - the same naming as in ised_errors
@@ -127,7 +119,8 @@ def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[OpenedFile]:
                 raise
             yield OpenedFile(path, error=error)
         else:
-            yield OpenedFile(path, image, digest=hashlib.sha256(content).hexdigest())
+            digest = hashlib.sha256(content).hexdigest()
+            yield OpenedFile(path, image, digest=digest, header=sealed.chunk)
 
 
 # ---- open and recover: write images ----------------------------------------------------------
@@ -225,7 +218,7 @@ def _converted(
 ) -> Iterator[tuple[OpenedFile, NDArray[np.uint8] | None]]:
     """Yield each file with its pixels, uint8 (H, W, 3), or None for a file that did not open."""
     if options.model is not None:
-        for block, images in _in_batches(files, options.model, options.batch):
+        for block, images in in_batches(files, options.model, options.batch):
             if images is None:
                 yield from ((file, None) for file in block)
             else:
@@ -238,7 +231,7 @@ def _converted(
         elif options.exact:
             yield file, file.image.pixels
         else:
-            colours = options.pixels.to_uint8(_to_images([file.image]))
+            colours = options.pixels.to_uint8(to_images([file.image]))
             yield file, colours[0].permute(1, 2, 0).contiguous().numpy()
 
 
@@ -318,10 +311,10 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
     """Open every file of a folder and compare the folder with its manifest.
 
     Yields:
-        Each entry of the folder except manifest and lock file, and each missing file. An entry has
-        an error if it does not open, was replaced by another valid file, or is not in the
-        manifest: a photograph, a hidden file, a subfolder, a link. A missing manifest is an error
-        too.
+        Each entry of the folder except manifest, lock file and valid segments of the index, and
+        each missing file. An entry has an error if it does not open, was replaced by another valid
+        file, or is not in the manifest: a photograph, a hidden file, a subfolder, a link. A missing
+        manifest is an error too.
 
     Raises:
         BadInput: It is not a folder, or contains neither sealed files nor a manifest that lists
@@ -345,13 +338,16 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         if path.is_symlink() or not path.is_file():
             kind = "a symbolic link" if path.is_symlink() else "not a regular file"
             yield OpenedFile(path, error=Tampered(f"is {kind}: it was put here from elsewhere"))
+        elif is_segment(path.name):
+            if error := check_segment(path, keyring):
+                yield OpenedFile(path, error=error)
         elif expected is None and manifest is not None:
             foreign = "is not in the manifest: it was put here from elsewhere, or a run did not end"
             yield OpenedFile(path, error=Tampered(foreign))
         elif path.suffix == ORIGINAL_SUFFIX:
-            yield from _compared([_verified_original(path, keyring)], expected)
+            yield from compared([_verified_original(path, keyring)], expected)
         else:
-            yield from _compared(unseal([path], keyring), expected)
+            yield from compared(unseal([path], keyring), expected)
     for name in sorted(listed):
         yield OpenedFile(folder / name, error=Tampered("is in the manifest and missing here"))
 
@@ -373,14 +369,14 @@ def _is_known(path: Path) -> bool:
     return path.name == MANIFEST_NAME
 
 
-def _compared(files: Iterable[OpenedFile], expected: str | None) -> Iterator[OpenedFile]:
+def compared(files: Iterable[OpenedFile], expected: str | None) -> Iterator[OpenedFile]:
     """Yield files, with an error if one opens but is not the file that the manifest lists."""
     for file in files:
         if file.error is None and expected not in (None, file.digest):
             reason = Tampered(
                 "is not the file that the manifest lists: it was put here from elsewhere"
             )
-            yield replace(file, error=reason)
+            yield replace(file, image=None, error=reason)
         else:
             yield file
 
@@ -400,58 +396,10 @@ def accept_folder(folder: Path, keyring: Keyring) -> int:
     return len(files)
 
 
-# ---- search -----------------------------------------------------------------------------------
-
-
-def search(
-    query: Tensor, files: Iterable[OpenedFile], model: Anonymizer, count: int
-) -> tuple[list[Match], list[OpenedFile]]:
-    """Return the sealed images with the highest similarity to a query, and the unusable files.
-
-    Args:
-        query: Unit embedding (D,).
-        files: Opened files.
-        model: Computes their embeddings.
-        count: Maximum number of matches.
-    """
-    matches: list[Match] = []
-    unusable = []
-    for block, images in _in_batches(files, model):
-        if images is None:
-            unusable += block
-            continue
-        similarities = model.embed_tensor(images) @ query.to(model.device)
-        similarities = similarities.nan_to_num(-1.0)  # NaN would make the order arbitrary
-        for file, similarity in zip(block, similarities.tolist(), strict=True):
-            path = file.image.metadata.path if file.image else ""
-            matches.append(Match(file.path, path, similarity))
-        matches = sorted(matches, key=lambda match: -match.similarity)[:count]
-    return matches, unusable
-
-
-def query_embedding(path: Path, keys: KeySource, model: Anonymizer) -> Tensor:
-    """Return the unit embedding (D,) of a query: a sealed file or an ordinary image.
-
-    Raises:
-        IsedError: It is neither, or its key cannot be used.
-    """
-    content = read_bytes(path)
-    try:
-        sealed = png_format.decode(content)
-    except FormatError as error:
-        if png_format.CHUNK_NAME in content[:64]:
-            raise error
-        source = decode_source(content, model.size)
-        raw = torch.from_numpy(source.pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
-        return model.embed_tensor(model.pixels.normalize(raw))[0]
-    image = open_image(keys.opening_key(sealed.chunk), sealed)
-    return model.embed_tensor(_to_images([image]))[0]
-
-
 # ---- batches of opened files for the networks ----------------------------------------------------
 
 
-def _in_batches(
+def in_batches(
     files: Iterable[OpenedFile], model: Anonymizer, batch: int = 32
 ) -> Iterator[tuple[list[OpenedFile], Tensor | None]]:
     """Yield blocks of files with their images (B, 3, H, W); each unusable file comes alone."""
@@ -481,9 +429,9 @@ def _checked_size(file: OpenedFile, model: Anonymizer) -> OpenedFile:
 
 
 def _images_of(block: list[OpenedFile]) -> Tensor:
-    return _to_images([file.image for file in block if file.image])
+    return to_images([file.image for file in block if file.image])
 
 
-def _to_images(images: list[OpenedImage]) -> Tensor:
+def to_images(images: list[OpenedImage]) -> Tensor:
     """Return opened images of one size as normalised tensors (B, 3, H, W)."""
     return dequantize_pixels(torch.from_numpy(np.stack([image.pixels for image in images])))

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from engine.api import Anonymizer
 from engine.distributed.processes import all_gather, from_main, is_main, share
 from engine.vault.existing import ExistingOutputs
+from engine.vault.index import IndexWriter, embeddings
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import ORIGINAL
 from engine.vault.originals import original_name
-from engine.vault.sealed_folder import Manifest, check_apart
+from engine.vault.sealed_folder import add_to_manifest, check_apart, listed_files, unlist
 from engine.vault.sealing_work import (
     SealTask,
     WorkSettings,
@@ -37,7 +38,7 @@ from engine.vault.sealing_work import (
 )
 from engine.vault.sources import SourceFolder, SourceImage
 from engine.vault.subjects import SubjectOf, check_dataset
-from modeling.encryption.cipher import quantize_pixels
+from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
 from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, UsageError
 from modeling.encryption.sealed_image import Metadata, check_relative_path, new_file_key
 from utils.errors import UserError, worker_death
@@ -83,6 +84,7 @@ class ProtectOptions:
         workers: Processes that read and seal; 0 does everything in this process.
         overwrite: Replace existing outputs.
         keep_original: Also seal the source files, each under its subject's key for originals.
+        index: Also write the embeddings of sealed images to the index, for `search`.
     """
 
     dataset: str
@@ -91,6 +93,7 @@ class ProtectOptions:
     workers: int = 2
     overwrite: bool = False
     keep_original: bool = False
+    index: bool = True
 
     def __post_init__(self) -> None:
         """Raise UsageError if the data set name is not allowed or a number is out of range."""
@@ -215,7 +218,7 @@ def protect_folder(
         names += [original_name(name) for name in names]
     elif options.overwrite:  # not replaced: see ExistingOutputs.check_no_original
         names = [name for name in names if not os.path.lexists(target / original_name(name))]
-    from_main(lambda: _unlist(target, key, names, overwrite=options.overwrite))
+    from_main(lambda: unlist(target, key, names, overwrite=options.overwrite))
     pipeline = _Pipeline(source.root, target, model, keyring, options, listed, note)
     try:
         pipeline.run(jobs, stop)
@@ -226,10 +229,10 @@ def protect_folder(
     except BaseException:
         if is_main():
             with suppress(UserError, OSError):  # the original error matters more
-                _add_to_manifest(target, key, options.dataset, summary.digests)
+                add_to_manifest(target, key, options.dataset, summary.digests)
         raise
     if is_main():
-        _add_to_manifest(target, key, options.dataset, summary.digests)
+        add_to_manifest(target, key, options.dataset, summary.digests)
     summary.left_out = len(source.left_out)
     finished = summary.sealed + summary.present + summary.failed
     summary.not_reached = len(source.images) + len(source.failed) - finished
@@ -246,7 +249,7 @@ def _prepare(target: Path, keyring: Keyring) -> Mapping[str, str]:
     except UserError as error:
         raise StorageError(str(error)) from None
     remove_leftovers(target)
-    return _listed(target, keyring.manifest_key())
+    return listed_files(target, keyring.manifest_key())
 
 
 def _jobs(
@@ -273,32 +276,6 @@ def _jobs(
     return jobs
 
 
-def _listed(target: Path, key: bytes) -> Mapping[str, str]:
-    """Return the files that the manifest of a folder lists: SHA-256 (hexadecimal) by name."""
-    manifest = Manifest.load(target, key)
-    return {} if manifest is None else manifest.files
-
-
-def _unlist(target: Path, key: bytes, names: Sequence[str], *, overwrite: bool) -> None:
-    """Remove the files that this run will write from the manifest.
-
-    If the run is killed, its files differ from those that the old manifest lists; the next run
-    would reject them as foreign.
-    """
-    manifest = Manifest.load(target, key)
-    if manifest is None:
-        return
-    rewritten = {name for name in names if overwrite or not (target / name).exists()}
-    kept = {name: digest for name, digest in manifest.files.items() if name not in rewritten}
-    if len(kept) < len(manifest.files):
-        Manifest(manifest.dataset, kept).save(target, key)
-
-
-def _add_to_manifest(target: Path, key: bytes, dataset: str, digests: dict[str, str]) -> None:
-    """Add files to the manifest, which is read again: another run may have changed it."""
-    Manifest(dataset, {**_listed(target, key), **digests}).save(target, key)
-
-
 _Read = list[SourceImage | bytes | IsedError]
 _Sealed = list[dict[str, str] | IsedError]
 
@@ -312,12 +289,18 @@ class _Item:
         task: What a worker seals.
         source: The source at network size; None if the sealed image exists.
         present: SHA-256 (hexadecimal) by name of the outputs that exist already.
+        key_id: Id of the key that seals the image; empty if the sealed image exists.
     """
 
     job: _Job
     task: SealTask
     source: SourceImage | None
     present: Mapping[str, str]
+    key_id: bytes
+
+
+# The items of a batch, the embeddings of their images by output name, and the sealing.
+_Batch = tuple[list[_Item], Mapping[str, NDArray[np.float16]], Future[_Sealed]]
 
 
 class _Pipeline:
@@ -338,7 +321,10 @@ class _Pipeline:
         self._model, self._keyring, self._options = model, keyring, options
         self._existing, self._report = ExistingOutputs(target, keyring, listed), report
         self._depth = max(1, 2 * options.workers)
-        self._sealing: deque[tuple[list[_Item], Future[_Sealed]]] = deque()
+        self._sealing: deque[_Batch] = deque()
+        self._index: IndexWriter | None = None
+        if options.index:
+            self._index = IndexWriter(target, keyring, model.embedding_digest)
 
     def run(self, jobs: Sequence[_Job], stop: threading.Event) -> None:
         """Protect the images of all jobs, or of the batches under way when ``stop`` is set.
@@ -355,11 +341,13 @@ class _Pipeline:
                 if items:
                     self._submit(executor, items)
                 while self._sealing and (
-                    self._sealing[0][1].done() or len(self._sealing) > self._depth
+                    self._sealing[0][-1].done() or len(self._sealing) > self._depth
                 ):
                     self._finish_oldest()
             while self._sealing:
                 self._finish_oldest()
+            if self._index is not None:
+                self._index.flush()
         except BrokenProcessPool:
             kill_workers(executor)
             raise StorageError(worker_death("use fewer --workers")) from None
@@ -424,14 +412,15 @@ class _Pipeline:
             OutputExists: An existing output is not that of this source and subject.
             RevokedKey, DestroyedKey: The subject's keys were revoked or destroyed.
         """
-        key, original_key, present = None, None, {}
+        key, key_id, original_key, present = None, b"", None, {}
         if isinstance(source, bytes):
             metadata, present[job.name] = self._existing.image(
                 job.name, job.subject, job.path, source
             )
         else:
             metadata = Metadata(job.path, source.sha256, source.height, source.width)
-            key = new_file_key(self._keyring.sealing_key(job.subject))
+            subject_key = self._keyring.sealing_key(job.subject)
+            key, key_id = new_file_key(subject_key), subject_key.key_id
         if self._lacks_original(job):
             original_key = new_file_key(self._keyring.sealing_key(job.subject, ORIGINAL))
         elif self._options.keep_original:
@@ -440,7 +429,8 @@ class _Pipeline:
         elif key is not None:
             self._existing.check_no_original(original_name(job.name))
         task = SealTask(job.name, metadata, key, original_key)
-        return _Item(job, task, source if isinstance(source, SourceImage) else None, present)
+        image = source if isinstance(source, SourceImage) else None
+        return _Item(job, task, image, present, key_id)
 
     def _lacks_image(self, job: _Job) -> bool:
         """Return whether an image is to be sealed."""
@@ -462,19 +452,27 @@ class _Pipeline:
             anonymized = self._model.anonymize_tensor(pixels)
             if not bool(torch.isfinite(anonymized).all()):
                 raise BadInput("the anonymizer returns NaN or infinity; the checkpoint is broken")
-            levels = quantize_pixels(anonymized).cpu().numpy()
-            for index, image in zip(sources, levels, strict=True):
+            levels = quantize_pixels(anonymized)
+            for index, image in zip(sources, levels.cpu().numpy(), strict=True):
                 images[index] = image
         future = executor.submit(seal_batch, [item.task for item in items], images)
-        self._sealing.append((items, future))
+        vectors = {}
+        if sources and self._index is not None:  # of the rounded images, while workers seal them
+            names = (items[index].job.name for index in sources)
+            images_of_batch = dequantize_pixels(levels)
+            vectors = dict(zip(names, embeddings(self._model, images_of_batch), strict=True))
+        self._sealing.append((items, vectors, future))
 
     def _finish_oldest(self) -> None:
         """Wait for the oldest batch that is being sealed, and report its images."""
-        items, future = self._sealing.popleft()
+        items, vectors, future = self._sealing.popleft()
         for item, result in zip(items, future.result(), strict=True):
             if isinstance(result, IsedError):
                 self._report(Outcome(item.job.path, "failed", item.job.name, error=result))
             else:
+                name = item.job.name
+                if self._index is not None and name in vectors:
+                    self._index.add(item.key_id, bytes.fromhex(result[name]), vectors[name])
                 self._report_done(item, result)
 
     def _report_done(self, item: _Item, sealed: Mapping[str, str]) -> None:

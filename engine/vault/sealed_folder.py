@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,32 @@ class Manifest:
 def _is_short(descriptor: int) -> bool:
     """Return whether a file may be a manifest; a large sparse file costs an attacker nothing."""
     return os.fstat(descriptor).st_size <= MAX_MANIFEST_BYTES
+
+
+def listed_files(folder: Path, key: bytes) -> Mapping[str, str]:
+    """Return the files that the manifest of a folder lists: SHA-256 (hexadecimal) by name."""
+    manifest = Manifest.load(folder, key)
+    return {} if manifest is None else manifest.files
+
+
+def unlist(folder: Path, key: bytes, names: Sequence[str], *, overwrite: bool) -> None:
+    """Remove the files that a run will write from the manifest.
+
+    If the run is killed, its files differ from those that the old manifest lists; the next run
+    would reject them as foreign.
+    """
+    manifest = Manifest.load(folder, key)
+    if manifest is None:
+        return
+    rewritten = {name for name in names if overwrite or not (folder / name).exists()}
+    kept = {name: digest for name, digest in manifest.files.items() if name not in rewritten}
+    if len(kept) < len(manifest.files):
+        Manifest(manifest.dataset, kept).save(folder, key)
+
+
+def add_to_manifest(folder: Path, key: bytes, dataset: str, digests: dict[str, str]) -> None:
+    """Add files to the manifest, which is read again: another run may have changed it."""
+    Manifest(dataset, {**listed_files(folder, key), **digests}).save(folder, key)
 
 
 def publish(path: Path, content: bytes | memoryview, *, overwrite: bool) -> None:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from engine.details import load_calibration, save_calibrations
 from engine.scoring.paired import Access, read_queries
-from engine.scoring.verification import BINS, threshold_of
+from engine.scoring.verification import BINS, Calibration, threshold_of
 from tests.fixtures import tiny
 from tools import match
 from utils.errors import UserError
@@ -138,10 +139,14 @@ def test_match_explains_the_threshold_option(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("threshold", ["NaN", "Infinity", "7", '"high"'])
 def test_a_damaged_threshold_is_refused(tmp_path: Path, threshold: str) -> None:
     """With NaN no two images would match."""
-    content = f'{{"raw->raw": {{"threshold": {threshold}}}}}'
+    calibration = Calibration(0.5, 0.001, 0.001, 0.8, 10, 1000)
+    save_calibrations({"raw->raw": calibration}, tmp_path)
+    assert load_calibration(tmp_path, "raw", "raw") == calibration
+    text = (tmp_path / "calibration.json").read_text("utf-8")
+    content = text.replace('"threshold": 0.5', f'"threshold": {threshold}')
     (tmp_path / "calibration.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="has no threshold for raw->raw; set it"):
-        match.threshold_of(tmp_path, "raw", "raw")
+        load_calibration(tmp_path, "raw", "raw")
 
 
 def test_match_refuses_a_sealed_image(

@@ -13,10 +13,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from yacs.config import CfgNode
 
 from engine.vault import audit, keyring_admin
+from engine.vault.index import VectorKeys, read_segments
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject
 from engine.vault.keyring_rows import KeyRow, RowSet
@@ -65,6 +67,14 @@ def test_known_answers_of_the_document() -> None:
         f"{RowSet(KEY, number=2)._hash(row):064x}",
         f"{RowSet(KEY)._hash(row):064x}",
         Passphrase("correct horse").unlock("m=8192,t=1,p=1", SALT).hex(),
+        derive_key(KEY, "vector").hex(),
+        format_reader.AESGCM(derive_key(KEY, "vector"))
+        .encrypt(
+            bytes(range(12)),
+            np.array([0.5, -0.5, 0.5, -0.5], "<f2").tobytes(),
+            b"securereid/ised/vector/1" + KEY + SALT + KEY_ID,
+        )
+        .hex(),
     ]
     assert mask_locator(KEY, SALT, KEY_ID).hex() in block
     assert row.to_bytes()[len(row.to_bytes(2)) :].hex() in block
@@ -152,6 +162,36 @@ def test_this_program_opens_the_golden_archive(tmp_path: Path, number: int) -> N
     assert protect_tool.main(["verify", str(folder), *keys]) == 0
 
 
+def test_reader_and_program_open_the_golden_index(tmp_path: Path) -> None:
+    known = json.loads((GOLDEN / "index_v1.json").read_text("utf-8"))
+    archive_v3 = json.loads((GOLDEN / "archive_v3.json").read_text("utf-8"))
+    master = tmp_path / "m.key"
+    master.touch(0o600)
+    master.write_bytes(_from_sql(archive_v3, tmp_path / "k.db"))
+    content, network = bytes.fromhex(known["segment"]), bytes.fromhex(known["network"])
+    expected = [
+        (network, bytes.fromhex(vector["digest"]), tuple(vector["values"]))
+        for vector in known["vectors"]
+    ]
+    assert Archive(tmp_path / "k.db", master.read_bytes()).index(content) == expected
+    (tmp_path / known["name"]).write_bytes(content)
+    with Keyring.open(tmp_path / "k.db", KeyFile(master)) as keyring:
+        (segment,) = read_segments(tmp_path, keyring)
+        keys = VectorKeys(keyring)
+        opened = [
+            (
+                segment.network,
+                entry[:32],
+                tuple(np.frombuffer(keys.open(segment, entry, text), "<f2")),
+            )
+            for entry, text in segment.vectors()
+        ]
+        assert opened == expected
+        assert [entry[32:48].hex() for entry in segment.entries()] == [
+            vector["key_id"] for vector in known["vectors"]
+        ]
+
+
 def test_the_reader_opens_format_1(tmp_path: Path) -> None:
     known = json.loads((GOLDEN / "keyring_v1.json").read_text("utf-8"))
     archive = Archive(tmp_path / "k.db", _from_sql(known, tmp_path / "k.db"))
@@ -166,7 +206,7 @@ def test_the_reader_opens_all_that_this_program_writes(
 ) -> None:
     scene = make_scene(make_cfg, tmp_path)
     phrase = Passphrase("cr\u00e8me br\u00fbl\u00e9e", CHEAP)
-    assert protect_tool.main(scene.protect("--subject-from", "folder")) == 0
+    assert protect_tool.main(scene.protect("--subject-from", "folder", "--index")) == 0
     with scene.keyring() as keyring:
         key_ids = {row.key_id: keyring.label_of(row) for row in keyring.rows}
         tags = {label: keyring.subject_tag(label) for label in key_ids.values() if label}
@@ -201,6 +241,15 @@ def test_the_reader_opens_all_that_this_program_writes(
         assert archive.tag(archive.labels[read["key_id"]]) == tags[archive.labels[read["key_id"]]]
         assert archive.file_name("photos", read["path"]) == path.name
     assert archive.states[gone.key_id] == "destroyed"
+    (segment,) = scene.sealed.glob("index-*.ised")
+    vectors = archive.index(segment.read_bytes())
+    assert {digest.hex() for _, digest, _ in vectors} == set(content["files"].values())
+    for _, digest, values in vectors:
+        (name,) = [name for name, value in content["files"].items() if value == digest.hex()]
+        if opened[name].image is None:
+            assert values is None
+        else:
+            assert sum(value**2 for value in values or ()) == pytest.approx(1, abs=0.01)
     exported = open_export((tmp_path / "one.keys").read_bytes(), phrase.text)
     assert {bytes.fromhex(entry["key_id"]) for entry in exported["keys"]} <= set(archive.keys)
 

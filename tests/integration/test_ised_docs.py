@@ -44,7 +44,7 @@ def test_command_lines_run(scene: Scene) -> None:
     blocks = (block.replace("\\\n", "") for block in _blocks(DOCS, ""))
     lines = [line for block in blocks for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("python3 tools/")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         _, script, *arguments = shlex.split(command)
         tool = importlib.import_module(script.removesuffix(".py").replace("/", "."))

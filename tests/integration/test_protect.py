@@ -134,8 +134,8 @@ def test_search_ranks_the_query_image_first(
     raw = str(sealed.photos / "0002/0002_c2.png")
     found = ["search", raw, str(sealed.sealed), *sealed.keys, *sealed.model, "--json"]
     assert main(found) == 0
-    matches = json.loads(capsys.readouterr().out)
-    assert {"file", "path", "similarity"} == set(matches[0])
+    (result,) = json.loads(capsys.readouterr().out)
+    assert {"file", "path", "similarity"} == set(result["matches"][0])
 
 
 def test_exif_orientation_is_applied_and_exif_data_is_not_kept(

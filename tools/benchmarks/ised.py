@@ -228,7 +228,10 @@ def _print_protect(model: Anonymizer, arguments: argparse.Namespace) -> dict[str
             link.symlink_to((arguments.photos / path).resolve())
         with Keyring.create(root / "keys.db", KeyFile(root / "master.key")) as keyring:
             options = ProtectOptions(
-                "benchmark", subject_rule("folder", "benchmark"), workers=arguments.workers
+                "benchmark",
+                subject_rule("folder", "benchmark"),
+                workers=arguments.workers,
+                index=False,
             )
             done: list[float] = []
             start = time.perf_counter()

@@ -18,7 +18,16 @@ import torch
 from modeling.build import build_networks
 from tests.fixtures.paths import ROOT
 from tools import benchmark
-from tools.benchmarks import data, evaluation, ised, measuring, networks, retrieval, step
+from tools.benchmarks import (
+    data,
+    evaluation,
+    ised,
+    measuring,
+    networks,
+    retrieval,
+    search,
+    step,
+)
 
 SMALL = (
     "MODEL.NAME", "resnet18", "MODEL.NGF", "2", "MODEL.NDF", "2", "UNET.NUM_DOWNS", "5",
@@ -212,3 +221,23 @@ def test_flops_are_those_of_the_layers() -> None:
             )
     reid.embed(torch.zeros(1, 3, 32, 32))
     assert networks.evaluation_flops(cfg, 3) == 3 * sum(expected)
+
+
+def test_search_projects_to_more_vectors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def timed(work: Callable[[], object]) -> tuple[float, float]:
+        work()
+        return 4.0, 2.0
+
+    monkeypatch.setattr(search, "_timed", timed)
+    sizes = ["--vectors", "20", "--dim", "4", "--subjects", "3", "--threads", "1"]
+    numbers = tmp_path / "numbers.json"
+    projection = ["--projected", "1000000000", "--memory", "4", "--cores", "2"]
+    assert benchmark.main(["search", *sizes, *projection, "--json", str(numbers)]) == 0
+    content = json.loads(numbers.read_text("utf-8"))
+    assert content["projected_machines"] == 2
+    assert content["projected_search_s"] == 5e8 * (2 / 20) / 2
+    assert content["write_us_per_vector"] == 2e5
+    assert content["disk_mib"] * 2**20 == 128 + 20 * (60 + 2 * 4 + 16)
+    assert "Projection to 1,000,000,000 vectors (7 GiB)" in capsys.readouterr().out

@@ -1,0 +1,426 @@
+"""Search a sealed folder by similarity: `load_gallery`, `most_similar`, `complete_index`.
+
+Embeddings come from the index of the folder (`index`). Images without a vector are opened and
+embedded. Nothing that was opened is written to the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.api import Anonymizer
+from engine.vault.index import (
+    DIGEST_BYTES,
+    KEY_ID_BYTES,
+    MAX_VECTORS,
+    IndexWriter,
+    Segment,
+    VectorKeys,
+    embeddings,
+    read_segments,
+)
+from engine.vault.keyring import Keyring
+from engine.vault.opening import (
+    MissingManifest,
+    OpenedFile,
+    compared,
+    in_batches,
+    sealed_files,
+    to_images,
+    unseal,
+)
+from engine.vault.sealed_folder import MANIFEST_NAME, Manifest, listed_files
+from engine.vault.sources import decode_source, read_bytes
+from modeling.encryption import png_format
+from modeling.encryption.ised_errors import (
+    AuthenticationError,
+    FormatError,
+    IsedError,
+    MissingKey,
+    Tampered,
+    UsageError,
+    WrongKey,
+)
+from modeling.encryption.keys import KeySource
+from modeling.encryption.sealed_image import open_image
+from utils.files import sync_folder
+from utils.progress import Progress
+
+# Rows that are converted to float32 at a time: 16 MiB for 2,048 dimensions.
+_BLOCK_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Match:
+    """A search result.
+
+    Attributes:
+        file: The sealed file.
+        path: Path of its source.
+        similarity: Cosine of the two embeddings.
+    """
+
+    file: Path
+    path: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query image.
+
+    Attributes:
+        path: The image.
+        kind: ``raw``, or ``protected`` for a sealed file.
+        vector: Unit embedding, float32 (D,).
+    """
+
+    path: Path
+    kind: str
+    vector: Tensor
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The embeddings of a folder, in memory.
+
+    Attributes:
+        files: Sealed file of each row.
+        vectors: Unit embeddings, float16 (N, D).
+        unusable: Files without an embedding, with the reason.
+        listed: SHA-256 in hexadecimal of the files by name, according to the manifest.
+    """
+
+    files: Sequence[Path]
+    vectors: NDArray[np.float16]
+    unusable: Sequence[OpenedFile]
+    listed: Mapping[str, str]
+
+
+@dataclass
+class IndexSummary:
+    """The counts of `complete_index`.
+
+    Attributes:
+        present: Number of images that had a vector.
+        added: Number of images whose vector was added.
+        failed: Images that cannot be opened.
+        interrupted: Whether the run was asked to stop.
+    """
+
+    present: int = 0
+    added: int = 0
+    failed: list[OpenedFile] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def load_gallery(
+    path: Path,
+    keyring: Keyring,
+    model: Anonymizer,
+    dim: int,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+) -> Gallery:
+    """Return the embeddings of a folder of sealed files, or of one sealed file.
+
+    A vector of the index is used if the manifest lists its file with the same SHA-256 and the file
+    exists. All other sealed files are opened and embedded.
+
+    Args:
+        path: The folder or file.
+        keyring: Contains the keys.
+        model: The checkpoint of the index; embeds images without a vector.
+        dim: Dimensions of the embeddings.
+        note: Called with a line about images that are opened.
+
+    Raises:
+        BadInput: The path does not exist, or contains no sealed files.
+        UsageError: The index was made with another checkpoint.
+        FormatError, AuthenticationError: The index is damaged or was changed.
+    """
+    files = sealed_files(path)
+    segments: list[Segment] = []
+    listed: Mapping[str, str] = {}
+    if path.is_dir():
+        try:
+            listed = listed_files(path, keyring.manifest_key())
+        except WrongKey:  # a folder of another keyring, of which this one imported keys
+            pass
+        else:
+            segments = _segments_of(path, keyring, model)
+    rows = _Rows(len(files), dim)
+    wanted = {
+        bytes.fromhex(listed[file.name]): file for file in files if file.name in listed and segments
+    }
+    _read_index(segments, wanted, keyring, rows)
+    done = {*rows.files, *(file.path for file in rows.unusable)}
+    missing = [file for file in files if file not in done]
+    if missing:
+        if not segments and path.is_dir():
+            note(f"{path} has no index; opening all images (`protect.py index` creates it)")
+        elif segments:
+            count = f"{len(missing)} of {len(files)} images"
+            note(f"{path}: {count} have no vector; opening them (`protect.py index` adds vectors)")
+        for block, images in in_batches(unseal(Progress.over(missing, "Search"), keyring), model):
+            if images is None:
+                rows.unusable += block
+            else:
+                for file, vector in zip(block, embeddings(model, images), strict=True):
+                    rows.add(file.path, vector.tobytes())
+    vectors = rows.matrix[: len(rows.files)]
+    return Gallery(rows.files, vectors, rows.unusable, listed)
+
+
+@torch.inference_mode()
+def most_similar(
+    vectors: NDArray[np.float16], queries: Tensor, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the highest cosines of each query and their rows, the most similar first.
+
+    A row with NaN has the similarity -1.
+
+    Args:
+        vectors: Unit embeddings (N, D).
+        queries: Unit embeddings, float32 (Q, D).
+        count: Results for each query, at most N.
+
+    Returns:
+        Similarities and rows, each (Q, min(count, N)).
+    """
+    values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    queries = queries.float().cpu()
+    buffer = torch.empty(min(_BLOCK_ROWS, len(vectors)), queries.shape[1])
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        part = torch.from_numpy(vectors[start : start + _BLOCK_ROWS])
+        block = buffer[: len(part)].copy_(part)
+        similarity = (queries @ block.T).nan_to_num_(-1.0).clamp_(-1.0, 1.0)  # float16 rounds
+        best, indices = similarity.topk(min(count, len(part)))
+        values = torch.cat([values, best], dim=1)
+        rows = torch.cat([rows, indices + start], dim=1)
+        values, order = values.topk(min(count, values.shape[1]))
+        rows = rows.gather(1, order)
+    return values.numpy(), rows.numpy()
+
+
+def checked_matches(
+    gallery: Gallery, similarities: Iterable[float], rows: Iterable[int], keyring: Keyring
+) -> tuple[list[Match], list[OpenedFile]]:
+    """Open the files of search results; return the matches, and the files that cannot be used.
+
+    Args:
+        gallery: Contains the rows.
+        similarities: Similarity of each result.
+        rows: Row of each result.
+        keyring: Contains the keys.
+    """
+    matches, unusable = [], []
+    for similarity, row in zip(similarities, rows, strict=True):
+        path = gallery.files[row]
+        (file,) = compared(unseal([path], keyring), gallery.listed.get(path.name))
+        if file.image is None:
+            unusable.append(file)
+        else:
+            matches.append(Match(file.path, file.image.metadata.path, similarity))
+    return matches, unusable
+
+
+def query_embedding(path: Path, keys: KeySource, model: Anonymizer) -> Query:
+    """Return a query with its embedding; it is an ordinary image or a sealed file.
+
+    Raises:
+        IsedError: It is neither sealed nor an ordinary image, or its key cannot be used.
+    """
+    content = read_bytes(path)
+    try:
+        sealed = png_format.decode(content)
+    except FormatError as error:
+        if png_format.CHUNK_NAME in content[:64]:
+            raise error
+        source = decode_source(content, model.size)
+        raw = torch.from_numpy(source.pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
+        return Query(path, "raw", model.embed_tensor(model.pixels.normalize(raw))[0].cpu())
+    image = open_image(keys.opening_key(sealed.chunk), sealed)
+    return Query(path, "protected", model.embed_tensor(to_images([image]))[0].cpu())
+
+
+def complete_index(
+    folder: Path,
+    keyring: Keyring,
+    model: Anonymizer,
+    *,
+    batch: int = 32,
+    progress: Callable[[int], object] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> IndexSummary:
+    """Add the missing vectors to the index of a sealed folder.
+
+    Vectors of deleted and replaced files, of destroyed keys and of other checkpoints are removed.
+    Small segments are merged. After any interruption, the same call continues.
+
+    Args:
+        folder: The folder. The caller holds its lock.
+        keyring: Contains the keys.
+        model: Embeds the images.
+        batch: Images per batch of the network.
+        progress: Called with numbers of images that are done.
+        stop: When set, the batch under way is finished and no new one is started.
+
+    Raises:
+        MissingManifest: The folder has no manifest.
+        WrongKey, Tampered, FormatError: Manifest or index was made under another keyring, was
+            changed, or is damaged.
+        StorageError: The index cannot be written; finished segments are complete.
+    """
+    summary = IndexSummary()
+    manifest = Manifest.load(folder, keyring.manifest_key())
+    if manifest is None:
+        raise MissingManifest(f"{folder / MANIFEST_NAME} is missing; run `protect` to its end")
+    segments = read_segments(folder, keyring)
+    missing = {
+        bytes.fromhex(manifest.files[file.name]): file
+        for file in sealed_files(folder)
+        if file.name in manifest.files
+    }
+    listed, writer = len(missing), IndexWriter(folder, keyring, model.embedding_digest)
+    old = _copy_usable(segments, missing, keyring, writer)
+    summary.present = listed - len(missing)
+    progress(summary.present)
+    files = (
+        file
+        for path in missing.values()
+        for file in compared(unseal([path], keyring), manifest.files[path.name])
+    )
+    for block, images in in_batches(files, model, batch):
+        if images is not None:
+            for file, vector in zip(block, embeddings(model, images), strict=True):
+                row = keyring.row_of(file.header)
+                if row is None:
+                    raise MissingKey("the keyring was changed meanwhile; run the command again")
+                writer.add(row.key_id, bytes.fromhex(file.digest), vector)
+            summary.added += len(block)
+        else:
+            summary.failed += block
+        progress(len(block))
+        if stop is not None and stop.is_set():
+            summary.interrupted = True
+            break
+    writer.flush()
+    if old:
+        for segment in old:
+            segment.path.unlink(missing_ok=True)
+        sync_folder(folder)
+    with suppress(PermissionError):
+        os.utime(folder, (0, 0))  # as for the manifest: copies keep the dates of folders
+    return summary
+
+
+@dataclass
+class _Rows:
+    """A matrix (N, D) that is filled row by row."""
+
+    count: int
+    dim: int
+    files: list[Path] = field(default_factory=list)
+    unusable: list[OpenedFile] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.matrix = np.empty((self.count, self.dim), dtype="<f2")
+        self._bytes = self.matrix.view(np.uint8).reshape(-1).data
+
+    def add(self, file: Path, vector: bytes) -> None:
+        """Fill the next row."""
+        start = len(self.files) * len(vector)
+        self._bytes[start : start + len(vector)] = vector
+        self.files.append(file)
+
+
+def _segments_of(folder: Path, keyring: Keyring, model: Anonymizer) -> list[Segment]:
+    """Return the segments of a checkpoint.
+
+    Raises:
+        UsageError: All segments were made with other checkpoints.
+    """
+    segments, network = read_segments(folder, keyring), model.embedding_digest
+    own = [segment for segment in segments if segment.network == network]
+    if segments and not own:
+        raise UsageError(
+            f"the index of {folder} was made with another checkpoint (digest "
+            f"{_short(segments[0].network)}, this one has {_short(network)}); give that "
+            "checkpoint, or run `protect.py index` with this one"
+        )
+    return own
+
+
+def _short(digest: bytes) -> str:
+    return digest.hex()[:16]
+
+
+def _read_index(
+    segments: Iterable[Segment], wanted: dict[bytes, Path], keyring: Keyring, rows: _Rows
+) -> None:
+    """Open the vectors of the wanted files, by SHA-256; fill rows and unusable files."""
+    keys = VectorKeys(keyring)
+    for segment in segments:
+        if segment.dim != rows.dim:
+            raise Tampered(f"{segment.path} has {segment.dim} dimensions; expected {rows.dim}")
+        with suppress(FileNotFoundError):  # merged by `index` meanwhile: the images are opened
+            for entry, ciphertext in segment.vectors():
+                file = wanted.pop(entry[:DIGEST_BYTES], None)
+                if file is None:  # deleted or replaced file, or its second vector
+                    continue
+                try:
+                    rows.add(file, keys.open(segment, entry, ciphertext))
+                except AuthenticationError:
+                    raise
+                except IsedError as error:
+                    rows.unusable.append(OpenedFile(file, error=error))
+
+
+def _copy_usable(
+    segments: Iterable[Segment], missing: dict[bytes, Path], keyring: Keyring, writer: IndexWriter
+) -> list[Segment]:
+    """Copy the usable vectors of small and outdated segments; return those segments.
+
+    Every file that has a usable vector is removed from ``missing``.
+    """
+    outdated, small = [], []
+    for segment in sorted(segments, key=len, reverse=True):
+        usable = [entry[:DIGEST_BYTES] for entry in segment.entries() if _is_usable(entry, keyring)]
+        whole = len(missing.keys() & set(usable)) == len(segment)
+        if segment.network != writer.network or not whole:
+            outdated.append(segment)
+        elif 2 * len(segment) < MAX_VECTORS:
+            small.append(segment)
+        else:
+            _remove(missing, usable)
+    if len(small) == 1 and not outdated:
+        _remove(missing, small.pop().digests())
+    for segment in (*small, *outdated):
+        if segment.network == writer.network:
+            for entry, ciphertext in segment.vectors():
+                if entry[:DIGEST_BYTES] in missing and _is_usable(entry, keyring):
+                    writer.copy(entry, ciphertext)
+                    del missing[entry[:DIGEST_BYTES]]
+    return [*small, *outdated]
+
+
+def _is_usable(entry: bytes, keyring: Keyring) -> bool:
+    """Return whether the key of a vector is not destroyed."""
+    row = keyring.row(entry[DIGEST_BYTES : DIGEST_BYTES + KEY_ID_BYTES])
+    return row is None or row.state != "destroyed"
+
+
+def _remove(missing: dict[bytes, Path], digests: Iterable[bytes]) -> None:
+    for digest in digests:
+        del missing[digest]
