@@ -472,7 +472,12 @@ class _Pipeline:
             else:
                 name = item.job.name
                 if self._index is not None and name in vectors:
-                    self._index.add(item.key_id, bytes.fromhex(result[name]), vectors[name])
+                    try:
+                        self._index.add(item.key_id, bytes.fromhex(result[name]), vectors[name])
+                    except IsedError as error:
+                        if error.stops:
+                            raise
+                        # The key was revoked or destroyed meanwhile: nobody may find the image.
                 self._report_done(item, result)
 
     def _report_done(self, item: _Item, sealed: Mapping[str, str]) -> None:
