@@ -278,9 +278,10 @@ def _destroy(arguments: argparse.Namespace) -> None:
             count, statement = erasure.destroy_with_certificate(
                 keyring, subjects, arguments.folder, arguments.certificate, purpose
             )
+    done = f"{_keys(count)} destroyed here" if count else f"{keys} were destroyed already"
     print(
-        shown(f"{', '.join(subjects)}: {_keys(count)} destroyed here; delete old backups ")
-        + "and exports, which still hold them"
+        shown(f"{', '.join(subjects)}: {done}; delete old backups and exports, which still ")
+        + "hold them"
     )
     if arguments.certificate is not None:
         print(shown(f"certificate {arguments.certificate}: {_stated(statement)}"))

@@ -115,15 +115,18 @@ def _audit(arguments: argparse.Namespace) -> int:
             print(shown(f"a new audit log begins; the old one: {kept or 'missing'}"))
             return 0
         log = AuditLog(keyring)
+        every = list(commands(log))
         selected = [
             command
-            for command in commands(log)
+            for command in every
             if (arguments.since is None or command.time >= arguments.since)
             and (arguments.command is None or command.is_named(arguments.command))
             and (arguments.key_id is None or command.concerns(arguments.key_id.lower()))
         ]
     if not arguments.verify:
         _print_commands(selected, as_json=arguments.json)
+        if every and not selected:
+            print(f"note: none of the {len(every)} commands in the log matches", file=sys.stderr)
     for note in log.notes:
         print(shown(f"note: {note}"), file=sys.stderr)
     for problem in log.problems:

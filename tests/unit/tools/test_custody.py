@@ -346,6 +346,8 @@ def test_every_command_is_listed_and_filtered(
     assert len(listed("--since", "2026-01-01T00:00")) == 8
     assert tool.main([*with_master, "audit"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 9
+    assert tool.main([*with_master, "audit", "--key-id", "mistyped"]) == 0
+    assert "none of the 8 commands in the log matches" in capsys.readouterr().err
     assert "Joe" not in (tmp_path / "k.db.audit").read_text()
     with pytest.raises(SystemExit):
         tool.main([*with_master, "audit", "--since", "yesterday"])

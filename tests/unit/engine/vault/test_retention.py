@@ -198,6 +198,8 @@ def test_a_certificate_states_what_can_no_longer_be_opened(
     printed = capsys.readouterr().out
     assert "market/1, cuhk/7: 2 keys destroyed here" in printed
     assert "2 keys destroyed, 5 files can no longer be opened" in printed
+    assert tool.main(_destroy(archive, *again)) == 0
+    assert "market/1, cuhk/7: keys were destroyed already" in capsys.readouterr().out
     path = archive.root / "erasure.json"
     assert path.stat().st_mode & 0o777 == 0o600
     text = path.read_text()
