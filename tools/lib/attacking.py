@@ -38,10 +38,12 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str]) -> tuple[CfgNo
             f"checkpoint {checkpoint} {what}; expected the OUTPUT_DIR of a training, such as "
             "demo/full"
         )
-    trained = loading.load(path, [*overrides, "MODEL.PRETRAIN_DIR", str(checkpoint)])
-    start = "imagenet" if trained.MODEL.PRETRAIN_CHOICE == "imagenet" else "none"
     weights = ("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(checkpoint))
-    return loading.load(path, [*overrides, *weights]), start
+    cfg = loading.load(path, [*overrides, *weights])
+    trained = loading.recorded_values(path)
+    given = dict(zip(overrides[::2], overrides[1::2], strict=False))
+    choice = given.get("MODEL.PRETRAIN_CHOICE") or trained.get("MODEL.PRETRAIN_CHOICE", "imagenet")
+    return cfg, "imagenet" if choice == "imagenet" else "none"
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
