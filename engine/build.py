@@ -38,7 +38,7 @@ from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
 from engine.trainer import Trainer, ValidationRun
 from modeling.build import build_objectives
 from modeling.objectives import Objectives
-from modeling.privacy_networks import PrivacyNetworks
+from modeling.privacy_networks import OUTPUT_MODES, PrivacyNetworks
 from modeling.weights import CLASSIFIER_KEY, num_classes_of
 from solver.optimizers import Optimizers, build_optimizers
 from utils.config_tree import changed, values_by_name
@@ -48,15 +48,6 @@ from utils.metric_writer import MetricWriter, SilentWriter
 from utils.trackers import Trackers, check_packages
 
 _LOGGER = get_logger()
-
-# Direction by which validations are compared. The published one needs a network that is trained on
-# raw and on protected images.
-_BEST_BY = {
-    "both": ("raw", "protected"),
-    "origin": ("raw", "raw"),
-    "protected": ("protected", "protected"),
-    "joined": ("raw", "protected"),
-}
 
 
 def build_trainer(cfg: CfgNode) -> Trainer:
@@ -117,7 +108,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             cfg.SOLVER.VAL_PERIOD,
             cfg.SOLVER.CHECKPOINT_PERIOD,
             cfg.SOLVER.LOG_PERIOD,
-            _BEST_BY[cfg.MODEL.OUTPUT_MODE],
+            _best_by(cfg.MODEL.OUTPUT_MODE),
         ),
         folder=folder,
         # Last, because on a resume it deletes the numbers of later epochs.
@@ -209,6 +200,15 @@ def _build_writer(
         tensorboard="tensorboard" in names,
         trackers=Trackers(names, folder, values_by_name(cfg), resumes=resumes),
     )
+
+
+def _best_by(output_mode: str) -> tuple[str, str]:
+    """Return the direction by which validations are compared: of images that are trained on.
+
+    The published direction, raw->protected, needs a network that is trained on both.
+    """
+    on_raw, on_protected = OUTPUT_MODES[output_mode]
+    return "raw" if on_raw else "protected", "protected" if on_protected else "raw"
 
 
 def _policy(cfg: CfgNode) -> UpgradePolicy:

@@ -58,6 +58,7 @@ from tools.lib.keyring_access import (
     read_passphrase,
 )
 
+_COPIES = "delete old backups and exports, which still hold them"
 _LAST = {"used": "last used", "created": "created"}
 _NEXT_LINE = "- for standard input, after the keyring's own"
 _WRAP = "command line that encrypts a new random master key; give %s too, which decrypts it"
@@ -279,10 +280,7 @@ def _destroy(arguments: argparse.Namespace) -> None:
                 keyring, subjects, arguments.folder, arguments.certificate, purpose
             )
     done = f"{_keys(count)} destroyed here" if count else f"{keys} were destroyed already"
-    print(
-        shown(f"{', '.join(subjects)}: {done}; delete old backups and exports, which still ")
-        + "hold them"
-    )
+    print(shown(f"{', '.join(subjects)}: {done}; {_COPIES}"))
     if arguments.certificate is not None:
         print(shown(f"certificate {arguments.certificate}: {_stated(statement)}"))
 
@@ -301,7 +299,7 @@ def _expire(arguments: argparse.Namespace) -> None:
             return
         _confirm(f"destroy {_keys(len(rows))}?", arguments.yes)
         count = erasure.expire(keyring, days, by, {row.key_id for row in rows})
-    print(f"{_keys(count)} destroyed here; delete old backups and exports, which still hold them")
+    print(f"{_keys(count)} destroyed here; {_COPIES}")
 
 
 def _verify_certificate(arguments: argparse.Namespace) -> None:

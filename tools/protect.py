@@ -404,10 +404,12 @@ def _index(arguments: argparse.Namespace) -> int:
 
 def _complete_index(folder: Path, keyring: Keyring, model: Anonymizer, batch: int) -> IndexSummary:
     """Add the missing vectors to the index of a folder; Ctrl-C and `kill` end after a batch."""
-    files, stop = len(sealed_files(folder)), threading.Event()
+    files, stop = sealed_files(folder), threading.Event()
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
-    with handling(finishing), Progress(files, "Index") as bar:
-        return complete_index(folder, keyring, model, batch=batch, progress=bar.update, stop=stop)
+    with handling(finishing), Progress(len(files), "Index") as bar:
+        return complete_index(
+            folder, files, keyring, model, batch=batch, progress=bar.update, stop=stop
+        )
 
 
 def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:

@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -21,8 +20,7 @@ from torch import Tensor
 
 from engine.attacks.attack import Outcome, percent
 from engine.attacks.context import AttackContext
-from engine.attacks.levels import CLEAR_LEVELS
-from engine.attacks.linkage import link_measures
+from engine.attacks.linkage import search_measures, search_sentence
 from engine.attacks.measures import Measure
 from utils.errors import UserError, optional_package
 from utils.progress import Progress
@@ -343,14 +341,10 @@ class ForeignReID:
         return self._network.embed(pixels, self.name)
 
     def _sentence(self, measures: dict[str, Measure], level: str) -> str:
-        stored = "ciphertexts" if level not in CLEAR_LEVELS else f"{level} images"
         subject = "A network trained elsewhere"
         if self._adapted:
             subject += ", adapted to public images of this level,"
-        text = (
-            f"{subject} ranks the same identity first among {stored} in "
-            f"{percent(measures['rank1'])} of cases (mAP {percent(measures['mAP'])})"
-        )
+        text = search_sentence(subject, measures, level)
         if "to_raw_rank1" in measures:
             text += f"; among raw images in {percent(measures['to_raw_rank1'])}"
         if "recovered_rank1" in measures:
@@ -385,11 +379,7 @@ def _measures(
     if discriminant is not None:
         stored = discriminant.apply(stored)
         raw = None if raw is None else discriminant.apply(raw)
-    options: dict[str, Any] = {"seed": context.seed, "cross_camera": context.cross_camera}
-    measures = link_measures(*context.sides(stored, stored), **options)
-    if raw is not None:
-        measures += link_measures(*context.sides(stored, raw), prefix="to_raw_", **options)
-    return measures
+    return search_measures(context, stored, raw)
 
 
 def _is_count(value: object) -> bool:

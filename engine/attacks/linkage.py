@@ -6,9 +6,9 @@ from permuted queries (see ``engine.attacks.measures``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -87,6 +87,33 @@ def link_measures(
             decides=True,
         )
         for name, values in own.items()
+    )
+
+
+def search_measures(
+    context: AttackContext, stored: Tensor, raw: Tensor | None
+) -> tuple[Measure, ...]:
+    """Score searches with stored images: among each other, and in raw images.
+
+    Args:
+        context: The private images.
+        stored: Embeddings of the stored images (N, D).
+        raw: Embeddings of the raw images (N, D), for measures that begin with ``to_raw_``; None
+            for none.
+    """
+    options: dict[str, Any] = {"seed": context.seed, "cross_camera": context.cross_camera}
+    measures = link_measures(*context.sides(stored, stored), **options)
+    if raw is not None:
+        measures += link_measures(*context.sides(stored, raw), prefix="to_raw_", **options)
+    return measures
+
+
+def search_sentence(subject: str, measures: Mapping[str, Measure], level: str) -> str:
+    """Return what a search among stored images finds, without a full stop."""
+    stored = "ciphertexts" if level not in CLEAR_LEVELS else f"{level} images"
+    return (
+        f"{subject} ranks the same identity first among {stored} in "
+        f"{percent(measures['rank1'])} of cases (mAP {percent(measures['mAP'])})"
     )
 
 

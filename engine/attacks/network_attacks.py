@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from engine.attacks.attack import Outcome, decibels, example_images, percent, reveals_own_identity
 from engine.attacks.context import AttackContext
-from engine.attacks.levels import CLEAR_LEVELS, fresh_key_observer
+from engine.attacks.levels import fresh_key_observer
 from engine.attacks.linear import fit_linear
-from engine.attacks.linkage import link_measures
+from engine.attacks.linkage import link_measures, search_measures, search_sentence
 from engine.attacks.measures import CurvePoint, Measure, image_measures
 from engine.attacks.perceptual import lpips_measure, reason_against_lpips
 from engine.attacks.restorer import Restorer
@@ -193,20 +193,15 @@ class _ReIDAttack:
         """See ``Attack``."""
         network, bench = self.network(context, level), context.bench
         stored = bench.embeddings(network, context.stored(level).observed)
-        options: dict[str, Any] = {"seed": context.seed, "cross_camera": context.cross_camera}
-        measures: tuple[Measure, ...] = link_measures(*context.sides(stored, stored), **options)
+        raw = None
         if level != "raw":
             raw = bench.embeddings(network, context.plain("private", "raw"))
-            measures += link_measures(*context.sides(stored, raw), prefix="to_raw_", **options)
+        measures = search_measures(context, stored, raw)
         sentence = self._sentence({measure.name: measure for measure in measures}, level)
         return Outcome(context.result(self.name, level, sentence, measures=measures))
 
     def _sentence(self, measures: dict[str, Measure], level: str) -> str:
-        stored = "ciphertexts" if level not in CLEAR_LEVELS else f"{level} images"
-        text = (
-            f"{self.subject} ranks the same identity first among {stored} in "
-            f"{percent(measures['rank1'])} of cases (mAP {percent(measures['mAP'])})"
-        )
+        text = search_sentence(self.subject, measures, level)
         if "to_raw_rank1" in measures:
             text += (
                 f"; among raw images in {percent(measures['to_raw_rank1'])} "

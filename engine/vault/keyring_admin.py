@@ -109,7 +109,7 @@ def rotate(keyring: Keyring, subject: str, purpose: str | None = None) -> list[K
     """
     infos = []
     with keyring.writing():
-        rows = [row for row in _rows_of(keyring, subject) if row.state == "active"]
+        rows = [row for row in subject_rows(keyring, subject) if row.state == "active"]
         purposes = {IMAGE, *(row.purpose for row in rows)} if purpose is None else {purpose}
         for row in rows:
             if row.purpose in purposes:
@@ -142,7 +142,7 @@ def restore(keyring: Keyring, subject: str) -> int:
         MissingKey: The subject has no key, or its keys were destroyed.
     """
     with keyring.writing():
-        rows = _rows_of(keyring, subject)
+        rows = subject_rows(keyring, subject)
         if all(row.state == "destroyed" for row in rows):
             raise MissingKey(f"no key of subject {subject!r} is revoked: all were destroyed")
         revoked = [row for row in rows if row.state == "revoked"]
@@ -373,7 +373,7 @@ def _set_state(
     Raises:
         MissingKey: No key is in one of these states, or in the new state already.
     """
-    rows = _rows_of(keyring, subject, purpose)
+    rows = subject_rows(keyring, subject, purpose)
     if not any(row.state in (*changed, state) for row in rows):
         raise MissingKey(f"subject {subject!r} has no key that could become {state}")
     rows = [row for row in rows if row.state in changed]
@@ -387,7 +387,7 @@ def _set_state(
     return len(rows)
 
 
-def _rows_of(keyring: Keyring, subject: str, purpose: str | None = None) -> list[KeyRow]:
+def subject_rows(keyring: Keyring, subject: str, purpose: str | None = None) -> list[KeyRow]:
     """Return a subject's rows.
 
     Raises:

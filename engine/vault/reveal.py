@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from data.images import is_image_name
 from engine.vault.keyring import Keyring
+from engine.vault.keyring_admin import subject_rows
 from engine.vault.opening import (
     OpenOptions,
     OutputFolder,
@@ -29,7 +30,6 @@ from engine.vault.subjects import any_label
 from modeling.encryption.ised_errors import (
     BadInput,
     IsedError,
-    MissingKey,
     Tampered,
     UnsafePath,
     UsageError,
@@ -102,7 +102,9 @@ def reveal(
         StorageError: The disk is full, read-only or failing.
     """
     stems = sealed_stems(sealed)
-    own = None if subject is None else _key_ids(keyring, subject)
+    own = None
+    if subject is not None:
+        own = frozenset(row.key_id for row in subject_rows(keyring, subject))
     contents = Contents(folder.root, subject)
     contents.begin()
     with contents.writing() as add:
@@ -125,16 +127,6 @@ def sealed_stems(path: Path) -> list[Path]:
     if not files:
         raise BadInput(f"{path} contains no sealed files (*{SEALED_SUFFIX}, *{ORIGINAL_SUFFIX})")
     return sorted({file.with_suffix("") for file in files})
-
-
-def _key_ids(keyring: Keyring, subject: str) -> frozenset[bytes]:
-    """Return the ids of a subject's keys."""
-    rows = keyring.rows_of(subject)
-    if not rows:
-        raise MissingKey(
-            f"no key of subject {subject!r} in this keyring; `keyring list` shows all subjects"
-        )
-    return frozenset(row.key_id for row in rows)
 
 
 class _OwnKeys:

@@ -256,6 +256,7 @@ def query_embedding(path: Path, keys: KeySource, model: Anonymizer) -> Query:
 
 def complete_index(
     folder: Path,
+    files: Sequence[Path],
     keyring: Keyring,
     model: Anonymizer,
     *,
@@ -270,6 +271,7 @@ def complete_index(
 
     Args:
         folder: The folder. The caller holds its lock.
+        files: Its sealed files, see `sealed_files`.
         keyring: Contains the keys.
         model: Embeds the images.
         batch: Images per batch of the network.
@@ -289,19 +291,19 @@ def complete_index(
     segments = read_segments(folder, keyring)
     missing = {
         bytes.fromhex(manifest.files[file.name]): file
-        for file in sealed_files(folder)
+        for file in files
         if file.name in manifest.files
     }
     listed, writer = len(missing), IndexWriter(folder, keyring, model.embedding_digest)
     old = _copy_usable(segments, missing, keyring, writer)
     summary.present = listed - len(missing)
     progress(summary.present)
-    files = (
+    opened = (
         file
         for path in missing.values()
         for file in compared(unseal([path], keyring), manifest.files[path.name])
     )
-    for block, images in in_batches(files, model, batch):
+    for block, images in in_batches(opened, model, batch):
         if images is not None:
             for file, vector in zip(block, embeddings(model, images), strict=True):
                 row = keyring.row_of(file.header)
