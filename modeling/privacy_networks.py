@@ -50,7 +50,7 @@ def _reid_pair(
 ) -> tuple[ReIDOutput | None, ReIDOutput | None]:
     """Run the re-ID network on raw and on protected images.
 
-    As published, each kind is a batch of its own. Batch norm then normalises each kind by its own
+    As published, each kind is a separate batch. Batch norm then normalises each kind by its own
     statistics in training, and by the running mean of both in evaluation. The mode ``joined`` makes
     one batch of both, so that training and evaluation agree.
     """

@@ -217,7 +217,7 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-original",
         action="store_true",
-        help="also seal the source files, under another key of the subject: whoever has that key "
+        help="also seal the source files, under another key of the subject: a person with that key "
         "has the photographs themselves (docs/OPERATING.md)",
     )
     parser.add_argument(

@@ -158,7 +158,7 @@ class Command:
     more_keys: int = 0
 
     def is_named(self, name: str) -> bool:
-        """Return whether a name, or its last words, are those of the command."""
+        """Return whether the name of the command ends with these words."""
         return f" {self.command}".endswith(f" {name}")
 
     def concerns(self, key_id: str) -> bool:

@@ -145,7 +145,7 @@ class Segment:
 
 
 def is_segment(name: str) -> bool:
-    """Return whether a file name is that of a segment."""
+    """Return whether a file with this name is a segment."""
     return _NAME.fullmatch(name) is not None
 
 

@@ -469,16 +469,20 @@ class _Pipeline:
         for item, result in zip(items, future.result(), strict=True):
             if isinstance(result, IsedError):
                 self._report(Outcome(item.job.path, "failed", item.job.name, error=result))
-            else:
-                name = item.job.name
-                if self._index is not None and name in vectors:
-                    try:
-                        self._index.add(item.key_id, bytes.fromhex(result[name]), vectors[name])
-                    except IsedError as error:
-                        if error.stops:
-                            raise
-                        # The key was revoked or destroyed meanwhile: nobody may find the image.
-                self._report_done(item, result)
+                continue
+            if item.job.name in vectors:
+                self._add_vector(item, result[item.job.name], vectors[item.job.name])
+            self._report_done(item, result)
+
+    def _add_vector(self, item: _Item, digest: str, vector: NDArray[np.float16]) -> None:
+        """Add an embedding to the index, unless the key was revoked or destroyed meanwhile."""
+        if self._index is None:
+            return
+        try:
+            self._index.add(item.key_id, bytes.fromhex(digest), vector)
+        except IsedError as error:
+            if error.stops:
+                raise
 
     def _report_done(self, item: _Item, sealed: Mapping[str, str]) -> None:
         """Report an image that is complete, with the SHA-256 by name of files just sealed."""

@@ -53,7 +53,7 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.keys import KeySource
 from modeling.encryption.sealed_image import open_image
-from utils.files import sync_folder
+from utils.files import remove_leftovers, sync_folder
 from utils.progress import Progress
 
 # Rows that are converted to float32 at a time: 16 MiB for 2,048 dimensions.
@@ -267,7 +267,8 @@ def complete_index(
     """Add the missing vectors to the index of a sealed folder.
 
     Vectors of deleted and replaced files, of destroyed keys and of other checkpoints are removed.
-    Small segments are merged. After any interruption, the same call continues.
+    Small segments are merged. After any interruption, the same call continues; it also removes the
+    unfinished file of a killed one.
 
     Args:
         folder: The folder. The caller holds its lock.
@@ -288,6 +289,7 @@ def complete_index(
     manifest = Manifest.load(folder, keyring.manifest_key())
     if manifest is None:
         raise MissingManifest(f"{folder / MANIFEST_NAME} is missing; run `protect` to its end")
+    remove_leftovers(folder)
     segments = read_segments(folder, keyring)
     missing = {
         bytes.fromhex(manifest.files[file.name]): file

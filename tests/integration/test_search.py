@@ -351,6 +351,18 @@ def test_kill_9_of_index_at_forty_random_moments(
     _kill_at_random(sealed, 40, capsys)
 
 
+def test_index_removes_the_unfinished_file_of_a_killed_run(
+    sealed: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = sealed.sealed / ".index-0123456789abcdef.0123456789abcdef.tmp.ised"
+    unfinished.write_bytes(b"cut")
+    assert main(["verify", str(sealed.sealed), *sealed.keys]) == 5
+    assert main(_index(sealed)) == 0
+    assert not unfinished.exists()
+    assert main(["verify", str(sealed.sealed), *sealed.keys]) == 0
+    _check(sealed, capsys)
+
+
 def test_an_interrupted_index_keeps_the_batches_that_are_done(
     sealed: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

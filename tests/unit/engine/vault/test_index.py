@@ -97,7 +97,7 @@ def test_no_changed_byte_is_accepted(keyring: Keyring, segment: Segment) -> None
 def test_a_vector_is_bound_to_file_key_and_network(
     keyring: Keyring, segment: Segment, part: str
 ) -> None:
-    """Somebody with the manifest key, but without the subjects' keys, cannot move a vector."""
+    """A person with the manifest key, but without the subjects' keys, cannot move a vector."""
     (entry, ciphertext), (other, _), (third, sibling) = segment.vectors()
     forged = {
         "digest": other[:32] + entry[32:],
