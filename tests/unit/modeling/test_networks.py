@@ -14,7 +14,7 @@ from modeling.reid_network import ReIDNetwork
 from modeling.unet import UNet
 from utils.errors import UserError
 
-SIZES = [(128, 64), (256, 128)]
+SIZES = [(64, 32), (96, 48)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -36,7 +36,7 @@ def test_every_backbone_runs_both_ways(name: str, size: tuple[int, int]) -> None
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_last_stride(name: str, stride: int, factor: int) -> None:
     base = ReIDNetwork(2, name, last_stride=stride).base
-    assert base(torch.randn(1, 3, 128, 64)).shape[2:] == (128 // factor, 64 // factor)
+    assert base(torch.randn(1, 3, 64, 32)).shape[2:] == (64 // factor, 32 // factor)
 
 
 def test_stem_relu_changes_the_features() -> None:
@@ -74,7 +74,7 @@ def test_start_values_of_the_reid_network() -> None:
         assert (block.W[1].bias == 0).all()
 
 
-@pytest.mark.parametrize("build", [UNet, PatchDiscriminator])
+@pytest.mark.parametrize("build", [lambda: UNet(5, 16), PatchDiscriminator])
 def test_start_values_of_image_networks(build: Callable[[], nn.Module]) -> None:
     network = build()
     convolutions = [
@@ -129,9 +129,9 @@ def test_start_values_follow_the_seed(build: type[nn.Module]) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_bfloat16_stays_close_to_float32(training: bool) -> None:
     torch.manual_seed(0)
-    image = torch.rand(8, 3, 128, 64) * 2 - 1
-    unet, reid = UNet(6, 8).train(training), ReIDNetwork(4, "resnet18_nl").train(training)
-    judge = PatchDiscriminator(8).train(training)
+    image = torch.rand(8, 3, 64, 32) * 2 - 1
+    unet, reid = UNet(5, 4).train(training), ReIDNetwork(4, "resnet18_nl").train(training)
+    judge = PatchDiscriminator(4).train(training)
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.no_grad():
@@ -144,12 +144,12 @@ def test_bfloat16_stays_close_to_float32(training: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: UNet(6, 4), lambda: ReIDNetwork(3, "resnet18_nl")], ids=["unet", "reid"]
+    "build", [lambda: UNet(5, 4), lambda: ReIDNetwork(3, "resnet18_nl")], ids=["unet", "reid"]
 )
 def test_memory_format_does_not_change_numbers(build: type[nn.Module]) -> None:
     torch.manual_seed(0)
     network = build().eval()
-    image = torch.randn(2, 3, 128, 64)
+    image = torch.randn(2, 3, 64, 32)
 
     def run(layout: torch.memory_format) -> torch.Tensor:
         network.to(memory_format=layout)

@@ -25,6 +25,7 @@ from modeling.objectives import (
 )
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly, frozen
 from modeling.reid_network import PrivacyOutput, ReIDOutput, ReIDPair
+from tests.fixtures import tiny
 from utils.config_tree import changed
 from utils.errors import UserError
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 BATCH, CLASSES = 4, 3
 LABEL = torch.tensor([0, 0, 2, 2])
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.install(monkeypatch)
 
 
 def build(make_cfg: MakeCfg, *overrides: str) -> tuple[Any, Objectives]:
@@ -240,8 +246,9 @@ def test_modes(make_cfg: MakeCfg) -> None:
 
 @pytest.mark.parametrize("mode", ["GCR", "C"])
 def test_grad_checkpoint_chooses_whether_activations_are_recomputed(
-    make_cfg: MakeCfg, mode: str
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
+    monkeypatch.undo()  # the tiny backbone recomputes nothing
     for words, chosen in (((), False), (("SOLVER.GRAD_CHECKPOINT", "True"), True)):
         nets, _ = build(make_cfg, "MODEL.MODE", mode, *words)
         parts = [module for module in nets.modules() if isinstance(module, Recomputable)]
