@@ -15,6 +15,7 @@ from engine.api import Anonymizer
 from engine.checkpoint import FORMAT, FORMAT_VERSION, find_weights
 from engine.model import networks_of
 from tests.fixtures.paths import ROOT
+from utils import tensor_files
 from utils.errors import UserError
 from utils.tensor_files import TensorFileError, read_tensors, save_tensors
 
@@ -95,7 +96,10 @@ def _legacy(path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [_compressed, _repeated, _unfolding, _nested, _claiming, _sparse, _legacy]
 )
-def test_hostile_files_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_hostile_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(tensor_files, "_MAX_VALUES", 50_000)  # which are counted one by one
     path = tmp_path / "hostile.pth"
     make(path)
     with pytest.raises(TensorFileError, match=r"hostile\.pth"):

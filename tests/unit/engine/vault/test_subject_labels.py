@@ -115,7 +115,7 @@ def test_an_export_is_imported_under_the_composed_label(keyring: Keyring, tmp_pa
         assert _listed(other, NFD) == [(NFC, 1, "retired")]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.text(min_size=1, max_size=40).filter(lambda text: normalized(text) and "\0" not in text))
 def test_labels_in_any_unicode_form_are_equal(text: str) -> None:
     forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
