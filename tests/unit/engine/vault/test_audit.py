@@ -56,6 +56,9 @@ class Scene:
             self.commands = list(commands(log))
         return log
 
+    def size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
     def lines(self) -> list[bytes]:
         return self.log.read_bytes().splitlines(keepends=True)
 
@@ -496,9 +499,11 @@ def _check_after_kills(scene: Scene, kills: int, seed: int) -> None:
     """Kill a process that writes entries at random moments; the log verifies each time."""
     delays, context = random.Random(seed), multiprocessing.get_context("fork")
     for _ in range(kills):
-        process = context.Process(target=_run_forever, args=(scene,))
+        process, size = context.Process(target=_run_forever, args=(scene,)), scene.size()
         process.start()
-        time.sleep(delays.uniform(0.005, 0.1))
+        while scene.size() == size:  # on a busy machine it takes long to start
+            time.sleep(0.001)
+        time.sleep(delays.uniform(0, 0.1))
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         assert scene.read().problems == []
