@@ -16,18 +16,20 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 import argparse
+import json
 import shutil
 from dataclasses import replace
 
 from data.consistency import count_positives
 from data.datasets.folder import resolve
 from data.datasets.layout import LoadedData, LoadRequest
+from data.datasets.market1501 import SPLIT_RECORD
 from data.problems import DatasetError
 from data.records import Sample
 from data.registry import DATASETS, banner, is_own_data, load_data
 from data.splits import STRATEGIES
 from data.tree_writer import arrange, check_target, fill, market_names, write_record
-from tools.lib.command_line import MAX_SEED, Parser, exit_code_of, whole_number
+from tools.lib.command_line import MAX_SEED, Parser, add_json, answer, exit_code_of, whole_number
 from utils.errors import UserError
 from utils.files import staged_folder
 from utils.text import existing_path
@@ -168,22 +170,25 @@ def _split(options: argparse.Namespace) -> None:
         )
     if options.dataset_root_dir is None and not is_own_data(name):
         raise UserError(f"--dataset_name {name} needs --dataset_root_dir D")
-    target = make_split(
-        existing_path(Path(options.dataset_root_dir or ".").expanduser()),
-        name,
-        output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
-        strategy=options.strategy,
-        seed=options.seed,
-        overwrite=options.overwrite,
-        msmt17_protocol=options.msmt17_protocol,
-        cuhk03_kind=options.cuhk03_kind,
-    )
-    if is_own_data(name):
-        made, setting = f"folder:{target}", ""
-    else:
-        made, setting = target.name, f"DATASETS.ROOT_DIR '{target.parent}' "
-    print("\n".join(banner(load_data(LoadRequest(made, target.parent)))))
-    print(f"wrote {target}; train with {setting}DATASETS.NAMES \"('{made}')\"")
+    with answer(as_json=options.json) as show:
+        target = make_split(
+            existing_path(Path(options.dataset_root_dir or ".").expanduser()),
+            name,
+            output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
+            strategy=options.strategy,
+            seed=options.seed,
+            overwrite=options.overwrite,
+            msmt17_protocol=options.msmt17_protocol,
+            cuhk03_kind=options.cuhk03_kind,
+        )
+        if is_own_data(name):
+            made, setting = f"folder:{target}", ""
+        else:
+            made, setting = target.name, f"DATASETS.ROOT_DIR '{target.parent}' "
+        lines = banner(load_data(LoadRequest(made, target.parent)))
+        lines.append(f"wrote {target}; train with {setting}DATASETS.NAMES \"('{made}')\"")
+        record = json.loads((target / SPLIT_RECORD).read_text("utf-8"))
+        show({"folder": target, "name": made, "split": record}, "\n".join(lines))
 
 
 def _parser() -> Parser:
@@ -216,6 +221,7 @@ def _parser() -> Parser:
         default="labeled",
         help="boxes drawn by hand, or found by a detector (default: labeled)",
     )
+    add_json(parser)
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -13,7 +14,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from engine.distributed.group import refuse_sharing
 from engine.exporting.export import export, pack
 from engine.exporting.onnx_file import DEFAULT_OPSET, OPSETS, VERBS
-from tools.lib.command_line import Parser, exit_code_of, shown, whole_number
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown, whole_number
 from utils.files import locked_folder
 
 _EXAMPLES = """examples:
@@ -43,16 +44,22 @@ def run(args: argparse.Namespace) -> None:
     refuse_sharing("tools/export.py")
     verbs = list(dict.fromkeys(args.networks))
     options = {"opset": args.opset, "overwrite": args.overwrite}
-    if args.pack:
+    with answer(as_json=args.json) as show:
         with locked_folder(args.output):
-            for path in pack(args.checkpoint, args.output, overwrite=args.overwrite):
-                print(shown(f"{path}: {path.stat().st_size / 2**20:.1f} MiB"))
-        return
-    with locked_folder(args.output):
-        files = export(args.checkpoint, args.output, verbs, **options)
-    for file in files:
-        size = f"{file.size / 2**20:.1f} MiB"
-        print(shown(f"{file.path}: {size}; compared with PyTorch: {file.parity}"))
+            if args.pack:
+                paths = pack(args.checkpoint, args.output, overwrite=args.overwrite)
+                files = [{"file": path, "bytes": path.stat().st_size} for path in paths]
+            else:
+                files = [
+                    {"file": file.path, "bytes": file.size, "parity": str(file.parity)}
+                    for file in export(args.checkpoint, args.output, verbs, **options)
+                ]
+        show(files, "\n".join(map(_line, files)))
+
+
+def _line(file: dict[str, Any]) -> str:
+    parity = f"; compared with PyTorch: {file['parity']}" if "parity" in file else ""
+    return shown(f"{file['file']}: {file['bytes'] / 2**20:.1f} MiB{parity}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         help="copy weights, config.yml, results.json and calibration.json, without images, instead",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    add_json(parser)
     args = parser.parse_args(argv)
     return exit_code_of(lambda: run(args))
 

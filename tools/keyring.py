@@ -197,8 +197,10 @@ def _add_erasure_options(destroy: Parser, expire: Parser, verify: Parser) -> Non
         "the creation of the key: no file older than AGE remains (default: used)",
     )
     expire.add_argument("--dry-run", action="store_true", help="only list what would be destroyed")
+    add_json(expire)
     for sub in (destroy, expire):
         sub.add_argument("--yes", action="store_true", help="do not ask: there is no way back")
+    add_json(verify)
     verify.add_argument("certificate", type=Path, help="file that `destroy --certificate` made")
     verify.add_argument(
         "--public-key",
@@ -287,19 +289,25 @@ def _destroy(arguments: argparse.Namespace) -> None:
 
 def _expire(arguments: argparse.Namespace) -> None:
     """Destroy all keys above an age, except revoked ones; lists them first."""
-    days, by = arguments.older_than, arguments.by
-    with open_keyring(arguments) as keyring:
-        rows, revoked = erasure.expired(keyring, days, by)
-        if rows:
-            print(_table(keyring_admin.infos_of(keyring, rows)))
-        print(f"{_keys(len(rows))} {_LAST[by]} more than {days} day{'s' * (days > 1)} ago")
-        if revoked:
-            print(f"{_keys(len(revoked), 'revoked ')} of this age: kept, `destroy` erases them")
-        if arguments.dry_run or not rows:
-            return
-        _confirm(f"destroy {_keys(len(rows))}?", arguments.yes)
-        count = erasure.expire(keyring, days, by, {row.key_id for row in rows})
-    print(f"{_keys(count)} destroyed here; {_COPIES}")
+    days, by, count = arguments.older_than, arguments.by, 0
+    with answer(as_json=arguments.json) as show:
+        with open_keyring(arguments) as keyring:
+            rows, revoked = erasure.expired(keyring, days, by)
+            infos = keyring_admin.infos_of(keyring, rows)
+            if rows:
+                print(_table(infos))
+            print(f"{_keys(len(rows))} {_LAST[by]} more than {days} day{'s' * (days > 1)} ago")
+            if revoked:
+                print(f"{_keys(len(revoked), 'revoked ')} of this age: kept, `destroy` erases them")
+            is_wanted = rows and not arguments.dry_run
+            if is_wanted:
+                _confirm(f"destroy {_keys(len(rows))}?", arguments.yes)
+                count = erasure.expire(keyring, days, by, {row.key_id for row in rows})
+        keys = [asdict(info) for info in infos]
+        show(
+            {"keys": keys, "revoked": len(revoked), "destroyed": count},
+            f"{_keys(count)} destroyed here; {_COPIES}" if is_wanted else "",
+        )
 
 
 def _verify_certificate(arguments: argparse.Namespace) -> None:
@@ -310,13 +318,16 @@ def _verify_certificate(arguments: argparse.Namespace) -> None:
     else:
         with open_keyring(arguments) as keyring:
             statement = erasure.verify_certificate(keyring, path)
-    print(shown(f"{path}: valid; keyring {statement['keyring']}, {statement['time']}"))
-    print(_stated(statement))
+    lines = [
+        shown(f"{path}: valid; keyring {statement['keyring']}, {statement['time']}"),
+        _stated(statement),
+    ]
     for folder in statement["folders"]:
         files, unknown = folder["files"], folder["unknown_key"]
-        print(shown(f"{folder['path']}: {len(files)} files, {len(unknown)} of unknown keys"))
-    for sentence in (statement["claim"], *statement["not_guaranteed"]):
-        print(sentence)
+        lines.append(shown(f"{folder['path']}: {len(files)} files, {len(unknown)} of unknown keys"))
+    with answer(as_json=arguments.json) as show:
+        lines += [statement["claim"], *statement["not_guaranteed"]]
+        show({"valid": True, "statement": statement}, "\n".join(lines))
 
 
 def _print_public_key(arguments: argparse.Namespace) -> None:

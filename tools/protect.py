@@ -30,7 +30,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -44,7 +43,6 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     from engine.model import PUBLISHED_ARCHITECTURE
     from engine.vault.keyring import Keyring
     from engine.vault.opening import (
-        OpenedFile,
         OpenOptions,
         OutputFolder,
         accept_folder,
@@ -77,6 +75,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     )
     from tools.lib.keyring_access import (
         ENVIRONMENT,
+        FileErrors,
         add_master_arguments,
         error_line,
         handling,
@@ -131,6 +130,7 @@ def _parser() -> Parser:
             sub.add_argument(path, type=Path, help=meaning)
         sub.add_argument("--keyring", type=Path, required=True, help="keyring file")
         add_master_arguments(sub)
+        add_json(sub)
         return sub
 
     sealed = ("sealed", "folder of sealed images, or one of them")
@@ -139,7 +139,6 @@ def _parser() -> Parser:
     )
     _add_model(protect)
     _add_protect_options(protect)
-    add_json(protect)
     opening = command("open", _open, sealed, ("output", "folder for anonymized images"))
     opening.add_argument("--checkpoint", type=Path, help="checkpoint whose pixel space to use")
     opening.add_argument(
@@ -182,7 +181,6 @@ def _parser() -> Parser:
         "--threshold", type=number(-1, 1), metavar="COSINE",
         help="lowest similarity of a match (from the checkpoint's calibration.json)",
     )  # fmt: skip
-    add_json(finding)
     indexing = command("index", _index, ("sealed", "folder of sealed images"))
     _add_model(indexing)
     indexing.add_argument("--batch", type=whole_number(1), default=32, help="images per batch (32)")
@@ -260,6 +258,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     total = len(share(source.images))
     # Ctrl-C and `kill` end the run after the batches under way.
     finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
+    failures = FileErrors()
     with (
         answer(as_json=arguments.json) as show,
         locked_by_main(arguments.output),
@@ -270,8 +269,7 @@ def _protect(arguments: argparse.Namespace) -> int:
 
             def report(outcome: Outcome) -> None:
                 bar.update()
-                if outcome.error is not None:
-                    _print_error(outcome.error, outcome.path)
+                failures.add(outcome.path, outcome.error)
 
             summary = protect_folder(
                 source, arguments.output, model, keyring, options, report=report, stop=stop
@@ -282,7 +280,8 @@ def _protect(arguments: argparse.Namespace) -> int:
             if not is_main():
                 return 0  # the main process reports for all
             text = _summary_text(summary, arguments, bar.rate, source.left_out)
-            show(_counts(summary, arguments.output, bar.rate), text)
+            counts = {name: value for name, value in vars(summary).items() if name != "digests"}
+            show({"output": arguments.output, **counts, "images_per_s": bar.rate}, text)
         if arguments.index and summary.digests and not summary.interrupted:
             index = _complete_index(arguments.output, keyring, model, arguments.batch)
             summary.interrupted = index.interrupted
@@ -324,36 +323,45 @@ def _reveal(arguments: argparse.Namespace) -> int:
         model = _load_model(arguments)
         options = OpenOptions(model.pixels, model)
     folder = OutputFolder(arguments.output, overwrite=arguments.overwrite)
-    counts = dict.fromkeys(("original", "recovered", "anonymized"), 0)
-    codes = [0]
-    with open_keyring(arguments) as keyring:
-        for revealed in reveal(arguments.sealed, folder, keyring, options, subject):
-            if revealed.error is None:
-                counts[revealed.content] += 1
-            else:
-                _print_error(revealed.error, str(revealed.sealed))
-                codes.append(revealed.error.exit_code)
-        keyring.use.failed = len(codes) - 1
-    shown_counts = ", ".join(f"{count} {content}" for content, count in counts.items())
-    print(shown(f"{arguments.output}: {shown_counts}, {len(codes) - 1} failed"))
-    print(shown(f"list of contents: {arguments.output / CONTENTS_NAME}"))
-    return max(codes)
+    counts, failures = dict.fromkeys(("original", "recovered", "anonymized"), 0), FileErrors()
+    with answer(as_json=arguments.json) as show:
+        with open_keyring(arguments) as keyring:
+            for revealed in reveal(arguments.sealed, folder, keyring, options, subject):
+                failures.add(revealed.sealed, revealed.error)
+                if revealed.error is None:
+                    counts[revealed.content] += 1
+            keyring.use.failed = failures.count
+        done = ", ".join(f"{count} {content}" for content, count in counts.items())
+        contents = arguments.output / CONTENTS_NAME
+        lines = (
+            shown(f"{arguments.output}: {done}, {failures.count} failed"),
+            shown(f"list of contents: {contents}"),
+        )
+        content = {"output": arguments.output, "contents": contents, **counts}
+        show(content | failures.as_json(), "\n".join(lines))
+    return failures.exit_code
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     """Open every file of a folder and compare the folder with its sealed manifest."""
-    with open_keyring(arguments) as keyring:
-        codes = [_report(file) for file in verify_folder(arguments.sealed, keyring)]
-        keyring.use.failed = failed = sum(code > 0 for code in codes)
-        print(shown(f"{arguments.sealed}: {len(codes) - failed} good, {failed} failed"))
-        if arguments.accept:
-            print(f"new manifest of {accept_folder(arguments.sealed, keyring)} files")
-    return max(codes)
+    failures, accepted = FileErrors(), None
+    with answer(as_json=arguments.json) as show:
+        with open_keyring(arguments) as keyring:
+            for file in verify_folder(arguments.sealed, keyring):
+                failures.add(file.path, file.error)
+            keyring.use.failed = failures.count
+            if arguments.accept:
+                accepted = accept_folder(arguments.sealed, keyring)
+        text = f"{arguments.sealed}: {failures.good} good, {failures.count} failed"
+        note = "" if accepted is None else f"\nnew manifest of {accepted} files"
+        content = {"folder": arguments.sealed, "good": failures.good, "accepted": accepted}
+        show(content | failures.as_json(), shown(text) + note)
+    return failures.exit_code
 
 
 def _search(arguments: argparse.Namespace) -> int:
     """Print the sealed images that show the same person as each query image."""
-    model, codes = _load_model(arguments), [0]
+    model, failures = _load_model(arguments), FileErrors()
     with open_keyring(arguments) as keyring:
         queries = []
         for path in arguments.query:
@@ -362,9 +370,9 @@ def _search(arguments: argparse.Namespace) -> int:
             except IsedError as error:
                 if error.stops:
                     raise
-                codes.append(_report(OpenedFile(path, error=error)))
+                failures.add(path, error)
         if not queries:
-            return max(codes)
+            return failures.exit_code
         dim = len(queries[0].vector)
         gallery = load_gallery(arguments.sealed, keyring, model, dim, note=_print_note)
         thresholds = Thresholds(arguments.checkpoint, arguments.threshold, note=_print_note)
@@ -372,7 +380,7 @@ def _search(arguments: argparse.Namespace) -> int:
         unusable = [*gallery.unusable, *(file for each in results for file in each.unusable)]
         keyring.use.failed = len(unusable)
     for file in unusable:
-        codes.append(_report(file))
+        failures.add(file.path, file.error)
     lines = (
         line
         for result in results
@@ -381,25 +389,31 @@ def _search(arguments: argparse.Namespace) -> int:
     )
     with answer(as_json=arguments.json) as show:
         show([result.as_json() for result in results], "\n".join(lines))
-    return max(codes)
+    return failures.exit_code
 
 
 def _index(arguments: argparse.Namespace) -> int:
     """Create the index of a folder for `search`, or add what is missing in it."""
     if not arguments.sealed.is_dir():
         raise BadInput(f"{arguments.sealed} is not a folder; expected a folder of sealed images")
-    with locked_folder(arguments.sealed), open_keyring(arguments) as keyring:
-        model = _load_model(arguments)
-        summary = _complete_index(arguments.sealed, keyring, model, arguments.batch)
-        keyring.use.failed = len(summary.failed)
-        if summary.interrupted:
-            keyring.use.result = "interrupted"
-    codes = [0, *map(_report, summary.failed)]
-    counts = f"{summary.added} added, {summary.present} already present"
-    print(shown(f"index of {arguments.sealed}: {counts}, {len(summary.failed)} failed"))
-    if summary.interrupted:
-        print(_CONTINUES)
-    return 130 if summary.interrupted else max(codes)
+    failures = FileErrors()
+    with answer(as_json=arguments.json) as show:
+        with locked_folder(arguments.sealed), open_keyring(arguments) as keyring:
+            model = _load_model(arguments)
+            summary = _complete_index(arguments.sealed, keyring, model, arguments.batch)
+            keyring.use.failed = len(summary.failed)
+            if summary.interrupted:
+                keyring.use.result = "interrupted"
+        for file in summary.failed:
+            failures.add(file.path, file.error)
+        counts = {"added": summary.added, "present": summary.present}
+        text = f"{summary.added} added, {summary.present} already present, {failures.count} failed"
+        show(
+            {"folder": arguments.sealed, **counts, "interrupted": summary.interrupted}
+            | failures.as_json(),
+            shown(f"index of {arguments.sealed}: {text}") + f"\n{_CONTINUES}" * summary.interrupted,
+        )
+    return 130 if summary.interrupted else failures.exit_code
 
 
 def _complete_index(folder: Path, keyring: Keyring, model: Anonymizer, batch: int) -> IndexSummary:
@@ -415,20 +429,20 @@ def _complete_index(folder: Path, keyring: Keyring, model: Anonymizer, batch: in
 def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
     """Open sealed images and write them into the output folder."""
     _check_paths(arguments, arguments.sealed)
-    files = sealed_files(arguments.sealed)
-    with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
-        codes = [0]
-        for file in write_opened(
-            unseal(files, keyring),
-            OutputFolder(arguments.output, overwrite=arguments.overwrite),
-            options,
-            original_size=arguments.original_size,
-        ):
-            bar.update()
-            codes.append(_report(file))
-        keyring.use.failed = failed = sum(code > 0 for code in codes)
-    print(shown(f"{arguments.output}: {len(files) - failed} images, {failed} failed"))
-    return max(codes)
+    files, failures = sealed_files(arguments.sealed), FileErrors()
+    folder = OutputFolder(arguments.output, overwrite=arguments.overwrite)
+    with answer(as_json=arguments.json) as show:
+        with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
+            for file in write_opened(
+                unseal(files, keyring), folder, options, original_size=arguments.original_size
+            ):
+                bar.update()
+                failures.add(file.path, file.error)
+            keyring.use.failed = failures.count
+        text = f"{arguments.output}: {failures.good} images, {failures.count} failed"
+        content = {"output": arguments.output, "images": failures.good}
+        show(content | failures.as_json(), shown(text))
+    return failures.exit_code
 
 
 def _check_paths(arguments: argparse.Namespace, source: Path) -> None:
@@ -447,12 +461,6 @@ def _load_model(arguments: argparse.Namespace) -> Anonymizer:
     """Load the networks of the command line."""
     device = str(device_of_rank(arguments.device))
     return Anonymizer.from_checkpoint(arguments.checkpoint, device=device)
-
-
-def _counts(summary: Summary, output: Path, rate: float) -> dict[str, object]:
-    """Return the counts of a protect run for --json."""
-    counts = {name: value for name, value in asdict(summary).items() if name != "digests"}
-    return {"output": output, **counts, "images_per_s": rate}
 
 
 def _summary_text(
@@ -482,18 +490,6 @@ def _summary_text(
 
 def _print_note(text: str) -> None:
     print(shown(text), file=sys.stderr)
-
-
-def _report(file: OpenedFile) -> int:
-    """Print the error of a file, if it has one; return its exit code."""
-    if file.error is None:
-        return 0
-    _print_error(file.error, str(file.path))
-    return file.error.exit_code
-
-
-def _print_error(error: IsedError, path: str) -> None:
-    print(f"error: {error_line(error, path)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from engine.distributed.group import refuse_sharing
 from engine.report import DIRECTIONS
 from tools.lib.attacking import checkpoint_config
-from tools.lib.command_line import Parser, exit_code_of, whole_number
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown, whole_number
 from tools.lib.drawing import Drawing
 from utils.config_tree import changed
 from utils.device import set_threads
@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         refuse_sharing("tools/visualize.py")
-        for path in _draw(args):
-            print(path)
+        with answer(as_json=args.json) as show:
+            paths = [str(path) for path in _draw(args)]
+            show(paths, "\n".join(map(shown, paths)))
 
     return exit_code_of(work, "interrupted; finished files are complete")
 
@@ -83,6 +84,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--key", choices=("right", "wrong", "ciphertext"),
         help="ranks and maps: key state in which protected images are read (default: right)",
     )  # fmt: skip
+    add_json(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="keys that override config.yml"
     )

@@ -138,6 +138,29 @@ def test_search_ranks_the_query_image_first(
     assert {"file", "path", "similarity"} == set(result["matches"][0])
 
 
+def test_results_as_json_name_each_file_that_failed(
+    sealed: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = sealed.files[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    folders = [str(sealed.sealed), str(sealed.out)]
+    for command, counted in (
+        (["verify", folders[0]], "good"),
+        (["open", *folders], "images"),
+        (["recover", folders[0], str(sealed.root / "recovered"), *sealed.model], "images"),
+        (["reveal", folders[0], str(sealed.root / "revealed")], "anonymized"),
+        (["index", folders[0], *sealed.model], "added"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *sealed.keys, "--json"]) != 0, command
+        printed = capsys.readouterr()
+        content = json.loads(printed.out)
+        assert (content[counted], content["failed"]) == (COUNT - 1, 1), command
+        (failure,) = content["errors"]
+        assert failure["file"] == str(damaged)
+        assert f"{failure['error']}: {failure['message']}" in printed.err
+
+
 def test_exif_orientation_is_applied_and_exif_data_is_not_kept(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:

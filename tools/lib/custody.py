@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from engine.vault.master import KeyFile, KeyShares
 from engine.vault.secret_files import forbid_memory_dumps, write_new_private
 from engine.vault.shares import MAX_SHARES, read_key, split, write_shares
 from modeling.encryption.ised_errors import KeyringExists, UsageError
-from tools.lib.command_line import Parser, shown, whole_number
+from tools.lib.command_line import Parser, add_json, answer, shown, whole_number
 from tools.lib.keyring_access import master_from, open_keyring
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -55,7 +54,7 @@ def add_custody_commands(command: Callable[..., Parser], group: Any) -> None:
     audit.add_argument(
         "--key-id", metavar="ID", help="only commands that used, or may have used, this key"
     )
-    audit.add_argument("--json", action="store_true", help="one JSON object per command")
+    add_json(audit)
     audit.add_argument("--verify", action="store_true", help="only check the log; list nothing")
     audit.add_argument(
         "--accept", action="store_true",
@@ -109,47 +108,55 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     Exit code 5 if an entry was changed, removed, added or reordered.
     """
-    with Keyring.open(arguments.keyring, master_from(arguments)) as keyring:
-        if arguments.accept:
-            kept = restart(keyring)
-            print(shown(f"a new audit log begins; the old one: {kept or 'missing'}"))
-            return 0
-        log = AuditLog(keyring)
-        every = list(commands(log))
-        selected = [
-            command
-            for command in every
-            if (arguments.since is None or command.time >= arguments.since)
-            and (arguments.command is None or command.is_named(arguments.command))
-            and (arguments.key_id is None or command.concerns(arguments.key_id.lower()))
-        ]
-    if not arguments.verify:
-        _print_commands(selected, as_json=arguments.json)
-        if every and not selected:
-            print(f"note: none of the {len(every)} commands in the log matches", file=sys.stderr)
+    with answer(as_json=arguments.json) as show:
+        with Keyring.open(arguments.keyring, master_from(arguments)) as keyring:
+            if arguments.accept:
+                kept = restart(keyring)
+                text = f"a new audit log begins; the old one: {kept or 'missing'}"
+                show({"old_log": kept}, shown(text))
+                return 0
+            log = AuditLog(keyring)
+            every = list(commands(log))
+        content: dict[str, object] = {"entries": log.count, "last_hash": log.last.hex()}
+        selected, text = _selected(every, arguments), ""
+        if not arguments.verify:
+            content["commands"] = [
+                {**asdict(command), "time": command.time.isoformat()} for command in selected
+            ]
+            text = _table(selected)
+        elif not log.problems:
+            text = f"{log.count} entries verified; the hash of the last one is {log.last.hex()}"
+        show(content | {"notes": log.notes, "problems": log.problems}, text)
+    if every and not arguments.verify and not selected:
+        print(f"note: none of the {len(every)} commands in the log matches", file=sys.stderr)
     for note in log.notes:
         print(shown(f"note: {note}"), file=sys.stderr)
     for problem in log.problems:
         print(shown(f"error: audit log: {problem}"), file=sys.stderr)
-    if arguments.verify and not log.problems:
-        print(f"{log.count} entries verified; the hash of the last one is {log.last.hex()}")
     return 5 if log.problems else 0
 
 
-def _print_commands(listed: Sequence[Command], *, as_json: bool) -> None:
-    """Print commands in the order in which they began."""
-    listed = sorted(listed, key=lambda command: command.entry)
-    if as_json:
-        for command in listed:
-            print(json.dumps({**asdict(command), "time": command.time.isoformat()}))
-        return
+def _selected(every: Sequence[Command], arguments: argparse.Namespace) -> list[Command]:
+    """Return the commands that the options select, in the order in which they began."""
+    selected = (
+        command
+        for command in every
+        if (arguments.since is None or command.time >= arguments.since)
+        and (arguments.command is None or command.is_named(arguments.command))
+        and (arguments.key_id is None or command.concerns(arguments.key_id.lower()))
+    )
+    return sorted(selected, key=lambda command: command.entry)
+
+
+def _table(listed: Sequence[Command]) -> str:
     columns = f"{'entry':>6} {'time (UTC)':19} {'user@host':24} {'command':18} {'result':14}"
-    print(f"{columns} {'files':>7} {'failed':>6} {'subjects':>8} {'keys':>6}")
+    lines = [f"{columns} {'files':>7} {'failed':>6} {'subjects':>8} {'keys':>6}"]
     for command in listed:
         user = command.user if command.login is None else f"{command.login} as {command.user}"
-        print(
+        lines.append(
             f"{command.entry:6d} {command.time:%Y-%m-%d %H:%M:%S} "
             f"{shown(f'{user}@{command.host}'):24} {command.command:18} "
             f"{command.result or 'did not end':14} {command.files:7d} {command.failed:6d} "
             f"{command.subjects:8d} {len(command.keys) + command.more_keys:6d}"
         )
+    return "\n".join(lines)

@@ -17,7 +17,7 @@ from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile, KeyShares, Master, Passphrase
 from engine.vault.secret_files import forbid_memory_dumps, read_private
 from engine.vault.wrap_command import WrapCommand
-from modeling.encryption.ised_errors import UsageError
+from modeling.encryption.ised_errors import IsedError, UsageError
 from tools.lib.command_line import shown
 from utils.files import check_regular
 
@@ -77,6 +77,39 @@ def secrets_of(arguments: argparse.Namespace) -> list[Path]:
 def error_line(error: Exception, path: str = "") -> str:
     """Return path, class and message of an error, without characters that steer a terminal."""
     return shown(f"{path}: " * bool(path) + f"{type(error).__name__}: {error}")
+
+
+class FileErrors:
+    """Prints the errors of files, counts files, and keeps the errors for the end of a command.
+
+    Attributes:
+        good: Number of files without an error.
+        exit_code: Highest exit code of the errors, 0 without errors.
+    """
+
+    def __init__(self) -> None:
+        """Count nothing yet."""
+        self.good = self.exit_code = 0
+        self._entries: list[dict[str, str]] = []
+
+    @property
+    def count(self) -> int:
+        """Number of files with an error."""
+        return len(self._entries)
+
+    def add(self, file: Path | str, error: IsedError | None) -> None:
+        """Count a file; print its error, if it has one."""
+        if error is None:
+            self.good += 1
+            return
+        print(f"error: {error_line(error, str(file))}", file=sys.stderr)
+        self.exit_code = max(self.exit_code, error.exit_code)
+        kind = type(error).__name__
+        self._entries.append({"file": str(file), "error": kind, "message": str(error)})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the number of errors and the errors, for ``--json``."""
+        return {"failed": self.count, "errors": self._entries}
 
 
 def master_from(

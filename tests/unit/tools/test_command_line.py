@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -373,6 +374,28 @@ def test_with_json_nothing_else_is_on_standard_output(
     else:
         assert out.startswith("printed\n") and out.endswith("rank-1 50 %\n")
         assert err == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("main", "demo", "reproduce", "compare", "report", "visualize", "match", "export"),
+        *("attack", "frontier", "train_split", "benchmark step", "benchmark search"),
+        *("data check", "data sheet", "data draw"),
+        *("protect protect", "protect open", "protect recover", "protect reveal"),
+        *("protect verify", "protect search", "protect index"),
+        *("keyring list", "keyring expire", "keyring audit", "keyring verify-certificate"),
+    ],
+)
+def test_every_command_with_a_table_or_a_list_has_json(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *command = line.split()
+    package = "data" if name == "train_split" else "tools"
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"{package}.{name}").main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "--json" in capsys.readouterr().out
 
 
 def test_numbers_that_json_lacks_become_null(capsys: pytest.CaptureFixture[str]) -> None:

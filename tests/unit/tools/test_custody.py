@@ -319,7 +319,7 @@ def test_every_command_is_listed_and_filtered(
 
     def listed(*options: str) -> list[tuple[str, str]]:
         assert tool.main([*with_master, "audit", "--json", *options]) == 0
-        records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        records = json.loads(capsys.readouterr().out)["commands"]
         return [(record["command"], record["result"]) for record in records]
 
     assert listed() == [

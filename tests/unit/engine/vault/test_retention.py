@@ -92,6 +92,10 @@ def test_expire_by_use_keeps_keys_in_use_and_by_creation_does_not(
     printed = capsys.readouterr().out
     assert re.findall(r"^(\S+/\S+) ", printed, re.MULTILINE) == ["cuhk/7", "cuhk/8", "market/2"]
     assert printed.endswith("3 keys last used more than 30 days ago\n")
+    assert tool.main([*expire, "30d", "--dry-run", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [key["subject"] for key in listed["keys"]] == ["cuhk/7", "cuhk/8", "market/2"]
+    assert (listed["revoked"], listed["destroyed"]) == (0, 0)
     assert tool.main([*expire, "30d"]) == 0
     assert "3 keys destroyed here" in capsys.readouterr().out
     with archive.keyring() as keyring:
