@@ -15,7 +15,7 @@ from utils.errors import optional_package
 # Commands by task: name, module with ``main(argv)``, arguments that the name implies, what it does.
 COMMANDS: dict[str, tuple[tuple[str, str, tuple[str, ...], str], ...]] = {
     "Prepare data": (
-        ("data", "tools.data", (), "check data sets and draw contact sheets"),
+        ("data", "tools.data", (), "check data sets; draw contact sheets, or people to try with"),
         ("split", "data.train_split", (), "make a validation split of a training set"),
     ),
     "Train and evaluate": (

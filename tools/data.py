@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check data sets below a folder, and draw contact sheets of them."""
+"""Check data sets, draw contact sheets of them, and draw people to try the commands with."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from dataclasses import asdict
 
 from data.checks import CheckOptions, DataReport, check_named, check_root
 from data.datasets import cuhk03
-from data.datasets.layout import LoadRequest
+from data.datasets.layout import Counts, LoadRequest
+from data.datasets.synthetic import SyntheticOptions, draw_folders
 from data.records import DatasetSplits, Sample
-from data.registry import load_data
+from data.registry import is_own_data, load_data
 from data.sheet import contact_sheet
 from tools.lib.command_line import (
     Parser,
@@ -45,6 +46,7 @@ examples:
   python3 tools/data.py check --root D --json
   python3 tools/data.py sheet --root D --name market1501 --output sheet.png
   python3 tools/data.py sheet --root D --name folder:own --part test --output sheet.png
+  python3 tools/data.py draw people                       # folder:people, none of whom exists
 
 Exit code: 0 all data sets that were found can be used, 1 one cannot, 2 wrong input,
 130 interrupted.
@@ -54,7 +56,7 @@ Exit code: 0 all data sets that were found can be used, 1 one cannot, 2 wrong in
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = _parser().parse_args(argv)
-    act = {"check": _check, "sheet": _sheet}[options.command]
+    act = {"check": _check, "sheet": _sheet, "draw": _draw}[options.command]
     return exit_code_of(
         lambda: act(options), remedy="check that the folders can be read and written"
     )
@@ -84,11 +86,34 @@ def _sheet(options: argparse.Namespace) -> int:
     for error in sheet.bad:
         text = f"error: {error.path}: {error.reason}; it is black on the sheet"
         print(shown(text), file=sys.stderr)
-    people = (loaded.identity_names.get(pid, str(pid)) for pid in sheet.pids)
-    print(f"{shown(str(options.output))}: tiles without an image are grey")
-    print(f"  rows, people: {shown(', '.join(people))}")
-    print(f"  columns, cameras, counted from 0: {', '.join(map(str, sheet.camids))}")
+    people = [loaded.identity_names.get(pid, str(pid)) for pid in sheet.pids]
+    counted = "" if is_own_data(options.name) else ", counted from 0"
+    lines = (
+        f"{shown(str(options.output))}: tiles without an image are grey",
+        f"  rows, people: {shown(', '.join(people))}",
+        f"  columns, cameras{counted}: {', '.join(map(str, sheet.camids))}",
+    )
+    with answer(as_json=options.json) as show:
+        content = {"sheet": options.output, "people": people, "cameras": sheet.camids}
+        show(content | {"bad": [error.path for error in sheet.bad]}, "\n".join(lines))
     return 1 if sheet.bad else 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    """Draw people, to try the commands with."""
+    size = SyntheticOptions(options.identities, options.cameras, options.images, options.seed)
+    draw_folders(options.output, size)
+    loaded = load_data(LoadRequest(f"folder:{options.output}", Path()))
+    with answer(as_json=options.json) as show:
+        folders = {name: options.output / name for name in ("train", "query", "gallery")}
+        counts = {name: asdict(Counts.of(getattr(loaded.splits, name))) for name in folders}
+        lines = [
+            f"{shown(str(folder))}: {counts[name]['ids']} people, {counts[name]['images']} images, "
+            f"{counts[name]['cameras']} cameras"
+            for name, folder in folders.items()
+        ]
+        show({"folder": options.output, "counts": counts}, "\n".join(lines))
+    return 0
 
 
 def _part(splits: DatasetSplits, part: str) -> list[Sample]:
@@ -152,7 +177,7 @@ def _as_text(report: DataReport) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Check data sets, and draw contact sheets.", epilog=_EXAMPLES)
+    parser = Parser(description=__doc__, epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
     shared = Parser(add_help=False)
     shared.add_argument(
@@ -176,6 +201,13 @@ def _parser() -> Parser:
             help="draw people as rows and cameras as columns, which shows wrong numbers",
             epilog=_EXAMPLES,
             parents=[shared],
+        )
+    )
+    _add_draw_options(
+        commands.add_parser(
+            "draw",
+            help="draw people, none of whom exists, into folders: a data set to try commands with",
+            epilog=_EXAMPLES,
         )
     )
     return parser
@@ -218,6 +250,17 @@ def _add_sheet_options(parser: argparse.ArgumentParser) -> None:
     add("--part", choices=tuple(_PARTS), default="train", help="which images (train)")
     add("--people", type=whole_number(1, 500), default=6, help="rows, by number or name (6)")
     add("--cameras", type=whole_number(1, 500), default=6, help="columns (6)")
+    add_json(parser)
+
+
+def _add_draw_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("output", type=Path, help="folder to create: train, query and gallery, a folder per person")
+    add("--identities", type=int, default=32, help="for training; half as many for test (32)")
+    add("--cameras", type=int, default=3, help="cameras, all of which see every person (3)")
+    add("--images", type=int, default=4, help="images of a person by one camera (4)")
+    add("--seed", type=int, default=2, help="another seed draws other people (2)")
+    add_json(parser)
 
 
 if __name__ == "__main__":

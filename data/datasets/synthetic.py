@@ -19,6 +19,7 @@ from data.people.appearance import draw_people
 from data.people.cameras import MAX_CAMERAS
 from data.people.photograph import Walk, draw_walks
 from utils.errors import UserError
+from utils.files import staged_folder
 from utils.progress import Progress
 
 DRAWING_VERSION = 3  # increase it with every change of a pixel
@@ -138,6 +139,36 @@ def ensure_synthetic(
     return final
 
 
+def draw_folders(target: Path, options: SyntheticOptions) -> None:
+    """Draw people into ``target/{train,query,gallery}/PPPP``, the layout of ``folder:target``.
+
+    The test identities follow the training identities. Each has one query per camera.
+
+    Args:
+        target: Folder to create.
+        options: Size and seed; validation identities and distractors are not drawn.
+
+    Raises:
+        UserError: ``target`` exists.
+        OSError: Nothing can be written there.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists; give the name of a new folder")
+    train, test = options.counts["train"], options.counts["test"]
+    parts = [("train", "train")] * train + [("query", "gallery")] * test
+    people = draw_people(options.seed, len(parts))
+    walks = []
+    for camera in range(options.cameras):
+        for number, names in enumerate(parts):
+            first, rest = (f"{name}/{number + 1:04d}" for name in names)
+            walk = Walk(people[number], number + 1, number, camera, first, rest, options.images)
+            walks.append(walk)
+    with staged_folder(target) as staging:
+        for folder in {name for walk in walks for name in (walk.first, walk.rest)}:
+            (staging / folder).mkdir(parents=True)
+        _draw(staging, walks, options.seed)
+
+
 def check_complete(folder: Path) -> None:
     """Compare the number of images of a set with its record.
 
@@ -169,11 +200,7 @@ def _remove_leftovers(root: Path) -> None:
 def _write_set(folder: Path, options: SyntheticOptions) -> None:
     for name in FOLDERS:
         (folder / name).mkdir()
-    walks = list(_plan(options))
-    total = sum(walk.images for walk in walks)
-    with Progress(total, "Drawing people") as progress:
-        for done in draw_walks(folder, walks, options.seed):
-            progress.update(done)
+    _draw(folder, list(_plan(options)), options.seed)
     (folder / "README.txt").write_text(_README, encoding="utf-8")
     record = {
         "drawing_version": DRAWING_VERSION,
@@ -182,6 +209,12 @@ def _write_set(folder: Path, options: SyntheticOptions) -> None:
         "images": _count_images(folder),
     }
     (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _draw(folder: Path, walks: list[Walk], seed: int) -> None:
+    with Progress(sum(walk.images for walk in walks), "Drawing people") as progress:
+        for done in draw_walks(folder, walks, seed):
+            progress.update(done)
 
 
 def _plan(options: SyntheticOptions) -> Iterator[Walk]:

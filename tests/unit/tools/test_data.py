@@ -222,3 +222,27 @@ def test_a_check_draws_no_people(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert check(tmp_path, "--name", "synthetic") == 1
     assert "drawn there when it is first used" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+# ---- draw ---------------------------------------------------------------------------------------
+
+
+def test_drawn_people_are_a_data_set_with_a_folder_per_person(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = tmp_path / "people"
+    draw = ["draw", str(people), "--identities", "12", "--cameras", "2", "--images", "2"]
+    assert main([*draw, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)["counts"]
+    assert counts["train"] == {"ids": 12, "images": 48, "cameras": 2}
+    assert counts["query"] == counts["gallery"] == {"ids": 6, "images": 12, "cameras": 2}
+    assert sorted(path.name for path in (people / "gallery").iterdir()) == [
+        f"{pid:04d}" for pid in range(13, 19)
+    ]
+    assert check(tmp_path, "--name", f"folder:{people}") == 0
+    assert "no problems" in capsys.readouterr().out
+    assert main(draw) == 2
+    assert "exists; give the name of a new folder" in capsys.readouterr().err
+    assert main(["draw", str(tmp_path / "new"), "--cameras", "1"]) == 2
+    assert "synthetic cameras is 1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
