@@ -49,8 +49,9 @@ class MetricWriter:
                 None for a new run, which appends to existing lines.
             resume_step: Training steps done at that epoch; TensorBoard hides later points.
             tensorboard: Whether to write ``runs/``.
-            trackers: Further recipients of the numbers. After a resume they receive no step again
-                but the last one, since a kill may have cut its numbers.
+            trackers: Further recipients of the numbers, opened when the `with` block begins. After
+                a resume they receive no step again but the last one, since a kill may have cut its
+                numbers.
 
         Raises:
             WriteError: The folder or a file in it cannot be written.
@@ -151,6 +152,13 @@ class MetricWriter:
             ) from error
 
     def __enter__(self) -> MetricWriter:
+        # Trackers are opened last: a training that cannot start must not leave their runs open.
+        try:
+            if self._trackers is not None:
+                self._trackers.open()
+        except BaseException:
+            self.close(failed=True)
+            raise
         return self
 
     def __exit__(

@@ -148,6 +148,8 @@ def check_packages(names: Sequence[str]) -> None:
 class Trackers:
     """The trackers of a training. One that fails is left out after a warning.
 
+    ``open`` starts the runs: only then must ``close`` end them.
+
     Args:
         names: Keys of ``TRACKERS``; other names are ignored.
         folder: Output folder of the training.
@@ -156,19 +158,26 @@ class Trackers:
 
     Raises:
         UserError: A package is not installed.
-        WriteError: The ids of the runs cannot be written.
     """
 
     def __init__(
         self, names: Sequence[str], folder: Path, config: Mapping[str, Any], *, resumes: bool
     ) -> None:
-        self._trackers: dict[str, Tracker] = {}
         check_packages(names)
-        path = folder / RUNS_NAME
-        runs = _recorded_runs(path) if resumes else {}
-        for name in names:
-            if name in TRACKERS:
-                self._guard(name, self._open, name, folder, config, runs.get(name))
+        self._names = [name for name in names if name in TRACKERS]
+        self._folder, self._config, self._resumes = folder, config, resumes
+        self._trackers: dict[str, Tracker] = {}
+
+    def open(self) -> None:
+        """Start the runs, or continue those of the training that is resumed.
+
+        Raises:
+            WriteError: The ids of the runs cannot be written.
+        """
+        path = self._folder / RUNS_NAME
+        runs = _recorded_runs(path) if self._resumes else {}
+        for name in self._names:
+            self._guard(name, self._open, name, runs.get(name))
         opened = {name: tracker.run_id for name, tracker in self._trackers.items()}
         if opened:
             write_text(path, json.dumps(runs | opened) + "\n")
@@ -185,8 +194,8 @@ class Trackers:
             self._guard(name, lambda each=tracker: each.close(failed=failed))
         self._trackers.clear()
 
-    def _open(self, name: str, folder: Path, config: Mapping[str, Any], run_id: str | None) -> None:
-        tracker = TRACKERS[name](folder.resolve(), config, run_id)
+    def _open(self, name: str, run_id: str | None) -> None:
+        tracker = TRACKERS[name](self._folder.resolve(), self._config, run_id)
         self._trackers[name] = tracker
         get_logger().info("The run in %s is %s in %s", name, tracker.run_id, tracker.place)
 

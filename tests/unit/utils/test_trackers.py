@@ -19,6 +19,7 @@ import pytest
 
 from utils import trackers
 from utils.errors import UserError
+from utils.files import WriteError
 from utils.metric_writer import MetricWriter, read_metrics
 from utils.trackers import RUNS_NAME, Trackers
 
@@ -72,6 +73,20 @@ def test_it_receives_configuration_numbers_and_end(tmp_path: Path, opened: list[
 def test_a_training_that_fails_is_marked(tmp_path: Path, opened: list[Recorder]) -> None:
     with pytest.raises(KeyboardInterrupt), writer(tmp_path):
         raise KeyboardInterrupt
+    assert opened[0].failed is True
+
+
+def test_a_training_that_cannot_start_leaves_no_run_open(
+    tmp_path: Path, opened: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    runs = Trackers(("wandb",), tmp_path, CONFIG, resumes=False)
+    with pytest.raises(UserError, match="needs the package tensorboard"):
+        MetricWriter(tmp_path, trackers=runs)
+    assert opened == []
+    (tmp_path / RUNS_NAME).mkdir()  # so that the ids of the runs cannot be written
+    with pytest.raises(WriteError), writer(tmp_path):
+        pass
     assert opened[0].failed is True
 
 
@@ -150,6 +165,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ids = []
     for resumes in (False, True):
         runs = Trackers(("wandb",), tmp_path, CONFIG, resumes=resumes)
+        runs.open()
         runs.scalars({"eval/raw->protected/rank1": 0.5}, 7)
         runs.close(failed=False)
         ids.append(json.loads((tmp_path / RUNS_NAME).read_text())["wandb"])
@@ -169,6 +185,7 @@ def test_mlflow_in_a_local_database(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     for step, resumes in ((7, False), (8, True)):
         runs = Trackers(("mlflow",), tmp_path, CONFIG, resumes=resumes)
+        runs.open()
         runs.scalars({"eval/raw->protected/rank1": step / 10}, step)
         runs.close(failed=not resumes)
     client = MlflowClient()
