@@ -134,6 +134,7 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         by_epoch(run.metrics, "upgrade/in_force"),
     )
     rows, upgrades, needed, last_count = [], [], [], 0.0
+    ema = float(config.get("MODEL.TEACHER_EMA", 0.0))
     for epoch in epochs:
         validation = Validation(
             series["rank1"][epoch],
@@ -148,23 +149,27 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         last_count = count.get(epoch, last_count)
         if upgraded:
             upgrades.append(epoch)
+        target = "desensitized images"
+        if in_force.get(epoch) and upgrades:
+            anonymizer = f"the anonymizer of epoch {upgrades[-1]}"
+            target = f"the moving average that began with {anonymizer}" if ema else anonymizer
         rows.append(
             {
                 "epoch": epoch,
                 "rank1": percent(validation.rank1),
                 "psnr": f"{validation.psnr_anonymized_db:.2f}",
                 "ssim": f"{validation.ssim_anonymized:.3f}",
-                "decision": _decision(policy, validation, upgraded, bool(in_force.get(epoch))),
+                "decision": _decision(policy, validation, upgraded, target),
             }
         )
     return {
-        "sentence": _timeline_sentence(policy, upgrades, len(epochs)),
+        "sentence": _timeline_sentence(policy, upgrades, len(epochs), ema),
         "charts": _timeline_charts(run, series, epochs, policy, needed, upgrades),
         "rows": rows,
     }
 
 
-def _decision(policy: UpgradePolicy, validation: Validation, upgraded: bool, in_force: bool) -> str:
+def _decision(policy: UpgradePolicy, validation: Validation, upgraded: bool, target: str) -> str:
     if not policy.enabled:
         return "upgradation is off"
     reasons = []
@@ -173,14 +178,13 @@ def _decision(policy: UpgradePolicy, validation: Validation, upgraded: bool, in_
     if not policy.private_enough(validation):
         reasons.append("images are too close to the original")
     if reasons:
-        return f"does not qualify: {', '.join(reasons)}; target: desensitized images"
+        return f"does not qualify: {', '.join(reasons)}; target: {target}"
     if upgraded:
         return "qualifies with the best rank-1 so far: this anonymizer becomes the target"
-    kept = "the frozen anonymizer stays the target" if in_force else "target: desensitized images"
-    return f"qualifies, but not with the best rank-1; {kept}"
+    return f"qualifies, but not with the best rank-1; target: {target}"
 
 
-def _timeline_sentence(policy: UpgradePolicy, upgrades: Sequence[int], num: int) -> str:
+def _timeline_sentence(policy: UpgradePolicy, upgrades: Sequence[int], num: int, ema: float) -> str:
     if not policy.enabled:
         return "Supervision upgradation was off (MODEL.VAL_R1 is inf): the target never changed."
     rule = f"VAL_R1 - VAL_R1_SLACK = {percent(policy.rank1 - policy.rank1_slack)} %"
@@ -192,7 +196,8 @@ def _timeline_sentence(policy: UpgradePolicy, upgrades: Sequence[int], num: int)
     epochs = (
         f"epochs {', '.join(map(str, upgrades))}" if len(upgrades) > 1 else f"epoch {upgrades[0]}"
     )
-    return f"The anonymizer's own output became the target at {epochs}. {rule}"
+    follows = f" It then followed the anonymizer as a moving average (decay {ema:g})." * bool(ema)
+    return f"The anonymizer's own output became the target at {epochs}.{follows} {rule}"
 
 
 def _timeline_charts(

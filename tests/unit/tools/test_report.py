@@ -155,9 +155,16 @@ def test_the_timeline_gives_each_decision_with_its_reason(whole_page: str) -> No
     assert "1 25.0 14.00 0.300 does not qualify: rank-1 is not above 45.0 %" in text
     assert "2 75.0 14.00 0.300 qualifies with the best rank-1 so far" in text
     assert "3 80.0 19.00 0.300 does not qualify: images are too close" in text
-    assert (
-        "4 70.0 14.00 0.300 qualifies, but not with the best rank-1; the frozen anonymizer" in text
-    )
+    kept = "4 70.0 14.00 0.300 qualifies, but not with the best rank-1; target: "
+    assert f"{kept}the anonymizer of epoch 2" in text
+
+
+def test_the_timeline_names_a_moving_average_as_the_target(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", MODEL__TEACHER_EMA=0.5)
+    text = text_of(page_of(tmp_path / "run"))
+    assert "at epoch 2. It then followed the anonymizer as a moving average (decay 0.5)." in text
+    average = "the moving average that began with the anonymizer of epoch 2"
+    assert f"qualifies, but not with the best rank-1; target: {average}" in text
 
 
 def test_attacks_have_verdicts_and_their_text_is_escaped(whole_page: str) -> None:
