@@ -34,6 +34,7 @@ from modeling.encryption.ised_errors import (
     UsageError,
 )
 from utils.files import check_regular
+from utils.progress import Progress
 
 Statement = dict[str, Any]
 
@@ -269,7 +270,8 @@ def _files_under(folder: Path, keyring: Keyring, key_ids: Collection[bytes]) -> 
     files, unknown = [], []
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.endswith(_SUFFIXES)]
-    for name in sorted(name for name in names if not name.startswith(".")):
+    names = sorted(name for name in names if not name.startswith("."))
+    for name in Progress.over(names, "List files", unit="file"):
         try:
             if key_id_of(folder / name, keyring) in key_ids:
                 files.append(name)

@@ -49,6 +49,7 @@ from modeling.encryption.keys import SubjectKey
 from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, is_under, key_id_of
 from utils.files import remove_leftovers
+from utils.progress import Progress
 
 
 class Keyring:
@@ -372,7 +373,7 @@ class Keyring:
         self.set_audit_state(*audit)
         self._services["label"] = random_key()
         self._put_services()
-        for row in rows:
+        for row in Progress.over(rows, "Rekey", unit="key"):
             label = labels[row.key_id]
             label_ct = None if label is None else self._seal_label(row.key_id, label)
             self.put(replace(row, label_ct=label_ct), keys.get(row.key_id))

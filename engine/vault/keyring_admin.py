@@ -45,6 +45,7 @@ from modeling.encryption.ised_errors import (
 from modeling.encryption.primitives import KEY_BYTES, open_sealed, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES
 from utils.errors import UserError
+from utils.progress import Progress
 
 _EXPORT_MAGIC = b"ISEX\x01"
 _MAX_EXPORT_BYTES = 1 << 20  # about 6,000 keys
@@ -241,7 +242,7 @@ def backup(keyring: Keyring, path: Path, master: Master) -> int:
         with new_private_file(path) as temporary:
             keyring.store.copy_to(temporary)
             with Keyring.open(temporary, master) as copy:
-                for row in copy.rows:
+                for row in Progress.over(copy.rows, "Check the copy", unit="key"):
                     if row.wrapped is not None:
                         copy.unwrap(row)
                     copy.label_of(row)

@@ -387,8 +387,9 @@ def accept_folder(folder: Path, keyring: Keyring) -> int:
     For a folder that was changed on purpose, for example by deleting files of destroyed keys.
     """
     manifest = Manifest.load(folder, keyring.manifest_key())
-    originals = (_verified_original(path, keyring) for path in files_in(folder, ORIGINAL_SUFFIX))
-    opened = chain(unseal(sealed_files(folder), keyring), originals)
+    images = unseal(Progress.over(sealed_files(folder), "Accept"), keyring)
+    paths = Progress.over(files_in(folder, ORIGINAL_SUFFIX), "Accept originals")
+    opened = chain(images, (_verified_original(path, keyring) for path in paths))
     files = {file.path.name: file.digest for file in opened if file.error is None}
     Manifest("" if manifest is None else manifest.dataset, files).save(
         folder, keyring.manifest_key()

@@ -37,6 +37,7 @@ from modeling.encryption.ised_errors import (
 from modeling.encryption.keys import SubjectKey
 from modeling.encryption.sealed_image import Metadata
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
+from utils.progress import Progress
 
 CONTENTS_NAME = "contents.json"
 _MAX_LINE_BYTES = 1 << 14  # longer than the first line with any label
@@ -170,7 +171,7 @@ def _revealed(
     """Write the files whose keys are ``own``, or all files; see `reveal`."""
     images: list[Path] = []
     keys = _OwnKeys(keyring, own)
-    for stem in stems:
+    for stem in Progress.over(stems, "Reveal"):
         original, image = (stem.with_name(stem.name + s) for s in (ORIGINAL_SUFFIX, SEALED_SUFFIX))
         is_written = False
         for path in (original, image):
@@ -189,7 +190,7 @@ def _revealed(
                     raise
                 yield Revealed(path, error=error)
     content = "anonymized" if options.model is None else "recovered"
-    for file in write_opened(unseal(images, keys), folder, options):
+    for file in write_opened(unseal(Progress.over(images, "Open"), keys), folder, options):
         if file.image is None or file.error is not None:
             yield Revealed(file.path, error=file.error)
         else:

@@ -371,24 +371,26 @@ def _short(digest: bytes) -> str:
 
 
 def _read_index(
-    segments: Iterable[Segment], wanted: dict[bytes, Path], keyring: Keyring, rows: _Rows
+    segments: Sequence[Segment], wanted: dict[bytes, Path], keyring: Keyring, rows: _Rows
 ) -> None:
     """Open the vectors of the wanted files, by SHA-256; fill rows and unusable files."""
     keys = VectorKeys(keyring)
-    for segment in segments:
-        if segment.dim != rows.dim:
-            raise Tampered(f"{segment.path} has {segment.dim} dimensions; expected {rows.dim}")
-        with suppress(FileNotFoundError):  # merged by `index` meanwhile: the images are opened
-            for entry, ciphertext in segment.vectors():
-                file = wanted.pop(entry[:DIGEST_BYTES], None)
-                if file is None:  # deleted or replaced file, or its second vector
-                    continue
-                try:
-                    rows.add(file, keys.open(segment, entry, ciphertext))
-                except AuthenticationError:
-                    raise
-                except IsedError as error:
-                    rows.unusable.append(OpenedFile(file, error=error))
+    with Progress(sum(map(len, segments)), "Open the index", unit="vector") as bar:
+        for segment in segments:
+            if segment.dim != rows.dim:
+                raise Tampered(f"{segment.path} has {segment.dim} dimensions; expected {rows.dim}")
+            with suppress(FileNotFoundError):  # merged by `index` meanwhile: the images are opened
+                for entry, ciphertext in segment.vectors():
+                    bar.update()
+                    file = wanted.pop(entry[:DIGEST_BYTES], None)
+                    if file is None:  # deleted or replaced file, or its second vector
+                        continue
+                    try:
+                        rows.add(file, keys.open(segment, entry, ciphertext))
+                    except AuthenticationError:
+                        raise
+                    except IsedError as error:
+                        rows.unusable.append(OpenedFile(file, error=error))
 
 
 def _copy_usable(
