@@ -65,7 +65,8 @@ def _is_validation(line: dict[str, Any]) -> bool:
 
 
 def test_the_best_epoch_is_that_of_the_highest_rank1(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "4", "SOLVER.BASE_LR", "0.01")
+    plan = ("MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "4", "SOLVER.BASE_LR", "0.01")
+    run = tiny.run(tmp_path, *plan)
     rank1_of = [
         (line["eval/raw->protected/rank1"], line["epoch"])
         for line in tiny.losses(run)

@@ -60,12 +60,13 @@ def test_the_batch_of_a_nan_loss_has_no_images(
 def test_real_people_give_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    short = ("SOLVER.MAX_EPOCHS", "1", "MODEL.MODE", "C")
+    tiny.run(tmp_path, *short)
     assert WARNING not in caplog.text
     monkeypatch.setattr("tools.lib.run.is_of_real_people", lambda name: True)
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", output="real")
+    run = tiny.run(tmp_path, *short, output="real")
     assert (run / "log.txt").read_text("utf-8").count(WARNING) == 1
-    run = tiny.run(tmp_path, *OFF, output="off")
+    run = tiny.run(tmp_path, *short, *OFF, output="off")
     assert WARNING not in (run / "log.txt").read_text("utf-8")
 
 
