@@ -31,6 +31,7 @@ from utils.files import WriteError
 from utils.metric_writer import read_metrics
 
 RESUME = ("SOLVER.RESUME", "True")
+FEW_STEPS = ("SOLVER.IMS_PER_BATCH", "16")  # three an epoch: a collective takes longer than a layer
 LATEST = "checkpoint_latest.pth"
 
 
@@ -57,7 +58,7 @@ def test_two_processes_follow_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     the total had changed by up to 2e-4 and one loss by 8e-3 (three such changes); another target
     changes the total by 40 %.
     """
-    plan = (*tiny.PERMISSIVE, "SOLVER.BASE_LR", "0.0001", "TEST.IMS_PER_BATCH", "4")
+    plan = (*tiny.PERMISSIVE, *FEW_STEPS, "SOLVER.BASE_LR", "0.0001", "TEST.IMS_PER_BATCH", "4")
     two = ranks.run_program(tmp_path, *plan, output="two", prepare=_damped)
     _damped(monkeypatch)
     one = tiny.run(tmp_path, *plan, output="one")
@@ -112,7 +113,7 @@ def _slow(patch: pytest.MonkeyPatch) -> None:
     numbers = StepOutput.numbers
 
     def slowly(self: StepOutput) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return numbers(self)
 
     patch.setattr(StepOutput, "numbers", slowly)
@@ -121,7 +122,7 @@ def _slow(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_rank_is_named_and_the_run_restarts(tmp_path: Path, victim: int) -> None:
     """With --max-restarts 1 the run ends like one that was not disturbed."""
-    plan = (*tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "3")
+    plan = (*tiny.PERMISSIVE, *FEW_STEPS, "SOLVER.MAX_EPOCHS", "3")
     agent = ranks.launch(tmp_path, *plan, output="parts", restarts=1, prepare=_slow)
     _wait_for_epoch(tmp_path / "parts", 2, agent)
     os.kill(ranks.pid_of_rank(tmp_path, victim), signal.SIGKILL)
@@ -149,7 +150,7 @@ def _fails_in_epoch_2(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_in_a_rank_is_reported_and_the_same_command_resumes(tmp_path: Path) -> None:
-    parts, plan = tmp_path / "parts", ("MODEL.MODE", "C")
+    parts, plan = tmp_path / "parts", ("MODEL.MODE", "C", *FEW_STEPS)
     agent = ranks.launch(tmp_path, *plan, output="parts", prepare=_fails_in_epoch_2)
     assert ranks.wait([agent]) == [1]
     report = ranks.terminal(tmp_path).partition("Root Cause")[2]
@@ -250,20 +251,20 @@ def _not_a_number(patch: pytest.MonkeyPatch) -> None:
             calls.append(1)
             values = numbers(self)
             # twice a step: for the average over the processes, and for the log
-            bad = len(calls) == 2 * 12 - 1
+            bad = len(calls) == 2 * 6 - 1
             return values | {"recovery": values["recovery"] * float("nan")} if bad else values
 
         patch.setattr(StepOutput, "numbers", broken)
 
 
 def test_nan_on_one_rank_stops_all_before_a_checkpoint(tmp_path: Path) -> None:
-    argv = tiny.arguments(tmp_path, *tiny.PERMISSIVE)
+    argv = tiny.arguments(tmp_path, *tiny.PERMISSIVE, *FEW_STEPS)
     processes = ranks.start(ranks.program, argv, _not_a_number, folder=tmp_path)
     codes = ranks.wait(processes)
     text = ranks.terminal(tmp_path)
     assert codes == [1, 1], text
     assert "recovery = nan" in text
-    assert "no longer finite at step 12" in (tmp_path / "run" / "log.txt").read_text("utf-8")
+    assert "no longer finite at step 6" in (tmp_path / "run" / "log.txt").read_text("utf-8")
     assert tiny.native(tmp_path / "run")["epoch"] == 1
     assert (tmp_path / "run" / "nan_batch.pth").exists()
     assert "Traceback" not in text
@@ -277,7 +278,7 @@ def _full_disk(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_of_the_first_rank_ends_all(tmp_path: Path) -> None:
-    agent = ranks.launch(tmp_path, prepare=_full_disk)
+    agent = ranks.launch(tmp_path, *FEW_STEPS, prepare=_full_disk)
     assert ranks.wait([agent]) == [1]
     terminal = ranks.terminal(tmp_path)
     assert terminal.count("error: cannot write pictures: No space left on device") == 1
