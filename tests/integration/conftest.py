@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from engine.vault.audit import log_path
 from engine.vault.keyring import Keyring
+from tests.fixtures import tiny
 from tests.fixtures.protection import Scene, make_scene
 from tools.protect import main
 
@@ -19,16 +20,20 @@ _TEMPLATES: list[Scene] = []
 
 @pytest.fixture
 def sealed(
-    make_cfg: Callable[..., CfgNode], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    make_cfg: Callable[..., CfgNode],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
     """Return a copy of a scene whose images are sealed; the original is made once."""
+    tiny.install(monkeypatch)
     if not _TEMPLATES:
         template = make_scene(make_cfg, tmp_path_factory.mktemp("template"))
         assert main(template.protect()) == 0
         _TEMPLATES.append(template)
     original, scene = _TEMPLATES[0], Scene(tmp_path / "scene")
     shutil.copytree(original.root, scene.root, ignore=shutil.ignore_patterns("run"))
-    scene.checkpoint.symlink_to(original.checkpoint)  # 45 MB that no test changes
+    scene.checkpoint.symlink_to(original.checkpoint)  # which no test changes
     return scene
 
 

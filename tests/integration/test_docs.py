@@ -24,6 +24,7 @@ from data.registry import DATASETS, load_splits
 from modeling.backbones.registry import REID_DESIGNS
 from modeling.build import build_objectives, build_reid
 from modeling.objectives import GENERATOR_TERMS
+from tests.fixtures import tiny
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import draw, save_checkpoint
 from tools.lib.command_line import INTERRUPTED
@@ -123,6 +124,7 @@ def test_the_python_example_runs(
     make_cfg: Callable[..., CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a small checkpoint and drawn images under the names that the example uses."""
+    tiny.install(monkeypatch)
     examples = [body for body in _blocks(README, "python") if "import" in body]
     assert examples
     for body in examples:
@@ -184,6 +186,7 @@ def test_the_notebook_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With an untrained model and a few images, in the folders that the notebook names."""
+    tiny.install(monkeypatch)
     cells = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     demo, people = re.findall(r'= Path\("\.\./(\w.*)"\)', cells[0])
     (tmp_path / "docs").mkdir()
@@ -245,6 +248,7 @@ def test_the_protection_example_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Run it line by line in an empty folder, with a small model and the names of the demo."""
+    tiny.install(monkeypatch)
     block = next(body for body in _blocks(README, "") if "PEOPLE=" in body)
     first, *lines = block.splitlines()
     people = tmp_path / first.removeprefix("PEOPLE=")

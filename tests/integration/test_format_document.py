@@ -29,7 +29,7 @@ from engine.vault.shares import Share, combine, split
 from modeling.encryption.png_format import decode
 from modeling.encryption.primitives import derive_key, existing_message_key, hmac_sha256
 from modeling.encryption.sealed_image import mask_locator, open_image
-from tests.fixtures import format_reader
+from tests.fixtures import format_reader, tiny
 from tests.fixtures.format_reader import Archive, open_export
 from tests.fixtures.keyrings import to_format
 from tests.fixtures.paths import GOLDEN, ROOT
@@ -202,8 +202,9 @@ def test_the_reader_opens_format_1(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_reader_opens_all_that_this_program_writes(
-    make_cfg: Callable[..., CfgNode], tmp_path: Path, number: int
+    make_cfg: Callable[..., CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    tiny.install(monkeypatch)
     scene = make_scene(make_cfg, tmp_path)
     phrase = Passphrase("cr\u00e8me br\u00fbl\u00e9e", CHEAP)
     assert protect_tool.main(scene.protect("--subject-from", "folder", "--index")) == 0

@@ -14,6 +14,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from modeling.encryption import ised_errors as errors
+from tests.fixtures import tiny
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import Scene, make_scene
 
@@ -30,6 +31,7 @@ def scene(
     make_cfg: Callable[..., CfgNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Scene:
     """Return a scene laid out as the documents have it, and work in it."""
+    tiny.install(monkeypatch)
     scene = make_scene(make_cfg, tmp_path)
     scene.keyring_path.unlink()
     (tmp_path / "log").mkdir()

@@ -30,6 +30,15 @@ from tools import protect
 from tools.protect import main
 
 IMAGES = 30
+# tools/protect.py with the tiny backbone
+PROGRAM = """
+import sys, pytest
+from tests.fixtures import tiny
+from tools import protect
+if __name__ == "__main__":
+    tiny.install(pytest.MonkeyPatch())
+    sys.exit(protect.main())
+"""
 
 
 @pytest.fixture
@@ -185,12 +194,13 @@ def test_kill_9_while_files_of_a_finished_folder_are_rewritten(
 
 def _start_program(scene: Scene) -> subprocess.Popen[bytes]:
     """Start tools/protect.py with two worker processes, one image at a time."""
-    command = [sys.executable, str(ROOT / "tools/protect.py")]
+    command = [sys.executable, "-c", PROGRAM]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = scene.protect("--workers", "2", "--batch", "1")
     return subprocess.Popen(
         [*command, *arguments],
         stdout=subprocess.DEVNULL,
+        cwd=ROOT,
         env=environment,
         start_new_session=True,
     )
