@@ -22,6 +22,7 @@ from engine.exporting import export as exporting
 from engine.exporting import onnx_file
 from engine.exporting.onnx_file import VERBS, Graph, ImageGraph
 from layers.pixels import PixelSpace
+from tests.fixtures import tiny
 from tests.fixtures.exporting import save_random_model
 from tests.fixtures.paths import ROOT
 from tests.fixtures.protection import draw
@@ -41,6 +42,19 @@ def exported(checkpoint: Path) -> Path:
     folder = checkpoint.parent / "exported"
     assert command.main([str(checkpoint), str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with tiny.tiny_backbone():
+        return save_random_model(tmp_path_factory.mktemp("small") / "run")
+
+
+@pytest.fixture
+def small(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a checkpoint with the tiny backbone, for tests of what is not saved."""
+    tiny.install(monkeypatch)
+    return small_checkpoint
 
 
 @pytest.fixture
@@ -168,28 +182,28 @@ def _damage(monkeypatch: pytest.MonkeyPatch, verb: str, damage: Callable[[Path],
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_file_with_a_changed_weight_is_not_saved(
-    checkpoint: Path,
+    small: Path,
     tmp_path: Path,
     verb: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     _damage(monkeypatch, verb, _change_a_weight)
-    argv = [checkpoint, tmp_path / "out", "--networks", verb]
+    argv = [small, tmp_path / "out", "--networks", verb]
     words = ["differs from the network", "allowed: ", "nothing was exported"]
     _fails(capfd, argv, 1, verb, *words)
     assert _files(tmp_path / "out") == []
 
 
 def test_if_one_file_fails_none_is_saved_and_old_files_stay(
-    checkpoint: Path,
+    small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "anonymize.onnx").write_text("old")
     _damage(monkeypatch, "recover", _change_a_weight)
-    argv = [checkpoint, tmp_path, "--networks", "anonymize", "recover", "--overwrite"]
+    argv = [small, tmp_path, "--networks", "anonymize", "recover", "--overwrite"]
     _fails(capfd, argv, 1, "recover")
     assert _files(tmp_path) == ["anonymize.onnx"]
     assert (tmp_path / "anonymize.onnx").read_text() == "old"
@@ -197,7 +211,7 @@ def test_if_one_file_fails_none_is_saved_and_old_files_stay(
 
 @pytest.mark.parametrize("verb", ["anonymize", "embed"])
 def test_a_wrong_normalisation_is_not_saved(
-    checkpoint: Path,
+    small: Path,
     tmp_path: Path,
     verb: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -212,12 +226,12 @@ def test_a_wrong_normalisation_is_not_saved(
         return graph
 
     monkeypatch.setattr(exporting, "graph_of", wrong)
-    _fails(capfd, [checkpoint, tmp_path, "--networks", verb], 1, "differs from the network")
+    _fails(capfd, [small, tmp_path, "--networks", verb], 1, "differs from the network")
     assert _files(tmp_path) == []
 
 
 def test_a_network_that_changes_after_the_export_is_detected(
-    checkpoint: Path,
+    small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -228,7 +242,7 @@ def test_a_network_that_changes_after_the_export_is_detected(
         return anonymize(self, pixels).flip(dims=[3])
 
     monkeypatch.setattr(Anonymizer, "anonymize_tensor", mirrored)
-    argv = [checkpoint, tmp_path, "--networks", "anonymize"]
+    argv = [small, tmp_path, "--networks", "anonymize"]
     _fails(capfd, argv, 1, "anonymize: the output of the exported file", "grey levels")
     assert _files(tmp_path) == []
 
@@ -244,13 +258,13 @@ def test_a_network_that_onnx_cannot_express_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_file_that_does_not_run_is_not_saved(
-    checkpoint: Path,
+    small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     _damage(monkeypatch, "anonymize", lambda path: path.write_bytes(path.read_bytes()[:1000]))
-    argv = [checkpoint, tmp_path, "--networks", "anonymize"]
+    argv = [small, tmp_path, "--networks", "anonymize"]
     _fails(capfd, argv, 1, "onnxruntime", "cannot run", "--opset")
     assert _files(tmp_path) == []
 
@@ -259,57 +273,57 @@ def test_a_file_that_does_not_run_is_not_saved(
 
 
 def test_ctrl_c_leaves_no_file(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
     _damage(monkeypatch, "recover", interrupt)
-    assert command.main([str(checkpoint), str(tmp_path)]) == 130
+    assert command.main([str(small), str(tmp_path)]) == 130
     assert _files(tmp_path) == []
 
 
 def test_a_full_disk_is_named_and_leaves_no_file(
-    checkpoint: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
+    small: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _fails(capfd, [checkpoint, small_disk / "out"], 2, "cannot write", "free some space")
+    _fails(capfd, [small, small_disk / "out"], 2, "cannot write", "free some space")
     assert _files(small_disk / "out") == []
 
 
-def test_files_of_a_killed_export_are_removed(checkpoint: Path, tmp_path: Path) -> None:
+def test_files_of_a_killed_export_are_removed(small: Path, tmp_path: Path) -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     left = tmp_path / f".anonymize.{done.pid}-abcdef12.tmp.onnx"
     left.write_text("half")
-    assert command.main([str(checkpoint), str(tmp_path), "--networks", "anonymize"]) == 0
+    assert command.main([str(small), str(tmp_path), "--networks", "anonymize"]) == 0
     assert _files(tmp_path) == ["anonymize.onnx"]
 
 
 def test_existing_files_stay_without_overwrite(
-    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     old = tmp_path / "anonymize.onnx"
     old.write_text("old")
-    _fails(capfd, [checkpoint, tmp_path], 2, f"{old} exists", "--overwrite")
+    _fails(capfd, [small, tmp_path], 2, f"{old} exists", "--overwrite")
     assert (_files(tmp_path), old.read_text()) == (["anonymize.onnx"], "old")
-    argv = [str(checkpoint), str(tmp_path), "--networks", "anonymize", "--overwrite"]
+    argv = [str(small), str(tmp_path), "--networks", "anonymize", "--overwrite"]
     assert command.main(argv) == 0
     assert old.stat().st_size > 1000
 
 
 def test_checkpoints_that_cannot_be_exported_are_errors(
-    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _fails(capfd, [tmp_path / "none", tmp_path / "out"], 2, "none' is not a folder")
     alone = save_random_model(tmp_path / "c", "MODEL.MODE", "C")
     _fails(capfd, [alone, tmp_path / "out", "--networks", "embed"], 2, "no network G, G_R")
-    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    broken = shutil.copytree(small, tmp_path / "broken")
     content = torch.load(broken / "checkpoint_best.pth", weights_only=True)
     content["networks"]["C"]["bottleneck.weight"][3] = torch.nan
     torch.save(content, broken / "checkpoint_best.pth")
     words = ["NaN or infinity (network C, bottleneck.weight)", "check the losses"]
     _fails(capfd, [broken, tmp_path / "out"], 2, *words)
-    _fails(capfd, [checkpoint, __file__], 2, "cannot write")
+    _fails(capfd, [small, __file__], 2, "cannot write")
     assert not (tmp_path / "out").exists()
 
 
