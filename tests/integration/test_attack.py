@@ -18,7 +18,7 @@ from engine.attacks.levels import LEVELS
 from engine.attacks.suite import ATTACKS, Suite
 from engine.checkpoint import NATIVE_NAMES
 from tests.fixtures import ranks, tiny
-from tests.fixtures.attack_scene import install_small_restorer
+from tests.fixtures.attack_scene import install_small_attackers
 from tests.fixtures.attacked import save_attackable
 from tests.fixtures.foreign import Colours, export_network, write_card
 from tools import attack, demo, export, frontier, match
@@ -48,7 +48,7 @@ def full_run(checkpoint: Path) -> Iterator[Path]:
     rng = random.Random(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.urandom", rng.randbytes)
-        install_small_restorer(patch)
+        install_small_attackers(patch)
         assert attack.main(command(checkpoint, output)) == 0
     yield output
 
@@ -400,7 +400,13 @@ def test_the_report_can_be_left_out_and_does_not_fail_an_attack(
     assert (tmp_path / "report.html").is_file()
 
 
-def test_frontier(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frontier(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install_small_attackers(monkeypatch)
     export_network(tmp_path, Colours())
     foreign = ("--foreign", str(write_card(tmp_path)))
     given = ["--checkpoint", str(checkpoint), "--strength", "2", "16", "--output", str(tmp_path)]
