@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
@@ -100,15 +102,37 @@ def networks_of(weights: LoadedWeights, cfg: CfgNode | None = None) -> Networks:
 
     Args:
         weights: The checkpoint's weights.
-        cfg: Configuration of the networks; None for the architecture that the checkpoint records.
+        cfg: Configuration of a training or evaluation, in which networks without weights get start
+            values. None for the architecture that the checkpoint records; no start value is drawn,
+            which takes as long as reading the weights.
 
     Raises:
         UserError: The weights do not fit the networks.
     """
-    cfg = recorded_config(weights) if cfg is None else cfg
-    nets = build_networks(cfg, num_classes_of(weights.networks["C"], weights.source))
+    num_classes = num_classes_of(weights.networks["C"], weights.source)
+    with _NoStartValues() if cfg is None else contextlib.nullcontext():
+        cfg = recorded_config(weights) if cfg is None else cfg
+        nets = build_networks(cfg, num_classes)
     load_networks({x: nets.official_networks[x] for x in NEEDED[cfg.MODEL.MODE]}, weights)
     return nets
+
+
+class _NoStartValues(TorchFunctionMode):
+    """Leaves new weights uninitialised where random values would be drawn."""
+
+    _DRAWS = frozenset(
+        (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.uniform_,
+         Tensor.normal_)
+    )  # fmt: skip
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        """Call a function of torch, unless it draws."""
+        kwargs = kwargs or {}
+        if func in self._DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def recorded_config(weights: LoadedWeights) -> CfgNode:

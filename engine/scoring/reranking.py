@@ -18,11 +18,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from engine.scoring.features import Features, UnitFeatures
@@ -41,6 +41,9 @@ from utils.memory import (
 )
 from utils.precision import exact_float32
 from utils.progress import Progress
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 TILE = 2048
 # Query x gallery similarities up to this size are kept from the first pass.
@@ -229,11 +232,15 @@ def reciprocal_weights(
     weights = np.exp(-2.0 * (1.0 - similarity) / scale[owner])
     sums = np.bincount(owner, weights, minlength=len(core))
     weights = (weights / sums[owner]).astype(np.float32)
+    from scipy.sparse import csr_array  # noqa: PLC0415 - every command would load it
+
     return csr_array((weights, members, offsets_of(lengths)), shape=(len(core), len(core)))
 
 
 def averaged(weights: csr_array, neighbors: Indices) -> csr_array:
     """Return each row's mean over the rows of its first neighbours, itself included (N, k2)."""
+    from scipy.sparse import csr_array  # noqa: PLC0415
+
     count, number = neighbors.shape
     share = np.full(neighbors.size, 1 / number, np.float32)
     starts = np.arange(0, neighbors.size + 1, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -35,8 +36,54 @@ RESNET101_WEIGHTS = _weights(
 )
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut, of ResNet-18; named and ordered as in torchvision."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
+        self.downsample = shortcut
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, width, H / stride, W / stride)."""
+        out = self.relu(self.bn1(self.conv1(features)))
+        out = self.bn2(self.conv2(out))
+        out += features if self.downsample is None else self.downsample(features)
+        return cast(Tensor, self.relu(out))
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two of 1x1, with a shortcut, of ResNet-50 and deeper."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1, self.bn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = _conv(width, outputs, 1), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, 4 * width, H / stride, W / stride)."""
+        out = self.relu(self.bn1(self.conv1(features)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += features if self.downsample is None else self.downsample(features)
+        return cast(Tensor, self.relu(out))
+
+
 class ResNetBackbone(Backbone, Recomputable):
-    """torchvision's ResNet without its head, with the changes of AGW.
+    """A ResNet without its head, with the changes of AGW.
+
+    Names, start values and outputs are those of torchvision's ResNet (tested). torchvision itself
+    is not loaded, since it takes as long as torch, which every command would wait for.
 
     Args:
         depths: Blocks in each of the four stages.
@@ -47,16 +94,6 @@ class ResNetBackbone(Backbone, Recomputable):
             trained without it.
     """
 
-    # Parts of torchvision's ResNet, with the names that checkpoints contain.
-    conv1: nn.Module
-    bn1: nn.Module
-    relu: nn.Module
-    maxpool: nn.Module
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
     def __init__(
         self,
         depths: Sequence[int],
@@ -66,17 +103,21 @@ class ResNetBackbone(Backbone, Recomputable):
         last_stride: int,
         stem_relu: bool,
     ) -> None:
-        # Loading torchvision takes seconds, and most commands build no ResNet.
-        from torchvision.models import resnet  # noqa: PLC0415
-
         super().__init__()
-        block = resnet.Bottleneck if bottleneck else resnet.BasicBlock
-        for name, part in resnet.ResNet(block, list(depths)).named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, part)
+        block = Bottleneck if bottleneck else BasicBlock
+        self.conv1, self.bn1 = _conv(3, 64, 7, 2), nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _make_stage(block, 64, 64, depths[0], 1)
+        self.layer2 = _make_stage(block, 64 * block.expansion, 128, depths[1], 2)
+        self.layer3 = _make_stage(block, 128 * block.expansion, 256, depths[2], 2)
+        self.layer4 = _make_stage(block, 256 * block.expansion, 512, depths[3], last_stride)
         self.stem_relu = stem_relu
         self.out_channels = 512 * block.expansion
-        _set_stride(self.layer4[0], last_stride)
+        nn.Linear(self.out_channels, 1000)  # draws random numbers, as torchvision's classifier does
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.has_non_local = any(non_local)
         if self.has_non_local:
             second, third = (width * block.expansion for width in (128, 256))
@@ -106,11 +147,18 @@ class ResNetBackbone(Backbone, Recomputable):
         return features
 
 
-def _set_stride(block: nn.Module, stride: int) -> None:
-    """Set the stride of a stage's first block, in its 3x3 convolution and in its shortcut."""
-    strided = block.conv2 if hasattr(block, "conv3") else block.conv1
-    assert isinstance(strided, nn.Conv2d)
-    assert isinstance(block.downsample, nn.Sequential)
-    projection = block.downsample[0]
-    assert isinstance(projection, nn.Conv2d)
-    strided.stride = projection.stride = (stride, stride)
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution that keeps height and width at stride 1."""
+    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+
+
+def _make_stage(
+    block: type[BasicBlock | Bottleneck], inputs: int, width: int, depth: int, stride: int
+) -> nn.Sequential:
+    """Return a stage of blocks, of which the first changes channels and resolution."""
+    outputs, shortcut = width * block.expansion, None
+    if inputs != outputs:
+        shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    blocks = [block(inputs, width, stride, shortcut)]
+    blocks += (block(outputs, width, 1, None) for _ in range(1, depth))
+    return nn.Sequential(*blocks)

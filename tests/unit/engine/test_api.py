@@ -14,7 +14,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from engine.api import Anonymizer
-from engine.checkpoint import save_official
+from engine.checkpoint import read_native, save_official
 from engine.model import build_model
 from tests.fixtures.protection import save_checkpoint
 from utils.errors import UserError
@@ -154,3 +154,19 @@ def test_float32_does_not_use_tf32(model: Anonymizer, monkeypatch: pytest.Monkey
     pixels = torch.from_numpy(_array(size=(64, 32)))[None]
     model.embed_tensor(model.recover_tensor(model.anonymize_tensor(pixels)))
     assert len(seen) == 3
+
+
+def test_loading_sets_every_weight_and_draws_nothing(
+    make_cfg: Callable[..., CfgNode], tmp_path: Path
+) -> None:
+    """Start values would be replaced by the weights; drawing them takes as long as reading."""
+    save_checkpoint(make_cfg, tmp_path)
+    stored = read_native(tmp_path, "latest")["networks"]
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    model = Anonymizer.from_checkpoint(tmp_path, device="cpu", precision="float32")
+    assert torch.equal(torch.get_rng_state(), before)
+    for letter, verb in (("G", "anonymize"), ("G_R", "recover"), ("C", "embed")):
+        state = model.networks[verb].state_dict()
+        assert state.keys() == stored[letter].keys()
+        assert all(torch.equal(value, stored[letter][name]) for name, value in state.items())

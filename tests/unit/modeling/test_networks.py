@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from modeling.backbones.registry import REID_DESIGNS
@@ -30,6 +31,28 @@ def test_every_backbone_runs_both_ways(name: str, size: tuple[int, int]) -> None
         if parameter.requires_grad:
             assert parameter.grad is not None, key
             assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("resnet18", torchvision.models.resnet18), ("resnet50", torchvision.models.resnet50)],
+)
+def test_a_resnet_is_that_of_torchvision(name: str, reference: Callable[[], nn.Module]) -> None:
+    """Start values, state of the random numbers, and outputs are the same bit for bit."""
+    torch.manual_seed(1)
+    expected = reference()
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    design = REID_DESIGNS[name]
+    base = design.backbone(last_stride=2, stem_relu=True).eval()
+    assert torch.equal(torch.rand(1), after)
+    state = expected.state_dict()
+    assert list(base.state_dict()) == [key for key in state if not key.startswith("fc.")]
+    assert all(torch.equal(value, state[key]) for key, value in base.state_dict().items())
+    image = torch.randn(1, 3, 64, 32)
+    expected.avgpool = expected.fc = nn.Identity()
+    with torch.inference_mode():
+        assert torch.equal(base(image).flatten(1), expected.eval()(image))
 
 
 @pytest.mark.parametrize(("stride", "factor"), [(1, 16), (2, 32)])
