@@ -48,6 +48,7 @@ from utils.files import (
     MAX_LOCK_BYTES,
     WriteError,
     ensure_folder,
+    locked_folder,
     remove_leftovers,
     sync_folder,
 )
@@ -385,15 +386,18 @@ def accept_folder(folder: Path, keyring: Keyring) -> int:
     """Write a new manifest of the files that can be opened now; return their number.
 
     For a folder that was changed on purpose, for example by deleting files of destroyed keys.
+
+    Raises:
+        FolderInUseError: `protect` or `index` runs in the folder.
     """
-    manifest = Manifest.load(folder, keyring.manifest_key())
-    images = unseal(Progress.over(sealed_files(folder), "Accept"), keyring)
-    paths = Progress.over(files_in(folder, ORIGINAL_SUFFIX), "Accept originals")
-    opened = chain(images, (_verified_original(path, keyring) for path in paths))
-    files = {file.path.name: file.digest for file in opened if file.error is None}
-    Manifest("" if manifest is None else manifest.dataset, files).save(
-        folder, keyring.manifest_key()
-    )
+    key = keyring.manifest_key()
+    with locked_folder(folder):
+        manifest = Manifest.load(folder, key)
+        images = unseal(Progress.over(sealed_files(folder), "Accept"), keyring)
+        paths = Progress.over(files_in(folder, ORIGINAL_SUFFIX), "Accept originals")
+        opened = chain(images, (_verified_original(path, keyring) for path in paths))
+        files = {file.path.name: file.digest for file in opened if file.error is None}
+        Manifest("" if manifest is None else manifest.dataset, files).save(folder, key)
     return len(files)
 
 

@@ -12,20 +12,21 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from yacs.config import CfgNode
 
-from engine.vault import keyring_admin
+from engine.vault import audit, keyring_admin
+from engine.vault.audit_reader import AuditLog
 from engine.vault.erasure import verify_certificate
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
 from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from modeling.encryption.ised_errors import DestroyedKey, KeyringError, RevokedKey
 from tests.fixtures import tiny
-from tests.fixtures.keyrings import to_format
+from tests.fixtures.keyrings import after, to_format
 from tests.fixtures.protection import Scene, make_scene
 from tools import keyring as keyring_tool
 from tools import protect as protect_tool
@@ -160,6 +161,36 @@ def test_conversion_expiry_and_certificate(
     assert keyring_tool.main([*base, "expire", "--older-than", "30d", "--yes"]) == 0
     with disk.after_power_cut() as root, _keyring(root) as keyring:
         assert {row.state for row in keyring.rows} == {"destroyed"}
+
+
+def test_the_audit_log(disk: Disk, base: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a line is written, and after it is counted, for both entries of a command."""
+    with ExitStack() as stack:
+        roots: list[Path] = []
+
+        def cut() -> None:
+            roots.append(stack.enter_context(disk.after_power_cut()))
+
+        with monkeypatch.context() as patch:
+            for name in ("_write", "_append"):
+                patch.setattr(audit, name, after(getattr(audit, name), cut))
+            assert keyring_tool.main([*base, "rotate", SUBJECTS[0]]) == 0
+        states = []
+        for root in roots:
+            with _keyring(root) as keyring:
+                counted, _ = keyring.audit_state()
+                log = AuditLog(keyring)
+                states.append((len(list(log)), counted, len(keyring.rows_of(SUBJECTS[0]))))
+                assert log.problems == []
+        assert states == [(1, 0, 1), (1, 1, 1), (2, 1, 2), (2, 2, 2)]
+        for root, (lines, counted, _) in zip(roots, states, strict=True):
+            keys = ["--keyring", str(root / "k.db"), "--master", str(root / "m.key")]
+            assert keyring_tool.main([*keys, "list"]) == 0
+            with _keyring(root) as keyring:
+                log = AuditLog(keyring)
+                assert len(list(log)) == log.count == lines + 2
+                assert log.problems == []
+                assert len(log.notes) == lines - counted
 
 
 def test_rekey_to_a_key_file(disk: Disk, base: list[str]) -> None:

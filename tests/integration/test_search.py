@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -17,14 +19,18 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
+from engine.api import Anonymizer
 from engine.checkpoint import save_native
 from engine.details import save_calibrations
 from engine.model import build_model, model_info
 from engine.scoring.verification import Calibration
 from engine.vault import index, keyring_admin, opening
+from engine.vault import protect as protect_module
 from engine.vault import search as search_module
 from engine.vault.index import is_segment
+from engine.vault.search import IndexSummary
 from tests.fixtures.protection import PEOPLE, Scene, draw
+from tools import protect as protect_tool
 from tools.protect import main
 from utils.files import locked_folder
 
@@ -281,6 +287,55 @@ def test_index_needs_a_manifest_and_the_lock_of_the_folder(
     assert main(_index(sealed)) == 1
     assert "MissingManifest" in capsys.readouterr().err
     assert main(_search(sealed)) == 0
+
+
+# ---- two programs in one folder ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["index", "protect"])
+def test_a_second_writer_is_refused(
+    sealed: Scene, first: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = search_module if first == "index" else protect_module
+    embeddings, codes = module.embeddings, []
+
+    def during(model: Anonymizer, images: torch.Tensor) -> Any:
+        monkeypatch.setattr(module, "embeddings", embeddings)
+        verify = ["verify", str(sealed.sealed), *sealed.keys]
+        writers = (_index(sealed), sealed.protect("--overwrite"), [*verify, "--accept"])
+        codes.extend(map(main, (*writers, _search(sealed))))
+        return embeddings(model, images)
+
+    monkeypatch.setattr(module, "embeddings", during)
+    protect = sealed.protect("--overwrite", "--index")
+    assert main(_index(sealed) if first == "index" else protect) == 0
+    assert codes[:3] == [2, 2, 2]
+    assert capsys.readouterr().err.count(f"{sealed.sealed} is in use by process") == 3
+    assert codes[3] in ((0,) if first == "index" else (0, 5))
+    _check(sealed, capsys)
+
+
+def test_search_while_index_merges_segments(
+    indexed: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The segments that search has listed are deleted before it reads their vectors."""
+    draw(indexed.photos / "0004/new.png", 90)
+    with monkeypatch.context() as patch:  # a killed run, which has not merged the segments
+        patch.setattr(protect_tool, "_complete_index", lambda *_: IndexSummary())
+        assert main(indexed.protect("--index")) == 0
+    assert len(_segments(indexed)) == 2
+    expected, read = _results(indexed, capsys), search_module._read_index
+
+    def merged(*given: Any) -> None:
+        monkeypatch.setattr(search_module, "_read_index", read)
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main(_index(indexed)) == 0
+        read(*given)
+
+    monkeypatch.setattr(search_module, "_read_index", merged)
+    assert _results(indexed, capsys) == pytest.approx(expected, abs=1e-3)
+    assert len(_segments(indexed)) == 1
+    assert len(expected) == COUNT + 1
 
 
 def test_imported_keys_search_a_folder_of_another_keyring(
