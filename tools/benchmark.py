@@ -23,6 +23,7 @@ BENCHMARKS = {
     "retrieval": "tools.benchmarks.retrieval",
     "ised": "tools.benchmarks.ised",
     "search": "tools.benchmarks.search",
+    "archive": "tools.benchmarks.archive",
 }
 
 STANDARD_OUTPUT = Path("-")
@@ -32,6 +33,7 @@ _EXAMPLES = """examples:
   python3 tools/benchmark.py retrieval --size market
   python3 tools/benchmark.py ised --json
   python3 tools/benchmark.py search --vectors 100000
+  python3 tools/benchmark.py archive --files 2000 20000
 
 --help after a name lists its options.
 """

@@ -38,8 +38,10 @@ def normalized(label: str) -> str:
         >>> normalized("set/Zoe\u0308\u200b ") == "set/Zo\u00eb"
         True
     """
-    visible = (char for char in label if unicodedata.category(char) != "Cf")
-    text = "".join(" " if char.isspace() else char for char in visible)
+    text = label
+    if not (label.isascii() and label.isprintable()):  # others need a look at every character
+        visible = (char for char in label if unicodedata.category(char) != "Cf")
+        text = "".join(" " if char.isspace() else char for char in visible)
     return composed("/".join(part.strip() for part in text.split("/")))
 
 

@@ -20,6 +20,7 @@ from tests.fixtures import tiny
 from tests.fixtures.paths import ROOT
 from tools import benchmark
 from tools.benchmarks import (
+    archive,
     data,
     evaluation,
     ised,
@@ -243,3 +244,34 @@ def test_search_projects_to_more_vectors(
     assert content["write_us_per_vector"] == 2e5
     assert content["disk_mib"] * 2**20 == 128 + 20 * (60 + 2 * 4 + 16)
     assert "Projection to 1,000,000,000 vectors (7 GiB)" in capsys.readouterr().out
+
+
+def test_an_archive_of_two_sizes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every step runs; in this process, since starting others takes long."""
+    codes = {}
+
+    def cost_of(name: str, function: Callable[..., int], given: tuple[Any, ...]) -> archive.Cost:
+        codes[name] = function(*given)
+        return archive.Cost(4.0, 2.0, 7.0)
+
+    monkeypatch.setattr(archive, "_cost_of", cost_of)
+    sizes = ["--files", "12", "14", "--folder", str(tmp_path)]
+    assert benchmark.main(["archive", *sizes, "--json"]) == 0
+    out, err = capsys.readouterr()
+    small, large = json.loads(out)["sizes"]
+    assert (small["files"], large["files"], large["subjects"]) == (12, 14, 7)
+    assert small["steps"]["verify"] == {"wall_s": 4.0, "cpu_s": 2.0, "peak_mib": 7.0}
+    assert small["disk_mib"] < large["disk_mib"]
+    assert "2.00 /     4.00 /     7" in err
+    assert set(codes.values()) == {0}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_of_an_archive_sends_its_exit_code() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    archive._serve(theirs, abs, (-3,))
+    code, cost = ours.recv()
+    assert code == 3
+    assert cost.wall_s >= 0
