@@ -89,11 +89,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
     parser = _parser(label_from_file=any(w.split("=")[0] == "--subject-file" for w in words))
     arguments = parser.parse_args(words)
-    is_needed = getattr(arguments, "needs_keyring", True)
-    if getattr(arguments, "public_key", None) is None and is_needed and arguments.keyring is None:
-        parser.error("the following arguments are required: --keyring")
     masters = ("master", "share", "passphrase_file", "unwrap_command")
     given = [name.replace("_", "-") for name in masters if getattr(arguments, name) is not None]
+    if getattr(arguments, "public_key", None) is None and arguments.needs_keyring:
+        if arguments.keyring is None:
+            parser.error("the following arguments are required: --keyring")
+    elif arguments.keyring is not None or given:
+        option = "keyring" if arguments.keyring is not None else given[0]
+        parser.error(f"argument --{option}: not used here, as no keyring is opened; leave it out")
     if len(given) > 1:  # one before the command, another after it
         parser.error(f"argument --{given[1]}: not allowed with argument --{given[0]}")
     return arguments
@@ -113,7 +116,7 @@ def _parser(*, label_from_file: bool) -> Parser:
         text = inspect.getdoc(run) or ""
         help_line = text.split("\n", 1)[0]
         sub = group.add_parser(name, help=help_line, description=text, parents=[after_command])
-        sub.set_defaults(run=run, action=f"{prefix} {name}")
+        sub.set_defaults(run=run, action=f"{prefix} {name}", needs_keyring=True)
         return sub
 
     def subject_command(name: str, run: Run, *, several: bool = False) -> Parser:
@@ -236,13 +239,15 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _table(infos: Iterable[keyring_admin.KeyInfo]) -> str:
-    columns = f"{'subject':32} {'key':12} {'gen':>3} {'state':9} {'purpose':8} {'origin':8}"
+    infos = list(infos)
+    subjects = ["(erased)" if x.subject is None else shown(x.subject) for x in infos]
+    width = max(map(len, ("subject", *subjects)))
+    columns = f"{'subject':{width}} {'key':12} {'gen':>3} {'state':9} {'purpose':8} {'origin':8}"
     lines = [f"{columns} {'created':10} last use"]
-    for info in infos:
+    for info, subject in zip(infos, subjects, strict=True):
         origin = "imported" if info.imported else "own"
-        subject = "(erased)" if info.subject is None else shown(info.subject)
         lines.append(
-            f"{subject:32} {info.key_id[:12]} {info.generation:3d} {info.state:9} "
+            f"{subject:{width}} {info.key_id[:12]} {info.generation:3d} {info.state:9} "
             f"{info.purpose:8} {origin:8} {info.created} {info.used}"
         )
     return "\n".join(lines)
@@ -301,13 +306,29 @@ def _expire(arguments: argparse.Namespace) -> None:
                 print(f"{_keys(len(revoked), 'revoked ')} of this age: kept, `destroy` erases them")
             is_wanted = rows and not arguments.dry_run
             if is_wanted:
-                _confirm(f"destroy {_keys(len(rows))}?", arguments.yes)
+                _confirm_expiry(keyring, len(rows), days, arguments.yes)
                 count = erasure.expire(keyring, days, by, {row.key_id for row in rows})
         keys = [asdict(info) for info in infos]
         show(
             {"keys": keys, "revoked": len(revoked), "destroyed": count},
             f"{_keys(count)} destroyed here; {_COPIES}" if is_wanted else "",
         )
+
+
+def _confirm_expiry(keyring: Keyring, count: int, days: int, yes: bool) -> None:
+    """Ask before keys expire, and enter a person's yes into the audit log.
+
+    Raises:
+        UsageError: The answer is not yes, or the clock may be wrong and no person is asked.
+    """
+    if problem := erasure.clock_problem(keyring, days):
+        advice = "check the clock: if it is or was wrong, keys are destroyed too early"
+        if yes:
+            raise UsageError(f"{problem}; {advice}; run this without --yes to confirm it once")
+        print(f"{problem}; {advice}")
+    _confirm(f"destroy {_keys(count)}?", yes)
+    if not yes:
+        keyring.use.result = erasure.CONFIRMED
 
 
 def _verify_certificate(arguments: argparse.Namespace) -> None:
@@ -357,7 +378,9 @@ def _days(text: str) -> int:
     """Return a number of days, weeks or years in days."""
     match = re.fullmatch(r"([1-9]\d{0,4})([dwy])", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected for example 30d, 8w or 2y")
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected one or more days, weeks or years: 30d, 8w, 2y"
+        )
     return int(match[1]) * {"d": 1, "w": 7, "y": 365}[match[2]]
 
 
@@ -372,7 +395,11 @@ def _keys(count: int, adjective: str = "") -> str:
 
 
 def _rekey(arguments: argparse.Namespace) -> None:
-    """Change master and root; protected files do not change."""
+    """Change the master, and encrypt all keys again; protected files do not change.
+
+    Subjects' keys are encrypted under a root key, which the master encrypts. Both are replaced, so
+    that the former master opens only old copies of the keyring.
+    """
     try:
         with open_keyring(arguments) as keyring:  # first, so that the old passphrase is read first
             new = master_from(arguments, "new_", confirm=True)
@@ -420,7 +447,8 @@ def _file_passphrase(arguments: argparse.Namespace, *, confirm: bool) -> Passphr
     """Return the passphrase of exported keys."""
     if arguments.file_passphrase_file is not None:
         return Passphrase(read_passphrase(arguments.file_passphrase_file))
-    return Passphrase(ask_passphrase(f"passphrase of {arguments.file}: ", confirm=confirm))
+    prompt = f"passphrase of {arguments.file}: "
+    return Passphrase(ask_passphrase(prompt, "--file-passphrase-file FILE", confirm=confirm))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ import json
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from engine.vault.audit_reader import AuditLog
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import destroy
 from engine.vault.keyring_rows import KeyRow
@@ -37,6 +38,10 @@ from utils.files import check_regular
 from utils.progress import Progress
 
 Statement = dict[str, Any]
+
+CONFIRMED = "confirmed"  # result in the audit log: a person answered the question of `expire`
+_TOLERANCE = timedelta(hours=1)  # that the clock may be set back
+_LEAST_PAUSE_DAYS = 7
 
 _SUFFIXES = (SEALED_SUFFIX, ORIGINAL_SUFFIX)
 _FORMAT = "securereid/erasure/1"
@@ -73,6 +78,31 @@ def expired(keyring: Keyring, days: int, by: str) -> tuple[list[KeyRow], list[Ke
     rows = [row for row in keyring.rows if getattr(row, f"{by}_day") < first]
     usable = [row for row in rows if row.state in ("active", "retired")]
     return usable, [row for row in rows if row.state == "revoked"]
+
+
+def clock_problem(keyring: Keyring, days: int) -> str:
+    """Return why keys of an age may be younger than the clock says, or ''.
+
+    If the clock is or was wrong, `expire` destroys keys too early, or the age of keys is wrong. The
+    times in the audit log show it: a step back, or a long time without any command, which may be a
+    step forward. Commands before the last `CONFIRMED` one are not examined.
+
+    Args:
+        keyring: Open keyring; its log contains the beginning of this command.
+        days: The age.
+    """
+    problem, last = "", None
+    for entry in AuditLog(keyring):
+        time = datetime.fromisoformat(entry["time"])
+        if entry.get("result") == CONFIRMED:
+            problem = ""
+        elif last is not None and not problem:
+            if last - time > _TOLERANCE:
+                problem = f"the clock went back from {last:%Y-%m-%d} to {time:%Y-%m-%d}"
+            elif (time - last).days > max(_LEAST_PAUSE_DAYS, days // 4):
+                problem = f"no command used the keyring from {last:%Y-%m-%d} to {time:%Y-%m-%d}"
+        last = time
+    return problem
 
 
 def expire(keyring: Keyring, days: int, by: str, listed: Collection[bytes]) -> int:
@@ -122,13 +152,16 @@ def destroy_with_certificate(
 
     Raises:
         MissingKey: The keyring has never had such a key of one of the subjects.
-        UsageError: A folder does not exist, or the path cannot be used. Nothing was destroyed.
+        UsageError: A folder cannot be read, or the path cannot be used. Nothing was destroyed.
         StorageError: The certificate cannot be written. The keys were destroyed.
     """
     folders = list(dict.fromkeys(folders))
-    for folder in (*folders, path.parent):
+    checks = [(folder, os.R_OK, "read") for folder in folders]
+    for folder, access, verb in (*checks, (path.parent, os.W_OK, "written to")):
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; nothing was destroyed")
+        if not os.access(folder, access | os.X_OK):
+            raise UsageError(f"{folder} cannot be {verb}; nothing was destroyed")
     keyring.refresh()
     if os.path.lexists(path):
         return 0, _completed(keyring, subjects, folders, path, purpose)

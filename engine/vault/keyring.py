@@ -186,14 +186,14 @@ class Keyring:
     def row_of(self, header: bytes) -> KeyRow | None:
         """Return the row, in any state, of the key that a public header identifies.
 
-        No locator identifies an imported key, since an export does not contain the locator key.
-        The commitment of the file shows whether one fits.
+        Exports lack the locator key, so the commitment of the file identifies an imported key.
         """
         self.refresh()
         row = self._rows.by_id.get(key_id_of(header, self._services["locate"]))
         if row is None:
             imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
-            row = next((row for row in imports if is_under(self.unwrap(row), header)), None)
+            fits = (x for x in imports if is_under(self.unwrap(x, counted=False), header))
+            row = next(fits, None)
         return row
 
     def file_name(self, dataset: str, path: str) -> str:
@@ -284,13 +284,14 @@ class Keyring:
             )
         checked_label(subject)
 
-    def unwrap(self, row: KeyRow) -> bytes:
-        """Return the key of a row in any state.
+    def unwrap(self, row: KeyRow, *, counted: bool = True) -> bytes:
+        """Return the key of a row in any state; not `counted` in the audit log if only compared.
 
         Raises:
             KeyringCorrupt: The row was edited, or its key was destroyed.
         """
-        self.use.keys.add(row.key_id)
+        if counted:
+            self.use.keys.add(row.key_id)
         key = self._unwrapped.get(row.key_id)
         if key is None:
             key = unwrap(self._root, "key", row_aad(self._head.keyring_id, row), row.wrapped or b"")
@@ -496,4 +497,4 @@ class Keyring:
 
 
 def _exists(path: Path) -> KeyringExists:
-    return KeyringExists(f"{path} exists already; it is never overwritten")
+    return KeyringExists(f"{path} exists already; give another --keyring, or move it away")

@@ -18,7 +18,7 @@ from modeling.encryption.ised_errors import (
     Tampered,
 )
 from modeling.encryption.keys import KeySource
-from modeling.encryption.sealed_image import Metadata, open_image
+from modeling.encryption.sealed_image import Metadata, is_under, open_image
 from modeling.encryption.sealed_original import (
     MAX_CONTENT_BYTES,
     SUFFIX,
@@ -121,8 +121,8 @@ def key_id_of(path: Path, keyring: Keyring) -> bytes:
         keyring: The key may be destroyed in it.
 
     Raises:
-        IsedError: The file cannot be read or is not a sealed file, or its key is not in the
-            keyring, so its subject is unknown.
+        IsedError: The file cannot be read or is not a sealed file, or its subject is unknown: its
+            key is not in the keyring, or its locator was changed.
     """
     try:
         check_regular(path)
@@ -131,7 +131,10 @@ def key_id_of(path: Path, keyring: Keyring) -> bytes:
     except OSError as error:
         raise BadInput(f"cannot be read ({error.strerror})") from None
     read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
-    row = keyring.row_of(read(head))
+    public = read(head)
+    row = keyring.row_of(public)
     if row is None:
         raise MissingKey("no key for this file, so its subject is unknown; run `verify`")
+    if row.wrapped is not None and not is_under(keyring.unwrap(row, counted=False), public):
+        raise Tampered("its locator was changed, so its subject is unknown; run `verify`")
     return row.key_id

@@ -270,6 +270,25 @@ def test_a_file_that_may_be_the_subjects_is_an_error(
     assert len(_revealed(kept)) == PEOPLE["0001"]
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_file_with_the_locator_of_another_file_is_an_error(
+    kept: Scene, index: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its locator identifies another subject, so it would be missing in the answer."""
+    pairs = [_pair(kept, f"{name}_c1.png") for name in ("0001/0001", "0002/0002")]
+    own, other = (pair[index] for pair in pairs)
+    pairs[0][1 - index].unlink()
+    start = (49, 8)[index]
+    content = bytearray(own.read_bytes())
+    content[start : start + 48] = other.read_bytes()[start : start + 48]
+    own.write_bytes(content)
+    assert _reveal(kept, "--subject", "photos/0001") == 5
+    assert capsys.readouterr().err.count("its locator was changed") == 1
+    with kept.keyring() as keyring:
+        *_, last = commands(AuditLog(keyring))
+    assert (last.subjects, last.failed) == (1, 1)  # comparing keys is not a use
+
+
 def test_imported_keys_reveal_the_files_of_their_subject(kept: Scene) -> None:
     phrase, exported = Passphrase("correct horse", CHEAP), kept.root / "one.keys"
     with kept.keyring() as keyring:

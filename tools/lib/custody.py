@@ -99,7 +99,7 @@ def _combine_shares(arguments: argparse.Namespace) -> None:
     try:
         write_new_private(arguments.output, read_key(arguments.files))
     except FileExistsError:
-        raise KeyringExists(f"{arguments.output} exists already; it is never overwritten") from None
+        raise KeyringExists(f"{arguments.output} exists already; give another --output") from None
     print(shown(f"made {arguments.output} of {len(arguments.files)} shares"))
 
 
@@ -149,14 +149,15 @@ def _selected(every: Sequence[Command], arguments: argparse.Namespace) -> list[C
 
 
 def _table(listed: Sequence[Command]) -> str:
-    columns = f"{'entry':>6} {'time (UTC)':19} {'user@host':24} {'command':18} {'result':14}"
-    lines = [f"{columns} {'files':>7} {'failed':>6} {'subjects':>8} {'keys':>6}"]
+    columns = f"{'entry':>5} {'time (UTC)':16} {'user@host':16} {'command':18} {'result':12}"
+    lines = [f"{columns} {'files':>6} {'failed':>6} {'subjects':>8} {'keys':>5}"]
     for command in listed:
         user = command.user if command.login is None else f"{command.login} as {command.user}"
+        # Without `keyring` or `protect`: no two commands have the same second word.
         lines.append(
-            f"{command.entry:6d} {command.time:%Y-%m-%d %H:%M:%S} "
-            f"{shown(f'{user}@{command.host}'):24} {command.command:18} "
-            f"{command.result or 'did not end':14} {command.files:7d} {command.failed:6d} "
-            f"{command.subjects:8d} {len(command.keys) + command.more_keys:6d}"
+            f"{command.entry:5d} {command.time:%Y-%m-%d %H:%M} "
+            f"{shown(f'{user}@{command.host}'):16} {command.command.partition(' ')[2]:18} "
+            f"{command.result or 'did not end':12} {command.files:6d} {command.failed:6d} "
+            f"{command.subjects:8d} {len(command.keys) + command.more_keys:5d}"
         )
     return "\n".join(lines)

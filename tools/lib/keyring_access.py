@@ -143,7 +143,9 @@ def master_from(
     if given.get("passphrase_file") is not None:
         return Passphrase(read_passphrase(given["passphrase_file"]))
     prompt = "new passphrase: " if prefix else "passphrase of the keyring: "
-    return Passphrase(ask_passphrase(prompt, confirm=confirm))
+    options = ("master", "passphrase-file")
+    instead = " or ".join(f"--{prefix.replace('_', '-')}{option} FILE" for option in options)
+    return Passphrase(ask_passphrase(prompt, instead, confirm=confirm))
 
 
 def read_passphrase(source: str) -> str:
@@ -176,21 +178,27 @@ def read_label(source: str) -> str:
             check_regular(source)
             with Path(source).open(encoding="utf-8-sig") as file:
                 text = file.readline(_MAX_LABEL_CHARS)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"subject file {source} cannot be read ({error})") from None
+    except OSError as error:
+        reason = error.strerror or error  # without its number and the path a second time
+        raise UsageError(f"subject file {source} cannot be read ({reason})") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"subject file {source} is not UTF-8") from None
     return text.split("\n", 1)[0].rstrip("\r")
 
 
-def ask_passphrase(prompt: str, *, confirm: bool) -> str:
+def ask_passphrase(prompt: str, instead: str, *, confirm: bool) -> str:
     """Ask on the terminal without an echo.
+
+    Args:
+        prompt: What is asked for.
+        instead: Options that can be given instead, for an error.
+        confirm: Ask twice.
 
     Raises:
         UsageError: There is no terminal, or the two entries differ.
     """
     if not sys.stdin.isatty():
-        raise UsageError(
-            "no terminal to ask for the passphrase on; give --master FILE or --passphrase-file FILE"
-        )
+        raise UsageError(f"no terminal to ask for the passphrase on; give {instead}")
     text = getpass.getpass(prompt)
     if confirm and getpass.getpass("again: ") != text:
         raise UsageError("the two passphrases differ")

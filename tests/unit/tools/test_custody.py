@@ -242,7 +242,10 @@ def test_shares_open_the_keyring_and_give_the_master_back(
     assert Path(output).read_bytes() == content
     assert Path(output).stat().st_mode & 0o777 == 0o600
     assert tool.main(["shares", "combine", *chosen, "--output", output]) == 4
-    assert "KeyringExists" in capsys.readouterr().err
+    assert "give another --output" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main(["shares", "combine", *chosen, "--output", output, *with_master])
+    assert "--keyring: not used here" in capsys.readouterr().err
     _shares([*keyring, *given], tmp_path / "again", 2, 2)  # from shares, for other people
     assert tool.main([*keyring, "--master", output, "audit", "--verify"]) == 0
 
@@ -345,7 +348,9 @@ def test_every_command_is_listed_and_filtered(
     assert listed("--since", "2999-01-01") == []
     assert len(listed("--since", "2026-01-01T00:00")) == 8
     assert tool.main([*with_master, "audit"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 9
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 9
+    assert [line.split()[4] for line in table[1:3]] == ["init", "list"]
     assert tool.main([*with_master, "audit", "--key-id", "mistyped"]) == 0
     assert "none of the 8 commands in the log matches" in capsys.readouterr().err
     assert "Joe" not in (tmp_path / "k.db.audit").read_text()
@@ -368,7 +373,7 @@ def test_verify_names_changes_and_accept_begins_a_new_log(
     assert captured.err == "error: audit log: entry 4 is missing at the end\n"
     assert captured.out == ""
     assert tool.main([*with_master, "audit"]) == 5  # lists what is there
-    assert "keyring init" in capsys.readouterr().out
+    assert " init " in capsys.readouterr().out
     assert tool.main([*with_master, "list"]) == 4
     assert "`keyring audit --accept` begins a new log" in capsys.readouterr().err
     assert tool.main([*with_master, "audit", "--accept"]) == 0

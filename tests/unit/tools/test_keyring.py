@@ -165,6 +165,8 @@ def test_errors_are_one_line(
     err = capsys.readouterr().err
     assert err.startswith(f"error: {error}: ")
     assert err.count("\n") == 1
+    if arguments == ["rekey"]:
+        assert "give --new-master FILE or --new-passphrase-file FILE" in err
 
 
 def test_keyring_and_master_may_follow_the_command(
@@ -190,6 +192,8 @@ def test_usage_errors_exit_with_2(base: list[str]) -> None:
         [*base, "--passphrase-file", "-", "list"],
         [*base, "rekey", *two_masters],
         [*base, "list", "--passphrase-file", "-"],
+        [*base[:2], "verify-certificate", "erasure.json", "--public-key", "0" * 64],
+        [*base[2:], "verify-certificate", "erasure.json", "--public-key", "0" * 64],
     ):
         with pytest.raises(SystemExit) as caught:
             tool.main(wrong)
@@ -251,8 +255,12 @@ def test_a_label_can_come_from_a_file(
         assert tool.main([*base, *command, "--subject-file", given]) == 0, command
     assert tool.main([*base, "list"]) == 0
     assert capsys.readouterr().out.count("(erased)") == 2
-    for wrong in (tmp_path, tmp_path / "missing"):
-        assert tool.main([*base, "rotate", "--subject-file", str(wrong)]) == 2
+    (tmp_path / "latin").write_bytes(b"set/Zo\xeb\n")
+    for name, message in (("", "(not a regular file)"), ("missing", "(No such file or directory)"),
+                          ("latin", "is not UTF-8")):  # fmt: skip
+        capsys.readouterr()
+        assert tool.main([*base, "rotate", "--subject-file", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err.endswith(f"{message}\n")
     with pytest.raises(SystemExit):
         tool.main([*base, "rotate", "set/1", "--subject-file", str(label)])
     with pytest.raises(SystemExit):

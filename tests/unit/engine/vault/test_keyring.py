@@ -593,7 +593,7 @@ def test_missing_and_existing_keyring(path: Path, master: KeyFile) -> None:
     assert not path.exists()
     Keyring.create(path, master).close()
     before = path.read_bytes()
-    with pytest.raises(KeyringExists, match="never overwritten"):
+    with pytest.raises(KeyringExists, match="give another --keyring"):
         Keyring.create(path, master)
     assert path.read_bytes() == before
 

@@ -12,12 +12,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from engine.vault import erasure, keyring_admin
+from engine.vault import audit, erasure, keyring_admin
 from engine.vault.erasure import parse_certificate, read_certificate, verify_certificate
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import ORIGINAL
@@ -158,7 +160,7 @@ def test_an_age_has_a_number_and_a_unit(
     with pytest.raises(SystemExit) as caught:
         tool.main([*archive.keys, "expire", f"--older-than={age}"])
     assert caught.value.code == 2
-    assert "expected for example 30d, 8w or 2y" in capsys.readouterr().err
+    assert "expected one or more days, weeks or years: 30d, 8w, 2y" in capsys.readouterr().err
 
 
 def test_nothing_expires_without_a_yes(
@@ -172,6 +174,64 @@ def test_nothing_expires_without_a_yes(
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     assert tool.main([*archive.keys, "expire", "--older-than", "2y"]) == 0
     assert set(_states(archive).values()) == {"destroyed"}
+
+
+def _enter(archive: SmallArchive, patch: pytest.MonkeyPatch, *days: int) -> None:
+    """Enter a command into the audit log at each of these days from now."""
+    for day in days:
+        now = datetime.now(timezone.utc) + timedelta(days=day)
+        patch.setattr(audit, "datetime", SimpleNamespace(now=lambda _, now=now: now))
+        assert tool.main([*archive.keys, "list"]) == 0
+    patch.setattr(audit, "datetime", datetime)
+
+
+@pytest.mark.parametrize(
+    ("days", "problem"),
+    [
+        ((-7, 0), None),
+        ((-8, -1), None),
+        ((-9,), "no command used the keyring from "),
+        ((-30, -21, -14, -7), "no command used the keyring from "),  # some time ago
+        ((20,), "the clock went back from "),
+        ((-3, 1), "the clock went back from "),
+    ],
+)
+def test_a_clock_that_may_be_wrong_needs_a_person(
+    archive: SmallArchive,
+    set_day: Callable[[int], None],
+    days: tuple[int, ...],
+    problem: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A machine with another clock also writes its entries with that clock."""
+    _enter(archive, monkeypatch, *days)
+    set_day(40)
+    expire = [*archive.keys, "expire", "--older-than", "30d"]
+    if problem is not None:
+        for _ in range(2):  # the refused command is in the log too
+            assert tool.main([*expire, "--yes"]) == 2
+        assert problem in capsys.readouterr().err
+        assert set(_states(archive).values()) == {"active"}
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin.isatty", lambda: True)
+            patch.setattr("builtins.input", lambda _: "yes")
+            assert tool.main(expire) == 0
+        assert problem in capsys.readouterr().out
+        with archive.keyring() as keyring:
+            keyring.ensure(SUBJECTS)
+        set_day(80)
+    assert tool.main([*expire, "--yes"]) == 0  # what a person confirmed is confirmed once
+    assert set(_states(archive).values()) == {"destroyed"}
+
+
+def test_a_longer_age_allows_longer_pauses(
+    archive: SmallArchive, set_day: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _enter(archive, monkeypatch, -180)
+    set_day(800)
+    assert tool.main([*archive.keys, "expire", "--older-than", "1y", "--yes"]) == 2
+    assert tool.main([*archive.keys, "expire", "--older-than", "2y", "--yes"]) == 0
 
 
 # ---- certificates --------------------------------------------------------------------------------
@@ -260,6 +320,34 @@ def test_nothing_is_destroyed_if_a_subject_or_folder_does_not_exist(archive: Sma
         erasure.destroy_with_certificate(keyring, PERSON, [], missing)
     assert set(_states(archive).values()) == {"active"}
     assert not (archive.root / "erasure.json").exists()
+
+
+@pytest.mark.parametrize("name", ["market", "cuhk", "."])
+def test_nothing_is_destroyed_if_a_folder_cannot_be_used(
+    archive: SmallArchive,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`access` is replaced, since root may read everything."""
+    closed, access = archive.root / name, os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    with archive.keyring() as keyring, pytest.raises(UsageError, match="nothing was destroyed"):
+        folders = [archive.folder(name) for name in ("market", "cuhk")]
+        erasure.destroy_with_certificate(keyring, PERSON, folders, archive.root / "erasure.json")
+    assert set(_states(archive).values()) == {"active"}
+
+
+def test_a_file_with_the_locator_of_another_file_is_of_unknown_key(archive: SmallArchive) -> None:
+    (one, other) = (archive.folder(label[:-2]) / _file_names(archive, label)[0] for label in PERSON)
+    changed = one.read_bytes()[:49] + other.read_bytes()[49:97] + one.read_bytes()[97:]
+    one.write_bytes(changed)
+    path = archive.root / "erasure.json"
+    with archive.keyring() as keyring:
+        _, statement = erasure.destroy_with_certificate(
+            keyring, ["market/2"], [archive.folder("market")], path
+        )
+    assert statement["folders"][0]["unknown_key"] == [one.name]
 
 
 def test_only_the_keys_of_originals(archive: SmallArchive) -> None:
