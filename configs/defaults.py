@@ -23,8 +23,8 @@ from configs.schema import (
     Sequence,
     Text,
 )
-from utils.limits import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
-from utils.trackers import TRACKERS
+from utils.memory import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
+from utils.metric_writer import TRACKERS
 
 BACKBONES = Registered("modeling.backbones.registry:REID_DESIGNS", prefix="timm:")
 DESENSITIZERS = Registered("data.desensitize:DESENSITIZERS")

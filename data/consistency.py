@@ -16,8 +16,7 @@ from pathlib import Path
 from data import problems as wrong
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
-from utils.logger import get_logger
-from utils.progress import Progress
+from utils.logger import Progress, get_logger
 
 
 @dataclass(frozen=True)

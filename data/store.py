@@ -24,9 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from data.desensitize import Desensitizer
 from data.images import BadImage, read_rgb, resize
 from utils.errors import UserError, WorkerError, worker_death, worker_died
-from utils.logger import get_logger
+from utils.logger import Progress, get_logger
 from utils.memory import MIB, available_mib
-from utils.progress import Progress
 
 CACHE_MODES = ("auto", "device", "memory", "stream")
 

@@ -16,7 +16,7 @@ from data.datasets.market1501 import SPLIT_RECORD, VALIDATION_FOLDERS, tree_hash
 from data.problems import DatasetError
 from data.records import Sample
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 
 Parts = Mapping[str, Sequence[Sample]]
 

@@ -22,9 +22,8 @@ from engine.checkpoint import LoadedWeights, find_weights
 from engine.model import networks_of, recorded_config
 from layers.pixels import PixelSpace
 from modeling.privacy_networks import PrivacyNetworks
-from utils.device import resolve_device, resolve_precision
+from utils.device import exact_convolutions, resolve_device, resolve_precision
 from utils.errors import UserError, out_of_memory
-from utils.precision import exact_convolutions
 
 Pixels = NDArray[np.uint8]
 ImageLike = Image.Image | Pixels

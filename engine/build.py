@@ -44,8 +44,7 @@ from solver.optimizers import Optimizers, build_optimizers
 from utils.config_tree import changed, values_by_name
 from utils.errors import UserError, naming_keys
 from utils.logger import get_logger
-from utils.metric_writer import MetricWriter, SilentWriter
-from utils.trackers import Trackers, check_packages
+from utils.metric_writer import MetricWriter, SilentWriter, Trackers, check_packages
 
 _LOGGER = get_logger()
 

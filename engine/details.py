@@ -33,8 +33,7 @@ from engine.scoring.verification import (
 )
 from utils.errors import UserError
 from utils.files import atomic_write, write_text
-from utils.logger import get_logger
-from utils.progress import Progress
+from utils.logger import Progress, get_logger
 
 CALIBRATION_NAME = "calibration.json"
 # If validation can accept no pair, its threshold is one bin above 1.

@@ -22,8 +22,7 @@ from engine.views import BaselineViews, JointViews, ViewMaker, image_grid, image
 from modeling.build import build_cipher
 from modeling.encryption.cipher import Cipher
 from modeling.privacy_networks import PrivacyNetworks
-from utils.compiling import uncompiled
-from utils.device import precision_name
+from utils.device import precision_name, uncompiled
 from utils.environment import environment_report
 from utils.errors import UserError
 from utils.logger import get_logger

@@ -18,8 +18,8 @@ from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import Features, RetrievalScores, score_directions
 from engine.views import ViewMaker, Views
 from layers.pixels import PixelSpace
-from utils.compiling import uncompiled
-from utils.progress import Progress
+from utils.device import uncompiled
+from utils.logger import Progress
 
 # Key: (query, gallery), each ``raw`` or the key state of protected images.
 Scores = dict[tuple[str, str], RetrievalScores]

@@ -23,9 +23,8 @@ from layers.pixels import PixelSpace
 from modeling.build import build_networks, memory_format_of
 from modeling.privacy_networks import Networks
 from modeling.weights import num_classes_of
-from utils.compiling import compile_in_place, resolve_compile
 from utils.config_tree import changed_values, get_value
-from utils.device import precision_name, resolve_precision
+from utils.device import compile_in_place, precision_name, resolve_compile, resolve_precision
 from utils.errors import naming_keys
 from utils.logger import get_logger
 from utils.seeding import seed_everything

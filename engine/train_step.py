@@ -23,7 +23,7 @@ from modeling.objectives import (
 from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly, frozen
 from modeling.reid_network import LossDict, PrivacyOutput, ReIDPair
 from solver.optimizers import Optimizers
-from utils.compiling import uncompiled
+from utils.device import uncompiled
 from utils.errors import UserError, out_of_memory, shortage
 
 Autocast = Callable[[], AbstractContextManager[object]]

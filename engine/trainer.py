@@ -20,9 +20,8 @@ from engine.train_step import StepOutput, TrainStep, step_that_fits
 from engine.views import as_tensor, save_image
 from modeling.reid_network import LossDict
 from solver.optimizers import Optimizers, set_learning_rate
-from utils.logger import get_logger
+from utils.logger import Progress, get_logger
 from utils.metric_writer import MetricWriter, SilentWriter
-from utils.progress import Progress
 
 _LOGGER = get_logger()
 

@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather, all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.precision import full_precision
+from utils.device import full_precision
 
 
 def in_parallel() -> bool:

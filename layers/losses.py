@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.precision import full_precision
+from utils.device import full_precision
 
 SMALLEST_SQUARE = 1e-12
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from layers.collectives import update_running
-from utils.precision import full_precision
+from utils.device import full_precision
 
 
 class NonLocalBlock(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.precision import full_precision
+from utils.device import full_precision
 
 
 class GeneralizedMeanPooling(nn.Module):

@@ -29,8 +29,8 @@ from modeling.unet import UNet, check_divisible
 from modeling.weights import load_imagenet_weights
 from utils.config_tree import get_value
 from utils.errors import UserError, naming_keys
-from utils.limits import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
 from utils.logger import get_logger
+from utils.memory import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
 
 _LOGGER = get_logger()
 

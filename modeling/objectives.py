@@ -19,7 +19,7 @@ from torch.nn import functional
 from layers.losses import CenterLoss, GANLoss
 from modeling.privacy_networks import PrivacyNetworks
 from modeling.reid_network import LossDict, PrivacyOutput, ReIDOutput, ReIDPair
-from utils.precision import full_precision
+from utils.device import full_precision
 
 TripletLoss = Callable[[Tensor, Tensor], Tensor]
 # Features (b, D) and labels (b,) of this process -> those of the whole batch, (B, D) and (B,).

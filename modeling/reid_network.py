@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from layers.pixels import PixelSpace
 from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from modeling.backbones.registry import reid_design
-from utils.precision import full_precision
+from utils.device import full_precision
 
 # Unweighted losses by name, each a 0-d tensor.
 LossDict = dict[str, Tensor]

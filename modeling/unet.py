@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from layers.recompute import Recomputable
+from utils.device import full_precision
 from utils.errors import UserError
-from utils.limits import NUM_DOWNS
-from utils.precision import full_precision
+from utils.memory import NUM_DOWNS
 
 DEVIATION = 0.02  # standard deviation of start weights
 

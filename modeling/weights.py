@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.limits import MAX_IDENTITIES
 from utils.logger import get_logger
+from utils.memory import MAX_IDENTITIES
 from utils.tensor_files import read_tensors
 
 _LOGGER = get_logger()

@@ -86,7 +86,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     )
     from tools.lib.search_results import Thresholds, search_results
     from utils.files import WriteError, locked_folder
-    from utils.progress import Progress
+    from utils.logger import Progress
 
 Command = Callable[[argparse.Namespace], int]
 _CONTINUES = "interrupted; the same command continues"

@@ -1,16 +1,35 @@
-"""Where networks are computed and in which precision: from a setting to torch's own types."""
+"""Where and how networks are computed: device, number type, exact float32, compilation.
+
+PyTorch may round float32 inputs to TF32 (GPUs) or bfloat16 (CPUs), and autocast computes in
+bfloat16. `full_precision` and `exact_*` prevent one or the other. Scores, losses, pooling with
+powers and normalisation statistics would lose digits; their inputs are small, so float32 costs
+little. All settings but autocast's hold for the whole process: threads that enter and leave these
+contexts at different times undo each other's settings.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import platform
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.logger import get_logger
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+_VOLTA = (7, 0)  # oldest CUDA capability that Triton (torch's compiler for GPUs) supports
 _AMPERE = (8, 0)  # first CUDA capability whose tensor cores multiply bfloat16
 
 
@@ -147,3 +166,132 @@ def set_threads(count: int) -> None:
     """Set the number of CPU threads of torch; 0 keeps torch's choice."""
     if count:
         torch.set_num_threads(count)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Return a context without autocast on the device of ``like``.
+
+    It converts nothing: call ``.float()`` on inputs that may be bfloat16.
+    """
+    # Autocast knows no meta device (tensors without values, with which FLOPs are counted).
+    device = "cpu" if like.is_meta else like.device.type
+    return torch.autocast(device, enabled=False)
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Compute matrix products in float32: no autocast, no TF32, no bfloat16 passes."""
+    with exact_products(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute float32 matrix products in float32; the settings are restored."""
+    backends: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
+    with _ieee([backend.matmul for backend in backends]):
+        yield
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Compute float32 convolutions in float32; the settings are restored.
+
+    By default cuDNN rounds their inputs to TF32 (10 bits).
+    """
+    # Not the common switch of cuDNN: reading it raises if its two settings differ.
+    cudnn: Any = torch.backends.cudnn
+    onednn: Any = torch.backends.mkldnn
+    with _ieee([cudnn.conv, cudnn.rnn, onednn.conv]):
+        yield
+
+
+@contextmanager
+def _ieee(settings: Sequence[Any]) -> Iterator[None]:
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
+def resolve_compile(name: str, device: torch.device, *, worth_it: bool = True) -> bool:
+    """Return whether networks are to be compiled; logs why not if they were expected to be.
+
+    Args:
+        name: ``auto``, ``on`` or ``off``. ``auto`` compiles on GPUs only: on CPUs convolutions take
+            most of the time and compilation does not change them (docs/PERFORMANCE.md).
+        device: Where the networks run.
+        worth_it: Whether they run long enough to gain more than compilation costs; ``auto`` only.
+    """
+    if name == "off" or (name == "auto" and device.type != "cuda"):
+        return False
+    if name == "auto" and not worth_it:
+        get_logger().info(
+            "Networks are not compiled: that takes minutes, and a training as short as this one "
+            "would not gain them"
+        )
+        return False
+    missing = _missing(device)
+    if missing:
+        get_logger().warning("Networks are not compiled: %s; only speed is affected", missing)
+    return not missing
+
+
+def _missing(device: torch.device) -> str:
+    """Return what compilation lacks on this machine; '' if nothing."""
+    compilers = (
+        os.environ.get("CXX", "g++"),
+        os.environ.get("CC", "gcc"),
+        "clang++",
+        "clang",
+        "cc",
+    )
+    if not any(shutil.which(name) for name in compilers):
+        return "no C++ compiler is installed (looked for $CXX, g++ and clang++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's C headers are not installed (Python.h, in a package such as python3-dev)"
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        if torch.cuda.get_device_capability(device) < _VOLTA:
+            return "this GPU is older than capability 7.0, the oldest that Triton supports"
+    try:
+        torch.compile(nn.Identity())
+    except RuntimeError as error:  # this Python is too new for this torch
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def compile_in_place(networks: Iterable[nn.Module], *, forgiving: bool = False) -> None:
+    """Compile each network at its first call; parameter names and values stay.
+
+    Input sizes may vary: a second size creates a graph that serves all further sizes. Copies of a
+    network are not compiled.
+
+    Args:
+        networks: Changed in place.
+        forgiving: If compilation fails, run that part in eager mode, with a warning of torch.
+    """
+    if forgiving:
+        import torch._dynamo  # noqa: PLC0415 - takes seconds
+
+        torch._dynamo.config.suppress_errors = True
+    # This project computes some products in float32 on purpose (utils.device).
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
+    for network in networks:
+        network.compile()
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Return a context in which compiled networks run in eager mode.
+
+    For passes that are so short, or vary so much in size, that compilation would cost more than it
+    saves.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and loading it takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""Memory: how much is free, whether work fits into it, and reuse of freed blocks."""
+"""Memory: how much is free, whether work fits into it, reuse of freed blocks, and largest sizes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 WORTH_TELLING = 10**8  # similarities; smaller work takes so short that no estimate is logged
+# Largest sizes that configuration files and checkpoints may ask for. A wrong or hostile file is
+# rejected before memory is allocated.
+MAX_IMAGE_SIDE = 4096  # px
+MAX_CHANNELS = 1024  # of the first convolution of a U-Net or discriminator; published: 64
+MAX_IDENTITIES = 200_000  # classes of a checkpoint; the largest public training set has under 5,000
+# Down-samplings of a U-Net: its width doubles over the first levels and must reach its maximum, and
+# 2 ** 10 px is the smallest image with 10.
+NUM_DOWNS = (5, 10)
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 # Parameters of glibc's mallopt (malloc.h).

@@ -21,7 +21,7 @@ from data.images import describe_content
 from data.problems import DatasetError
 from utils.errors import UserError
 from utils.files import staged_folder
-from utils.progress import Progress
+from utils.logger import Progress
 
 Format = Literal["hdf5", "matlab5"]
 Indices = NDArray[np.int64]

@@ -20,7 +20,7 @@ from data.people.cameras import MAX_CAMERAS
 from data.people.photograph import Walk, draw_walks
 from utils.errors import UserError
 from utils.files import staged_folder
-from utils.progress import Progress
+from utils.logger import Progress
 
 DRAWING_VERSION = 3  # increase it with every change of a pixel
 _MAX_IDENTITIES = 4000  # with validation and test identities within PPPP

@@ -19,7 +19,7 @@ from engine.attacks.measures import share_measure
 from modeling.encryption.ised_errors import IsedError
 from modeling.encryption.primitives import KEY_BYTES, existing_message_key
 from modeling.encryption.sealed_image import CONTEXT, SealedImage, open_image, public_fields
-from utils.progress import Progress
+from utils.logger import Progress
 
 _IMAGES = 40
 _PREFIX = 64  # values that reject a wrong pad: a quarter of them are then outside [-1, 1]

@@ -23,7 +23,7 @@ from engine.attacks.context import AttackContext
 from engine.attacks.linkage import search_measures, search_sentence
 from engine.attacks.measures import Measure
 from utils.errors import UserError, optional_package
-from utils.progress import Progress
+from utils.logger import Progress
 
 PREFIX = "foreign-"
 _KEYS = (

@@ -21,7 +21,7 @@ from modeling.encryption.cipher import Cipher, Sealed
 from modeling.encryption.png_format import decode, encode
 from modeling.encryption.sealed_image import MAGIC, SealedImage
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 from utils.seeding import numpy_generator
 
 MIN_IDENTITIES = 6

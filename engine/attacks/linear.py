@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.attacks.measures import quality
 from engine.attacks.training import TrainingSetup
-from utils.precision import full_precision
+from utils.device import full_precision
 
 # Ridge penalties that are tried, as multiples of the mean variance of a principal component.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

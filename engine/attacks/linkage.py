@@ -28,7 +28,7 @@ from engine.attacks.measures import (
 )
 from engine.scoring.features import Features, UnitFeatures
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 from utils.seeding import numpy_generator
 
 _RETRIEVAL_PERMUTATIONS = 100

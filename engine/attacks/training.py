@@ -26,7 +26,7 @@ from layers.pixels import PixelSpace
 from modeling.objectives import Objectives, reid_losses, weighted
 from modeling.reid_network import ReIDNetwork, ReIDPair
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 from utils.seeding import derive_seed, seed_everything, torch_generator
 
 

@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from engine.distributed.processes import running_as, world
 from utils.device import resolve_device
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 from utils.world import World
 
 # The other processes wait in a collective while the first one scores a large test set. The time

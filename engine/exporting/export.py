@@ -41,7 +41,7 @@ from engine.exporting.onnx_file import (
 from utils.environment import environment_report
 from utils.errors import UserError
 from utils.files import atomic_write, remove_leftovers, write_text
-from utils.progress import Progress
+from utils.logger import Progress
 
 FORMAT = "securereid-export"
 FORMAT_VERSION = 1

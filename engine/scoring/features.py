@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.device import exact_float32
 from utils.errors import UserError
-from utils.precision import exact_float32
 
 # Embeddings whose cosine is above this are equal up to float32 rounding.
 _SAME_COSINE = 1.0 - 1e-6

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from utils.device import exact_float32
 from utils.errors import UserError
-from utils.precision import exact_float32
 
 _WINDOW = 11
 _SIGMA = 1.5

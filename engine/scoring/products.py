@@ -10,9 +10,9 @@ from torch import Tensor
 
 from engine.scoring.features import UnitFeatures
 from engine.scoring.matching import Indices, Matching
+from utils.device import exact_float32
+from utils.logger import Progress
 from utils.memory import MIB, memory_budget_mib, require_memory, tell_memory
-from utils.precision import exact_float32
-from utils.progress import Progress
 
 _CHUNK_MIB = {"cpu": 64.0, "cuda": 1024.0}
 _CONVERT_ROWS = 4096

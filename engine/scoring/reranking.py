@@ -30,8 +30,9 @@ from engine.scoring.matching import JUNK_PID, Indices, Matching, offsets_of
 from engine.scoring.products import query_chunks
 from engine.scoring.ranking import RankCollector, worst_rows
 from engine.scoring.retrieval import RetrievalScores, scores_of_ranks
+from utils.device import exact_float32
 from utils.errors import UserError
-from utils.logger import get_logger
+from utils.logger import Progress, get_logger
 from utils.memory import (
     MIB,
     WORTH_TELLING,
@@ -39,8 +40,6 @@ from utils.memory import (
     require_memory,
     tell_memory,
 )
-from utils.precision import exact_float32
-from utils.progress import Progress
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

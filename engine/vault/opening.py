@@ -52,7 +52,7 @@ from utils.files import (
     remove_leftovers,
     sync_folder,
 )
-from utils.progress import Progress
+from utils.logger import Progress
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ from modeling.encryption.ised_errors import (
 from modeling.encryption.keys import KeySource
 from modeling.encryption.sealed_image import open_image
 from utils.files import remove_leftovers, sync_folder
-from utils.progress import Progress
+from utils.logger import Progress
 
 # Rows that are converted to float32 at a time: 16 MiB for 2,048 dimensions.
 _BLOCK_ROWS = 2048

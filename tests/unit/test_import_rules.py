@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.paths import ROOT
-from utils.trackers import TRACKERS
+from utils.metric_writer import TRACKERS
 
 FOLDERS = frozenset(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # Package -> other packages that it may import. Only tools and tests import `configs`; build

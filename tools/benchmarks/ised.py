@@ -41,7 +41,7 @@ from modeling.encryption.sealed_image import (
 )
 from tools.lib.command_line import number, whole_number
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 
 _METADATA = Metadata("0002/0002_c1_00.jpg", bytes(range(32)), 283, 96)
 _BATCH = 32  # images of a batch of protect; the first batch, in which workers start, is not counted

@@ -23,7 +23,7 @@ import torch
 from tools.lib.command_line import MAX_THREADS, whole_number
 from utils.device import resolve_device, set_threads
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 
 # Does the work once, and returns the number of its images.
 Work = Callable[[], int]

@@ -23,8 +23,7 @@ from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import score_retrieval
 from tools.benchmarks.measuring import PeakMemory, add_measuring_arguments, seconds
 from tools.lib.command_line import MAX_SEED, whole_number
-from utils.device import device_name, resolve_device, set_threads
-from utils.precision import exact_float32
+from utils.device import device_name, exact_float32, resolve_device, set_threads
 
 _MIB = 2**20
 _CHUNK_BYTES = 64 * _MIB

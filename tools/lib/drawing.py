@@ -32,7 +32,7 @@ from modeling.encryption.cipher import read_sealed
 from modeling.privacy_networks import PrivacyNetworks
 from utils.errors import UserError
 from utils.files import ensure_folder
-from utils.progress import Progress
+from utils.logger import Progress
 from utils.seeding import numpy_generator
 
 

@@ -22,8 +22,7 @@ from tools.lib.report_charts import cmc_chart, percent, training_curves, upgrade
 from tools.lib.run_files import RunFiles, read_run
 from utils.errors import UserError
 from utils.files import write_text
-from utils.logger import get_logger
-from utils.progress import Progress
+from utils.logger import Progress, get_logger
 
 REPORT_NAME = "report.html"
 CARD_NAME = "MODEL_CARD.md"

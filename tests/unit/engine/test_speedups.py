@@ -21,7 +21,7 @@ from engine.trainer import Trainer
 from tests.fixtures import tiny
 from tests.fixtures.curves import Curve, curve_of, worst_difference
 from tools.benchmarks.step import make_step
-from utils import compiling
+from utils import device as device_module
 from utils.world import World
 
 PLAIN = ("RUNTIME.CHANNELS_LAST", "False", "RUNTIME.COMPILE", "off")
@@ -73,7 +73,7 @@ def test_compiled_networks_train_the_same(curves: Curves, monkeypatch: pytest.Mo
 
     plain = curves()
     monkeypatch.setattr(nn.Module, "compile", trace)
-    monkeypatch.setattr(compiling, "_missing", lambda device: "")
+    monkeypatch.setattr(device_module, "_missing", lambda device: "")
     traced = curves("RUNTIME.COMPILE", "on")
     networks = ["UNet", "UNet", "PatchDiscriminator", "PatchDiscriminator", "TinyBackbone"]
     assert compiled == [*networks, "AveragePooling"]
@@ -82,7 +82,7 @@ def test_compiled_networks_train_the_same(curves: Curves, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_compiled_kernels_train_the_same(curves: Curves) -> None:
-    if compiling._missing(torch.device("cpu")):
+    if device_module._missing(torch.device("cpu")):
         pytest.skip("no C++ compiler")
     assert worst_difference(curves(*PLAIN), curves("RUNTIME.COMPILE", "on")) < 1e-3
 
@@ -138,7 +138,7 @@ def test_few_graphs_are_compiled_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         nn.Module, "compile", lambda self: compile_itself(self, backend=backend, fullgraph=True)
     )
-    monkeypatch.setattr(compiling, "_missing", lambda device: "")
+    monkeypatch.setattr(device_module, "_missing", lambda device: "")
     torch.compiler.reset()
     config, *words = tiny.arguments(tmp_path, "RUNTIME.COMPILE", "on", *tiny.PERMISSIVE)
     trainer = build_trainer(load(config.split("=")[1], words))
@@ -164,10 +164,12 @@ def test_auto_compiles_long_trainings(
 
     def resolve(name: str, device: torch.device, *, worth_it: bool) -> bool:
         assert name == "auto"
-        recorded.append(compiling.resolve_compile(name, torch.device("cuda"), worth_it=worth_it))
+        recorded.append(
+            device_module.resolve_compile(name, torch.device("cuda"), worth_it=worth_it)
+        )
         return False
 
-    monkeypatch.setattr(compiling, "_missing", lambda device: "")
+    monkeypatch.setattr(device_module, "_missing", lambda device: "")
     monkeypatch.setattr(model, "resolve_compile", resolve)
     config, *words = tiny.arguments(tmp_path, "SOLVER.MAX_EPOCHS", epochs)
     trainer = build_trainer(load(config.split("=")[1], words))
@@ -204,7 +206,7 @@ def test_several_processes_are_not_compiled(
 ) -> None:
     """Every batch norm communicates there."""
     tiny.install(monkeypatch)
-    monkeypatch.setattr(compiling, "_missing", lambda device: "")
+    monkeypatch.setattr(device_module, "_missing", lambda device: "")
     monkeypatch.setattr(model, "compile_in_place", lambda networks: pytest.fail("compiled"))
     config, *words = tiny.arguments(tmp_path, "RUNTIME.COMPILE", "on")
     cfg = load(config.split("=")[1], words)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils import compiling
-from utils.compiling import compile_in_place, resolve_compile, uncompiled
+from utils import device as device_module
+from utils.device import compile_in_place, resolve_compile, uncompiled
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -31,9 +31,9 @@ class Network(nn.Module):
 def complete(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with everything that compilation needs."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(compiling.Path, "is_file", lambda self: True)
+    monkeypatch.setattr(device_module.Path, "is_file", lambda self: True)
     monkeypatch.setattr(torch, "compile", lambda network: network)
     return monkeypatch
 
@@ -81,11 +81,11 @@ def test_the_missing_part_is_named_in_one_line(
     if lacks == "compiler":
         complete.setattr(shutil, "which", lambda name: None)
     elif lacks == "headers":
-        complete.setattr(compiling.Path, "is_file", lambda self: self.name != "Python.h")
+        complete.setattr(device_module.Path, "is_file", lambda self: self.name != "Python.h")
     elif lacks == "dynamo":
         complete.setattr(torch, "compile", _raise)
     elif lacks == "triton":
-        complete.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+        complete.setattr(device_module.importlib.util, "find_spec", lambda name: None)
     else:
         complete.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     logging.getLogger("reid_baseline").propagate = True

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from utils.precision import exact_convolutions, exact_products
+from utils.device import exact_convolutions, exact_products
 
 PRODUCTS = [lambda: torch.backends.cuda.matmul, lambda: torch.backends.mkldnn.matmul]
 CONVOLUTIONS = [lambda: torch.backends.cudnn.conv, lambda: torch.backends.mkldnn.conv]

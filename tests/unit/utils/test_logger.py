@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from utils.files import WriteError
-from utils.logger import ONLY_IN_FILE, close_logger, get_logger, setup_logger
-from utils.progress import Progress
+from utils.logger import ONLY_IN_FILE, Progress, close_logger, get_logger, setup_logger
 
 LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} reid_baseline INFO: "
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
-from utils import trackers
+from utils import metric_writer
 from utils.errors import UserError
 from utils.files import WriteError
-from utils.metric_writer import MetricWriter, read_metrics
-from utils.trackers import RUNS_NAME, Trackers
+from utils.metric_writer import RUNS_NAME, MetricWriter, Trackers, read_metrics
 
 CONFIG = {"SOLVER.BASE_LR": 0.5, "MODEL.VAL_R1": math.inf, "SOLVER.STEPS": (1, 2), "A": ""}
 
@@ -49,8 +48,8 @@ class Recorder:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """Replace Weights & Biases; return the trackers that are opened."""
     monkeypatch.setattr(Recorder, "opened", [])
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", Recorder)
-    monkeypatch.setattr(trackers, "package", lambda name: None)
+    monkeypatch.setitem(metric_writer.TRACKERS, "wandb", Recorder)
+    monkeypatch.setattr(metric_writer, "package", lambda name: None)
     return Recorder.opened
 
 
