@@ -1,17 +1,32 @@
-"""The interface of an attack, its outcome, and phrases that all attacks use."""
+"""The interface of attacks, the context that all attacks of a run share, and common phrases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.attacks.context import AttackContext
-from engine.attacks.levels import CLEAR_LEVELS
+from engine.attacks.levels import (
+    CLEAR_LEVELS,
+    ImageSet,
+    Protector,
+    Stored,
+    seal,
+    seal_with_attacker_keys,
+)
 from engine.attacks.measures import Measure, Result
+from engine.attacks.training import HeldOut, TrainingSetup, train_reid
+from engine.scoring.features import Features
+from modeling.objectives import Objectives
+from modeling.reid_network import ReIDNetwork
+from modeling.weights import load_matching
+from utils.logger import get_logger
+from utils.tensor_files import TensorFileError, read_tensors, save_tensors
 
 NOTHING_ENCRYPTED = "nothing is encrypted at this level, so there is no ciphertext to break"
 TRIAL_IMAGES = 128  # held-out public images on which an attacker chooses a method
@@ -91,3 +106,189 @@ def image_sentence(measures: tuple[Measure, ...], start: str) -> str:
         else "they do not reveal the identity"
     )
     return f"{start}, the attacker obtains images at {decibels(measures[0])}; {own}."
+
+
+_LOGGER = get_logger()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run, in addition to checkpoint and data.
+
+    Attributes:
+        seed: Seed of all random choices of the attackers.
+        budget: Public images that an attacker may train on.
+        epochs: Passes over them; smaller budgets get as many updates.
+        people: Maximum number of private identities.
+        levels: Levels to attack.
+        keys: Keys that the brute force tries for each image.
+        start: Start weights of an attacker's re-ID network: ``imagenet`` or ``none``.
+    """
+
+    seed: int
+    budget: int
+    epochs: int
+    people: int
+    levels: tuple[str, ...]
+    keys: int
+    start: str = "none"
+
+
+@dataclass(frozen=True)
+class NetworkFactories:
+    """Functions that build an attacker's networks, with the architecture of the attacked model.
+
+    Attributes:
+        recovery: Returns a recovery network.
+        reid: Returns a re-ID network for a number of identities.
+        objectives: Returns identity losses for a number of identities and a feature size.
+    """
+
+    recovery: Callable[[], nn.Module]
+    reid: Callable[[int], ReIDNetwork]
+    objectives: Callable[[int, int], Objectives]
+
+
+@dataclass(eq=False)
+class AttackContext:
+    """Everything that the attacks of one run share.
+
+    Attributes:
+        settings: Seed and budgets.
+        public: Images that attackers train on.
+        validation: Images of held-out public identities, on which attackers choose methods.
+        private: Images that attacks are scored on.
+        protector: Computes the stored images.
+        reid: The owner's re-ID network.
+        recovery: The owner's recovery network; None if the checkpoint has none.
+        factories: Functions that build attackers' networks.
+        bench: Device and length of attackers' trainings.
+        cross_camera: TEST.CROSS_CAMERA.
+        folder: Folder in which attackers' networks are saved for a resume; None to save none.
+    """
+
+    settings: Settings
+    public: ImageSet
+    validation: ImageSet
+    private: ImageSet
+    protector: Protector
+    reid: ReIDNetwork
+    recovery: nn.Module | None
+    factories: NetworkFactories
+    bench: TrainingSetup
+    cross_camera: bool = True
+    folder: Path | None = None
+    _stored: dict[str, Stored] = field(default_factory=dict)
+    _plain: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _public_reid: ReIDNetwork | None = None
+
+    @property
+    def seed(self) -> int:
+        """Seed of all random choices of the attackers."""
+        return self.settings.seed
+
+    def stored(self, level: str) -> Stored:
+        """Return the private images as the owner stores them; the same for all attacks."""
+        if level not in self._stored:
+            plain = self.plain("private", level)
+            self._stored[level] = seal(level, plain, self.private.subjects)
+        return self._stored[level]
+
+    def plain(self, role: str, level: str) -> Tensor:
+        """Return the images of a role (public, validation, private) before encryption."""
+        kind = level if level in ("raw", "desensitized") else "anonymized"
+        if (role, kind) not in self._plain:
+            images: ImageSet = getattr(self, role)
+            self._plain[role, kind] = self.protector.plain(images, kind)
+        return self._plain[role, kind]
+
+    def imitated(self, role: str, level: str) -> Stored:
+        """Return public or validation images, stored under keys of the attacker."""
+        images: ImageSet = getattr(self, role)
+        return seal_with_attacker_keys(level, self.plain(role, level), images.pids)
+
+    def unit(self, images: Tensor) -> Tensor:
+        """Return normalised images as values in [0, 1], clipped."""
+        return self.protector.pixels.denormalize(images).clamp_(0, 1)
+
+    def mean_public(self, level: str) -> Tensor:
+        """Return the mean public image of a level before encryption, in [0, 1], (1, 3, H, W)."""
+        return self.unit(self.plain("public", level)).mean(0, keepdim=True)
+
+    def sides(self, queries: Tensor, gallery: Tensor) -> tuple[Features, Features]:
+        """Return the features of query and gallery, from embeddings of all private images.
+
+        Args:
+            queries: Embeddings (N, D), of which the query images are used.
+            gallery: Embeddings (N, D), of which the gallery images are used.
+        """
+        private, mask = self.private, self.private.is_query
+        return (
+            Features(queries[mask], private.pids[mask], private.camids[mask]),
+            Features(gallery[~mask], private.pids[~mask], private.camids[~mask]),
+        )
+
+    def result(self, attack: str, level: str, sentence: str, **values: Any) -> Result:
+        """Return a result with the values that are common to this run."""
+        common: dict[str, Any] = {
+            "seed": self.seed,
+            "budget": self.settings.budget,
+            "budget_unit": "public images",
+            "num_persons": self.private.num_persons,
+            "num_images": len(self.private),
+        }
+        return Result(attack, level, sentence, **(common | values))
+
+    def public_reid(self) -> ReIDNetwork:
+        """Return a re-ID network that was trained on raw images of public identities only.
+
+        It is trained on first use, and saved in ``folder`` for a resume.
+        """
+        if self._public_reid is None:
+            network = self.factories.reid(self.public.num_persons)
+            path = None if self.folder is None else self.folder / "public_reid.pth"
+            if path is not None and path.is_file():
+                load_matching(network, read_weights(path), str(path))
+                _LOGGER.info("The network trained on raw images only is loaded from %s", path)
+            else:
+                network = self._fit(network, "raw", "Re-ID on raw images")
+                if path is not None:
+                    save_tensors(network.state_dict(), path)
+            self._public_reid = network.to(self.bench.device).eval()
+        return self._public_reid
+
+    def tuned_reid(self, level: str) -> ReIDNetwork:
+        """Return that network after training on public images as stored at a level."""
+        network = copy.deepcopy(self.public_reid())
+        return self._fit(network, level, f"Re-ID on {level} images")
+
+    def _fit(self, network: ReIDNetwork, level: str, title: str) -> ReIDNetwork:
+        labels = torch.unique(self.public.pids)
+        network = network.to(self.bench.device)
+        objectives = self.factories.objectives(len(labels), network.feature_size)
+        held_out = self.validation
+        trained = train_reid(
+            network,
+            self.imitated("public", level).observed,
+            self.public.pids,
+            HeldOut(self.imitated("validation", level).observed, held_out.pids, held_out.camids),
+            objectives,
+            self.bench,
+            title,
+            cross_camera=self.cross_camera,
+        )
+        _LOGGER.info("%s: best after %d updates, held-out mAP %.1f %%", title, trained.best_step,
+                     100 * trained.validation)  # fmt: skip
+        return network
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of an attacker's network that an earlier run saved.
+
+    Raises:
+        TensorFileError: The file is damaged.
+    """
+    try:
+        return read_tensors(path)
+    except TensorFileError as error:
+        raise TensorFileError(f"{error}; delete it to train the network again") from error

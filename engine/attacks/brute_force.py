@@ -11,9 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from engine.attacks.attack import CipherAttack, Outcome, example_images
-from engine.attacks.averaging import PAD_REACH
-from engine.attacks.context import AttackContext
+from engine.attacks.attack import AttackContext, CipherAttack, Outcome, example_images
+from engine.attacks.key_reuse import PAD_REACH
 from engine.attacks.levels import Stored
 from engine.attacks.measures import share_measure
 from modeling.encryption.ised_errors import IsedError

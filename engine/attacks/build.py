@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.attacks.context import AttackContext, NetworkFactories, Settings
+from engine.attacks.attack import AttackContext, NetworkFactories, Settings
 from engine.attacks.levels import AttackSamples, ImageSet, Protector, choose_identities
 from engine.attacks.training import TrainingSetup
 from engine.checkpoint import LoadedWeights

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from engine.attacks.attack import Outcome, percent
-from engine.attacks.context import AttackContext
+from engine.attacks.attack import AttackContext, Outcome, percent
 from engine.attacks.linkage import search_measures, search_sentence
 from engine.attacks.measures import Measure
 from utils.errors import UserError, optional_package

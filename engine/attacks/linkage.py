@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attacks.attack import CipherAttack, Outcome, percent
-from engine.attacks.averaging import high_pass
-from engine.attacks.context import AttackContext
+from engine.attacks.attack import AttackContext, CipherAttack, Outcome, percent
+from engine.attacks.key_reuse import high_pass
 from engine.attacks.levels import CLEAR_LEVELS, Stored, file_size
 from engine.attacks.measures import (
     Floats,

@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from engine.scoring.bootstrap import Interval, bootstrap_ratios
 from engine.scoring.image_quality import QualityAccumulator
+from utils.errors import optional_package
 from utils.seeding import numpy_generator
 
 # File in the folder of a run of attacks; a training has none.
@@ -295,3 +299,62 @@ def share_measure(
     known = Interval(floor, floor, floor)
     value = interval_of(values, pids, seed)
     return Measure(name, "rate", value, known, decides=True, floor_is_exact=True)
+
+
+BACKBONE_FILE = "alexnet-owt-7be5be79.pth"
+_INSTALL = "python3 -m pip install torchmetrics"
+_LEAST_SIDE = 31  # px; AlexNet's second pooling has no output for smaller images
+
+
+def reason_against_lpips(height: int, width: int) -> str:
+    """Return why LPIPS cannot be computed for images of this size; empty if it can."""
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE_FILE
+    if find_spec("torchmetrics") is None:
+        return f"torchmetrics is not installed ({_INSTALL})"
+    if not weights.is_file():
+        return f"AlexNet's ImageNet weights are not in {weights}, and nothing is downloaded"
+    if min(height, width) < _LEAST_SIDE:
+        return f"images of {height} x {width} px are too small; LPIPS needs {_LEAST_SIDE} px"
+    return ""
+
+
+def lpips_measure(
+    attacked: Tensor, truth: Tensor, guess: Tensor, pids: Tensor, seed: int, device: torch.device
+) -> Measure:
+    """Return the mean LPIPS of the attacker's images to their targets; smaller is more similar.
+
+    Source: R. Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
+    Metric", CVPR 2018. torchmetrics contains the weights that LPIPS was trained to, but not those
+    of its AlexNet backbone, which torchvision would download. Nothing is downloaded here.
+
+    Args:
+        attacked: Images of the attacker, values in [0, 1] (N, 3, H, W).
+        truth: Target images (N, 3, H, W).
+        guess: The best guess without the stored image, (1, 3, H, W); its LPIPS is the floor.
+        pids: Identities (N,).
+        seed: Seed of the bootstrap.
+        device: Device of the network.
+    """
+    value, floor = (
+        interval_of(lpips_distances(truth, images.expand_as(truth), device).numpy(), pids, seed)
+        for images in (attacked, guess)
+    )
+    return Measure("lpips", "lpips", value, floor, bad_side="below")
+
+
+@torch.no_grad()
+def lpips_distances(truth: Tensor, images: Tensor, device: torch.device) -> Tensor:
+    """Return the LPIPS (N,) of images (N, 3, H, W) with values in [0, 1]; NaN counts as grey."""
+    metric = _lpips_network().to(device)
+    metric.reset()
+    images = images.nan_to_num(0.5, posinf=1.0, neginf=0.0).clamp(0, 1)
+    for one, other in zip(truth.clamp(0, 1).split(64), images.split(64), strict=True):
+        metric.update(one.to(device), other.to(device))
+    scores: Tensor = metric.compute()
+    return scores.reshape(-1).cpu()
+
+
+@lru_cache(maxsize=1)
+def _lpips_network() -> Any:
+    module = optional_package("torchmetrics.image.lpip", "LPIPS", _INSTALL)
+    return module.LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True)

@@ -1,22 +1,35 @@
-"""Attacks with networks: recovery of images, and re-identification of stored images."""
+"""Attacks with networks or a regression: recovery of images, and re-ID of stored images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from engine.attacks.attack import Outcome, decibels, example_images, percent, reveals_own_identity
-from engine.attacks.context import AttackContext
+from engine.attacks.attack import (
+    AttackContext,
+    Outcome,
+    decibels,
+    example_images,
+    percent,
+    reveals_own_identity,
+)
 from engine.attacks.levels import fresh_key_observer
-from engine.attacks.linear import fit_linear
 from engine.attacks.linkage import link_measures, search_measures, search_sentence
-from engine.attacks.measures import CurvePoint, Measure, image_measures
-from engine.attacks.perceptual import lpips_measure, reason_against_lpips
-from engine.attacks.restorer import Restorer
-from engine.attacks.training import Trained, train_recovery
+from engine.attacks.measures import (
+    CurvePoint,
+    Measure,
+    image_measures,
+    lpips_measure,
+    quality,
+    reason_against_lpips,
+)
+from engine.attacks.training import Trained, TrainingSetup, train_recovery
 from modeling.reid_network import ReIDNetwork
+from utils.device import full_precision
 from utils.logger import get_logger
 
 _LOGGER = get_logger()
@@ -255,3 +268,180 @@ class AuthorisedReID(_ReIDAttack):
     def network(self, context: AttackContext, level: str) -> ReIDNetwork:  # noqa: ARG002
         """See :class:`_ReIDAttack`."""
         return context.reid
+
+
+_WIDTH = 24  # channels of the restorer at the full size
+_ENCODER = (1, 1, 2, 2)  # blocks at each scale; each scale halves the size and doubles the width
+_MIDDLE = 2
+_DECODER = (1, 1, 1, 1)
+
+
+class Restorer(nn.Module):
+    """An image restorer, which maps normalised images (B, 3, H, W) to images of the same size.
+
+    A small NAFNet: residual blocks without activation functions at several scales, and a skip from
+    the input to the output. Source: Chen et al., "Simple Baselines for Image Restoration", ECCV
+    2022. Here the norm is a group norm with one group, which needs no reshaping.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = _WIDTH
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
+        for blocks in _ENCODER:
+            self.encoder.append(_restorer_blocks(width, blocks))
+            self.down.append(nn.Conv2d(width, 2 * width, 2, stride=2))
+            width *= 2
+        self.middle = _restorer_blocks(width, _MIDDLE)
+        self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
+        for blocks in _DECODER:
+            up = nn.Sequential(nn.Conv2d(width, 2 * width, 1, bias=False), nn.PixelShuffle(2))
+            self.up.append(up)
+            width //= 2
+            self.decoder.append(_restorer_blocks(width, blocks))
+        self.head = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Restore images of any size."""
+        height, width = image.shape[-2:]
+        step = 2 ** len(_ENCODER)
+        padded = F.pad(image, (0, -width % step, 0, -height % step), mode="replicate")
+        features, skips = self.stem(padded), []
+        for blocks, down in zip(self.encoder, self.down, strict=True):
+            skips.append(blocks(features))
+            features = down(skips[-1])
+        features = self.middle(features)
+        for blocks, up in zip(self.decoder, self.up, strict=True):
+            features = blocks(up(features) + skips.pop())
+        restored: Tensor = padded + self.head(features)
+        return restored[..., :height, :width]
+
+
+class RestorerBlock(nn.Module):
+    """A residual block: depthwise convolution with channel attention, then a gated 1 x 1 layer.
+
+    The residual branches start at 0, so a new block is the identity.
+
+    Args:
+        width: Channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(
+            nn.GroupNorm(1, width),
+            nn.Conv2d(width, 2 * width, 1),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width),
+            Gate(),
+        )
+        self.attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, width, 1))
+        self.project = nn.Conv2d(width, width, 1)
+        self.feed = nn.Sequential(
+            nn.GroupNorm(1, width),
+            nn.Conv2d(width, 2 * width, 1),
+            Gate(),
+            nn.Conv2d(width, width, 1),
+        )
+        self.scale = nn.Parameter(torch.zeros(2, width, 1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, width, H, W) to the same shape."""
+        mixed = self.mix(features)
+        features = features + self.scale[0] * self.project(mixed * self.attention(mixed))
+        out: Tensor = features + self.scale[1] * self.feed(features)
+        return out
+
+
+class Gate(nn.Module):
+    """Multiplies the two halves of the channels."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, 2 C, H, W) to (B, C, H, W)."""
+        left, right = features.chunk(2, 1)
+        return left * right
+
+
+def _restorer_blocks(width: int, number: int) -> nn.Sequential:
+    return nn.Sequential(*(RestorerBlock(width) for _ in range(number)))
+
+
+# Ridge penalties that are tried, as multiples of the mean variance of a principal component.
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_NEGLIGIBLE = 1e-10  # variance of a component, as a share of the largest
+_BLOCK = 4096  # pixels that are converted to float64 together
+
+
+class LinearMap(nn.Module):
+    """Maps stored images (B, 3, H, W) to raw images: ridge regression on all pixels.
+
+    It has a closed form, so it takes seconds, and neither learning rate nor length must be chosen.
+    A network that reconstructs worse than this was trained too little. Computed on the principal
+    components of the stored images, so that memory grows with the number of images N and not with
+    the square of the pixels.
+
+    Args:
+        stored, raw: Public images, normalised (N, 3, H, W).
+    """
+
+    def __init__(self, stored: Tensor, raw: Tensor) -> None:
+        super().__init__()
+        center, mean = stored.mean(0), raw.mean(0)
+        rows, targets = (stored - center).flatten(1), (raw - mean).flatten(1)
+        blocks = (block.double() for block in rows.split(_BLOCK, dim=1))
+        gram = sum((block @ block.T for block in blocks), torch.zeros((), dtype=torch.float64))
+        variances, vectors = torch.linalg.eigh(gram)
+        used = variances > _NEGLIGIBLE * variances.max()
+        variances, vectors = variances[used], vectors[:, used]
+        self.center, self.mean = nn.Buffer(center), nn.Buffer(mean)
+        self.components = nn.Buffer(_product(vectors / variances.sqrt(), rows))
+        self.targets = nn.Buffer(_product(vectors, targets))
+        self.variances = nn.Buffer(variances)
+        self.gains = nn.Buffer(torch.empty(len(variances)))
+        self.set_penalty(PENALTIES[0])
+
+    def set_penalty(self, penalty: float) -> None:
+        """Set the ridge penalty, a multiple of the mean variance of a component."""
+        shrunk = self.variances + penalty * self.variances.mean()
+        self.gains.copy_(self.variances.sqrt() / shrunk)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the estimate of the raw images, in float32 also under autocast."""
+        with full_precision(image):
+            scores = (image.float() - self.center).flatten(1) @ self.components.T
+            return ((scores * self.gains) @ self.targets).view_as(image) + self.mean
+
+
+def fit_linear(
+    plain: Tensor,
+    raw: Tensor,
+    observe: Callable[[Tensor], Tensor],
+    validation: tuple[Tensor, Tensor],
+    bench: TrainingSetup,
+) -> tuple[LinearMap, float, float]:
+    """Return the map with the best penalty on held-out identities, its penalty and PSNR (dB).
+
+    Args:
+        plain: Public images before encryption, normalised (N, 3, H, W); mirrored ones are added.
+        raw: The raw images of the same samples, normalised.
+        observe: Returns plain images as an outsider sees them, under new keys of the attacker.
+        validation: Images of held-out public identities, observed and raw, both normalised.
+        bench: Device, batch size and pixel space.
+    """
+    plain, raw = (torch.cat([images, images.flip(-1)]) for images in (plain, raw))
+    linear = LinearMap(observe(plain), raw).to(bench.device)
+    truth = bench.pixels.denormalize(validation[1])
+    scores = {}
+    for penalty in PENALTIES:
+        linear.set_penalty(penalty)
+        estimate = bench.pictures(linear, validation[0])
+        scores[penalty] = float(quality(truth, estimate)[0].mean())
+    best = max(scores, key=scores.__getitem__)
+    linear.set_penalty(best)
+    return linear.eval(), best, scores[best]
+
+
+def _product(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Return vectors^T rows as float32, computed in float64."""
+    blocks = [(vectors.T @ block.double()).float() for block in rows.split(_BLOCK, dim=1)]
+    return torch.cat(blocks, dim=1)

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.attacks.attack import Attack, Outcome
-from engine.attacks.averaging import Averaging, Denoisers
+from engine.attacks.attack import Attack, AttackContext, Outcome
 from engine.attacks.brute_force import KeyBruteForce
 from engine.attacks.build import Plan
 from engine.attacks.charts import curve_chart, image_sheet, verdict_chart
-from engine.attacks.context import AttackContext
 from engine.attacks.foreign import PREFIX, ForeignReID
+from engine.attacks.key_reuse import Averaging, Denoisers, Difference, KnownPlaintext
 from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
 from engine.attacks.measures import FAILS, NOT_APPLICABLE, SETTINGS_NAME, Result, not_applicable
 from engine.attacks.network_attacks import (
@@ -26,7 +25,6 @@ from engine.attacks.network_attacks import (
     RestorerAttack,
     TunedReID,
 )
-from engine.attacks.pairs import Difference, KnownPlaintext
 from engine.attacks.tampering import Malleability, StorageRoundTrip, WrongKey
 from engine.views import save_image
 from utils.errors import UserError

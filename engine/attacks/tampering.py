@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attacks.attack import CipherAttack, Outcome, decibels, example_images
-from engine.attacks.context import AttackContext
+from engine.attacks.attack import AttackContext, CipherAttack, Outcome, decibels, example_images
 from engine.attacks.levels import Stored, is_ised, stores_bytes, through_file
 from engine.attacks.measures import (
     Measure,

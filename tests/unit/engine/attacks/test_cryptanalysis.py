@@ -13,18 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.attacks import brute_force, levels, tampering
-from engine.attacks import pairs as byte_algebra
-from engine.attacks.averaging import (
+from engine.attacks import brute_force, key_reuse, levels, tampering
+from engine.attacks.brute_force import GUESSES, guessable_keys, search_aead
+from engine.attacks.key_reuse import (
     block_mid_range,
     filter_bank,
     gaussian,
     groups_of,
     image_counts,
+    known_pairs,
     median,
+    same_identity,
     within_pad,
 )
-from engine.attacks.brute_force import GUESSES, guessable_keys, search_aead
 from engine.attacks.levels import (
     ImageSet,
     Protector,
@@ -36,7 +37,6 @@ from engine.attacks.levels import (
     through_file,
 )
 from engine.attacks.measures import FAILS, HOLDS, Result
-from engine.attacks.pairs import known_pairs, same_identity
 from engine.attacks.suite import ATTACKS
 from layers.pixels import PixelSpace
 from modeling.build import CIPHERS
@@ -340,6 +340,6 @@ def test_levels_before_encryption_are_the_images_they_are_named_after() -> None:
 def test_modular_differences_are_those_of_signed_bytes() -> None:
     pairs = torch.cartesian_prod(torch.arange(256), torch.arange(0, 256, 15))
     first, second = (pairs / 127.5 - 1).T.reshape(2, 1, 3, 256, 6)
-    found = byte_algebra.modular_difference(first, second)
+    found = key_reuse.modular_difference(first, second)
     expected = [(a - b + 128) % 256 - 128 for a, b in pairs.tolist()]
     assert found.flatten().tolist() == expected

@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from engine.attacks import perceptual
-from engine.attacks.perceptual import BACKBONE_FILE, distances, reason_against_lpips
+from engine.attacks import measures
+from engine.attacks.measures import BACKBONE_FILE, lpips_distances, reason_against_lpips
 from engine.attacks.suite import ATTACKS
 from tests.fixtures.attack_scene import make_scene
 
@@ -39,9 +39,9 @@ class MeanDifference:
 
 def test_the_reason_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(perceptual, "find_spec", lambda _: None)
+    monkeypatch.setattr(measures, "find_spec", lambda _: None)
     assert reason_against_lpips(256, 128).startswith("torchmetrics is not installed")
-    monkeypatch.setattr(perceptual, "find_spec", lambda _: object())
+    monkeypatch.setattr(measures, "find_spec", lambda _: object())
     file = tmp_path / "hub" / "checkpoints" / BACKBONE_FILE
     assert f"are not in {file}, and nothing is downloaded" in reason_against_lpips(256, 128)
     file.parent.mkdir(parents=True)
@@ -52,12 +52,12 @@ def test_the_reason_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_distances_are_one_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     network = MeanDifference()
-    monkeypatch.setattr(perceptual, "_network", lambda: network)
+    monkeypatch.setattr(measures, "_lpips_network", lambda: network)
     truth = torch.rand(70, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     images = truth.flip(0)
     images[3] = torch.nan
     for _ in range(2):  # the second call does not contain the first one's scores
-        found = distances(truth, images, CPU)
+        found = lpips_distances(truth, images, CPU)
     expected = (truth - images.nan_to_num(0.5)).abs().flatten(1).mean(1)
     torch.testing.assert_close(found, expected)
 
@@ -68,7 +68,7 @@ def test_the_model_attack_reports_lpips_or_the_reason(monkeypatch: pytest.Monkey
     assert "LPIPS" not in result.sentence
     monkeypatch.setattr("engine.attacks.network_attacks.reason_against_lpips", lambda *_: "")
     network = MeanDifference()
-    monkeypatch.setattr(perceptual, "_network", lambda: network)
+    monkeypatch.setattr(measures, "_lpips_network", lambda: network)
     result = ATTACKS["model-linear"].run(make_scene(), "anonymized").result
     measure = next(m for m in result.measures if m.name == "lpips")
     assert measure.value.value < measure.floor.value  # closer than the guess
@@ -87,13 +87,15 @@ def test_lpips_of_torchmetrics_with_a_random_backbone(monkeypatch: pytest.Monkey
     for parameter in alexnet.features.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     monkeypatch.setattr(torchvision.models, "alexnet", lambda **_: alexnet)
-    perceptual._network.cache_clear()
+    measures._lpips_network.cache_clear()
     generator = torch.Generator().manual_seed(1)
     truth = 0.2 + 0.6 * torch.rand(2, 3, 64, 32, generator=generator)
     noise = torch.randn(truth.shape, generator=generator)
     try:
-        same, little, much = (distances(truth, truth + s * noise, CPU) for s in (0, 0.02, 0.2))
+        same, little, much = (
+            lpips_distances(truth, truth + s * noise, CPU) for s in (0, 0.02, 0.2)
+        )
     finally:
-        perceptual._network.cache_clear()
+        measures._lpips_network.cache_clear()
     assert torch.equal(same, torch.zeros(2))
     assert (little > 0).all() and (little < much).all()

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.attacks import training
-from engine.attacks.linear import PENALTIES, LinearMap, fit_linear
 from engine.attacks.measures import FAILS, HOLDS
-from engine.attacks.network_attacks import budgets
-from engine.attacks.restorer import Restorer
+from engine.attacks.network_attacks import PENALTIES, LinearMap, Restorer, budgets, fit_linear
 from engine.attacks.suite import ATTACKS
 from engine.attacks.training import HeldOut, TrainingSetup, train_recovery, train_reid
 from engine.scoring.image_quality import QualityAccumulator
@@ -179,7 +177,7 @@ def test_a_network_finds_persons_on_raw_and_not_on_aead() -> None:
 def test_a_new_restorer_changes_little_and_keeps_any_size(size: tuple[int, int]) -> None:
     image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(1)
-    restored = Restorer(8)(image).detach()
+    restored = Restorer()(image).detach()
     assert restored.shape == image.shape
     assert 0 < float((restored - image).abs().mean()) < 1
 
