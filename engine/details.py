@@ -19,9 +19,8 @@ import numpy as np
 from data.records import Sample
 from engine.evaluator import Extraction, Scores
 from engine.report import DIRECTIONS
-from engine.scoring.bootstrap import Interval, retrieval_intervals
 from engine.scoring.features import Features
-from engine.scoring.paired import PER_QUERY_NAME, Access
+from engine.scoring.intervals import PER_QUERY_NAME, Access, Interval, retrieval_intervals
 from engine.scoring.retrieval import RetrievalScores, score_retrieval
 from engine.scoring.single_shot import SingleShotScores, score_single_shot
 from engine.scoring.verification import (

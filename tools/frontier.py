@@ -25,7 +25,7 @@ from engine.attacks.foreign import PREFIX, foreign_attacks
 from engine.attacks.measures import Result
 from engine.attacks.suite import Suite, chosen_attacks
 from engine.distributed.group import refuse_sharing
-from engine.scoring.bootstrap import Interval
+from engine.scoring.intervals import Interval
 from engine.views import save_image
 from tools.lib.attacking import (
     add_foreign,

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from engine.scoring.bootstrap import Interval, bootstrap_ratios
 from engine.scoring.image_quality import QualityAccumulator
+from engine.scoring.intervals import Interval, bootstrap_ratios
 from utils.errors import optional_package
 from utils.seeding import numpy_generator
 

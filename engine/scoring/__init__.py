@@ -6,6 +6,6 @@
 - `verification`: `score_verification`, `calibrate`: thresholds, ROC curve, equal error rate.
 - `single_shot`: `score_single_shot`: one gallery image for each identity.
 - `image_quality`: `QualityAccumulator`, `structural_similarity`: PSNR and SSIM.
-- `bootstrap`: `Interval`, `retrieval_intervals`; `paired`: differences on the same queries.
-- `matching`, `products`, `ranking`: steps of these scores.
+- `intervals`: `Interval`, `retrieval_intervals`; `paired_differences` on the same queries.
+- `matching`, `ranking`: steps of these scores.
 """

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.matching import JUNK_PID, Indices, Matching, offsets_of
-from engine.scoring.products import query_chunks
-from engine.scoring.ranking import RankCollector, worst_rows
+from engine.scoring.ranking import RankCollector, query_chunks, worst_rows
 from engine.scoring.retrieval import RetrievalScores, scores_of_ranks
 from utils.device import exact_float32
 from utils.errors import UserError

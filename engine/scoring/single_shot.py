@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.scoring.bootstrap import Interval, bootstrap_ratios
 from engine.scoring.features import Features, UnitFeatures
+from engine.scoring.intervals import Interval, bootstrap_ratios
 from engine.scoring.matching import JUNK_PID, Indices, Matching
-from engine.scoring.products import product_chunks
-from engine.scoring.ranking import worst_rows
+from engine.scoring.ranking import product_chunks, worst_rows
 from engine.scoring.retrieval import CMC_LENGTH
 from utils.memory import MIB
 

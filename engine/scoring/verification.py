@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.scoring.bootstrap import Interval, bootstrap_ratios, draws
 from engine.scoring.features import Features, UnitFeatures
+from engine.scoring.intervals import Interval, bootstrap_ratios, draws
 from engine.scoring.matching import Indices, Matching
-from engine.scoring.products import product_chunks
+from engine.scoring.ranking import product_chunks
 from utils.errors import UserError
 from utils.memory import MIB
 from utils.seeding import numpy_generator

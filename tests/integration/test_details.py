@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from engine.details import load_calibration, save_calibrations
-from engine.scoring.paired import Access, read_queries
+from engine.scoring.intervals import Access, read_queries
 from engine.scoring.verification import BINS, Calibration, threshold_of
 from tests.fixtures import tiny
 from tools import match

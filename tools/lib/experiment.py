@@ -13,7 +13,7 @@ from configs import loading
 from configs.comparability import OF_A_RESULT, OF_A_TRAINING, differing
 from engine.checkpoint import NATIVE_NAMES
 from engine.report import RESULTS_NAME, Results
-from engine.scoring.paired import PER_QUERY_NAME
+from engine.scoring.intervals import PER_QUERY_NAME
 from tools.lib.run import run
 from utils.errors import UserError
 

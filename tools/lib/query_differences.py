@@ -12,8 +12,13 @@ from typing import Any
 
 from engine.details import DETAILS_NAME
 from engine.report import DIRECTIONS
-from engine.scoring.bootstrap import Interval
-from engine.scoring.paired import Access, access_warning, paired_differences, read_queries
+from engine.scoring.intervals import (
+    Access,
+    Interval,
+    access_warning,
+    paired_differences,
+    read_queries,
+)
 from utils.errors import UserError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.published import TOLERANCE, published_rank1
 from engine.report import DIRECTIONS, Results, Spread
-from engine.scoring.paired import access_warning, mean_of, paired_differences, read_queries
+from engine.scoring.intervals import access_warning, mean_of, paired_differences, read_queries
 from tools.lib.experiment import Experiment
 from tools.lib.query_differences import points
 

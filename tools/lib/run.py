@@ -24,7 +24,7 @@ from engine.evaluator import Extraction, Scored
 from engine.guard import NonFiniteLossError
 from engine.report import DIRECTIONS, RESULTS_NAME, EvalReport
 from engine.run_folder import Launch
-from engine.scoring.paired import Access
+from engine.scoring.intervals import Access
 from engine.train_step import BatchTooLarge
 from engine.trainer import Trainer
 from engine.views import save_image

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from configs import loading
 from configs.published import STRENGTHS
 from engine.report import DIRECTIONS
-from engine.scoring.paired import Access
+from engine.scoring.intervals import Access
 from tests.fixtures import trees
 from tests.fixtures.paths import ROOT
 from tests.unit.engine.test_report import content

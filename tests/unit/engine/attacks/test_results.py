@@ -19,7 +19,7 @@ from engine.attacks.measures import (
     share_measure,
 )
 from engine.attacks.suite import report
-from engine.scoring.bootstrap import Interval
+from engine.scoring.intervals import Interval
 
 
 def measure(low: float, high: float, *, decides: bool = True, bad_side: str = "above") -> Measure:

@@ -10,7 +10,7 @@ import torch
 from data.records import Sample
 from engine.details import save_details, score_details
 from engine.scoring.features import Features
-from engine.scoring.paired import (
+from engine.scoring.intervals import (
     Access,
     QueryResult,
     QueryTable,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scoring import products, ranking
+from engine.scoring import ranking
 from engine.scoring.features import UnitFeatures
 from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import Features, score_directions, score_retrieval
@@ -118,7 +118,7 @@ def test_a_duplicated_gallery_ties_and_the_first_copy_wins(seed, counting):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("block", [4096, 7])
 def test_other_types_are_scored_in_float32(dtype, block, monkeypatch):
-    monkeypatch.setattr(products, "_CONVERT_ROWS", block)
+    monkeypatch.setattr(ranking, "_CONVERT_ROWS", block)
     for seed in range(10):
         query, gallery = random_sets(seed, ties=False)
         sets = [Features(torch.tensor(one[0]).to(dtype), *one[1:]) for one in (query, gallery)]
@@ -142,7 +142,7 @@ def test_small_chunks_change_nothing(monkeypatch):
     query, gallery = random_sets(3, ties=False, num_query=60, num_gallery=300)
     sets = [Features(torch.tensor(one[0]), *one[1:]) for one in (query, gallery)]
     whole = score_retrieval(*sets)
-    monkeypatch.setitem(products._CHUNK_MIB, "cpu", 0.01)
+    monkeypatch.setitem(ranking._CHUNK_MIB, "cpu", 0.01)
     pieces = score_retrieval(*sets)
     assert (whole.mAP, whole.mINP) == (pieces.mAP, pieces.mINP)
     np.testing.assert_array_equal(whole.per_query.last_rank, pieces.per_query.last_rank)

@@ -10,7 +10,7 @@ import torch
 
 from engine.details import details_table, score_details
 from engine.scoring.features import Features
-from engine.scoring.paired import Access
+from engine.scoring.intervals import Access
 from engine.scoring.retrieval import score_retrieval
 from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import score_verification

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scoring import products, verification
-from engine.scoring.bootstrap import Interval, bootstrap_ratios, retrieval_intervals
+from engine.scoring import ranking, verification
 from engine.scoring.features import Features
+from engine.scoring.intervals import Interval, bootstrap_ratios, retrieval_intervals
 from engine.scoring.retrieval import score_retrieval
 from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import BINS, calibrate, cosine, score_verification
@@ -86,7 +86,7 @@ def test_curve_area_and_equal_error_equal_naive_ones():
 def test_verification_does_not_depend_on_chunks_or_type(monkeypatch):
     query, gallery = clustered(4)
     whole = score_verification(features(query), features(gallery))
-    monkeypatch.setitem(products._CHUNK_MIB, "cpu", 0.02)
+    monkeypatch.setitem(ranking._CHUNK_MIB, "cpu", 0.02)
     monkeypatch.setattr(verification, "_BLOCK_VALUES", 300)
     pieces = score_verification(features(query), features(gallery))
     assert np.abs(whole.pair_bin - pieces.pair_bin).max() <= 1
@@ -105,13 +105,13 @@ def test_memory_of_histograms_counts_too():
 
 def test_rows_are_fewer_where_the_caller_needs_memory_for_each(monkeypatch):
     """A drawn gallery of many people takes several times the memory of its products."""
-    sizes, multiply = [], products._multiply
+    sizes, multiply = [], ranking._multiply
 
     def noted(queries, index, *rest):
         sizes.append(len(index))
         multiply(queries, index, *rest)
 
-    monkeypatch.setattr(products, "_multiply", noted)
+    monkeypatch.setattr(ranking, "_multiply", noted)
     query, gallery = (
         Features(torch.randn(n, 4), torch.arange(n), torch.full((n,), camera))
         for n, camera in ((300, 0), (4000, 1))

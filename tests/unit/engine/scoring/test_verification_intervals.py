@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.scoring import products, verification
-from engine.scoring.bootstrap import draws
+from engine.scoring import ranking, verification
 from engine.scoring.features import Features
+from engine.scoring.intervals import draws
 from engine.scoring.verification import score_verification
 from tests.fixtures.naive_retrieval import unit
 
@@ -107,7 +107,7 @@ def test_every_pair_is_counted_once_for_any_size_of_the_blocks(monkeypatch):
     cosine, genuine, _ = naive_pairs(query, [part[20:] for part in gallery])
     assert whole.num_genuine == genuine.sum()
     assert whole.num_impostor == len(cosine) - genuine.sum()
-    monkeypatch.setitem(products._CHUNK_MIB, "cpu", 0.02)
+    monkeypatch.setitem(ranking._CHUNK_MIB, "cpu", 0.02)
     monkeypatch.setattr(verification, "_BLOCK_VALUES", 500)
     pieces = score_verification(features(query), features(gallery))
     np.testing.assert_array_equal(pieces.genuine, whole.genuine)
