@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.people.appearance import draw_people
-from data.people.cameras import MAX_CAMERAS
-from data.people.photograph import Walk, draw_walks
+from data.people.photograph import MAX_CAMERAS, Walk, draw_walks
 from utils.errors import UserError
 from utils.files import staged_folder
 from utils.logger import Progress

@@ -8,11 +8,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data.people import fabrics
-from data.people.appearance import GARMENT_COLOURS, Garment, Person
-from data.people.fabrics import from_front
-from data.people.raster import Array, Tube, limb, offset
-from data.people.skeleton import Vector, walking_joints
+from data.people import appearance
+from data.people.appearance import GARMENT_COLOURS, Garment, Person, from_front
+from data.people.raster import Array, Tube, Vector, limb, offset
 
 _SHORT_SLEEVE = 0.62  # share of the upper arm
 
@@ -38,21 +36,21 @@ def build_figure(person: Person, phase: float) -> list[Tube]:
 def _legs(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     tubes = []
     girth, lower = 0.5 + 0.5 * person.girth, person.lower
-    skin = fabrics.plain(person.skin)
+    skin = appearance.plain(person.skin)
     covered = lower.cut in {"skirt", "gown"}  # the skirt hides the thighs
     bare = covered or lower.cut == "shorts"
     widths = {"slim": (0.078, 0.052, 0.040), "wide": (0.098, 0.088, 0.098)}
     top, knee_width, hem = (girth * w for w in widths.get(lower.cut, (0.088, 0.068, 0.060)))
     for name, outside in (("l", 1), ("r", -1)):
         hip, knee, ankle = (joints[f"{part}_{name}"] for part in ("hip", "knee", "ankle"))
-        cloth = fabrics.leg(lower, 0.0, outside)
+        cloth = appearance.leg(lower, 0.0, outside)
         if bare:
             thigh, calf = 0.066 * girth, 0.048 * girth
             tubes.append(limb(hip, knee, (thigh * 1.15, calf * 1.1), skin, lift=-0.12 * covered))
             tubes.append(limb(knee, ankle, (calf, calf * 1.12, calf * 0.9, 0.034), skin))
         else:
             tubes.append(limb(hip, knee, (top, top, knee_width), cloth))
-            shin = fabrics.leg(lower, 0.43, outside)
+            shin = appearance.leg(lower, 0.43, outside)
             tubes.append(
                 limb(knee, ankle, (knee_width, (knee_width + hem) / 2, hem), shin, flat_end=True)
             )
@@ -67,13 +65,13 @@ def _shoe(person: Person, joints: dict[str, Vector], name: str, over: bool) -> l
     heel, toe, ankle = (joints[f"{part}_{name}"] for part in ("heel", "toe", "ankle"))
     colour = GARMENT_COLOURS[person.shoes]
     sole = (40.0, 38.0, 36.0) if person.boots or person.shoes == "white" else (214.0, 212.0, 206.0)
-    paint = fabrics.shoe(colour, sole=sole)
+    paint = appearance.shoe(colour, sole=sole)
     radii = (0.044, 0.046, 0.043, 0.034)
     shoe = Tube(heel, toe, radii, radii, paint, caps=(0.036, 0.034), gloss=0.12)
     if not (person.boots and over):
         return [shoe]
     shaft = ankle + 0.62 * (joints[f"knee_{name}"] - ankle)
-    return [shoe, limb(shaft, ankle, (0.062, 0.05, 0.052), fabrics.plain(colour))]
+    return [shoe, limb(shaft, ankle, (0.062, 0.05, 0.052), appearance.plain(colour))]
 
 
 def _trunk(person: Person, joints: dict[str, Vector], phase: float) -> list[Tube]:
@@ -91,9 +89,9 @@ def _trunk(person: Person, joints: dict[str, Vector], phase: float) -> list[Tube
     )
     cloth = lower if lower.cut == "gown" else upper
     opened = person.inner if upper.cut in {"jacket", "coat"} and cloth is upper else None
-    paint = fabrics.trunk(cloth, phase, open_over=opened)
+    paint = appearance.trunk(cloth, phase, open_over=opened)
     tubes = [Tube(pelvis + offset(-0.055), neck, wide, deep, paint, caps=(0.02, 0.03))]
-    seat = fabrics.leg(lower, 0.0, 1)
+    seat = appearance.leg(lower, 0.0, 1)
     tubes.append(
         Tube(
             pelvis + offset(0.02),
@@ -106,7 +104,7 @@ def _trunk(person: Person, joints: dict[str, Vector], phase: float) -> list[Tube
     )
     tubes.extend(_skirts(person, pelvis, phase, wide[0], deep[0]))
     if upper.cut == "hoodie" and cloth is upper:
-        hood = fabrics.plain(GARMENT_COLOURS[upper.colour])
+        hood = appearance.plain(GARMENT_COLOURS[upper.colour])
         tubes.append(
             Tube(
                 neck + offset(-0.04, -0.085),
@@ -118,7 +116,7 @@ def _trunk(person: Person, joints: dict[str, Vector], phase: float) -> list[Tube
             )
         )
     if upper.cut in {"shirt", "jacket", "coat"} and cloth is upper:
-        collar = fabrics.plain(fabrics.darker(GARMENT_COLOURS[upper.colour], 0.82))
+        collar = appearance.plain(appearance.darker(GARMENT_COLOURS[upper.colour], 0.82))
         tubes.append(
             Tube(
                 neck + offset(-0.02),
@@ -145,7 +143,7 @@ def _skirts(person: Person, pelvis: Vector, phase: float, wide: float, deep: flo
                 hem,
                 (0.9 * wide, 1.08 * wide, 1.3 * wide, 1.45 * wide),
                 (0.9 * deep, 1.15 * deep, 1.6 * deep, 1.95 * deep),
-                fabrics.skirt(person.lower, phase),
+                appearance.skirt(person.lower, phase),
                 caps=(0.01, 0.02),
             )
         )
@@ -159,7 +157,7 @@ def _skirts(person: Person, pelvis: Vector, phase: float, wide: float, deep: flo
                 pelvis + offset(-0.36, sway),
                 (wide, 1.1 * wide, 1.18 * wide),
                 (deep, 1.3 * deep, 1.6 * deep),
-                fabrics.skirt(tail, phase),
+                appearance.skirt(tail, phase),
                 caps=(0.02, 0.02),
                 cut=lambda along, around: np.abs(from_front(around)) > 0.18 + 0.2 * along,
             )
@@ -174,11 +172,11 @@ def _arms(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     short = cloth.cut in {"tee", "gown"}
     bulk = 1.2 if cloth.cut in {"hoodie", "jacket", "coat"} else 1.0
     contrast = cloth.cut == "vest"
-    skin = fabrics.plain(person.skin)
+    skin = appearance.plain(person.skin)
     for name in ("l", "r"):
         root, elbow, hand = (joints[f"{part}_{name}"] for part in ("shoulder", "elbow", "hand"))
         upper, lower, wrist = 0.058 * thick * bulk, 0.044 * thick * bulk, 0.033 * thick * bulk
-        cloth_paint = fabrics.sleeve(cloth, 0.0, contrast=contrast)
+        cloth_paint = appearance.sleeve(cloth, 0.0, contrast=contrast)
         if short:
             cuff = root + _SHORT_SLEEVE * (elbow - root)
             tubes.append(limb(root, elbow, (0.046 * thick, 0.04 * thick), skin))
@@ -193,7 +191,7 @@ def _arms(person: Person, joints: dict[str, Vector]) -> list[Tube]:
             )
             tubes.append(limb(elbow, hand, (0.04 * thick, 0.028), skin))
         else:
-            rest = fabrics.sleeve(cloth, 0.29, contrast=contrast)
+            rest = appearance.sleeve(cloth, 0.29, contrast=contrast)
             tubes.append(limb(root, elbow, (0.9 * upper, 0.95 * upper, lower), cloth_paint))
             tubes.append(limb(elbow, hand, (lower, wrist), rest, flat_end=True))
         reach = hand + 0.085 * (hand - elbow) / np.linalg.norm(hand - elbow)
@@ -204,19 +202,19 @@ def _arms(person: Person, joints: dict[str, Vector]) -> list[Tube]:
 def _head(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     """Return neck, head, hair and headgear; ``joints`` are those of ``walking_joints``."""
     neck, centre = joints["neck"], joints["head"]
-    skin = fabrics.plain(fabrics.darker(person.skin, 0.86))
+    skin = appearance.plain(appearance.darker(person.skin, 0.86))
     profile_w, profile_d = (0.052, 0.07, 0.078, 0.078, 0.066), (0.06, 0.085, 0.094, 0.096, 0.08)
     chin, crown = centre + offset(-0.075, 0.008), centre + offset(0.07)
     tubes = [
         limb(neck + offset(-0.05), centre + offset(-0.05), (0.056, 0.05), skin),
-        Tube(chin, crown, profile_w, profile_d, fabrics.face(person.skin), caps=(0.035, 0.05)),
+        Tube(chin, crown, profile_w, profile_d, appearance.face(person.skin), caps=(0.035, 0.05)),
     ]
     return tubes + _hair(person, centre, joints)
 
 
 def _hair(person: Person, centre: Vector, joints: dict[str, Vector]) -> list[Tube]:
     style = person.haircut
-    paint = fabrics.strands(person.hair, curly=style == "curly")
+    paint = appearance.strands(person.hair, curly=style == "curly")
     if style in {"cap", "beanie"}:
         return _headgear(person, centre)
     if style == "bald":
@@ -268,8 +266,8 @@ def _hair(person: Person, centre: Vector, joints: dict[str, Vector]) -> list[Tub
 
 
 def _headgear(person: Person, centre: Vector) -> list[Tube]:
-    colour, hair = GARMENT_COLOURS[person.headgear], fabrics.strands(person.hair)
-    dark = fabrics.darker(colour, 0.75)
+    colour, hair = GARMENT_COLOURS[person.headgear], appearance.strands(person.hair)
+    dark = appearance.darker(colour, 0.75)
     below = Tube(
         centre + offset(-0.045, -0.008),
         centre + offset(0.03),
@@ -284,7 +282,7 @@ def _headgear(person: Person, centre: Vector) -> list[Tube]:
         centre + offset(0.082),
         (0.09, 0.088, 0.076),
         (0.106, 0.104, 0.09),
-        fabrics.plain(colour),
+        appearance.plain(colour),
         caps=(0.012, 0.055),
     )
     if person.haircut == "cap":
@@ -293,7 +291,7 @@ def _headgear(person: Person, centre: Vector) -> list[Tube]:
             centre + offset(0.03, 0.17),
             (0.07, 0.055),
             (0.02, 0.014),
-            fabrics.plain(dark),
+            appearance.plain(dark),
             caps=(0.01, 0.02),
         )
         return [below, hat, brim]
@@ -302,7 +300,7 @@ def _headgear(person: Person, centre: Vector) -> list[Tube]:
         centre + offset(0.055),
         (0.097, 0.097),
         (0.112, 0.112),
-        fabrics.plain(dark),
+        appearance.plain(dark),
         caps=(0.008, 0.008),
     )
     return [below, hat, cuff]
@@ -313,9 +311,9 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     if person.bag == "none":
         return []
     colour = GARMENT_COLOURS[person.bag_colour]
-    dark = fabrics.darker(colour, 0.7)
+    dark = appearance.darker(colour, 0.7)
     pelvis, neck, side = joints["pelvis"], joints["neck"], float(person.side)
-    strap, girth = fabrics.plain(dark), person.girth
+    strap, girth = appearance.plain(dark), person.girth
     if person.bag == "backpack":
         back = -0.1 * girth - 0.085
         tubes = [
@@ -324,7 +322,7 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
                 neck + offset(-0.03, back),
                 (0.125, 0.14, 0.14, 0.13, 0.1),
                 (0.085, 0.1, 0.095, 0.08, 0.06),
-                fabrics.knapsack(colour),
+                appearance.knapsack(colour),
                 caps=(0.03, 0.05),
             )
         ]
@@ -342,7 +340,7 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
                 hand + offset(-0.3),
                 (0.05, 0.065, 0.065),
                 (0.13, 0.16, 0.15),
-                fabrics.knapsack(colour),
+                appearance.knapsack(colour),
                 caps=(0.02, 0.03),
             ),
         ]
@@ -352,7 +350,7 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
         hip + offset(-0.13),
         (0.055, 0.065, 0.06),
         (0.12, 0.15, 0.14),
-        fabrics.knapsack(colour),
+        appearance.knapsack(colour),
         caps=(0.02, 0.04),
     )
     cross = -side if person.bag == "messenger" else side
@@ -362,3 +360,55 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
         middle = 0.5 * (top + hip) + offset(0.02, depth)
         tubes += [limb(top, middle, (0.02, 0.02), strap), limb(middle, hip, (0.02, 0.02), strap)]
     return tubes
+
+
+# Body axes: x to the person's left, y up, z forward. Lengths of a person of 1.70 m.
+_HIP_Y, _THIGH, _SHIN, _ANKLE = 0.90, 0.43, 0.40, 0.07
+_TRUNK, _UPPER_ARM, _FOREARM = 0.50, 0.29, 0.25
+
+
+def _swing(angle: float, length: float, outward: float = 0.0) -> Vector:
+    """Return a limb that hangs down, rotated forward and outward (radians)."""
+    return length * np.array([math.sin(outward), -math.cos(angle), math.sin(angle)])
+
+
+def walking_joints(
+    phase: float, *, stride: float, lean: float, shoulder: float, carrying: int = 0
+) -> dict[str, Vector]:
+    """Return the joints of a walking person of 1.70 m.
+
+    Args:
+        phase: Phase of the gait cycle, radians.
+        stride: Amplitude of the thighs, radians.
+        lean: Forward lean of the trunk, radians.
+        shoulder: Half the distance of the shoulders, metres.
+        carrying: +1 or -1 if the left or right arm holds a bag and does not swing, else 0.
+
+    Returns:
+        Points in body axes by name; names of joints on one side end in ``_l`` or ``_r``.
+    """
+    joints: dict[str, Vector] = {"pelvis": np.array([0.0, _HIP_Y, 0.0])}
+    joints["neck"] = joints["pelvis"] + _TRUNK * np.array([0, math.cos(lean), math.sin(lean)])
+    joints["head"] = joints["neck"] + np.array([0, 0.17, 0.02 + 0.1 * lean])
+    for name, sign, shift in (("l", 1, 0.0), ("r", -1, math.pi)):
+        swing = math.sin(phase + shift)
+        thigh = stride * swing + 0.06
+        # The knee bends while the leg swings forward, and slightly under load.
+        bend = 0.10 + 1.5 * stride * max(0.0, math.cos(phase + shift)) + 0.25 * max(0.0, -swing)
+        hip = joints["pelvis"] + np.array([sign * 0.088, 0, 0])
+        knee = hip + _swing(thigh, _THIGH)
+        ankle = knee + _swing(thigh - bend, _SHIN, 0.02 * sign)
+        pitch = -0.9 * max(0.0, -swing) * stride + 0.35 * max(0.0, swing) * stride
+        joints[f"hip_{name}"], joints[f"knee_{name}"], joints[f"ankle_{name}"] = hip, knee, ankle
+        toe = np.array([0.03 * sign, -0.045 + 0.16 * math.sin(pitch), 0.17 * math.cos(pitch)])
+        joints[f"heel_{name}"] = ankle + np.array([0, -0.035, -0.035])
+        joints[f"toe_{name}"] = ankle + toe
+        still = 0.15 if carrying == sign else 1.0
+        arm = -0.85 * stride * swing * still
+        elbow_bend = (0.25 + 0.35 * max(0.0, -swing)) * still
+        root = joints["neck"] + np.array([sign * shoulder, -0.08, 0])
+        elbow = root + _swing(arm, _UPPER_ARM, 0.16 * sign)
+        joints[f"shoulder_{name}"], joints[f"elbow_{name}"] = root, elbow
+        joints[f"hand_{name}"] = elbow + _swing(arm + elbow_bend, _FOREARM, 0.06 * sign)
+    floor = min(joints["ankle_l"][1], joints["ankle_r"][1]) - _ANKLE
+    return {name: point - np.array([0, floor, 0]) for name, point in joints.items()}

@@ -15,11 +15,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.people.skeleton import Vector, View
-
+Vector = NDArray[np.float64]
 Array = NDArray[np.float32]
 Paint = Callable[[Array, Array, Array], Array]
 Cut = Callable[[Array, Array], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class View:
+    """Direction from which the camera sees a person.
+
+    Attributes:
+        yaw: Radians; 0: the person faces the camera, pi/2: walks to the right of the image.
+        pitch: Downward angle of the camera, radians.
+    """
+
+    yaw: float
+    pitch: float
+
+    def project(self, point: Vector) -> Vector:
+        """Return (right, up, towards the camera) of a point in body axes, metres."""
+        x, y, z = point
+        right = x * math.cos(self.yaw) + z * math.sin(self.yaw)
+        near = -x * math.sin(self.yaw) + z * math.cos(self.yaw)
+        up = y * math.cos(self.pitch) - near * math.sin(self.pitch)
+        return np.array([right, up, near * math.cos(self.pitch) + y * math.sin(self.pitch)])
 
 
 @dataclass(frozen=True)

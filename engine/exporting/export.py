@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.people.appearance import draw_people
-from data.people.cameras import build_camera
-from data.people.photograph import draw_track, photograph
+from data.people.photograph import build_camera, draw_track, photograph
 from engine.api import Anonymizer, Pixels, find_joint_weights
 from engine.checkpoint import (
     NATIVE_NAMES,

@@ -19,12 +19,10 @@ from PIL import Image
 from data.datasets.synthetic import FOLDERS, SyntheticOptions, ensure_synthetic
 from data.people import photograph as drawing
 from data.people.appearance import GARMENT_COLOURS, draw_people
-from data.people.cameras import build_camera
-from data.people.figure import build_figure
-from data.people.photograph import SIZE, draw_track, photograph
-from data.people.raster import Frame, Light, Tube, render
+from data.people.figure import build_figure, walking_joints
+from data.people.photograph import SIZE, build_camera, draw_track, photograph
+from data.people.raster import Frame, Light, Tube, View, render
 from data.people.scenery import SCENES
-from data.people.skeleton import View, walking_joints
 from data.registry import load_splits
 from utils.errors import UserError
 
