@@ -16,8 +16,7 @@ from torch.overrides import TorchFunctionMode
 from yacs.config import CfgNode
 
 from engine.checkpoint import CheckpointError, LoadedWeights, find_weights, load_networks
-from engine.distributed.group import device_of_rank
-from engine.distributed.processes import world
+from engine.distributed.processes import device_of_rank, world
 from engine.train_step import Autocast
 from layers.pixels import PixelSpace
 from modeling.build import build_networks, memory_format_of

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from yacs.config import CfgNode
 
+from layers.blocks import set_recompute
 from layers.losses import (
     GAN_LOSSES,
     CenterLoss,
@@ -15,7 +16,6 @@ from layers.losses import (
     weighted_regularized_triplet_loss,
 )
 from layers.pixels import PixelSpace
-from layers.recompute import set_recompute
 from modeling.backbones.registry import imagenet_weights
 from modeling.backbones.timm_backbone import TimmBackbone
 from modeling.discriminator import PatchDiscriminator

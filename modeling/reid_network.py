@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from layers.blocks import AveragePooling, GeneralizedMeanPooling
 from layers.pixels import PixelSpace
-from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from modeling.backbones.registry import reid_design
 from utils.device import full_precision
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.recompute import Recomputable
+from layers.blocks import Recomputable
 from utils.device import full_precision
 from utils.errors import UserError
 from utils.memory import NUM_DOWNS

@@ -29,12 +29,13 @@ from engine.attacks.suite import (
     unexpected_verdicts,
     verdicts_of,
 )
-from engine.distributed.group import joined, leave
 from engine.distributed.processes import (
     barrier,
     first_on_machine,
     from_main,
     is_main,
+    joined,
+    leave,
     locked_by_main,
     share,
 )

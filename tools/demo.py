@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 from yacs.config import CfgNode
 
 from data.build import build_splits
-from engine.distributed.group import refuse_sharing
+from engine.distributed.processes import refuse_sharing
 from engine.report import RESULTS_NAME, Results
 from tools.benchmarks.measuring import seconds
 from tools.benchmarks.networks import evaluation_flops, step_flops

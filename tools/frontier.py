@@ -24,7 +24,7 @@ from engine.attacks.charts import render
 from engine.attacks.foreign import PREFIX, foreign_attacks
 from engine.attacks.measures import Result
 from engine.attacks.suite import Suite, chosen_attacks
-from engine.distributed.group import refuse_sharing
+from engine.distributed.processes import refuse_sharing
 from engine.scoring.intervals import Interval
 from engine.views import save_image
 from tools.lib.attacking import (

@@ -11,8 +11,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from configs import loading
-from engine.distributed.group import joined, leave
-from engine.distributed.processes import from_main
+from engine.distributed.processes import from_main, joined, leave
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of
 from tools.lib.run import run
 

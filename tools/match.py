@@ -16,7 +16,7 @@ from PIL import Image
 from data.images import BadImage, read_rgb
 from engine.api import Anonymizer
 from engine.details import HIGHEST_THRESHOLD, load_calibration
-from engine.distributed.group import refuse_sharing
+from engine.distributed.processes import refuse_sharing
 from modeling.encryption.png_format import CHUNK_NAME
 from tools.lib.command_line import INTERRUPTED, Parser, add_json, answer, exit_code_of, number
 from utils.errors import UserError

@@ -38,8 +38,14 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 if __name__ != "__mp_main__":  # worker processes import this file too and must not load torch
     from engine.api import Anonymizer
-    from engine.distributed.group import device_of_rank, joined, leave
-    from engine.distributed.processes import is_main, locked_by_main, share
+    from engine.distributed.processes import (
+        device_of_rank,
+        is_main,
+        joined,
+        leave,
+        locked_by_main,
+        share,
+    )
     from engine.model import PUBLISHED_ARCHITECTURE
     from engine.vault.keyring import Keyring
     from engine.vault.opening import (

@@ -22,7 +22,7 @@ from configs.published import STRENGTHS, VAL_R1
 from data.datasets.layout import LoadRequest
 from data.registry import find_loader, load_data
 from data.train_split import NAMES, make_split
-from engine.distributed.group import refuse_sharing
+from engine.distributed.processes import refuse_sharing
 from tools.lib.command_line import (
     MAX_SEED,
     Parser,

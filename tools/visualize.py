@@ -11,7 +11,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import utils.program  # noqa: F401 - acts before other imports
 
-from engine.distributed.group import refuse_sharing
+from engine.distributed.processes import refuse_sharing
 from engine.report import DIRECTIONS
 from tools.lib.attacking import checkpoint_config
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown, whole_number

@@ -18,7 +18,7 @@ from engine.attacks.attack import AttackContext, NetworkFactories, Settings
 from engine.attacks.levels import AttackSamples, ImageSet, Protector, choose_identities
 from engine.attacks.training import TrainingSetup
 from engine.checkpoint import LoadedWeights
-from engine.distributed.group import device_of_rank
+from engine.distributed.processes import device_of_rank
 from engine.model import Model, load_pretrained, pretrained_model
 from layers.pixels import PixelSpace
 from modeling.build import build_objectives, build_reid

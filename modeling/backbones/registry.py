@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import nn
 
+from layers.blocks import AveragePooling, GeneralizedMeanPooling
 from layers.pixels import PixelSpace
-from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from modeling.backbones.base import MakeBackbone
 from modeling.backbones.resnet import (
     RESNET18_WEIGHTS,

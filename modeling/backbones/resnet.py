@@ -7,8 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from layers.non_local import NonLocalBlock
-from layers.recompute import Recomputable
+from layers.blocks import NonLocalBlock, Recomputable
 from modeling.backbones.base import Backbone
 from modeling.weights import ImageNetWeights, KnownFile
 

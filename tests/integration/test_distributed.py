@@ -137,7 +137,7 @@ def test_a_killed_rank_is_named_and_the_run_restarts(tmp_path: Path, victim: int
 
 
 def _fails_in_epoch_2(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("engine.distributed.group._WAIT_FOR_AGENT_S", 1.0)
+    patch.setattr("engine.distributed.processes._WAIT_FOR_AGENT_S", 1.0)
     if os.environ["RANK"] == "1":
         train = Trainer._train_epoch
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layers.non_local import NonLocalBlock
-from layers.pooling import AveragePooling, GeneralizedMeanPooling
+from layers.blocks import AveragePooling, GeneralizedMeanPooling, NonLocalBlock
 from modeling.unet import InnermostBlock, MiddleBlock, UNet
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from layers.recompute import set_recompute
+from layers.blocks import set_recompute
 from modeling.reid_network import ReIDNetwork
 from modeling.unet import UNet
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layers.recompute import Recomputable
+from layers.blocks import Recomputable
 from modeling.build import build_networks, build_objectives
 from modeling.objectives import (
     GENERATOR_TERMS,

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from layers.blocks import AveragePooling, GeneralizedMeanPooling
 from layers.collectives import CPUSyncBatchNorm, synchronize_norms
 from layers.pixels import PixelSpace
-from layers.pooling import AveragePooling, GeneralizedMeanPooling
 from modeling.backbones.timm_backbone import TimmBackbone
 from modeling.build import build_reid
 from modeling.reid_network import PUBLISHED_PIXELS, ReIDNetwork

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine.distributed.group import device_of_rank
-from engine.distributed.processes import running_as
+from engine.distributed.processes import device_of_rank, running_as
 from utils.errors import UserError
 from utils.world import World
 

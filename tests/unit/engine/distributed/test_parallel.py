@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from configs.loading import load
 from data.records import Batch
 from engine.build import build_trainer
-from engine.distributed.group import joined
-from engine.distributed.processes import is_main, world
+from engine.distributed.processes import is_main, joined, world
 from engine.supervision import UpgradeState, frozen_copy
 from engine.trainer import Trainer
+from layers.blocks import NonLocalBlock
 from layers.collectives import CPUSyncBatchNorm, synchronize_norms
-from layers.non_local import NonLocalBlock
 from modeling.privacy_networks import PrivacyNetworks
 from tests.fixtures import ranks, tiny
 from tests.fixtures.paths import ROOT
