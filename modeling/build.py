@@ -18,14 +18,13 @@ from layers.losses import (
 from layers.pixels import PixelSpace
 from modeling.backbones.registry import imagenet_weights
 from modeling.backbones.timm_backbone import TimmBackbone
-from modeling.discriminator import PatchDiscriminator
 from modeling.encryption.additive import AdditiveCipher
 from modeling.encryption.aead import AeadCipher
 from modeling.encryption.cipher import Cipher
+from modeling.gan import PatchDiscriminator, UNet, check_divisible
 from modeling.objectives import Objectives, TripletLoss, term_weights
 from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly
 from modeling.reid_network import ReIDNetwork
-from modeling.unet import UNet, check_divisible
 from modeling.weights import load_imagenet_weights
 from utils.config_tree import get_value
 from utils.errors import UserError, naming_keys

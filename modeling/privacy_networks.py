@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from modeling.discriminator import PatchDiscriminator
+from modeling.gan import PatchDiscriminator, UNet
 from modeling.reid_network import PrivacyOutput, ReIDNetwork, ReIDOutput, ReIDPair
-from modeling.unet import UNet
 
 
 @contextmanager

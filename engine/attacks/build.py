@@ -22,8 +22,8 @@ from engine.distributed.processes import device_of_rank
 from engine.model import Model, load_pretrained, pretrained_model
 from layers.pixels import PixelSpace
 from modeling.build import build_objectives, build_reid
+from modeling.gan import UNet
 from modeling.privacy_networks import PrivacyNetworks
-from modeling.unet import UNet
 from utils.device import precision_name, resolve_precision
 from utils.environment import environment_report
 from utils.errors import UserError, naming_keys

@@ -23,7 +23,7 @@ from engine.attacks.measures import (
 )
 from modeling.encryption.cipher import Cipher, Sealed, quantize_pixels
 from modeling.encryption.ised_errors import IsedError
-from modeling.encryption.keys import WrongKeys
+from modeling.encryption.primitives import WrongKeys
 from modeling.encryption.sealed_image import CHUNK_BYTES, PUBLIC_BYTES
 
 _IMAGES = 200

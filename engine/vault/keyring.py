@@ -45,8 +45,7 @@ from modeling.encryption.ised_errors import (
     MissingKey,
     RevokedKey,
 )
-from modeling.encryption.keys import SubjectKey
-from modeling.encryption.primitives import derive_key, hmac_sha256, random_key, seal
+from modeling.encryption.primitives import SubjectKey, derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, is_under, key_id_of
 from utils.files import remove_leftovers
 from utils.progress import Progress

@@ -41,7 +41,7 @@ from modeling.encryption.ised_errors import (
     Tampered,
     UnsafePath,
 )
-from modeling.encryption.keys import KeySource
+from modeling.encryption.primitives import KeySource
 from modeling.encryption.sealed_image import Metadata, OpenedImage, open_image
 from utils.files import (
     LOCK_NAME,

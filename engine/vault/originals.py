@@ -17,7 +17,7 @@ from modeling.encryption.ised_errors import (
     MissingKey,
     Tampered,
 )
-from modeling.encryption.keys import KeySource
+from modeling.encryption.primitives import KeySource
 from modeling.encryption.sealed_image import Metadata, is_under, open_image
 from modeling.encryption.sealed_original import (
     MAX_CONTENT_BYTES,

@@ -34,7 +34,7 @@ from modeling.encryption.ised_errors import (
     UnsafePath,
     UsageError,
 )
-from modeling.encryption.keys import SubjectKey
+from modeling.encryption.primitives import SubjectKey
 from modeling.encryption.sealed_image import Metadata
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
 from utils.progress import Progress

@@ -51,7 +51,7 @@ from modeling.encryption.ised_errors import (
     UsageError,
     WrongKey,
 )
-from modeling.encryption.keys import KeySource
+from modeling.encryption.primitives import KeySource
 from modeling.encryption.sealed_image import open_image
 from utils.files import remove_leftovers, sync_folder
 from utils.logger import Progress

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modeling.encryption.cipher import Sealed, check_batch
-from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
+from modeling.encryption.primitives import EvaluationKeys, KeySource, SubjectKey
 
 _KEY_BYTES = 8
 # 50 MB at 256 x 128. An evaluation visits the images of a person in a row, so few pads are in use.

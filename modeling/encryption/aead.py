@@ -12,8 +12,7 @@ from torch import Tensor
 
 from modeling.encryption.cipher import Sealed, check_batch, dequantize_pixels, quantize_pixels
 from modeling.encryption.ised_errors import MissingKey
-from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
-from modeling.encryption.primitives import random_key
+from modeling.encryption.primitives import EvaluationKeys, KeySource, SubjectKey, random_key
 from modeling.encryption.sealed_image import (
     LOCATOR_BYTES,
     Metadata,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modeling.encryption.ised_errors import AuthenticationError
-from modeling.encryption.keys import EvaluationKeys, KeySource, WrongKeys
+from modeling.encryption.primitives import EvaluationKeys, KeySource, WrongKeys
 from utils.errors import UserError
 
 KeyState = Literal["right", "wrong", "ciphertext"]

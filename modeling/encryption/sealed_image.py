@@ -34,12 +34,12 @@ from modeling.encryption.ised_errors import (
     UnsupportedVersion,
     WrongKey,
 )
-from modeling.encryption.keys import SubjectKey
 from modeling.encryption.primitives import (
     COMMIT_BYTES,
     SALT_BYTES,
     TAG_BYTES,
     MessageKey,
+    SubjectKey,
     existing_message_key,
     fresh_message_key,
     hmac_sha256,

@@ -37,8 +37,15 @@ from modeling.encryption.cipher import (
     read_sealed,
 )
 from modeling.encryption.ised_errors import MissingKey, WrongKey
-from modeling.encryption.keys import EvaluationKeys, KeySource, SubjectKey
-from modeling.encryption.primitives import existing_message_key, open_sealed, random_key, seal
+from modeling.encryption.primitives import (
+    EvaluationKeys,
+    KeySource,
+    SubjectKey,
+    existing_message_key,
+    open_sealed,
+    random_key,
+    seal,
+)
 from modeling.objectives import GENERATOR_TERMS, GeneratorInput, Objectives
 from tests.fixtures import tiny, trees
 from tests.fixtures.attack_scene import install_small_restorer, make_scene

@@ -33,7 +33,7 @@ from engine.vault.subjects import subject_rule
 from modeling.encryption import png_format
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.cipher import dequantize_pixels, quantize_pixels
-from modeling.encryption.keys import SubjectKey
+from modeling.encryption.primitives import SubjectKey
 from modeling.encryption.sealed_image import (
     Metadata,
     open_image,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.blocks import AveragePooling, GeneralizedMeanPooling, NonLocalBlock
-from modeling.unet import InnermostBlock, MiddleBlock, UNet
+from modeling.gan import InnermostBlock, MiddleBlock, UNet
 
 
 def plain_non_local(block: NonLocalBlock, features: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from layers.blocks import set_recompute
+from modeling.gan import UNet
 from modeling.reid_network import ReIDNetwork
-from modeling.unet import UNet
 
 
 def _reid() -> nn.Module:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modeling.discriminator import PatchDiscriminator
+from modeling.gan import PatchDiscriminator, UNet
 from modeling.reid_network import ReIDNetwork
-from modeling.unet import UNet
 from tests.fixtures.golden import (
     golden_arrays,
     golden_images,

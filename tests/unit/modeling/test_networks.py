@@ -10,9 +10,8 @@ import torchvision
 from torch import nn
 
 from modeling.backbones.registry import REID_DESIGNS
-from modeling.discriminator import PatchDiscriminator
+from modeling.gan import PatchDiscriminator, UNet
 from modeling.reid_network import ReIDNetwork
-from modeling.unet import UNet
 from utils.errors import UserError
 
 SIZES = [(64, 32), (96, 48)]

@@ -43,7 +43,7 @@ from modeling.build import CIPHERS
 from modeling.encryption.aead import AeadCipher, MemoryKeys
 from modeling.encryption.cipher import Sealed, dequantize_pixels, quantize_pixels
 from modeling.encryption.ised_errors import FormatError, MissingKey
-from modeling.encryption.keys import SubjectKey
+from modeling.encryption.primitives import SubjectKey
 from modeling.encryption.sealed_image import LOCATOR_BYTES
 from tests.fixtures.attack_scene import make_scene
 

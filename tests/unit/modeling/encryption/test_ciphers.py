@@ -18,7 +18,7 @@ from modeling.encryption.cipher import (
     read_sealed,
 )
 from modeling.encryption.ised_errors import MissingKey, Tampered, WrongKey
-from modeling.encryption.keys import KeySource
+from modeling.encryption.primitives import KeySource
 
 SUBJECTS = ["set/test/7", "set/test/12", "set/test/7"]
 

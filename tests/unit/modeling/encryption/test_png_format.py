@@ -25,7 +25,7 @@ from modeling.encryption.ised_errors import (
     UnsafePath,
     UnsupportedVersion,
 )
-from modeling.encryption.keys import SubjectKey
+from modeling.encryption.primitives import SubjectKey
 from modeling.encryption.sealed_image import Metadata, SealedImage, open_image, seal_image
 from tests.fixtures.paths import GOLDEN
 from tests.fixtures.sealing import repaired

@@ -10,7 +10,7 @@ import pytest
 
 from modeling.encryption import sealed_original
 from modeling.encryption.ised_errors import FormatError, Tampered, TooLarge, WrongKey
-from modeling.encryption.keys import SubjectKey
+from modeling.encryption.primitives import SubjectKey
 from modeling.encryption.sealed_image import Metadata, key_id_of, new_file_key, public_header
 from modeling.encryption.sealed_original import (
     file_bytes,
