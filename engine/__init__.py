@@ -2,14 +2,14 @@
 
 - `api`: `Anonymizer`: trained networks for Python programs.
 - `build`: `build_trainer`, `build_step`: from the configuration.
-- `trainer`: `Trainer`: train an epoch, validate, upgrade, save.
+- `trainer`: `Trainer`: train an epoch, validate, upgrade, save; `LossGuard`.
 - `train_step`: `JointStep`, `BaselineStep`: from a batch to its losses.
 - `supervision`: `Supervision`, `UpgradePolicy`: the anonymization target and its upgrades.
 - `evaluation`: `build_evaluation`; `evaluator`: `Evaluator`: all scores from one pass.
 - `views`: `Views`, `ViewMaker`: anonymized, encrypted, decrypted and recovered images of a batch.
 - `report`: `EvalReport`, `Results`: tables, log lines and results.json; `details`: `ScoreDetails`.
-- `model`: `Model`, `build_model`, `pretrained_model`; `checkpoint`: `find_weights`, `save_native`.
-- `run_folder`: `RunFolder`: the checkpoints in OUTPUT_DIR; `guard`: `LossGuard`.
+- `model`: `Model`, `build_model`, `pretrained_model`.
+- `checkpoint`: `find_weights`, `save_native`, `RunFolder`: the checkpoints in OUTPUT_DIR.
 - `visualization`: `draw_ranked_lists`, `activation_maps`.
 
 `scoring` computes scores, `attacks` measures protection, `vault` manages keys and sealed folders,

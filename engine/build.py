@@ -17,6 +17,7 @@ from engine.checkpoint import (
     NATIVE_NAMES,
     CheckpointError,
     LoadedWeights,
+    RunFolder,
     load_networks,
     training_in,
 )
@@ -32,10 +33,9 @@ from engine.model import (
     model_info,
     pids_by_label,
 )
-from engine.run_folder import RunFolder, TrainPlan
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
-from engine.trainer import Trainer, ValidationRun
+from engine.trainer import Trainer, TrainPlan, ValidationRun
 from modeling.build import build_objectives
 from modeling.objectives import Objectives
 from modeling.privacy_networks import OUTPUT_MODES, PrivacyNetworks

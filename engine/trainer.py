@@ -1,29 +1,96 @@
-"""The training loop: train an epoch, validate, upgrade, save, in the order of the method."""
+"""The training loop: train an epoch, validate, upgrade, save, in the order of the method.
+
+The loop stops a run whose losses are NaN or infinite, and saves the batch at fault.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from data.loaders import TrainLoader
 from data.records import Batch
-from engine.guard import LossGuard
+from engine.checkpoint import RunFolder
+from engine.distributed.processes import world
 from engine.report import EvalReport
-from engine.run_folder import Best, RunFolder, TrainPlan, TrainState
 from engine.supervision import Supervision
 from engine.train_step import StepOutput, TrainStep, step_that_fits
 from engine.views import as_tensor, save_image
 from modeling.reid_network import LossDict
 from solver.optimizers import Optimizers, set_learning_rate
+from utils.errors import UserError
+from utils.files import WriteError
 from utils.logger import Progress, get_logger
 from utils.metric_writer import MetricWriter, SilentWriter
+from utils.tensor_files import save_tensors
 
 _LOGGER = get_logger()
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How long to train, and how often to validate, save and log.
+
+    Attributes:
+        max_epochs: Number of the last epoch.
+        val_period: Epochs between validations; the last epoch is always validated.
+        checkpoint_period: Epochs between checkpoints; the last epoch is always saved.
+        log_period: Iterations between log lines.
+        best_by: Direction (query, gallery) whose rank-1 decides which validation is the best.
+    """
+
+    max_epochs: int
+    val_period: int
+    checkpoint_period: int
+    log_period: int
+    best_by: tuple[str, str] = ("raw", "protected")
+
+    def due(self, epoch: int, period: int) -> bool:
+        """Return whether something with this period happens after ``epoch``."""
+        return epoch % period == 0 or epoch == self.max_epochs
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        epoch: Its epoch; 0 before the first.
+        rank1: Its rank-1 in the direction `TrainPlan.best_by`.
+        qualified: Whether it qualified for upgradation. A qualified validation is better than any
+            that did not qualify.
+    """
+
+    epoch: int = 0
+    rank1: float = -1.0
+    qualified: bool = False
+
+    def beaten_by(self, rank1: float, *, qualified: bool) -> bool:
+        """Return whether another validation is better."""
+        return (qualified, rank1) > (self.qualified, self.rank1)
+
+
+@dataclass
+class TrainState:
+    """The progress of a training, besides weights and optimisers.
+
+    Attributes:
+        epoch: Last finished epoch.
+        step: Iterations so far; the x axis of every curve.
+        best: Best validation so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: Best = field(default_factory=Best)
 
 
 @dataclass(frozen=True)
@@ -215,3 +282,97 @@ class _Meter:
         """Return the averages."""
         values = torch.stack([value.float() for value in self._sums.values()]) / self._steps
         return dict(zip(self._sums, values.tolist(), strict=True))
+
+
+class NonFiniteLossError(UserError):
+    """A loss became NaN or infinite."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class _Pending:
+    names: tuple[str, ...]
+    values: Tensor
+    batch: Batch
+    step: int
+    arrived: torch.cuda.Event | None
+
+
+class LossGuard:
+    """Checks the losses of every step without a synchronisation of host and device.
+
+    On CUDA the losses are copied to the host asynchronously and checked a few steps later, while
+    the device still has work queued. The last few batches are kept, so the batch at fault is known.
+    On the CPU the losses are checked at once.
+
+    Args:
+        folder: Where the batch at fault is saved, as ``nan_batch.pth``.
+        depth: On CUDA, how many steps the check may lag behind.
+        with_images: Whether the saved batch contains its images.
+    """
+
+    def __init__(self, folder: Path, depth: int = 4, *, with_images: bool = True) -> None:
+        self._folder = folder
+        self._with_images = with_images
+        self._depth = depth
+        self._pending: deque[_Pending] = deque()
+
+    @torch.no_grad()
+    def observe(self, losses: LossDict, batch: Batch, step: int) -> None:
+        """Queue the losses of one step, and check the losses that are due.
+
+        Raises:
+            NonFiniteLossError: If a loss of a due step is not finite.
+        """
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        arrived = None
+        if values.is_cuda:
+            stream = torch.cuda.current_stream(values.device)  # the current GPU may be another one
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            values = host.copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(stream)
+        self._pending.append(_Pending(tuple(losses), values, batch, step, arrived))
+        self._settle(keep=0 if arrived is None else self._depth)
+
+    def check(self) -> None:
+        """Check all queued losses; called before anything is saved.
+
+        Raises:
+            NonFiniteLossError: Names the losses and the file of the batch.
+        """
+        self._settle(keep=0)
+
+    def _settle(self, keep: int) -> None:
+        while len(self._pending) > keep:
+            due = self._pending.popleft()
+            if due.arrived is not None:
+                due.arrived.synchronize()
+            values = dict(zip(due.names, due.values.tolist(), strict=True))
+            bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+            if bad:
+                self._stop(bad, values, due)
+
+    def _stop(self, bad: dict[str, float], values: dict[str, float], due: _Pending) -> None:
+        rank = world().rank  # every process has a part of the batch
+        path = self._folder / (f"nan_batch_rank{rank}.pth" if rank else "nan_batch.pth")
+        batch = due.batch
+        content = {
+            "step": due.step,
+            "losses": values,
+            "label": batch.label.cpu(),
+            "index": batch.index.cpu(),
+        }
+        if self._with_images:
+            content |= {"raw": batch.raw.cpu(), "desensitized": batch.desensitized.cpu()}
+        try:
+            save_tensors(content, path)
+            kept = f"its batch is saved in {path}"
+        except WriteError as error:
+            kept = f"its batch could not be saved ({error})"
+        names = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        raise NonFiniteLossError(
+            f"the loss is no longer finite at step {due.step} ({names}); {kept}; the last "
+            "checkpoint is unchanged"
+        )

@@ -14,7 +14,6 @@ import torch
 
 from configs.loading import load
 from engine.build import build_step, build_trainer
-from engine.guard import LossGuard
 from engine.model import build_model
 from engine.scoring.features import Features
 from engine.scoring.image_quality import QualityAccumulator
@@ -22,7 +21,7 @@ from engine.scoring.reranking import score_reranked
 from engine.scoring.retrieval import score_retrieval
 from engine.supervision import Supervision, UpgradePolicy
 from engine.train_step import BatchTooLarge, step_that_fits
-from engine.trainer import Trainer
+from engine.trainer import LossGuard, Trainer
 from modeling.build import build_objectives
 from solver.optimizers import build_optimizers
 from tests.fixtures import tiny

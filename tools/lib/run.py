@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from configs import loading
 from engine.attacks.measures import SETTINGS_NAME
 from engine.build import build_trainer
-from engine.checkpoint import training_in
+from engine.checkpoint import Launch, training_in
 from engine.details import (
     calibrations,
     detail_directions,
@@ -21,12 +21,10 @@ from engine.details import (
 from engine.distributed.processes import all_gather, from_main, is_main, locked_by_main, world
 from engine.evaluation import Evaluation, build_evaluation
 from engine.evaluator import Extraction, Scored
-from engine.guard import NonFiniteLossError
 from engine.report import DIRECTIONS, RESULTS_NAME, EvalReport
-from engine.run_folder import Launch
 from engine.scoring.intervals import Access
 from engine.train_step import BatchTooLarge
-from engine.trainer import Trainer
+from engine.trainer import NonFiniteLossError, Trainer
 from engine.views import save_image
 from modeling.privacy_networks import PrivacyNetworks
 from tools.lib.run_files import is_of_real_people

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.checkpoint import (
     CheckpointError,
     LoadedWeights,
+    RunFolder,
     find_weights,
     load_networks,
     read_native,
@@ -21,7 +22,6 @@ from engine.checkpoint import (
     save_official,
     training_differences,
 )
-from engine.run_folder import RunFolder
 from utils.errors import UserError
 from utils.tensor_files import TensorFileError, read_tensors
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data.records import Batch
-from engine import guard as module
-from engine.guard import LossGuard, NonFiniteLossError
+from engine import trainer as module
+from engine.trainer import LossGuard, NonFiniteLossError
 from utils.errors import UserError
 from utils.files import WriteError
 

@@ -15,11 +15,10 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.records import Batch
 from engine.build import build_trainer
-from engine.guard import LossGuard
-from engine.run_folder import Best, RunFolder, TrainPlan
+from engine.checkpoint import RunFolder
 from engine.supervision import Supervision
 from engine.train_step import StepOutput
-from engine.trainer import Trainer, ValidationRun
+from engine.trainer import Best, LossGuard, Trainer, TrainPlan, ValidationRun
 from tests.fixtures import tiny
 
 
