@@ -10,7 +10,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of
-from tools.lib.query_differences import Comparison
+from tools.lib.tables import Comparison
 
 _EXAMPLES = """examples:
   python3 tools/compare.py demo/base-test demo/without-test demo/full-test

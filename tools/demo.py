@@ -19,11 +19,10 @@ from data.build import build_splits
 from engine.distributed.processes import refuse_sharing
 from engine.report import RESULTS_NAME, Results
 from tools.benchmarks.measuring import seconds
-from tools.benchmarks.networks import evaluation_flops, step_flops
-from tools.benchmarks.step import make_step
+from tools.benchmarks.step import evaluation_flops, make_step, step_flops
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of
-from tools.lib.experiment import METHODS, Experiment
-from tools.lib.query_differences import Comparison
+from tools.lib.run import METHODS, Experiment
+from tools.lib.tables import Comparison
 from utils.device import resolve_device, set_threads
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,8 +33,8 @@ from tools.lib.command_line import (
     shown,
     whole_number,
 )
-from tools.lib.experiment import METHODS, Experiment
-from tools.lib.reproduction_table import Row, Table
+from tools.lib.run import METHODS, Experiment
+from tools.lib.tables import Row, Table
 from utils.errors import UserError
 from utils.files import locked_folder, write_text
 from utils.logger import get_logger

@@ -26,7 +26,7 @@ from modeling.build import build_objectives
 from solver.optimizers import build_optimizers
 from tests.fixtures import tiny
 from tests.fixtures.curves import curve_of, worst_difference
-from tools.benchmarks.networks import NUM_CLASSES, network_config, random_batch
+from tools.benchmarks.step import NUM_CLASSES, network_config, random_batch
 
 pytestmark = pytest.mark.gpu
 GPU = "cuda"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures import tiny
 from tools import reproduce
-from tools.lib import experiment
+from tools.lib import run as run_module
 
 
 def test_a_table_of_real_trainings_is_made_once(
@@ -35,7 +35,7 @@ def test_a_table_of_real_trainings_is_made_once(
     def never(cfg: object) -> None:
         raise AssertionError(cfg)
 
-    monkeypatch.setattr(experiment, "run", never)
+    monkeypatch.setattr(run_module, "run", never)
     assert reproduce.main(line) == 0
     assert "full - base, mAP" in capsys.readouterr().out
     (Path(rows[0]["folders"]["1"]) / "results.json").write_text("{", "utf-8")

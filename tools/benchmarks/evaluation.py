@@ -40,14 +40,14 @@ from tools.benchmarks.measuring import (
     describe,
     matrix_product,
 )
-from tools.benchmarks.networks import (
+from tools.benchmarks.step import (
     NUM_CLASSES,
+    PLAIN,
     add_network_arguments,
     evaluation_flops,
     network_config,
     random_batch,
 )
-from tools.benchmarks.step import PLAIN
 from tools.lib.command_line import whole_number
 from utils.device import (
     device_name,

@@ -10,7 +10,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from configs import loading
-from configs.comparability import moving_values
+from configs.loading import values_of_a_result
 from engine.attacks.build import Plan, plan_attacks
 from engine.attacks.measures import SETTINGS_NAME
 from tools.lib.command_line import whole_number
@@ -97,7 +97,7 @@ def make_plan(cfg: CfgNode, start: str, levels: tuple[str, ...], args: argparse.
         cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
         levels=levels, keys=args.keys, start=start,
     )  # fmt: skip
-    values = moving_values(cfg)
+    values = values_of_a_result(cfg)
     del values["MODEL.PRETRAIN_DIR"]  # the weights themselves are recorded
     return replace(plan, record=values | plan.record)
 

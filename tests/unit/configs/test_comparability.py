@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import loading
-from configs.comparability import OF_A_RESULT, OF_A_TRAINING, differing, moving_values
 from configs.defaults import KEYS
+from configs.loading import OF_A_RESULT, OF_A_TRAINING, differing, values_of_a_result
 
 PLACES_AND_SPEED = {
     "MODEL.DEVICE", "MODEL.DEVICE_ID", "DATASETS.ROOT_DIR", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS",
@@ -28,7 +28,7 @@ def test_keys_of_an_evaluation_do_not_change_a_training() -> None:
 
 
 def test_values_are_plain_json() -> None:
-    values = moving_values(loading.load())
+    values = values_of_a_result(loading.load())
     assert values["MODEL.VAL_R1"] == "inf" and values["INPUT.IMG_SIZE"] == [256, 128]
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert set(values) == set(OF_A_RESULT)

@@ -25,7 +25,6 @@ from tools.benchmarks import (
     evaluation,
     ised,
     measuring,
-    networks,
     retrieval,
     search,
     step,
@@ -195,27 +194,27 @@ def test_a_profile_contains_trace_and_table(tmp_path: Path, in_process: None) ->
 
 
 def test_flops_of_the_published_step_and_pass() -> None:
-    cfg = networks.network_config(str(ROOT / "configs/AGW_baseline.yml"), (), "cpu")
-    assert networks.step_flops(cfg) / 1e9 == pytest.approx(134.4, abs=0.1)
+    cfg = step.network_config(str(ROOT / "configs/AGW_baseline.yml"), (), "cpu")
+    assert step.step_flops(cfg) / 1e9 == pytest.approx(134.4, abs=0.1)
     # Two U-Nets of 6.02 and two re-ID passes of 8.11.
-    assert networks.evaluation_flops(cfg, 2) / 1e9 == pytest.approx(2 * 6.02 + 2 * 8.11, abs=0.05)
+    assert step.evaluation_flops(cfg, 2) / 1e9 == pytest.approx(2 * 6.02 + 2 * 8.11, abs=0.05)
 
 
 def test_the_recomputation_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.install(monkeypatch)
     plain, recomputing = (
-        networks.network_config(
+        step.network_config(
             str(ROOT / "configs/demo.yml"), (*SMALL, "SOLVER.GRAD_CHECKPOINT", value), "cpu"
         )
         for value in ("False", "True")
     )
-    assert networks.step_flops(recomputing) == networks.step_flops(plain)
+    assert step.step_flops(recomputing) == step.step_flops(plain)
 
 
 def test_flops_are_those_of_the_layers() -> None:
     """A multiplication and an addition for each weight and each pixel of a layer's output."""
     options = (*SMALL, "MODEL.MODE", "C")
-    cfg = networks.network_config(str(ROOT / "configs/demo.yml"), options, "cpu")
+    cfg = step.network_config(str(ROOT / "configs/demo.yml"), options, "cpu")
     reid, expected = build_networks(cfg, 2).reid.eval(), []
     for layer in reid.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -223,7 +222,7 @@ def test_flops_are_those_of_the_layers() -> None:
                 lambda conv, _, out: expected.append(2 * conv.weight.numel() * out[0, 0].numel())
             )
     reid.embed(torch.zeros(1, 3, 32, 32))
-    assert networks.evaluation_flops(cfg, 3) == 3 * sum(expected)
+    assert step.evaluation_flops(cfg, 3) == 3 * sum(expected)
 
 
 def test_search_projects_to_more_vectors(

@@ -8,8 +8,8 @@ from yacs.config import CfgNode
 from configs import loading
 from data.records import DatasetSplits, Sample
 from tools import demo
-from tools.lib import experiment
-from tools.lib.experiment import Experiment
+from tools.lib import run as run_module
+from tools.lib.run import Experiment
 
 SAMPLE = Sample("0001.jpg", pid=1, camid=0, subject="any/train/1")
 
@@ -34,7 +34,7 @@ def test_keys_may_surround_an_option_and_the_test_does_not_resume(
         if len(configs) == 2:
             raise _EnoughError
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     output = ["--output", str(tmp_path)]
     with pytest.raises(_EnoughError):
         demo.main(["SOLVER.MAX_EPOCHS", "2", *output, "SOLVER.RESUME", "True"])
@@ -52,7 +52,7 @@ def test_an_interruption_reports_how_to_resume(
     def run(cfg: CfgNode) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     assert demo.main(["--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted; the same command resumes the demo\n"
 
@@ -66,7 +66,7 @@ def test_a_demo_with_other_values_is_an_error(
         configs.append(cfg)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     output = ["--output", str(tmp_path)]
     loading.dump(loading.load(demo.CONFIG, ["MODEL.NGF", "8"]), _made(tmp_path / "full"))
     assert demo.main([*output, "SOLVER.BASE_LR", "0.01"]) == 2

@@ -19,7 +19,7 @@ from tests.fixtures import trees
 from tests.fixtures.paths import ROOT
 from tests.unit.engine.test_report import content
 from tools import reproduce
-from tools.lib import experiment
+from tools.lib import run as run_module
 
 # The published command lines; `{more}` is what distinguishes the methods.
 PUBLISHED = (
@@ -52,7 +52,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[CfgNode]:
             key = "right" if cfg.TEST.RETRIEVE_WITH_KEY == "on" else "ciphertext"
             _write_test(folder, more, Access(key, "aead") if cfg.MODEL.MODE == "GCR" else Access())
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     monkeypatch.setattr(reproduce, "_prepare", lambda _: None)  # no data are needed either
     return seen
 
@@ -203,10 +203,10 @@ def test_old_results_are_not_taken_for_those_of_a_killed_test(
         if cfg.TEST.EVALUATE_ONLY == "on":
             raise KeyboardInterrupt
 
-    whole = experiment.run
-    monkeypatch.setattr(experiment, "run", killed)
+    whole = run_module.run
+    monkeypatch.setattr(run_module, "run", killed)
     assert reproduce.main(again) == 130
-    monkeypatch.setattr(experiment, "run", whole)
+    monkeypatch.setattr(run_module, "run", whole)
     before = len(runs)
     assert reproduce.main(again) == 0
     assert len(runs) == before + 2
