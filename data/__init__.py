@@ -9,7 +9,7 @@
 - `samplers`: `IdentitySampler`: P identities with K images each.
 - `transforms`: `Augmentation`: the same augmentation for raw and desensitized images.
 - `loaders`: `TrainLoader`, `EvalLoader`: batches.
-- `splits`, `tree_writer`, `train_split`: validation splits.
+- `splits`, `train_split`: validation splits.
 - `checks`, `consistency`, `problems`, `sheet`: mistakes in data sets, and how to see them.
 
 `datasets` contains one module for each data set; `people` draws the synthetic one.

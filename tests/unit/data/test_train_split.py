@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import train_split, tree_writer
+from data import train_split
 from data.consistency import count_positives
 from data.datasets.layout import LoadRequest, parse_market_name
 from data.datasets.market1501 import VALIDATION_FOLDERS
@@ -210,14 +210,14 @@ def test_killed_at_any_moment_leaves_no_split(tmp_path: Path) -> None:
     trees.market1501(tmp_path / "D")
     code = (
         "import os, signal, sys\n"
-        "from data import tree_writer\n"
+        "from data import train_split\n"
         "from data.train_split import main\n"
-        "link, left = tree_writer._link, [int(sys.argv[1])]\n"
+        "link, left = train_split._link, [int(sys.argv[1])]\n"
         "def dying(*arguments):\n"
         "    left[0] -= 1\n"
         "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return link(*arguments)\n"
-        "tree_writer._link = dying\n"
+        "train_split._link = dying\n"
         "main(['--dataset_root_dir', 'D', '--dataset_name', 'market1501'])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -238,7 +238,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tree_writer, "_link", interrupt)
+    monkeypatch.setattr(train_split, "_link", interrupt)
     arguments = ["--dataset_root_dir", str(tmp_path), "--dataset_name", "market1501"]
     assert main(arguments) == 130
     assert [p.name for p in tmp_path.iterdir()] == ["market1501"]
