@@ -111,14 +111,11 @@ class Registered:
     """A name in a registry, such as the dict of backbones; a new entry there is allowed here.
 
     The registry is imported when a value is checked, since this package imports only utils.
-
-    Attributes:
-        path: ``package.module:NAME``.
-        prefix: Names that start with it are also allowed; the code that uses the value checks the
-            rest of the name. '' for none.
     """
 
-    path: str
+    path: str  # ``package.module:NAME``
+    # Names that start with it are also allowed; the code that uses the value checks the rest of the
+    # name. '' for none.
     prefix: str = ""
 
     @property
@@ -256,15 +253,10 @@ class Number:
 
 @dataclass(frozen=True)
 class NumberOrShare:
-    """A number, or a share in (0, 1] of another number as text, such as ``0.9x``.
+    """A number, or a share in (0, 1] of another number as text, such as ``0.9x``."""
 
-    Attributes:
-        number: The allowed numbers.
-        whole: What a share is a share of, for messages.
-    """
-
-    number: Number
-    whole: str
+    number: Number  # the allowed numbers
+    whole: str  # what a share is a share of, for messages
 
     def convert(self, given: object) -> float | str:
         """Return the number, or the share as text."""
@@ -310,19 +302,12 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the configuration.
+    """One key of the configuration."""
 
-    Attributes:
-        name: Dotted name, such as ``SOLVER.BASE_LR``.
-        default: Value without any file or override.
-        allowed: Allowed values.
-        meaning: What it does, with the unit.
-    """
-
-    name: str
-    default: Any
-    allowed: Allowed
-    meaning: str
+    name: str  # dotted name, such as ``SOLVER.BASE_LR``
+    default: Any  # value without any file or override
+    allowed: Allowed  # allowed values
+    meaning: str  # what it does, with the unit
 
     def convert(self, given: object) -> Any:
         """Return the value of a text from a file or the command line.

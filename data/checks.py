@@ -22,48 +22,29 @@ _ABSENT = ("not-found", "kind-absent")
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """The settings that a data set is checked for.
+    """The settings that a data set is checked for."""
 
-    Attributes:
-        msmt17_protocol: ``train`` or ``trainval``.
-        cuhk03_kind: ``labeled`` or ``detected``; '': every kind that is present.
-        cross_camera: TEST.CROSS_CAMERA.
-        batch_size: SOLVER.IMS_PER_BATCH.
-        num_instances: DATALOADER.NUM_INSTANCE.
-        open_images: Whether to decode every image.
-    """
-
-    msmt17_protocol: str = "train"
-    cuhk03_kind: str = ""
-    cross_camera: bool = True
-    batch_size: int = 80
-    num_instances: int = 4
-    open_images: bool = False
+    msmt17_protocol: str = "train"  # ``train`` or ``trainval``
+    cuhk03_kind: str = ""  # ``labeled`` or ``detected``; '': every kind that is present
+    cross_camera: bool = True  # TEST.CROSS_CAMERA
+    batch_size: int = 80  # SOLVER.IMS_PER_BATCH
+    num_instances: int = 4  # DATALOADER.NUM_INSTANCE
+    open_images: bool = False  # whether to decode every image
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """The result of checking one data set.
+    """The result of checking one data set."""
 
-    Attributes:
-        name: As in DATASETS.NAMES.
-        title: Name in messages.
-        layout: The layout; empty if the data set cannot be loaded.
-        folder: The folder of the data set.
-        counts: Size per subset.
-        expected: Published size per subset, if there is one.
-        notes: Facts that reports of runs will contain.
-        problems: All problems.
-    """
-
-    name: str
-    title: str
-    layout: str = ""
-    folder: str = ""
-    counts: dict[str, Counts] = field(default_factory=dict)
+    name: str  # as in DATASETS.NAMES
+    title: str  # name in messages
+    layout: str = ""  # the layout; empty if the data set cannot be loaded
+    folder: str = ""  # the folder of the data set
+    counts: dict[str, Counts] = field(default_factory=dict)  # size per subset
+    # published size per subset, if there is one
     expected: dict[str, Counts] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)  # facts that reports of runs will contain
+    problems: tuple[Problem, ...] = ()  # all problems
 
     @property
     def is_usable(self) -> bool:

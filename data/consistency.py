@@ -21,15 +21,10 @@ from utils.logger import Progress, get_logger
 
 @dataclass(frozen=True)
 class PositiveCounts:
-    """Matches per query.
+    """Matches per query."""
 
-    Attributes:
-        counts: Number of matches of each query, in the order of the queries.
-        without: Queries without a match; scores leave them out.
-    """
-
-    counts: tuple[int, ...]
-    without: tuple[Sample, ...]
+    counts: tuple[int, ...]  # number of matches of each query, in the order of the queries
+    without: tuple[Sample, ...]  # queries without a match; scores leave them out
 
 
 def count_positives(

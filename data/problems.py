@@ -18,17 +18,12 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a data set.
+    """One problem of a data set."""
 
-    Attributes:
-        code: Short stable name, such as ``wrong-root``.
-        text: What is wrong, what was expected, and what to do.
-        level: ``error``: the data set cannot be used. ``warning``: it can, but results may be
-            worse than expected. ``note``: harmless.
-    """
-
-    code: str
-    text: str
+    code: str  # short stable name, such as ``wrong-root``
+    text: str  # what is wrong, what was expected, and what to do
+    # ``error``: the data set cannot be used. ``warning``: it can, but results may be worse than
+    # expected. ``note``: harmless.
     level: Level = "warning"
 
 

@@ -12,39 +12,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of one person.
+    """One image of one person."""
 
-    Attributes:
-        path: The file.
-        pid: Identity. 0 may be a distractor; junk is dropped when the data set is loaded.
-        camid: Camera, from 0.
-        subject: Label of the encryption key, ``dataset/split/pid`` with split ``train`` or
-            ``test``. Query and gallery images of a person have the same subject.
-    """
-
-    path: str
-    pid: int
-    camid: int
+    path: str  # the file
+    pid: int  # identity; 0 may be a distractor; junk is dropped when the data set is loaded
+    camid: int  # camera, from 0
+    # Label of the encryption key, ``dataset/split/pid`` with split ``train`` or ``test``. Query and
+    # gallery images of a person have the same subject.
     subject: str
 
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """The subsets of one data set; subsets that a layout does not have are empty.
+    """The subsets of one data set; subsets that a layout does not have are empty."""
 
-    Attributes:
-        name: The name under which it was loaded, as in DATASETS.NAMES.
-        train, query, gallery, val_query, val_gallery: Samples, in an order that depends on names
-            and numbers, not on the file system.
-        notes: Facts that a report must contain, for example the protocol.
-    """
-
-    name: str
+    name: str  # the name under which it was loaded, as in DATASETS.NAMES
+    # samples, in an order that depends on names and numbers, not on the file system
     train: tuple[Sample, ...] = ()
     query: tuple[Sample, ...] = ()
     gallery: tuple[Sample, ...] = ()
     val_query: tuple[Sample, ...] = ()
     val_gallery: tuple[Sample, ...] = ()
+    # facts that a report must contain, for example the protocol
     notes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -60,23 +49,14 @@ class DatasetSplits:
 
 @dataclass(frozen=True)
 class Batch:
-    """The images and identities of one step: B images of H x W pixels.
+    """The images and identities of one step: B images of H x W pixels."""
 
-    Attributes:
-        raw: Normalised camera images, float32 (B, 3, H, W).
-        desensitized: The same images after mosaic, blur or noise, float32 (B, 3, H, W).
-        label: Class index in training, int64 (B,); -1 for pids outside the training set.
-        pid: Identity, int64 (B,).
-        camid: Camera, int64 (B,).
-        index: Index of each image in the loader's list of samples, int64 (B,), on the CPU.
-    """
-
-    raw: Tensor
-    desensitized: Tensor
-    label: Tensor
-    pid: Tensor
-    camid: Tensor
-    index: Tensor
+    raw: Tensor  # normalised camera images, float32 (B, 3, H, W)
+    desensitized: Tensor  # the same images after mosaic, blur or noise, float32 (B, 3, H, W)
+    label: Tensor  # class index in training, int64 (B,); -1 for pids outside the training set
+    pid: Tensor  # identity, int64 (B,)
+    camid: Tensor  # camera, int64 (B,)
+    index: Tensor  # index of each image in the loader's list of samples, int64 (B,), on the CPU
 
     def __len__(self) -> int:
         """Return the number of images."""

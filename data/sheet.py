@@ -15,18 +15,12 @@ _EMPTY = (128, 128, 128)
 
 @dataclass(frozen=True)
 class ContactSheet:
-    """A contact sheet and its contents.
+    """A contact sheet and its contents."""
 
-    Attributes:
-        image: The sheet.
-        pids, camids: Identities of the rows, and cameras of the columns (from 0).
-        bad: Images that cannot be decoded.
-    """
-
-    image: Image.Image
-    pids: tuple[int, ...]
-    camids: tuple[int, ...]
-    bad: tuple[BadImage, ...]
+    image: Image.Image  # the sheet
+    pids: tuple[int, ...]  # identities of the rows
+    camids: tuple[int, ...]  # cameras of the columns, from 0
+    bad: tuple[BadImage, ...]  # images that cannot be decoded
 
 
 def contact_sheet(

@@ -26,17 +26,11 @@ def base_name(sample: Sample) -> str:
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """The result of dividing a training set.
+    """The result of dividing a training set."""
 
-    Attributes:
-        train: The remaining training set.
-        val_query: Queries of the validation.
-        val_gallery: Gallery of the validation.
-    """
-
-    train: tuple[Sample, ...]
-    val_query: tuple[Sample, ...]
-    val_gallery: tuple[Sample, ...]
+    train: tuple[Sample, ...]  # the remaining training set
+    val_query: tuple[Sample, ...]  # queries of the validation
+    val_gallery: tuple[Sample, ...]  # gallery of the validation
 
 
 def split_by_identity(

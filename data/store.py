@@ -41,17 +41,11 @@ Pixels = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Where the decoded images of a list are kept.
+    """Where the decoded images of a list are kept."""
 
-    Attributes:
-        mode: ``device``, ``memory`` or ``stream``.
-        keep_desensitized: Whether desensitized images are kept too.
-        reason: One line for the log.
-    """
-
-    mode: str
-    keep_desensitized: bool
-    reason: str
+    mode: str  # ``device``, ``memory`` or ``stream``
+    keep_desensitized: bool  # whether desensitized images are kept too
+    reason: str  # one line for the log
 
 
 def plan_cache(

@@ -20,18 +20,13 @@ _ERASING_ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class AugmentationDraw:
-    """Augmentation parameters of each image of a batch.
+    """Augmentation parameters of each image of a batch."""
 
-    Attributes:
-        flip: Whether the image is mirrored, bool (B,).
-        top, left: Corner of the crop in the padded image, px, int64 (B,).
-        box: Erased rectangle (top, left, height, width) in the cropped image, px, int64 (B, 4);
-            height 0 erases nothing.
-    """
-
-    flip: Tensor
-    top: Tensor
-    left: Tensor
+    flip: Tensor  # whether the image is mirrored, bool (B,)
+    top: Tensor  # corner of the crop in the padded image, px, int64 (B,)
+    left: Tensor  # corner of the crop in the padded image, px, int64 (B,)
+    # erased rectangle (top, left, height, width) in the cropped image, px, int64 (B, 4); height 0
+    # erases nothing
     box: Tensor
 
     def __getitem__(self, part: slice) -> AugmentationDraw:

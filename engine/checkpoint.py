@@ -34,20 +34,14 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Weights that were read from a folder.
+    """Weights that were read from a folder."""
 
-    Attributes:
-        networks: State dict of each network by its letter: G, G_R, C, D1, D2.
-        which: ``best`` or ``latest``.
-        source: The file or files they were read from.
-        epoch: Their epoch; 0 for official files, which do not record it.
-        info: Architecture and preprocessing from a native file; empty for official files.
-    """
-
+    # state dict of each network by its letter: G, G_R, C, D1, D2
     networks: dict[str, dict[str, Tensor]]
-    which: str
-    source: str
-    epoch: int
+    which: str  # ``best`` or ``latest``
+    source: str  # the file or files they were read from
+    epoch: int  # their epoch; 0 for official files, which do not record it
+    # architecture and preprocessing from a native file; empty for official files
     info: dict[str, Any]
 
 
@@ -320,14 +314,10 @@ class Launch:
     A restart must not resume a training that was in OUTPUT_DIR before, and that the first start
     refused to overwrite. So the first start writes a file once it has accepted the folder, and a
     restart resumes only if the file contains the identifier of its launch.
-
-    Attributes:
-        path: The file; None if torchrun did not start this process.
-        resumes: Whether to resume from the last checkpoint although this was not asked for.
     """
 
-    path: Path | None
-    resumes: bool
+    path: Path | None  # the file; None if torchrun did not start this process
+    resumes: bool  # whether to resume from the last checkpoint although this was not asked for
 
     @classmethod
     def begin(cls, folder: Path, restarts: int) -> Launch:

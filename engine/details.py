@@ -50,19 +50,14 @@ _PER_QUERY = (
 
 @dataclass(frozen=True, eq=False)
 class ScoreDetails:
-    """Retrieval, verification and single-shot scores of one query set in one gallery.
+    """Retrieval, verification and single-shot scores of one query set in one gallery."""
 
-    Attributes:
-        retrieval: Retrieval, with the result of each query.
-        verification: Whether two images show the same identity, over all pairs; None if no pair
-            shows different ones.
-        single_shot: Retrieval in galleries with one image of each identity.
-        reranked: Retrieval after re-ranking; None if it was not asked for.
-    """
-
-    retrieval: RetrievalScores
+    retrieval: RetrievalScores  # retrieval, with the result of each query
+    # whether two images show the same identity, over all pairs; None if no pair shows different
+    # ones
     verification: VerificationScores | None
-    single_shot: SingleShotScores
+    single_shot: SingleShotScores  # retrieval in galleries with one image of each identity
+    # retrieval after re-ranking; None if it was not asked for
     reranked: RetrievalScores | None = None
 
     def to_json(self, *, per_query: bool = True) -> dict[str, Any]:

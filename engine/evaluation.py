@@ -33,17 +33,12 @@ _GRID_IDENTITIES = 6
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The evaluation of a checkpoint.
+    """The evaluation of a checkpoint."""
 
-    Attributes:
-        evaluator: Scores it.
-        epoch: Epoch of its weights; 0 if the checkpoint does not record it.
-        draw: Returns an image grid of a few identities, with a column for every kind of image; None
-            with EVAL.IMAGES off.
-    """
-
-    evaluator: Evaluator
-    epoch: int
+    evaluator: Evaluator  # scores it
+    epoch: int  # epoch of its weights; 0 if the checkpoint does not record it
+    # returns an image grid of a few identities, with a column for every kind of image; None with
+    # EVAL.IMAGES off
     draw: Callable[[], Image.Image] | None
 
 

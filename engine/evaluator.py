@@ -27,46 +27,32 @@ Scores = dict[tuple[str, str], RetrievalScores]
 
 @dataclass(frozen=True)
 class Side:
-    """Features of the query or the gallery.
+    """Features of the query or the gallery."""
 
-    Attributes:
-        features: Features of the images by ``raw`` or key state.
-        refused: Number of images that could not be opened, by key state.
-    """
-
-    features: dict[str, Features]
-    refused: dict[str, int]
+    features: dict[str, Features]  # features of the images by ``raw`` or key state
+    refused: dict[str, int]  # number of images that could not be opened, by key state
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The result of one pass over a split, from which every score is computed.
-
-    Attributes:
-        query, gallery: Features of both sides.
-        image_quality: Quality against raw, by kind of image.
-    """
+    """The result of one pass over a split, from which every score is computed."""
 
     query: Side
     gallery: Side
-    image_quality: dict[str, ImageQuality]
+    image_quality: dict[str, ImageQuality]  # quality against raw, by kind of image
 
 
 @dataclass
 class _Share:
-    """The images of query or gallery that one process ran, in their order.
+    """The images of query or gallery that one process ran, in their order."""
 
-    Attributes:
-        embeddings: Batches (B, D) by ``raw`` or key state.
-        pids, camids: Of each batch (B,).
-        refused: Number of images that could not be opened, by key state.
-        quality: Quality against raw, by kind of image.
-    """
-
+    # batches (B, D) by ``raw`` or key state
     embeddings: dict[str, list[Tensor]] = field(default_factory=dict)
-    pids: list[Tensor] = field(default_factory=list)
-    camids: list[Tensor] = field(default_factory=list)
+    pids: list[Tensor] = field(default_factory=list)  # of each batch (B,)
+    camids: list[Tensor] = field(default_factory=list)  # of each batch (B,)
+    # number of images that could not be opened, by key state
     refused: dict[str, int] = field(default_factory=dict)
+    # quality against raw, by kind of image
     quality: dict[str, QualityAccumulator] = field(default_factory=dict)
 
     def side(self) -> Side:
@@ -81,43 +67,26 @@ class _Share:
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of every direction under every key state.
+    """The scores of every direction under every key state."""
 
-    Attributes:
-        plain: Ranked by distance.
-        reranked: After k-reciprocal re-ranking; None if it was not asked for.
-    """
-
-    plain: Scores
-    reranked: Scores | None
+    plain: Scores  # ranked by distance
+    reranked: Scores | None  # after k-reciprocal re-ranking; None if it was not asked for
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores one split of one data set.
+    """Scores one split of one data set."""
 
-    Attributes:
-        views: Returns the views of a batch.
-        networks: All networks in use; set to evaluation mode.
-        query, gallery: Images of the split, in order; in a distributed run, this process's share.
-        query_samples: The queries that are scored, of all processes.
-        pixels: Pixel space of the images.
-        autocast: Context that the networks run in.
-        template: Report with everything that does not depend on the scores.
-        cross_camera: Whether gallery images of the query's own camera are ignored.
-        re_ranking: Whether to add re-ranked rows.
-    """
-
-    views: ViewMaker
-    networks: nn.Module
-    query: EvalLoader
-    gallery: EvalLoader
-    query_samples: Sequence[Sample]
-    pixels: PixelSpace
-    autocast: Callable[[], AbstractContextManager[object]]
-    template: EvalReport
-    cross_camera: bool = True
-    re_ranking: bool = False
+    views: ViewMaker  # returns the views of a batch
+    networks: nn.Module  # all networks in use; set to evaluation mode
+    query: EvalLoader  # images in order; in a distributed run, this process's share
+    gallery: EvalLoader  # the same for the gallery
+    query_samples: Sequence[Sample]  # the queries that are scored, of all processes
+    pixels: PixelSpace  # pixel space of the images
+    autocast: Callable[[], AbstractContextManager[object]]  # context that the networks run in
+    template: EvalReport  # report with everything that does not depend on the scores
+    cross_camera: bool = True  # whether gallery images of the query's own camera are ignored
+    re_ranking: bool = False  # whether to add re-ranked rows
 
     def evaluate(self, epoch: int) -> EvalReport:
         """Return the report of the current weights, which are those of ``epoch``.

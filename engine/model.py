@@ -62,20 +62,13 @@ SHAPE_KEYS = ("MODEL.NAME", "MODEL.NGF", "MODEL.NDF", "UNET.NUM_DOWNS")
 
 @dataclass(frozen=True)
 class Model:
-    """Networks on their device, and what is needed to run them.
+    """Networks on their device, and what is needed to run them."""
 
-    Attributes:
-        nets: The networks.
-        device: Their device.
-        precision: Type of their arithmetic, float32 or bfloat16.
-        pixels: Pixel space of their images.
-        memory_format: Memory format of their convolutions; images in the same one are fastest.
-    """
-
-    nets: Networks
-    device: torch.device
-    precision: torch.dtype
-    pixels: PixelSpace
+    nets: Networks  # the networks
+    device: torch.device  # their device
+    precision: torch.dtype  # type of their arithmetic, float32 or bfloat16
+    pixels: PixelSpace  # pixel space of their images
+    # memory format of their convolutions; images in the same one are fastest
     memory_format: torch.memory_format = torch.contiguous_format
 
     @property

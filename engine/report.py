@@ -81,31 +81,21 @@ class RetrievalRow:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """All scores of one evaluation; training, upgradation and evaluate-only use the same report.
+    """All scores of one evaluation; training, upgradation and evaluate-only use the same report."""
 
-    Attributes:
-        dataset, split: Data set and split that were scored; the split is ``test`` or ``val``.
-        mode: ``GCR`` or ``C``.
-        epoch: Epoch of the weights.
-        headline_key: Key state of the published row.
-        retrieval: A row for each direction and key state.
-        image_quality: Quality against raw, by kind of image.
-        reranked: The same rows after k-reciprocal re-ranking; empty if it was not asked for.
-        notes: Facts that a reader needs in addition to the numbers.
-        caution: A line below the retrieval scores of encrypted images, or ''.
-        versions: Versions of the software, and the machine.
-    """
-
-    dataset: str
-    split: str
-    mode: str
-    epoch: int
-    headline_key: str
-    retrieval: tuple[RetrievalRow, ...]
-    image_quality: dict[str, ImageQuality]
+    dataset: str  # data set that was scored
+    split: str  # ``test`` or ``val``
+    mode: str  # ``GCR`` or ``C``
+    epoch: int  # epoch of the weights
+    headline_key: str  # key state of the published row
+    retrieval: tuple[RetrievalRow, ...]  # a row for each direction and key state
+    image_quality: dict[str, ImageQuality]  # quality against raw, by kind of image
+    # the same rows after k-reciprocal re-ranking; empty if it was not asked for
     reranked: tuple[RetrievalRow, ...] = ()
+    # facts that a reader needs in addition to the numbers
     notes: dict[str, str] = field(default_factory=dict)
-    caution: str = ""
+    caution: str = ""  # a line below the retrieval scores of encrypted images, or ''
+    # versions of the software, and the machine
     versions: dict[str, str] = field(default_factory=dict)
 
     def row(self, query: str, gallery: str, key: str = "none") -> RetrievalRow:
@@ -322,14 +312,10 @@ def _psnr_db(quality: Mapping[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation of one number over several seeds.
+    """Mean and standard deviation of one number over several seeds."""
 
-    Attributes:
-        mean: The mean.
-        deviation: The sample standard deviation; None for a single value or infinite values.
-    """
-
-    mean: float
+    mean: float  # the mean
+    # the sample standard deviation; None for a single value or infinite values
     deviation: float | None
 
     @classmethod

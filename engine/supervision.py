@@ -25,40 +25,26 @@ _LOGGER = get_logger()
 
 @dataclass(frozen=True)
 class Validation:
-    """The re-ID and privacy scores of one validation that upgradation depends on.
+    """The re-ID and privacy scores of one validation that upgradation depends on."""
 
-    Attributes:
-        rank1: Rank-1 with raw queries and a protected gallery, in [0, 1].
-        psnr_anonymized_db, psnr_desensitized_db: PSNR against raw, dB.
-        ssim_anonymized, ssim_desensitized: SSIM against raw.
-        rank1_raw: Rank-1 with raw queries and a raw gallery.
-    """
-
-    rank1: float
-    psnr_anonymized_db: float
-    psnr_desensitized_db: float
-    ssim_anonymized: float
-    ssim_desensitized: float
-    rank1_raw: float = math.nan
+    rank1: float  # rank-1 with raw queries and a protected gallery, in [0, 1]
+    psnr_anonymized_db: float  # PSNR against raw, dB
+    psnr_desensitized_db: float  # PSNR against raw, dB
+    ssim_anonymized: float  # SSIM against raw
+    ssim_desensitized: float  # SSIM against raw
+    rank1_raw: float = math.nan  # rank-1 with raw queries and a raw gallery
 
 
 @dataclass(frozen=True)
 class UpgradePolicy:
-    """The conditions under which a validation qualifies for upgradation.
+    """The conditions under which a validation qualifies for upgradation."""
 
-    Attributes:
-        rank1: Rank-1 to reach, in [0, 1]; infinity turns upgradation off.
-        rank1_slack: How far below ``rank1`` a validation still qualifies.
-        psnr_margin_db, ssim_margin: How much closer to raw the anonymized images may be than the
-            desensitized ones.
-        rank1_share: Rank-1 to reach as a share of ``Validation.rank1_raw``; 0: ``rank1``.
-    """
-
-    rank1: float = math.inf
-    rank1_slack: float = 0.05
+    rank1: float = math.inf  # rank-1 to reach, in [0, 1]; infinity turns upgradation off
+    rank1_slack: float = 0.05  # how far below ``rank1`` a validation still qualifies
+    # how much closer to raw the anonymized images may be than the desensitized ones
     psnr_margin_db: float = 1.0
     ssim_margin: float = 0.05
-    rank1_share: float = 0.0
+    rank1_share: float = 0.0  # rank-1 to reach as a share of ``Validation.rank1_raw``; 0: ``rank1``
 
     @classmethod
     def of(
@@ -99,18 +85,12 @@ class UpgradePolicy:
 
 @dataclass(frozen=True)
 class UpgradeState:
-    """The state of supervision upgradation.
+    """The state of supervision upgradation."""
 
-    Attributes:
-        count: Number of upgrades so far.
-        best_rank1: Highest rank-1 of a qualifying validation; -1 before the first.
-        epoch: Epoch of the last upgrade; 0 before the first.
-        in_force: Whether the frozen copy's output is the target; else the desensitized image is.
-    """
-
-    count: int = 0
-    best_rank1: float = -1.0
-    epoch: int = 0
+    count: int = 0  # number of upgrades so far
+    best_rank1: float = -1.0  # highest rank-1 of a qualifying validation; -1 before the first
+    epoch: int = 0  # epoch of the last upgrade; 0 before the first
+    # whether the frozen copy's output is the target; else the desensitized image is
     in_force: bool = False
 
 

@@ -31,17 +31,11 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The numbers of one step; 0-d tensors without gradients, still on the device.
+    """The numbers of one step; 0-d tensors without gradients, still on the device."""
 
-    Attributes:
-        losses: Unweighted losses under stable names.
-        total: Weighted sum that the anonymizer, re-ID and recovery networks were trained on.
-        accuracy: Share of the images, raw and protected, whose true class scored highest.
-    """
-
-    losses: LossDict
-    total: Tensor
-    accuracy: Tensor
+    losses: LossDict  # unweighted losses under stable names
+    total: Tensor  # weighted sum that the anonymizer, re-ID and recovery networks were trained on
+    accuracy: Tensor  # share of the images, raw and protected, whose true class scored highest
 
     def numbers(self) -> LossDict:
         """Return all numbers by name."""
@@ -86,25 +80,16 @@ class TrainStep(Protocol):
 
 @dataclass(frozen=True)
 class JointStep:
-    """Step of mode GCR: the discriminators first, then anonymizer, re-ID and recovery together.
+    """Step of mode GCR: the discriminators first, then anonymizer, re-ID and recovery together."""
 
-    Attributes:
-        nets: All five networks, in training mode.
-        objectives: Losses and their weights.
-        optimizers: Optimisers of all networks and of the centres.
-        supervision: Returns the anonymization target.
-        autocast: Context of the networks; losses are computed in float32.
-        phases: The forward passes.
-        memory_format: That of the networks. Images in another format would be converted by every
-            convolution, and torch.compile would make a graph for each mixture.
-    """
-
-    nets: PrivacyNetworks
-    objectives: Objectives
-    optimizers: Optimizers
-    supervision: Supervision
-    autocast: Autocast
-    phases: Phases
+    nets: PrivacyNetworks  # all five networks, in training mode
+    objectives: Objectives  # losses and their weights
+    optimizers: Optimizers  # optimisers of all networks and of the centres
+    supervision: Supervision  # returns the anonymization target
+    autocast: Autocast  # context of the networks; losses are computed in float32
+    phases: Phases  # the forward passes
+    # That of the networks. Images in another format would be converted by every convolution, and
+    # torch.compile would make a graph for each mixture.
     memory_format: torch.memory_format = torch.contiguous_format
 
     @property
@@ -135,23 +120,14 @@ class JointStep:
 
 @dataclass(frozen=True)
 class BaselineStep:
-    """Step of mode C: the re-ID network on raw and desensitized images.
+    """Step of mode C: the re-ID network on raw and desensitized images."""
 
-    Attributes:
-        nets: The re-ID network, in training mode.
-        objectives: Losses and their weights.
-        optimizers: Optimisers of the network and of the centres.
-        autocast: Context of the network; losses are computed in float32.
-        phases: The forward pass; ``judge`` is not used.
-        memory_format: That of the network.
-    """
-
-    nets: ReIDOnly
-    objectives: Objectives
-    optimizers: Optimizers
-    autocast: Autocast
-    phases: Phases
-    memory_format: torch.memory_format = torch.contiguous_format
+    nets: ReIDOnly  # the re-ID network, in training mode
+    objectives: Objectives  # losses and their weights
+    optimizers: Optimizers  # optimisers of the network and of the centres
+    autocast: Autocast  # context of the network; losses are computed in float32
+    phases: Phases  # the forward pass; ``judge`` is not used
+    memory_format: torch.memory_format = torch.contiguous_format  # that of the network
 
     @property
     def anonymizer(self) -> None:

@@ -37,20 +37,13 @@ _LOGGER = get_logger()
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """How long to train, and how often to validate, save and log.
+    """How long to train, and how often to validate, save and log."""
 
-    Attributes:
-        max_epochs: Number of the last epoch.
-        val_period: Epochs between validations; the last epoch is always validated.
-        checkpoint_period: Epochs between checkpoints; the last epoch is always saved.
-        log_period: Iterations between log lines.
-        best_by: Direction (query, gallery) whose rank-1 decides which validation is the best.
-    """
-
-    max_epochs: int
-    val_period: int
-    checkpoint_period: int
-    log_period: int
+    max_epochs: int  # number of the last epoch
+    val_period: int  # epochs between validations; the last epoch is always validated
+    checkpoint_period: int  # epochs between checkpoints; the last epoch is always saved
+    log_period: int  # iterations between log lines
+    # direction (query, gallery) whose rank-1 decides which validation is the best
     best_by: tuple[str, str] = ("raw", "protected")
 
     def due(self, epoch: int, period: int) -> bool:
@@ -60,17 +53,12 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class Best:
-    """The best validation so far.
+    """The best validation so far."""
 
-    Attributes:
-        epoch: Its epoch; 0 before the first.
-        rank1: Its rank-1 in the direction `TrainPlan.best_by`.
-        qualified: Whether it qualified for upgradation. A qualified validation is better than any
-            that did not qualify.
-    """
-
-    epoch: int = 0
-    rank1: float = -1.0
+    epoch: int = 0  # its epoch; 0 before the first
+    rank1: float = -1.0  # its rank-1 in the direction `TrainPlan.best_by`
+    # Whether it qualified for upgradation. A qualified validation is better than any that did not
+    # qualify.
     qualified: bool = False
 
     def beaten_by(self, rank1: float, *, qualified: bool) -> bool:
@@ -80,64 +68,42 @@ class Best:
 
 @dataclass
 class TrainState:
-    """The progress of a training, besides weights and optimisers.
+    """The progress of a training, besides weights and optimisers."""
 
-    Attributes:
-        epoch: Last finished epoch.
-        step: Iterations so far; the x axis of every curve.
-        best: Best validation so far.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best: Best = field(default_factory=Best)
+    epoch: int = 0  # last finished epoch
+    step: int = 0  # iterations so far; the x axis of every curve
+    best: Best = field(default_factory=Best)  # best validation so far
 
 
 @dataclass(frozen=True)
 class ValidationRun:
-    """How a training is validated.
+    """How a training is validated."""
 
-    Attributes:
-        evaluate: Returns the report of the validation split; takes the epoch of the weights.
-        draw: Returns an image grid of a few identities, with a column for every kind of image; None
-            if no images are written.
-    """
-
+    # returns the report of the validation split; takes the epoch of the weights
     evaluate: Callable[[int], EvalReport]
+    # returns an image grid of a few identities, with a column for every kind of image; None if no
+    # images are written
     draw: Callable[[], Image.Image] | None
 
 
 @dataclass
 class Trainer:
-    """One training; :meth:`fit` is the loop.
+    """One training; :meth:`fit` is the loop."""
 
-    Attributes:
-        step: One optimisation step, of the joint model or of the baseline.
-        networks: All networks that are trained; set to training mode at the start of an epoch.
-        centers: Identity centres of the centre loss.
-        loader: Training batches.
-        optimizers: Optimisers of the networks and of the centres.
-        supervision: Returns the anonymization target, and upgrades it.
-        plan: How long to train, and how often to validate, save and log.
-        folder: Saves checkpoints.
-        writer: TensorBoard and ``metrics.jsonl``.
-        validation: Scores and draws the validation split; None without such a split.
-        state: Progress of the training.
-        saves_images: Whether images of the data set may be written to the output folder.
-    """
-
-    step: TrainStep
+    step: TrainStep  # one optimisation step, of the joint model or of the baseline
+    # all networks that are trained; set to training mode at the start of an epoch
     networks: nn.Module
-    centers: nn.Module
-    loader: TrainLoader
-    optimizers: Optimizers
-    supervision: Supervision
-    plan: TrainPlan
-    folder: RunFolder
-    writer: MetricWriter | SilentWriter
+    centers: nn.Module  # identity centres of the centre loss
+    loader: TrainLoader  # training batches
+    optimizers: Optimizers  # optimisers of the networks and of the centres
+    supervision: Supervision  # returns the anonymization target, and upgrades it
+    plan: TrainPlan  # how long to train, and how often to validate, save and log
+    folder: RunFolder  # saves checkpoints
+    writer: MetricWriter | SilentWriter  # TensorBoard and ``metrics.jsonl``
+    # scores and draws the validation split; None without such a split
     validation: ValidationRun | None
-    state: TrainState = field(default_factory=TrainState)
-    saves_images: bool = True
+    state: TrainState = field(default_factory=TrainState)  # progress of the training
+    saves_images: bool = True  # whether images of the data set may be written to the output folder
 
     def fit(self) -> EvalReport | None:
         """Train to the last epoch; return the report of the last validation, if any."""

@@ -21,16 +21,11 @@ from utils.files import atomic_write
 
 @dataclass(frozen=True)
 class Views:
-    """The images computed from one batch of B raw images, all normalised (B, 3, H, W).
+    """The images computed from one batch of B raw images, all normalised (B, 3, H, W)."""
 
-    Attributes:
-        kinds: Images whose quality is measured against raw, by kind.
-        protected: Protected images as the re-ID network gets them, by key state.
-        num_refused: Number of images that could not be opened, by key state.
-    """
-
-    kinds: dict[str, Tensor]
-    protected: dict[str, Tensor]
+    kinds: dict[str, Tensor]  # images whose quality is measured against raw, by kind
+    protected: dict[str, Tensor]  # protected images as the re-ID network gets them, by key state
+    # number of images that could not be opened, by key state
     num_refused: dict[str, int] = field(default_factory=dict)
 
 

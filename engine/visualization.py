@@ -29,19 +29,12 @@ _BLEND = 0.5  # share of the activation map in an overlay
 
 @dataclass(frozen=True)
 class RankedList:
-    """The gallery images most similar to one query.
+    """The gallery images most similar to one query."""
 
-    Attributes:
-        query: Index of the query.
-        gallery: Indices of the gallery images, most similar first (K,).
-        similarity: Cosine similarities (K,).
-        hit: Whether each shows the identity of the query (K,).
-    """
-
-    query: int
-    gallery: tuple[int, ...]
-    similarity: tuple[float, ...]
-    hit: tuple[bool, ...]
+    query: int  # index of the query
+    gallery: tuple[int, ...]  # indices of the gallery images, most similar first (K,)
+    similarity: tuple[float, ...]  # cosine similarities (K,)
+    hit: tuple[bool, ...]  # whether each shows the identity of the query (K,)
 
 
 def rank_gallery(

@@ -32,59 +32,38 @@ def _unchanged(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Objectives:
-    """Losses of a training and their weights.
+    """Losses of a training and their weights."""
 
-    Attributes:
-        triplet: Metric loss of features (B, D) and labels (B,).
-        label_smoothing: Share of the probability that is spread over all classes.
-        centers: Centre loss; None if it is not used.
-        gan: Adversarial loss of a prediction and a bool: whether the target is real.
-        weights: Weight of every term of ``generator_losses`` and ``reid_losses`` by name. A
-            pair term without a weight is not computed.
-        whole_batch: Gathers features and labels of all processes, for triplet and centre losses.
-    """
-
-    triplet: TripletLoss
-    label_smoothing: float
-    centers: CenterLoss | None
-    gan: GANLoss
+    triplet: TripletLoss  # metric loss of features (B, D) and labels (B,)
+    label_smoothing: float  # share of the probability that is spread over all classes
+    centers: CenterLoss | None  # centre loss; None if it is not used
+    gan: GANLoss  # adversarial loss of a prediction and a bool: whether the target is real
+    # Weight of every term of ``generator_losses`` and ``reid_losses`` by name. A pair term without
+    # a weight is not computed.
     weights: Mapping[str, float]
+    # gathers features and labels of all processes, for triplet and centre losses
     whole_batch: WholeBatch = _unchanged
 
 
 @dataclass(frozen=True)
 class GeneratorInput:
-    """Input of a loss term of anonymizer and recovery network.
+    """Input of a loss term of anonymizer and recovery network."""
 
-    Attributes:
-        raw: Normalised images (B, 3, H, W).
-        target: Target of the anonymizer (B, 3, H, W).
-        out: The networks' output for ``raw``, with its graph.
-        judged_anonymized: Output of D1 for (raw, anonymized).
-        judged_recovered: Output of D2 for (anonymized, recovered).
-    """
-
-    raw: Tensor
-    target: Tensor
-    out: PrivacyOutput
-    judged_anonymized: Tensor
-    judged_recovered: Tensor
+    raw: Tensor  # normalised images (B, 3, H, W)
+    target: Tensor  # target of the anonymizer (B, 3, H, W)
+    out: PrivacyOutput  # the networks' output for ``raw``, with its graph
+    judged_anonymized: Tensor  # output of D1 for (raw, anonymized)
+    judged_recovered: Tensor  # output of D2 for (anonymized, recovered)
 
 
 @dataclass(frozen=True)
 class ReIDInput:
-    """Input of a loss term of the re-ID network, for raw or for protected images.
+    """Input of a loss term of the re-ID network, for raw or for protected images."""
 
-    Attributes:
-        output: The network's output for this process's images.
-        label: Their class indices (b,).
-        features, labels: Features (B, D) and class indices (B,) of the whole batch.
-    """
-
-    output: ReIDOutput
-    label: Tensor
-    features: Tensor
-    labels: Tensor
+    output: ReIDOutput  # the network's output for this process's images
+    label: Tensor  # their class indices (b,)
+    features: Tensor  # features (B, D) of the whole batch
+    labels: Tensor  # class indices (B,) of the whole batch
 
 
 def _anonymization(inputs: GeneratorInput, _: Objectives) -> Tensor:

@@ -17,29 +17,19 @@ LossDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ReIDOutput:
-    """Output of the re-ID network for B images; N identities, D features.
+    """Output of the re-ID network for B images; N identities, D features."""
 
-    Attributes:
-        logits: Class scores (B, N).
-        feature: Pooled feature before the BNNeck (B, D): metric losses use it.
-        embedding: Feature after the BNNeck (B, D): retrieval uses it.
-    """
-
-    logits: Tensor
-    feature: Tensor
-    embedding: Tensor
+    logits: Tensor  # class scores (B, N)
+    feature: Tensor  # pooled feature before the BNNeck (B, D): metric losses use it
+    embedding: Tensor  # feature after the BNNeck (B, D): retrieval uses it
 
 
 @dataclass(frozen=True)
 class ReIDPair:
-    """Outputs of the re-ID network for a batch of raw images and for their protected versions.
+    """Outputs of the re-ID network for a batch of raw images and for their protected versions."""
 
-    Attributes:
-        reid_raw: Output for the raw images; None if the output mode excludes them.
-        reid_protected: Output for the protected images; None if the output mode excludes them.
-    """
-
-    reid_raw: ReIDOutput | None
+    reid_raw: ReIDOutput | None  # output for the raw images; None if the output mode excludes them
+    # output for the protected images; None if the output mode excludes them
     reid_protected: ReIDOutput | None
 
 
@@ -48,14 +38,10 @@ class PrivacyOutput(ReIDPair):
     """Output of the joint model for B raw images of H x W pixels.
 
     Protected images are the anonymized images.
-
-    Attributes:
-        anonymized: Anonymizer's output (B, 3, H, W) in [-1, 1].
-        recovered: Recovery network's output for it (B, 3, H, W) in [-1, 1].
     """
 
-    anonymized: Tensor
-    recovered: Tensor
+    anonymized: Tensor  # anonymizer's output (B, 3, H, W) in [-1, 1]
+    recovered: Tensor  # recovery network's output for it (B, 3, H, W) in [-1, 1]
 
 
 CLASSIFIER_DEVIATION = 0.001

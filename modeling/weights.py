@@ -127,19 +127,12 @@ def _listing(names: list[str], separator: str = ", ") -> str:
 
 @dataclass(frozen=True)
 class KnownFile:
-    """A published file of ImageNet weights.
+    """A published file of ImageNet weights."""
 
-    Attributes:
-        name: File name. It contains the first hexadecimal digits of the file's SHA-256.
-        what: Description of the weights.
-        sought: Whether it is searched for; otherwise it is used only if a path is given.
-        torchvision: torchvision's name of the weights, for the download; '' if it has none.
-    """
-
-    name: str
-    what: str
-    sought: bool = True
-    torchvision: str = ""
+    name: str  # file name, with the first hexadecimal digits of the file's SHA-256
+    what: str  # description of the weights
+    sought: bool = True  # whether it is searched for; otherwise it is used only if a path is given
+    torchvision: str = ""  # torchvision's name of the weights, for the download; '' if it has none
 
     @property
     def digest_start(self) -> str:
@@ -153,18 +146,13 @@ class KnownFile:
 
 @dataclass(frozen=True)
 class ImageNetWeights:
-    """The ImageNet weights of a backbone.
+    """The ImageNet weights of a backbone."""
 
-    Attributes:
-        architecture: Name, for messages.
-        files: Published files, at least one, in the order of the search.
-        may_miss: Prefixes of the backbone's parameters that the files lack; they stay unchanged.
-        may_ignore: Prefixes of further parameters in the files, such as the classifier.
-    """
-
-    architecture: str
-    files: tuple[KnownFile, ...]
+    architecture: str  # name, for messages
+    files: tuple[KnownFile, ...]  # published files, at least one, in the order of the search
+    # prefixes of the backbone's parameters that the files lack; they stay unchanged
     may_miss: tuple[str, ...] = ()
+    # prefixes of further parameters in the files, such as the classifier
     may_ignore: tuple[str, ...] = ()
 
 

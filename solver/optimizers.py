@@ -24,23 +24,15 @@ FUSED_DEVICES = ("cpu", "cuda")  # with a fused Adam kernel, which gives the sam
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """Learning rate by epoch: warm-up, then steps; constant within an epoch.
+    """Learning rate by epoch: warm-up, then steps; constant within an epoch."""
 
-    Attributes:
-        base_lr: Rate after the warm-up.
-        steps: Ascending epochs; from each of them on the rate is multiplied by ``gamma``.
-        gamma: Factor of each step.
-        warmup_factor: Factor f of the rate at the start of the warm-up.
-        warmup_iters: Number n; epochs below n are warm-up. 0 for none.
-        warmup_method: ``linear``: factor f (1 - e/n) + e/n in epoch e; ``constant``: factor f.
-    """
-
-    base_lr: float
+    base_lr: float  # rate after the warm-up
+    # ascending epochs; from each of them on the rate is multiplied by ``gamma``
     steps: tuple[int, ...]
-    gamma: float
-    warmup_factor: float
-    warmup_iters: int
-    warmup_method: str
+    gamma: float  # factor of each step
+    warmup_factor: float  # factor f of the rate at the start of the warm-up
+    warmup_iters: int  # number n; epochs below n are warm-up; 0 for none
+    warmup_method: str  # ``linear``: factor f (1 - e/n) + e/n in epoch e; ``constant``: factor f
 
     def __call__(self, epoch: int) -> float:
         """Return the rate of an epoch, counted from 1."""

@@ -46,17 +46,11 @@ demo.
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of one method.
+    """The results of one method."""
 
-    Attributes:
-        results: Scores on the test set.
-        seconds: Duration of training and test; in a resumed demo, of its last part.
-        experiment: The training and the test, with their folders.
-    """
-
-    results: Results
-    seconds: float
-    experiment: Experiment
+    results: Results  # scores on the test set
+    seconds: float  # duration of training and test; in a resumed demo, of its last part
+    experiment: Experiment  # the training and the test, with their folders
 
 
 def expected_seconds(experiments: Sequence[Experiment]) -> float:

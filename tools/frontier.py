@@ -60,28 +60,18 @@ ATTACKERS = ("model", "reid-public")
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One kind of protection.
+    """One kind of protection."""
 
-    Attributes:
-        name: Name in the chart.
-        level: ``anonymized`` or ``desensitized``.
-        rank1: Stored -> stored, by the network that the owner would use.
-        recovery_ssim: SSIM of the recovery attacker's images against raw.
-        recovery_floor: SSIM of a guess without the image.
-        unauthorised_rank1: Stored -> stored, by the strongest unauthorised network: one trained on
-            raw images only, or a third-party network.
-        unauthorised_floor: Its score by chance.
-        unauthorised_attack: Name of that attack.
-    """
-
-    name: str
-    level: str
-    rank1: Interval
-    recovery_ssim: Interval
-    recovery_floor: Interval
+    name: str  # name in the chart
+    level: str  # ``anonymized`` or ``desensitized``
+    rank1: Interval  # stored -> stored, by the network that the owner would use
+    recovery_ssim: Interval  # SSIM of the recovery attacker's images against raw
+    recovery_floor: Interval  # SSIM of a guess without the image
+    # stored -> stored, by the strongest unauthorised network: one trained on raw images only, or a
+    # third-party network
     unauthorised_rank1: Interval
-    unauthorised_floor: Interval
-    unauthorised_attack: str
+    unauthorised_floor: Interval  # its score by chance
+    unauthorised_attack: str  # name of that attack
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -161,19 +151,12 @@ def _cloud(ax: Axes, points: Sequence[FrontierPoint], value: str, floor: str) ->
 
 @dataclass(frozen=True)
 class Protection:
-    """One kind of protection.
+    """One kind of protection."""
 
-    Attributes:
-        name: Name in charts.
-        level: ``anonymized`` or ``desensitized``.
-        checkpoint: Training with the networks and the data.
-        overrides: Keys that differ from its configuration.
-    """
-
-    name: str
-    level: str
-    checkpoint: Path
-    overrides: tuple[str, ...]
+    name: str  # name in charts
+    level: str  # ``anonymized`` or ``desensitized``
+    checkpoint: Path  # training with the networks and the data
+    overrides: tuple[str, ...]  # keys that differ from its configuration
 
     @property
     def folder(self) -> str:

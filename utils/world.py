@@ -8,20 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run.
+    """The processes of a run."""
 
-    Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
-        local_rank, local_size: The same on this machine.
-        restarts: How often torchrun has restarted the processes.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    restarts: int = 0
+    rank: int = 0  # number of this process, from 0
+    size: int = 1  # number of processes
+    local_rank: int = 0  # number of this process on this machine
+    local_size: int = 1  # number of processes on this machine
+    restarts: int = 0  # how often torchrun has restarted the processes
 
     @property
     def is_main(self) -> bool:

@@ -29,14 +29,10 @@ COLUMNS = ("path", "pid", "camid", "split")
 
 @dataclass
 class _Identities:
-    """How identities are written in a table.
+    """How identities are written in a table."""
 
-    Attributes:
-        written: First text by pid.
-        decimals, integers: Examples of numbers with and without decimals.
-    """
-
-    written: dict[int, str] = field(default_factory=dict)
+    written: dict[int, str] = field(default_factory=dict)  # first text by pid
+    # examples of numbers with and without decimals
     decimals: list[str] = field(default_factory=list)
     integers: list[str] = field(default_factory=list)
 

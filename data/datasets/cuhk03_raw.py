@@ -81,19 +81,12 @@ def _format_of(head: bytes) -> Format | None:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The list of n images of one kind, and their subsets.
+    """The list of n images of one kind, and their subsets."""
 
-    Attributes:
-        names: ``K_PPP_V_II.png`` (pair, identity, camera, cell) of every image.
-        labels: Identity of every image, int64 (n,), 1..1467.
-        cameras: Camera of every image, int64 (n,), from 1.
-        subsets: Indices, from 0, of ``train``, ``query`` and ``gallery``.
-    """
-
-    names: tuple[str, ...]
-    labels: Indices
-    cameras: Indices
-    subsets: dict[str, Indices]
+    names: tuple[str, ...]  # ``K_PPP_V_II.png`` (pair, identity, camera, cell) of every image
+    labels: Indices  # identity of every image, int64 (n,), 1..1467
+    cameras: Indices  # camera of every image, int64 (n,), from 1
+    subsets: dict[str, Indices]  # indices, from 0, of ``train``, ``query`` and ``gallery``
 
 
 def config_name(kind: str) -> str:

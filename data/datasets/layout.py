@@ -26,26 +26,19 @@ CAMERA_PATTERN = "_c3_, cam3_, camera_3 or camA_, such as shop_cam3_0001.jpg"
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """The input of a loader.
+    """The input of a loader."""
 
-    Attributes:
-        name: As in DATASETS.NAMES, for example ``market1501_val`` or ``folder:PATH``.
-        root: Folder that contains the data sets.
-        msmt17_protocol: Train on list_train (``train``) or also on list_val (``trainval``).
-        cuhk03_kind: Boxes drawn by hand (``labeled``) or found by a detector (``detected``).
-        synthetic_options: Keyword arguments of the synthetic set.
-        extract_to: Folder for images extracted from CUHK03's .mat file; None: the usual
-            ``cuhk03/images_<kind>``.
-        list_only: Extract nothing; paths of images in a .mat file need not exist.
-    """
-
-    name: str
-    root: Path
+    name: str  # as in DATASETS.NAMES, for example ``market1501_val`` or ``folder:PATH``
+    root: Path  # folder that contains the data sets
+    # train on list_train (``train``) or also on list_val (``trainval``)
     msmt17_protocol: str = "train"
+    # boxes drawn by hand (``labeled``) or found by a detector (``detected``)
     cuhk03_kind: str = "labeled"
+    # keyword arguments of the synthetic set
     synthetic_options: Mapping[str, int] = field(default_factory=dict)
+    # folder for images extracted from CUHK03's .mat file; None: the usual ``cuhk03/images_<kind>``
     extract_to: Path | None = None
-    list_only: bool = False
+    list_only: bool = False  # extract nothing; paths of images in a .mat file need not exist
 
     @property
     def base_name(self) -> str:
@@ -73,26 +66,18 @@ class Counts:
 
 @dataclass(frozen=True)
 class LoadedData:
-    """The output of a loader.
+    """The output of a loader."""
 
-    Attributes:
-        splits: The samples.
-        title: Name in messages, such as ``Market1501``.
-        layout: The layout that was found.
-        folder: The folder of the data set.
-        expected: Published size per subset; empty without a published size.
-        problems: Problems that do not prevent the use of the data set.
-        market_names: Market-style name by path, for images with other names.
-        identity_names: Identity as written in the data, by pid, where it is not a number.
-    """
-
-    splits: DatasetSplits
-    title: str
-    layout: str
-    folder: Path
+    splits: DatasetSplits  # the samples
+    title: str  # name in messages, such as ``Market1501``
+    layout: str  # the layout that was found
+    folder: Path  # the folder of the data set
+    # published size per subset; empty without a published size
     expected: Mapping[str, Counts] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()  # problems that do not prevent the use of the data set
+    # Market-style name by path, for images with other names
     market_names: Mapping[str, str] = field(default_factory=dict)
+    # identity as written in the data, by pid, where it is not a number
     identity_names: Mapping[int, str] = field(default_factory=dict)
 
     def with_problems(self, *problems: Problem) -> LoadedData:
@@ -311,19 +296,12 @@ def find_below(root: Path, names: Sequence[str], test: Test, depth: int = 2) -> 
 
 @dataclass(frozen=True)
 class Origin:
-    """What to report to a user who does not have a data set.
+    """What to report to a user who does not have a data set."""
 
-    Attributes:
-        title: Name in messages.
-        names: Names of its folder, preferred first.
-        needs: What its folder must contain.
-        page: Web page of its authors.
-    """
-
-    title: str
-    names: tuple[str, ...]
-    needs: str
-    page: str
+    title: str  # name in messages
+    names: tuple[str, ...]  # names of its folder, preferred first
+    needs: str  # what its folder must contain
+    page: str  # web page of its authors
 
 
 def not_found(root: Path, origin: Origin, test: Test) -> DatasetError:

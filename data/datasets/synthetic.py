@@ -45,18 +45,12 @@ gallery. Parameters and counts: synthetic.json. You may delete this folder; it i
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """Size and seed of a synthetic set.
+    """Size and seed of a synthetic set."""
 
-    Attributes:
-        identities: Training identities; a quarter as many for validation, half as many for test.
-        cameras: Number of cameras; every identity has images from all of them.
-        images: Images per identity and camera.
-        seed: Seed.
-    """
-
+    # training identities; a quarter as many for validation, half as many for test
     identities: int = 64
-    cameras: int = 6
-    images: int = 4
+    cameras: int = 6  # number of cameras; every identity has images from all of them
+    images: int = 4  # images per identity and camera
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -68,38 +68,25 @@ class Garment:
 
 @dataclass(frozen=True)
 class Person:
-    """The attributes of a person, equal in all images.
+    """The attributes of a person, equal in all images."""
 
-    Attributes:
-        height: Metres.
-        girth: Factor on the widths of trunk and limbs.
-        shoulders: Factor on the width of the shoulders.
-        skin, hair: sRGB in [0, 255].
-        haircut: Haircut or headgear; ``headgear`` is its colour.
-        upper, lower: Garments; ``inner`` is the colour of the shirt under an open garment.
-        shoes, boots: Colour of the shoes, and whether they are boots.
-        bag, bag_colour, side: Kind and colour of the bag, and its side: +1 is the person's left.
-        stride: Amplitude of the legs' swing, radians.
-        lean: Forward lean of the trunk, radians.
-    """
-
-    height: float
-    girth: float
-    shoulders: float
-    skin: RGB
-    hair: RGB
-    haircut: str
+    height: float  # metres
+    girth: float  # factor on the widths of trunk and limbs
+    shoulders: float  # factor on the width of the shoulders
+    skin: RGB  # sRGB in [0, 255]
+    hair: RGB  # sRGB in [0, 255]
+    haircut: str  # haircut or headgear; ``headgear`` is its colour
     headgear: str
     upper: Garment
     inner: str
     lower: Garment
-    shoes: str
-    boots: bool
-    bag: str
+    shoes: str  # colour of the shoes
+    boots: bool  # whether the shoes are boots
+    bag: str  # kind of bag
     bag_colour: str
-    side: int
-    stride: float
-    lean: float
+    side: int  # side of the bag: +1 is the person's left
+    stride: float  # amplitude of the legs' swing, radians
+    lean: float  # forward lean of the trunk, radians
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

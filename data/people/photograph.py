@@ -202,32 +202,22 @@ MAX_CAMERAS = 9  # one digit in a Market-1501 name
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera of a set.
+    """One camera of a set."""
 
-    Attributes:
-        scene: Key of ``SCENES``.
-        yaw, pitch: Its view of people who walk in the usual direction, radians.
-        light: Light on people.
-        shadow: Offset of cast shadows (sideways and downwards, per metre of height), and their
-            darkness; with 0 only the contact shadow is drawn.
-        gains: Colour cast, a factor for red, green and blue.
-        gamma, saturation, contrast, veil: Tone; ``veil`` is stray light in [0, 1].
-        blur: Radius of the optical blur, pixels of the final image.
-        noise: Standard deviation of the sensor noise, of 255.
-    """
-
-    scene: str
-    yaw: float
-    pitch: float
-    light: Light
+    scene: str  # key of ``SCENES``
+    yaw: float  # its view of people who walk in the usual direction, radians
+    pitch: float  # downward angle, radians
+    light: Light  # light on people
+    # offset of cast shadows (sideways and downwards, per metre of height), and their darkness; with
+    # 0 only the contact shadow is drawn
     shadow: tuple[float, float, float]
-    gains: tuple[float, float, float]
+    gains: tuple[float, float, float]  # colour cast, a factor for red, green and blue
     gamma: float
     saturation: float
     contrast: float
-    veil: float
-    blur: float
-    noise: float
+    veil: float  # stray light in [0, 1]
+    blur: float  # radius of the optical blur, pixels of the final image
+    noise: float  # standard deviation of the sensor noise, of 255
 
 
 def _light(right: float, up: float, near: float, ambient: float, direct: float) -> Light:

@@ -23,15 +23,10 @@ Cut = Callable[[Array, Array], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class View:
-    """Direction from which the camera sees a person.
+    """Direction from which the camera sees a person."""
 
-    Attributes:
-        yaw: Radians; 0: the person faces the camera, pi/2: walks to the right of the image.
-        pitch: Downward angle of the camera, radians.
-    """
-
-    yaw: float
-    pitch: float
+    yaw: float  # radians; 0: the person faces the camera, pi/2: walks to the right of the image
+    pitch: float  # downward angle of the camera, radians
 
     def project(self, point: Vector) -> Vector:
         """Return (right, up, towards the camera) of a point in body axes, metres."""
@@ -44,29 +39,21 @@ class View:
 
 @dataclass(frozen=True)
 class Tube:
-    """One part of a body.
+    """One part of a body."""
 
-    Attributes:
-        start, end: Ends of the axis in body axes, metres.
-        wide, deep: Half-axes of the cross-section sideways and forward, metres, at equal steps
-            from start to end.
-        paint: ``(along, around, metres) -> (N, 3)`` sRGB in [0, 255]; along in [0, 1], around in
-            radians (0 is the person's left, pi/2 the front), metres from the start.
-        caps: Lengths of the rounded ends, metres; 0 is a flat end.
-        cut: Optional ``(along, around) -> bool``: the part of the surface that exists.
-        gloss: Strength of the highlight.
-        lift: Offset towards the camera in the depth test, metres, to cover another part.
-    """
-
-    start: Vector
+    start: Vector  # ends of the axis in body axes, metres
     end: Vector
+    # half-axes of the cross-section sideways and forward, metres, at equal steps from start to end
     wide: tuple[float, ...]
     deep: tuple[float, ...]
+    # ``(along, around, metres) -> (N, 3)`` sRGB in [0, 255]; along in [0, 1], around in radians (0
+    # is the person's left, pi/2 the front), metres from the start
     paint: Paint
-    caps: tuple[float, float] = (0.0, 0.0)
+    caps: tuple[float, float] = (0.0, 0.0)  # lengths of the rounded ends, metres; 0 is a flat end
+    # optional ``(along, around) -> bool``: the part of the surface that exists
     cut: Cut | None = None
-    gloss: float = 0.0
-    lift: float = 0.0
+    gloss: float = 0.0  # strength of the highlight
+    lift: float = 0.0  # offset towards the camera in the depth test, metres, to cover another part
 
 
 def offset(y: float, z: float = 0.0, x: float = 0.0) -> Vector:

@@ -35,15 +35,11 @@ _SHOWN = 2
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The result of an attack, and example images.
+    """The result of an attack, and example images."""
 
-    Attributes:
-        result: The numbers.
-        columns: Example images by name, values in [0, 1], each (K, 3, H, W). The names are the same
-            at every level.
-    """
-
-    result: Result
+    result: Result  # the numbers
+    # Example images by name, values in [0, 1], each (K, 3, H, W). The names are the same at every
+    # level.
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -113,70 +109,42 @@ _LOGGER = get_logger()
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run, in addition to checkpoint and data.
+    """The settings of a run, in addition to checkpoint and data."""
 
-    Attributes:
-        seed: Seed of all random choices of the attackers.
-        budget: Public images that an attacker may train on.
-        epochs: Passes over them; smaller budgets get as many updates.
-        people: Maximum number of private identities.
-        levels: Levels to attack.
-        keys: Keys that the brute force tries for each image.
-        start: Start weights of an attacker's re-ID network: ``imagenet`` or ``none``.
-    """
-
-    seed: int
-    budget: int
-    epochs: int
-    people: int
-    levels: tuple[str, ...]
-    keys: int
-    start: str = "none"
+    seed: int  # seed of all random choices of the attackers
+    budget: int  # public images that an attacker may train on
+    epochs: int  # passes over them; smaller budgets get as many updates
+    people: int  # maximum number of private identities
+    levels: tuple[str, ...]  # levels to attack
+    keys: int  # keys that the brute force tries for each image
+    start: str = "none"  # start weights of an attacker's re-ID network: ``imagenet`` or ``none``
 
 
 @dataclass(frozen=True)
 class NetworkFactories:
-    """Functions that build an attacker's networks, with the architecture of the attacked model.
+    """Functions that build an attacker's networks, with the architecture of the attacked model."""
 
-    Attributes:
-        recovery: Returns a recovery network.
-        reid: Returns a re-ID network for a number of identities.
-        objectives: Returns identity losses for a number of identities and a feature size.
-    """
-
-    recovery: Callable[[], nn.Module]
-    reid: Callable[[int], ReIDNetwork]
+    recovery: Callable[[], nn.Module]  # returns a recovery network
+    reid: Callable[[int], ReIDNetwork]  # returns a re-ID network for a number of identities
+    # returns identity losses for a number of identities and a feature size
     objectives: Callable[[int, int], Objectives]
 
 
 @dataclass(eq=False)
 class AttackContext:
-    """Everything that the attacks of one run share.
+    """Everything that the attacks of one run share."""
 
-    Attributes:
-        settings: Seed and budgets.
-        public: Images that attackers train on.
-        validation: Images of held-out public identities, on which attackers choose methods.
-        private: Images that attacks are scored on.
-        protector: Computes the stored images.
-        reid: The owner's re-ID network.
-        recovery: The owner's recovery network; None if the checkpoint has none.
-        factories: Functions that build attackers' networks.
-        bench: Device and length of attackers' trainings.
-        cross_camera: TEST.CROSS_CAMERA.
-        folder: Folder in which attackers' networks are saved for a resume; None to save none.
-    """
-
-    settings: Settings
-    public: ImageSet
-    validation: ImageSet
-    private: ImageSet
-    protector: Protector
-    reid: ReIDNetwork
-    recovery: nn.Module | None
-    factories: NetworkFactories
-    bench: TrainingSetup
-    cross_camera: bool = True
+    settings: Settings  # seed and budgets
+    public: ImageSet  # images that attackers train on
+    validation: ImageSet  # images of held-out public identities, on which attackers choose methods
+    private: ImageSet  # images that attacks are scored on
+    protector: Protector  # computes the stored images
+    reid: ReIDNetwork  # the owner's re-ID network
+    recovery: nn.Module | None  # the owner's recovery network; None if the checkpoint has none
+    factories: NetworkFactories  # functions that build attackers' networks
+    bench: TrainingSetup  # device and length of attackers' trainings
+    cross_camera: bool = True  # TEST.CROSS_CAMERA
+    # folder in which attackers' networks are saved for a resume; None to save none
     folder: Path | None = None
     _stored: dict[str, Stored] = field(default_factory=dict)
     _plain: dict[tuple[str, str], Tensor] = field(default_factory=dict)

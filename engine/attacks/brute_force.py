@@ -30,32 +30,22 @@ NO_GUESSES = "no guesses of keys are defined for this scheme (brute_force.GUESSE
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """The result of a search for keys.
+    """The result of a search for keys."""
 
-    Attributes:
-        opened: Images that a guessed key opened, normalised, by index.
-        tried: Keys tried for each image.
-        seconds: Duration of the search.
-    """
-
-    opened: dict[int, Tensor]
-    tried: int
-    seconds: float
+    opened: dict[int, Tensor]  # images that a guessed key opened, normalised, by index
+    tried: int  # keys tried for each image
+    seconds: float  # duration of the search
 
 
 @dataclass(frozen=True)
 class Guess:
-    """How the keys of a scheme are guessed.
+    """How the keys of a scheme are guessed."""
 
-    Attributes:
-        search: Tries a number of keys on the images at some indices.
-        num_keys: Number of possible keys.
-        any_of_them: Whether owners use all of these keys. Otherwise owners use only the keys that
-            are tried, and the time of the search is reported.
-    """
-
+    # tries a number of keys on the images at some indices
     search: Callable[[Stored, Tensor, int], Search]
-    num_keys: float
+    num_keys: float  # number of possible keys
+    # Whether owners use all of these keys. Otherwise owners use only the keys that are tried, and
+    # the time of the search is reported.
     any_of_them: bool
 
 

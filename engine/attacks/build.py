@@ -36,19 +36,14 @@ _DEFAULT_BUDGET = 4096
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned run of attacks, before images are decoded or networks trained.
+    """A planned run of attacks, before images are decoded or networks trained."""
 
-    Attributes:
-        settings: Seed and budgets.
-        record: Everything that the numbers depend on in addition to the configuration, as plain
-            values, and the precision that RUNTIME.PRECISION resolves to.
-        versions: Software and machine.
-        make_context: Builds the context; its argument is the folder for attackers' networks.
-    """
-
-    settings: Settings
+    settings: Settings  # seed and budgets
+    # everything that the numbers depend on in addition to the configuration, as plain values, and
+    # the precision that RUNTIME.PRECISION resolves to
     record: dict[str, Any]
-    versions: dict[str, str]
+    versions: dict[str, str]  # software and machine
+    # builds the context; its argument is the folder for attackers' networks
     make_context: Callable[[Path | None], AttackContext]
 
 

@@ -40,27 +40,18 @@ class Card:
 
     The input is ((pixels * range / 255) - mean) / scale, (B, 3, height, width) in the given channel
     order.
-
-    Attributes:
-        path: The ONNX file; its name in the card is relative to the card.
-        source, licence: Origin and licence.
-        height, width: Input size in pixels.
-        channels: ``RGB`` or ``BGR``.
-        range: Largest pixel value before mean and scale: 1 or 255.
-        mean, scale: For each channel, in the order of ``channels``.
-        batch: Fixed number of images for each call; None for any number.
     """
 
-    path: Path
+    path: Path  # the ONNX file; its name in the card is relative to the card
     source: str
     licence: str
-    height: int
+    height: int  # input size in pixels
     width: int
-    channels: str
-    range: float
-    mean: tuple[float, ...]
+    channels: str  # ``RGB`` or ``BGR``
+    range: float  # largest pixel value before mean and scale: 1 or 255
+    mean: tuple[float, ...]  # for each channel, in the order of ``channels``
     scale: tuple[float, ...]
-    batch: int | None
+    batch: int | None  # fixed number of images for each call; None for any number
 
 
 def read_card(path: Path) -> Card:
@@ -240,14 +231,10 @@ class Discriminant:
     In the space of v, variance within identities is 1 and between them w. Each direction is
     multiplied by w / (1 + w), which gives the expected position of the identity of an image
     (Ioffe, "Probabilistic Linear Discriminant Analysis", ECCV 2006).
-
-    Attributes:
-        mean: Mean of the fitted embeddings (D,).
-        projection: The scaled directions as columns (D, D).
     """
 
-    mean: Tensor
-    projection: Tensor
+    mean: Tensor  # mean of the fitted embeddings (D,)
+    projection: Tensor  # the scaled directions as columns (D, D)
 
     @classmethod
     def fit(cls, embeddings: Tensor, pids: Tensor) -> Discriminant:

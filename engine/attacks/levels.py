@@ -32,21 +32,14 @@ _IMAGES_EACH = 8  # of each held-out identity: some attacks need several
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N decoded images: 8-bit, on the CPU.
+    """N decoded images: 8-bit, on the CPU."""
 
-    Attributes:
-        raw, desensitized: uint8 (N, 3, H, W).
-        pids, camids: int64 (N,).
-        subjects: Subject labels under which the owner encrypts the images.
-        is_query: Whether an image is a query, otherwise a gallery image, bool (N,).
-    """
-
-    raw: Tensor
-    desensitized: Tensor
-    pids: Tensor
-    camids: Tensor
-    subjects: tuple[str, ...]
-    is_query: Tensor
+    raw: Tensor  # uint8 (N, 3, H, W)
+    desensitized: Tensor  # uint8 (N, 3, H, W)
+    pids: Tensor  # int64 (N,)
+    camids: Tensor  # int64 (N,)
+    subjects: tuple[str, ...]  # subject labels under which the owner encrypts the images
+    is_query: Tensor  # whether an image is a query, otherwise a gallery image, bool (N,)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -73,19 +66,14 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class AttackSamples:
-    """Samples of the public and private identities of an attack.
+    """Samples of the public and private identities of an attack."""
 
-    Attributes:
-        public: Training samples of the attacker, in random order: a smaller budget is a prefix.
-        validation: Samples of held-out public identities, on which the attacker chooses methods.
-        private: Query and gallery samples that attacks are scored on.
-        is_query: Whether each private sample is a query.
-    """
-
+    # training samples of the attacker, in random order: a smaller budget is a prefix
     public: tuple[Sample, ...]
+    # samples of held-out public identities, on which the attacker chooses methods
     validation: tuple[Sample, ...]
-    private: tuple[Sample, ...]
-    is_query: tuple[bool, ...]
+    private: tuple[Sample, ...]  # query and gallery samples that attacks are scored on
+    is_query: tuple[bool, ...]  # whether each private sample is a query
 
 
 def choose_identities(
@@ -159,40 +147,25 @@ _FIRST_ATTACKER_IDENTITY = 1_000_000_000
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """N images as they are stored at one level.
+    """N images as they are stored at one level."""
 
-    Attributes:
-        level: Name of the level.
-        plain: Normalised images as the right key opens them, float32 (N, 3, H, W).
-        observed: What an outsider sees, normalised, float32 (N, 3, H, W).
-        cipher: The cipher with the owner's keys; None at levels without encryption.
-        sealed: The ciphertexts; None at levels without encryption.
-    """
-
-    level: str
-    plain: Tensor
-    observed: Tensor
+    level: str  # name of the level
+    plain: Tensor  # normalised images as the right key opens them, float32 (N, 3, H, W)
+    observed: Tensor  # what an outsider sees, normalised, float32 (N, 3, H, W)
+    # the cipher with the owner's keys; None at levels without encryption
     cipher: Cipher | None = None
-    sealed: Sealed | None = None
+    sealed: Sealed | None = None  # the ciphertexts; None at levels without encryption
 
 
 @dataclass(frozen=True)
 class Protector:
-    """Computes the images of a level from raw ones.
+    """Computes the images of a level from raw ones."""
 
-    Attributes:
-        anonymizer: The public anonymizer; None if the checkpoint has none.
-        device: Device of the anonymizer.
-        autocast: Context that it runs in.
-        pixels: Pixel space of the images.
-        batch_size: Images per batch.
-    """
-
-    anonymizer: nn.Module | None
-    device: torch.device
-    autocast: Autocast
-    pixels: PixelSpace
-    batch_size: int
+    anonymizer: nn.Module | None  # the public anonymizer; None if the checkpoint has none
+    device: torch.device  # device of the anonymizer
+    autocast: Autocast  # context that it runs in
+    pixels: PixelSpace  # pixel space of the images
+    batch_size: int  # images per batch
 
     @torch.inference_mode()
     def plain(self, images: ImageSet, level: str) -> Tensor:

@@ -122,16 +122,11 @@ class PairRules:
 
     ``engine.scoring`` avoids such tables because of their size. Here they are small, and many times
     faster.
-
-    Attributes:
-        matches: Gallery images to find, bool (S, G), for each of the S scored queries.
-        ignored: Gallery images of the query's identity and camera, bool (Q, G).
-        scored: Indices of the queries that have a match (S,).
     """
 
-    matches: Tensor
-    ignored: Tensor
-    scored: Tensor
+    matches: Tensor  # gallery images to find, bool (S, G), for each of the S scored queries
+    ignored: Tensor  # gallery images of the query's identity and camera, bool (Q, G)
+    scored: Tensor  # indices of the queries that have a match (S,)
 
     @classmethod
     def of(cls, query: Features, gallery: Features, *, cross_camera: bool) -> PairRules:

@@ -38,26 +38,17 @@ HOLDS, FAILS, NOT_APPLICABLE = "holds", "fails", "not applicable"
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of an attack, and its floor: the score without information.
+    """One score of an attack, and its floor: the score without information."""
 
-    Attributes:
-        name: Name of the score, e.g. ``rank1``.
-        unit: ``rate``, ``dB``, ``ssim``, ``lpips``, ``r`` or ``s``.
-        value: Score of the attack with its 95 % interval over identities.
-        floor: Score without information, with its interval.
-        decides: Whether the verdict depends on this measure.
-        bad_side: The side of the floor on which the protection has failed: ``above`` (the attacker
-            gains) or ``below`` (the owner loses).
-        floor_is_exact: Whether the floor is known and not measured. Then one image beyond it is
-            enough.
-    """
-
-    name: str
-    unit: str
-    value: Interval
-    floor: Interval
-    decides: bool = False
+    name: str  # such as ``rank1``
+    unit: str  # ``rate``, ``dB``, ``ssim``, ``lpips``, ``r`` or ``s``
+    value: Interval  # score of the attack with its 95 % interval over identities
+    floor: Interval  # score without information, with its interval
+    decides: bool = False  # whether the verdict depends on this measure
+    # the side of the floor on which the protection has failed: ``above`` (the attacker gains) or
+    # ``below`` (the owner loses)
     bad_side: str = "above"
+    # Whether the floor is known and not measured. Then one image beyond it is enough.
     floor_is_exact: bool = False
 
     @property
@@ -85,34 +76,22 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Result:
-    """One attack on one level.
-
-    Attributes:
-        attack, level: Names of the attack and of the level.
-        sentence: The result in plain words.
-        measures: The scores; empty if the attack does not apply.
-        applies: Whether the attack applies to the level; if not, the sentence contains the reason.
-        seed: Seed of all random choices of the attacker.
-        budget: Resources of the attacker, in ``budget_unit``.
-        budget_unit: E.g. ``public images`` or ``keys tried``.
-        num_persons, num_images: Private identities and images that were scored.
-        curve_of: The variable of ``curve``; empty without a curve.
-        curve: Measures for several values of it.
-        details: Further values by name, of plain types.
-    """
+    """One attack on one level."""
 
     attack: str
     level: str
-    sentence: str
-    measures: tuple[Measure, ...] = ()
+    sentence: str  # the result in plain words
+    measures: tuple[Measure, ...] = ()  # the scores; empty if the attack does not apply
+    # whether the attack applies to the level; if not, the sentence contains the reason
     applies: bool = True
-    seed: int = 0
-    budget: int = 0
-    budget_unit: str = ""
-    num_persons: int = 0
-    num_images: int = 0
-    curve_of: str = ""
-    curve: tuple[CurvePoint, ...] = ()
+    seed: int = 0  # seed of all random choices of the attacker
+    budget: int = 0  # resources of the attacker, in ``budget_unit``
+    budget_unit: str = ""  # such as ``public images`` or ``keys tried``
+    num_persons: int = 0  # private identities that were scored
+    num_images: int = 0  # private images that were scored
+    curve_of: str = ""  # the variable of ``curve``; empty without a curve
+    curve: tuple[CurvePoint, ...] = ()  # measures for several values of it
+    # further values by name, of plain types
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -32,23 +32,14 @@ from utils.seeding import derive_seed, seed_everything, torch_generator
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Device, batch size and length of attackers' trainings.
+    """Device, batch size and length of attackers' trainings."""
 
-    Attributes:
-        device: Device of the networks.
-        autocast: Context that they run in.
-        pixels: Pixel space of the images.
-        batch_size: Images per update.
-        steps: Updates of each network; the same for every data budget.
-        seed: Seed of start values and batches.
-    """
-
-    device: torch.device
-    autocast: Autocast
-    pixels: PixelSpace
-    batch_size: int
-    steps: int
-    seed: int
+    device: torch.device  # device of the networks
+    autocast: Autocast  # context that they run in
+    pixels: PixelSpace  # pixel space of the images
+    batch_size: int  # images per update
+    steps: int  # updates of each network; the same for every data budget
+    seed: int  # seed of start values and batches
 
     def run(self, network: nn.Module, images: Tensor) -> Tensor:
         """Return a network's output for images (N, ...), float32 on the CPU, in batches."""
@@ -86,31 +77,20 @@ _INSTANCES = 4
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Images of public persons that an attacker does not train on.
+    """Images of public persons that an attacker does not train on."""
 
-    Attributes:
-        images: Observed images, normalised (N, 3, H, W).
-        pids, camids: Identities and cameras (N,).
-    """
-
-    images: Tensor
-    pids: Tensor
-    camids: Tensor
+    images: Tensor  # observed images, normalised (N, 3, H, W)
+    pids: Tensor  # identities (N,)
+    camids: Tensor  # cameras (N,)
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network.
+    """A trained network."""
 
-    Attributes:
-        network: The network with the weights of the best validation, in evaluation mode.
-        best_step: Number of updates before that validation.
-        validation: Score of that validation: PSNR (dB) of recovery, mAP of re-ID.
-    """
-
-    network: nn.Module
-    best_step: int
-    validation: float
+    network: nn.Module  # the network with the weights of the best validation, in evaluation mode
+    best_step: int  # number of updates before that validation
+    validation: float  # score of that validation: PSNR (dB) of recovery, mAP of re-ID
 
 
 def train_recovery(

@@ -117,12 +117,9 @@ class SharedStep:
 
     The log is then that of one process. A loss that is not finite on one process is not finite on
     any, so all of them stop at the same step, before anything is saved.
-
-    Attributes:
-        step: The step of one process.
     """
 
-    step: TrainStep
+    step: TrainStep  # the step of one process
 
     @property
     def anonymizer(self) -> nn.Module | None:

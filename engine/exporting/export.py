@@ -112,15 +112,10 @@ class ParityError(ExportError):
 
 @dataclass(frozen=True)
 class ImageParity:
-    """The difference between the images of a file and of the network.
+    """The difference between the images of a file and of the network."""
 
-    Attributes:
-        levels: Largest difference in grey levels.
-        share: Share of the values that differ.
-    """
-
-    levels: int
-    share: float
+    levels: int  # largest difference in grey levels
+    share: float  # share of the values that differ
 
     allowed = f"{MAX_LEVELS} grey level, in {100 * MAX_SHARE:g} % of the values"
 
@@ -145,15 +140,10 @@ class ImageParity:
 
 @dataclass(frozen=True)
 class EmbeddingParity:
-    """The difference between the embeddings of a file and of the network.
+    """The difference between the embeddings of a file and of the network."""
 
-    Attributes:
-        error: Largest difference of a coordinate.
-        cosine: Smallest cosine of an image's two embeddings.
-    """
-
-    error: float
-    cosine: float
+    error: float  # largest difference of a coordinate
+    cosine: float  # smallest cosine of an image's two embeddings
 
     allowed = f"{MAX_ERROR:g} of a coordinate, cosine at least 1 - {MAX_COSINE_LOSS:g}"
 
@@ -248,17 +238,11 @@ def _batches(images: list[Pixels]) -> list[Pixels]:
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file.
+    """An exported file."""
 
-    Attributes:
-        path: The file.
-        size: Size in bytes.
-        parity: Difference between its output and the network's.
-    """
-
-    path: Path
-    size: int
-    parity: Parity
+    path: Path  # the file
+    size: int  # size in bytes
+    parity: Parity  # difference between its output and the network's
 
 
 def export(

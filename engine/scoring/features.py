@@ -59,19 +59,13 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class UnitFeatures:
-    """Embeddings and the factors that normalise them, so that no second copy is needed.
+    """Embeddings and the factors that normalise them, so that no second copy is needed."""
 
-    Attributes:
-        embeddings: The given embeddings, unchanged (N, D).
-        inverse_norm: Factor that makes each row a unit vector, float32 (N,); 0 for broken rows.
-        broken: Rows without a direction (NaN, infinite or zero), bool (N,).
-        constant: True if all rows have the same direction although they show several identities.
-    """
-
-    embeddings: Tensor
+    embeddings: Tensor  # the given embeddings, unchanged (N, D)
+    # factor that makes each row a unit vector, float32 (N,); 0 for broken rows
     inverse_norm: Tensor
-    broken: Tensor
-    constant: bool
+    broken: Tensor  # rows without a direction (NaN, infinite or zero), bool (N,)
+    constant: bool  # true if all rows have the same direction although they show several identities
 
     @classmethod
     def of(cls, features: Features) -> UnitFeatures:

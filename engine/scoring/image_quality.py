@@ -21,28 +21,19 @@ _BLOCK_VALUES = {"cpu": 2**18, "cuda": 2**25}
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """PSNR and SSIM of a set of images.
+    """PSNR and SSIM of a set of images."""
 
-    Attributes:
-        psnr_db: PSNR of the squared error pooled over all images (dB); infinite for equal images.
-        ssim: Mean over images, channels and pixels.
-    """
-
+    # PSNR of the squared error pooled over all images (dB); infinite for equal images
     psnr_db: float
-    ssim: float
+    ssim: float  # mean over images, channels and pixels
 
 
 @dataclass(frozen=True, eq=False)
 class ImageQualities:
-    """PSNR and SSIM of each of N images, in the order in which they were added.
+    """PSNR and SSIM of each of N images, in the order in which they were added."""
 
-    Attributes:
-        psnr_db: float64 (N,), dB.
-        ssim: float64 (N,).
-    """
-
-    psnr_db: Tensor
-    ssim: Tensor
+    psnr_db: Tensor  # float64 (N,), dB
+    ssim: Tensor  # float64 (N,)
 
 
 class QualityAccumulator:

@@ -122,31 +122,21 @@ _REMEDY = "evaluate both with EVAL.DETAILS on, on the same data set and split"
 
 @dataclass(frozen=True)
 class QueryResult:
-    """The scores of one query.
+    """The scores of one query."""
 
-    Attributes:
-        pid: Identity of the query.
-        rank1: 1 if the closest image shows that identity, else 0; of several trainings, the mean.
-        average_precision: AP in [0, 1].
-    """
-
-    pid: int
+    pid: int  # identity of the query
+    # 1 if the closest image shows that identity, else 0; of several trainings, the mean
     rank1: float
-    average_precision: float
+    average_precision: float  # AP in [0, 1]
 
 
 @dataclass(frozen=True)
 class Access:
-    """How protected images were opened before the re-ID network.
+    """How protected images were opened before the re-ID network."""
 
-    Attributes:
-        key: Key state, as in ``results.json``: ``none`` (not encrypted), ``right`` or
-            ``ciphertext``.
-        scheme: Name of the cipher; ``none`` if they were not encrypted.
-    """
-
+    # key state, as in ``results.json``: ``none`` (not encrypted), ``right`` or ``ciphertext``
     key: str = "none"
-    scheme: str = "none"
+    scheme: str = "none"  # name of the cipher; ``none`` if they were not encrypted
 
     def of(self, direction: str) -> Access:
         """Return the access of a direction; without protected images it is ``Access()``."""
@@ -158,14 +148,10 @@ class Access:
 
 @dataclass(frozen=True)
 class QueryTable:
-    """The scores of each query in one evaluation, or their mean over several.
+    """The scores of each query in one evaluation, or their mean over several."""
 
-    Attributes:
-        access: How protected images were opened.
-        directions: Results by direction (``raw->protected``) and path of the query.
-    """
-
-    access: Access
+    access: Access  # how protected images were opened
+    # results by direction (``raw->protected``) and path of the query
     directions: dict[str, dict[str, QueryResult]]
 
 

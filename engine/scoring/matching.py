@@ -29,15 +29,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Q lists of different lengths, stored in one array.
+    """Q lists of different lengths, stored in one array."""
 
-    Attributes:
-        values: The lists, concatenated.
-        offsets: Start of each list in ``values``, and the total length (Q + 1,).
-    """
-
-    values: Indices
-    offsets: Indices
+    values: Indices  # the lists, concatenated
+    offsets: Indices  # start of each list in ``values``, and the total length (Q + 1,)
 
     def __getitem__(self, index: int) -> Indices:
         """Return one list."""
@@ -63,24 +58,16 @@ class Ragged:
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """The gallery images that each of the Q scored queries should retrieve.
+    """The gallery images that each of the Q scored queries should retrieve."""
 
-    Attributes:
-        queries: Positions of the scored queries in the query set, ascending (Q,).
-        matches: Gallery positions of the query's identity that count as matches.
-        ignored: Gallery positions of the query's identity and camera, which are ignored. Junk is
-            not listed here.
-        junk: Gallery positions that are ignored for every query.
-        num_gallery: Gallery images without junk.
-        skipped: Number of queries skipped for each of ``SKIP_REASONS``.
-    """
-
-    queries: Indices
-    matches: Ragged
+    queries: Indices  # positions of the scored queries in the query set, ascending (Q,)
+    matches: Ragged  # gallery positions of the query's identity that count as matches
+    # Gallery positions of the query's identity and camera, which are ignored. Junk is not listed
+    # here.
     ignored: Ragged
-    junk: Indices
-    num_gallery: int
-    skipped: dict[str, int]
+    junk: Indices  # gallery positions that are ignored for every query
+    num_gallery: int  # gallery images without junk
+    skipped: dict[str, int]  # number of queries skipped for each of ``SKIP_REASONS``
 
     @classmethod
     def of(

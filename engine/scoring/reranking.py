@@ -391,17 +391,11 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """The K most similar images of each of N images, itself included, closest first.
+    """The K most similar images of each of N images, itself included, closest first."""
 
-    Attributes:
-        index: Numbers of the images; ties are in ascending order (N, K).
-        similarity: Cosine to each, float32 (N, K).
-        lowest: Cosine to the least similar of all N images, float32 (N,).
-    """
-
-    index: Indices
-    similarity: NDArray[np.float32]
-    lowest: NDArray[np.float32]
+    index: Indices  # numbers of the images; ties are in ascending order (N, K)
+    similarity: NDArray[np.float32]  # cosine to each, float32 (N, K)
+    lowest: NDArray[np.float32]  # cosine to the least similar of all N images, float32 (N,)
 
 
 def nearest_neighbors(

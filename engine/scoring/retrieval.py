@@ -31,25 +31,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class QueryResults:
-    """One entry for each of the Q scored queries.
+    """One entry for each of the Q scored queries."""
 
-    Attributes:
-        index: Place in the query set (Q,).
-        pid, camid: Whose image it is and from where (Q,).
-        num_matches: Gallery images to find (Q,).
-        first_rank, last_rank: Rank of the closest and of the furthest match, from 1 (Q,).
-        average_precision: Mean over matches of matches so far / rank (Q,).
-        inverse_negative_penalty: Matches / rank of the furthest match (Q,).
-    """
-
-    index: Indices
-    pid: Indices
-    camid: Indices
-    num_matches: Indices
-    first_rank: Indices
-    last_rank: Indices
-    average_precision: Floats
-    inverse_negative_penalty: Floats
+    index: Indices  # position in the query set (Q,)
+    pid: Indices  # identity (Q,)
+    camid: Indices  # camera (Q,)
+    num_matches: Indices  # gallery images to find (Q,)
+    first_rank: Indices  # rank of the closest match, from 1 (Q,)
+    last_rank: Indices  # rank of the furthest match, from 1 (Q,)
+    average_precision: Floats  # mean over matches of matches so far / rank (Q,)
+    inverse_negative_penalty: Floats  # matches / rank of the furthest match (Q,)
 
     def __len__(self) -> int:
         """Return the number of scored queries."""

@@ -28,21 +28,14 @@ _BROKEN = float(np.finfo(np.float32).min)
 
 @dataclass(frozen=True, eq=False)
 class SingleShotScores:
-    """Scores in galleries with one image for each identity.
+    """Scores in galleries with one image for each identity."""
 
-    Attributes:
-        cmc: Share of queries whose match is among the first k, mean over draws, float64 (50,).
-        ranks: Rank of the match in each draw, from 1, int64 (Q, draws).
-        query_pid: Identity of each scored query (Q,).
-        num_identities: Images in a drawn gallery.
-        degenerate: As in ``RetrievalScores``.
-    """
-
+    # share of queries whose match is among the first k, mean over draws, float64 (50,)
     cmc: NDArray[np.float64]
-    ranks: Indices
-    query_pid: Indices
-    num_identities: int
-    degenerate: bool
+    ranks: Indices  # rank of the match in each draw, from 1, int64 (Q, draws)
+    query_pid: Indices  # identity of each scored query (Q,)
+    num_identities: int  # images in a drawn gallery
+    degenerate: bool  # as in ``RetrievalScores``
 
     def intervals(
         self, *, level: float = 0.95, samples: int = 1000, seed: int = 1

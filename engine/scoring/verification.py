@@ -42,26 +42,18 @@ class NoImpostorPairs(UserError):  # noqa: N818 - the data may be valid for retr
 
 @dataclass(frozen=True, eq=False)
 class VerificationScores:
-    """Histograms of the cosines of genuine pairs (same identity) and impostor pairs (two).
+    """Histograms of the cosines of genuine pairs (same identity) and impostor pairs (two)."""
 
-    Attributes:
-        genuine: Number of genuine pairs in each bin, int64 (BINS + 1,).
-        impostor: Number of impostor pairs in each bin, int64 (BINS + 1,).
-        pair_query, pair_bin: Scored query and bin of each genuine pair.
-        impostor_query, impostor_bin: The same of a random sample of impostor pairs, with equally
-            many for each query; all of them in a small set.
-        query_pid: Identity of each scored query.
-        degenerate: As in ``RetrievalScores``.
-    """
-
-    genuine: Indices
-    impostor: Indices
-    pair_query: Indices
-    pair_bin: Indices
+    genuine: Indices  # number of genuine pairs in each bin, int64 (BINS + 1,)
+    impostor: Indices  # number of impostor pairs in each bin, int64 (BINS + 1,)
+    pair_query: Indices  # scored query of each genuine pair
+    pair_bin: Indices  # bin of each genuine pair
+    # the same of a random sample of impostor pairs, with equally many for each query; all of them
+    # in a small set
     impostor_query: Indices
     impostor_bin: Indices
-    query_pid: Indices
-    degenerate: bool
+    query_pid: Indices  # identity of each scored query
+    degenerate: bool  # as in ``RetrievalScores``
 
     @property
     def num_genuine(self) -> int:
@@ -268,23 +260,14 @@ def area_and_equal_error(false: Floats, true: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold for "same identity?", chosen on validation and used elsewhere unchanged.
+    """A threshold for "same identity?", chosen on validation and used elsewhere unchanged."""
 
-    Attributes:
-        threshold: Lowest cosine that is accepted as the same identity.
-        asked_fpr: Requested false positive rate.
-        fpr: False positive rate on validation, at most ``asked_fpr``.
-        tpr: True positive rate on validation.
-        num_genuine: Number of genuine pairs on validation.
-        num_impostor: Number of impostor pairs on validation.
-    """
-
-    threshold: float
-    asked_fpr: float
-    fpr: float
-    tpr: float
-    num_genuine: int
-    num_impostor: int
+    threshold: float  # lowest cosine that is accepted as the same identity
+    asked_fpr: float  # requested false positive rate
+    fpr: float  # false positive rate on validation, at most ``asked_fpr``
+    tpr: float  # true positive rate on validation
+    num_genuine: int  # number of genuine pairs on validation
+    num_impostor: int  # number of impostor pairs on validation
 
     def same_person(self, similarity: float) -> bool:
         """Return whether a cosine is accepted."""

@@ -24,18 +24,13 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class ReIDDesign:
-    """A backbone with its pooling and weights.
+    """A backbone with its pooling and weights."""
 
-    Attributes:
-        backbone: Class of the backbone, or a function that builds it.
-        pooling: Turns its map (B, C, H', W') into features (B, C); None for generalised-mean
-            pooling, or average pooling if the features are signed.
-        imagenet: Its ImageNet weights; None if it has none.
-    """
-
-    backbone: MakeBackbone
+    backbone: MakeBackbone  # class of the backbone, or a function that builds it
+    # turns its map (B, C, H', W') into features (B, C); None for generalised-mean pooling, or
+    # average pooling if the features are signed
     pooling: Callable[[], nn.Module] | None
-    imagenet: ImageNetWeights | None = None
+    imagenet: ImageNetWeights | None = None  # its ImageNet weights; None if it has none
 
 
 _RESNET18 = partial(ResNetBackbone, (2, 2, 2, 2), bottleneck=False)

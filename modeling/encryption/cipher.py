@@ -22,20 +22,14 @@ KeyState = Literal["right", "wrong", "ciphertext"]
 
 @dataclass(frozen=True)
 class Sealed:
-    """A batch of B encrypted images: everything that is visible without a key.
+    """A batch of B encrypted images: everything that is visible without a key."""
 
-    Attributes:
-        scheme: Name of the cipher.
-        payload: The ciphertext. float32 (B, 3, H, W) if the scheme encrypts values (additive);
-            uint8 (B, H, W, 3) if it encrypts bytes (aead).
-        headers: Public bytes of each image, which identify its key.
-        device: Device of the opened images.
-    """
-
-    scheme: str
+    scheme: str  # name of the cipher
+    # The ciphertext. float32 (B, 3, H, W) if the scheme encrypts values (additive); uint8 (B, H, W,
+    # 3) if it encrypts bytes (aead).
     payload: Tensor
-    headers: tuple[bytes, ...]
-    device: torch.device
+    headers: tuple[bytes, ...]  # public bytes of each image, which identify its key
+    device: torch.device  # device of the opened images
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -93,15 +87,10 @@ class Cipher(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """Encrypted images after an attempt to open them.
+    """Encrypted images after an attempt to open them."""
 
-    Attributes:
-        images: float32 (B, 3, H, W) in the anonymizer's output space.
-        num_refused: Number of images that the cipher refused to open. `images` contains the
-            ciphertext of those.
-    """
-
-    images: Tensor
+    images: Tensor  # float32 (B, 3, H, W) in the anonymizer's output space
+    # Number of images that the cipher refused to open. `images` contains the ciphertext of those.
     num_refused: int = 0
 
 

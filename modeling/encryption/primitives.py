@@ -139,16 +139,11 @@ def _message_key(key: bytes, context: str, salt: bytes) -> MessageKey:
 
 @dataclass(frozen=True)
 class SubjectKey:
-    """A key to seal with; ``repr`` does not contain it.
+    """A key to seal with; ``repr`` does not contain it."""
 
-    Attributes:
-        key_id: Id of the key; the locator hides it from outsiders.
-        key: The secret.
-        locator_key: Secret that masks key_id in headers; empty if the scheme masks nothing.
-    """
-
-    key_id: bytes
-    key: bytes
+    key_id: bytes  # id of the key; the locator hides it from outsiders
+    key: bytes  # the secret
+    # secret that masks key_id in headers; empty if the scheme masks nothing
     locator_key: bytes = b""
 
     def __repr__(self) -> str:

@@ -75,18 +75,12 @@ _MAX_ORIGINAL_SIDE = 0xFFFF
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata of the source of a sealed image.
+    """Metadata of the source of a sealed image."""
 
-    Attributes:
-        path: Relative path with forward slashes; empty if there was no file.
-        source_sha256: SHA-256 of the source file; zeros if there was no file.
-        orig_h, orig_w: Size of the upright source image in pixels; 0 if unknown.
-    """
-
-    path: str = ""
-    source_sha256: bytes = _UNKNOWN_HASH
-    orig_h: int = 0
-    orig_w: int = 0
+    path: str = ""  # relative path with forward slashes; empty if there was no file
+    source_sha256: bytes = _UNKNOWN_HASH  # SHA-256 of the source file; zeros if there was no file
+    orig_h: int = 0  # height of the upright source image in pixels; 0 if unknown
+    orig_w: int = 0  # its width
 
     def to_bytes(self) -> bytes:
         """Return the 256 bytes of the file format.
@@ -153,44 +147,28 @@ def check_relative_path(path: str) -> None:
 
 @dataclass(frozen=True)
 class SealedImage:
-    """A sealed image as anyone can read it.
+    """A sealed image as anyone can read it."""
 
-    Attributes:
-        width, height: Size in pixels.
-        chunk: Header chunk, 360 bytes.
-        pixels: Ciphertext, 3 * width * height bytes, row by row.
-    """
-
-    width: int
-    height: int
-    chunk: bytes
-    pixels: bytes
+    width: int  # size in pixels
+    height: int  # size in pixels
+    chunk: bytes  # header chunk, 360 bytes
+    pixels: bytes  # ciphertext, 3 * width * height bytes, row by row
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """A sealed image after authentication and decryption.
+    """A sealed image after authentication and decryption."""
 
-    Attributes:
-        pixels: uint8 (H, W, 3).
-        metadata: Metadata of the source.
-    """
-
-    pixels: NDArray[np.uint8]
-    metadata: Metadata
+    pixels: NDArray[np.uint8]  # uint8 (H, W, 3)
+    metadata: Metadata  # metadata of the source
 
 
 @dataclass(frozen=True)
 class FileKey:
-    """The key of one file, made by `new_file_key`; worker processes need no other key.
+    """The key of one file, made by `new_file_key`; worker processes need no other key."""
 
-    Attributes:
-        message_key: Key, salt and commitment of the file.
-        locator: Masked id of the subject's key.
-    """
-
-    message_key: MessageKey
-    locator: bytes
+    message_key: MessageKey  # key, salt and commitment of the file
+    locator: bytes  # masked id of the subject's key
 
 
 def image_header(width: int, height: int) -> bytes:

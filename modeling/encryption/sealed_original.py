@@ -42,15 +42,10 @@ _OVERHEAD_BYTES = PUBLIC_BYTES + _CONTENT_AT + TAG_BYTES
 
 @dataclass(frozen=True)
 class Original:
-    """A source file after authentication and decryption.
+    """A source file after authentication and decryption."""
 
-    Attributes:
-        content: Its bytes.
-        metadata: The same metadata as in the sealed image.
-    """
-
-    content: memoryview
-    metadata: Metadata
+    content: memoryview  # its bytes
+    metadata: Metadata  # the same metadata as in the sealed image
 
 
 def padded_length(length: int) -> int:

@@ -61,25 +61,15 @@ _ERASING_ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of both pipelines.
+    """Settings of both pipelines."""
 
-    Attributes:
-        folder: Folder of the image files.
-        kind: Desensitizer.
-        size: Height and width, px.
-        batch: Images in a batch.
-        mode: CACHE.MODE.
-        device: Device of the batches.
-        workers: Worker processes of the plain pipeline, and of CACHE.MODE stream.
-    """
-
-    folder: str
-    kind: str
-    size: tuple[int, int]
-    batch: int
-    mode: str
-    device: str
-    workers: int
+    folder: str  # folder of the image files
+    kind: str  # desensitizer
+    size: tuple[int, int]  # height and width, px
+    batch: int  # images in a batch
+    mode: str  # CACHE.MODE
+    device: str  # device of the batches
+    workers: int  # worker processes of the plain pipeline, and of CACHE.MODE stream
 
     @property
     def paths(self) -> list[str]:

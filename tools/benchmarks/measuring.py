@@ -67,23 +67,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers that a benchmark prints, and writes with ``--json``.
+    """Numbers that a benchmark prints, and writes with ``--json``."""
 
-    Attributes:
-        images_per_s: Speed of this project.
-        plain_images_per_s: Speed of the plain implementation in the same run.
-        ratio: The first divided by the second.
-        tflops: Floating-point operations of this project's work in 10^12 per second.
-        share_of_ceiling: The same, divided by the speed of a matrix product in the same run.
-        peak_mib: Growth of the memory of this project's process (of the GPU) after its imports.
-    """
-
-    images_per_s: float
-    plain_images_per_s: float
-    ratio: float
-    tflops: float
-    share_of_ceiling: float
-    peak_mib: float
+    images_per_s: float  # speed of this project
+    plain_images_per_s: float  # speed of the plain implementation in the same run
+    ratio: float  # the first divided by the second
+    tflops: float  # floating-point operations of this project's work in 10^12 per second
+    share_of_ceiling: float  # the same, divided by the speed of a matrix product in the same run
+    peak_mib: float  # growth of the memory of this project's process (of the GPU) after its imports
 
     def as_dict(self) -> dict[str, float]:
         """Return the content of the JSON file."""
@@ -92,17 +83,11 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of all implementations.
+    """Results of all implementations."""
 
-    Attributes:
-        images_per_s: Best turn of each implementation.
-        peak_mib: Peak memory of each implementation.
-        ceiling: FLOP/s of a matrix product.
-    """
-
-    images_per_s: dict[str, float]
-    peak_mib: dict[str, float]
-    ceiling: float
+    images_per_s: dict[str, float]  # best turn of each implementation
+    peak_mib: dict[str, float]  # peak memory of each implementation
+    ceiling: float  # FLOP/s of a matrix product
 
     def numbers(self, flops: float) -> Numbers:
         """Return the numbers of ``ours`` and ``plain``, for ``flops`` operations per image."""

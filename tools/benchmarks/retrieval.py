@@ -32,25 +32,15 @@ _CUDA_CHUNK_BYTES = 1024 * _MIB
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a data set.
+    """Size of a data set."""
 
-    Attributes:
-        queries: Query images.
-        gallery: Gallery images, junk and distractors included.
-        identities: Identities in query and gallery.
-        cameras: Cameras.
-        distractors: Gallery images of other identities (pid 0).
-        junk: Gallery images that are not scored (pid -1).
-        dim: Feature size.
-    """
-
-    queries: int
-    gallery: int
-    identities: int
-    cameras: int
-    distractors: int = 0
-    junk: int = 0
-    dim: int = 2048
+    queries: int  # query images
+    gallery: int  # gallery images, junk and distractors included
+    identities: int  # identities in query and gallery
+    cameras: int  # cameras
+    distractors: int = 0  # gallery images of other identities (pid 0)
+    junk: int = 0  # gallery images that are not scored (pid -1)
+    dim: int = 2048  # feature size
 
 
 SIZES = {

@@ -263,21 +263,13 @@ _OF_A_METHOD = tuple(name for name in OF_A_RESULT if name != "RUNTIME.PRECISION"
 
 @dataclass(frozen=True)
 class Experiment:
-    """A training and its test; nothing is chosen by the test split.
+    """A training and its test; nothing is chosen by the test split."""
 
-    Attributes:
-        config: YAML file of both.
-        method: Key of ``METHODS``.
-        folder: OUTPUT_DIR of the training; the test's folder is next to it.
-        overrides: ``KEY VALUE ...`` of both.
-        test_dataset: DATASETS.NAMES of the test; '' if it is the same as in training.
-    """
-
-    config: Path
-    method: str
-    folder: Path
-    overrides: tuple[str, ...] = ()
-    test_dataset: str = ""
+    config: Path  # YAML file of both
+    method: str  # key of ``METHODS``
+    folder: Path  # OUTPUT_DIR of the training; the test's folder is next to it
+    overrides: tuple[str, ...] = ()  # ``KEY VALUE ...`` of both
+    test_dataset: str = ""  # DATASETS.NAMES of the test; '' if it is the same as in training
 
     def __post_init__(self) -> None:
         """Raise if an override would change the method."""

@@ -17,25 +17,19 @@ from utils.metric_writer import read_metrics
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What an output folder contains.
+    """What an output folder contains."""
 
-    Attributes:
-        folder: The folder.
-        config: Values by dotted key, as ``config.yml`` records them.
-        results: Content of ``results.json``; empty without an evaluation.
-        details: Content of ``details.json``; empty without EVAL.DETAILS.
-        metrics: Records of ``metrics.jsonl``, in order.
-        attacks: Content of the attacks' ``results.json``; empty without attacks.
-        attack_folder: Where that file is.
-    """
-
-    folder: Path
+    folder: Path  # the folder
+    # values by dotted key, as ``config.yml`` records them
     config: Mapping[str, Any] = field(default_factory=dict)
+    # content of ``results.json``; empty without an evaluation
     results: Mapping[str, Any] = field(default_factory=dict)
+    # content of ``details.json``; empty without EVAL.DETAILS
     details: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Mapping[str, Any]] = ()
+    metrics: Sequence[Mapping[str, Any]] = ()  # records of ``metrics.jsonl``, in order
+    # content of the attacks' ``results.json``; empty without attacks
     attacks: Mapping[str, Any] = field(default_factory=dict)
-    attack_folder: Path | None = None
+    attack_folder: Path | None = None  # where that file is
 
     @property
     def dataset(self) -> str:

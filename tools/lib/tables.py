@@ -31,20 +31,15 @@ _IMAGES = ("desensitized", "anonymized", "recovered")
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a data set with one strength of a desensitizer.
-
-    Attributes:
-        dataset, desensitizer, radius, method: The cell of the published table.
-        experiments: Experiments by seed.
-        deviations: In words, values that differ from the published training. If there are any, the
-            row is not compared with published numbers.
-    """
+    """A method on a data set with one strength of a desensitizer."""
 
     dataset: str
     desensitizer: str
     radius: float
     method: str
-    experiments: Mapping[int, Experiment]
+    experiments: Mapping[int, Experiment]  # experiments by seed
+    # In words, values that differ from the published training. If there are any, the row is not
+    # compared with published numbers.
     deviations: tuple[str, ...] = ()
 
     def finished(self) -> dict[int, Results]:
@@ -60,15 +55,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Results of a row.
+    """Results of a row."""
 
-    Attributes:
-        row: The row.
-        results: Results by seed, of at least one finished seed.
-    """
-
-    row: Row
-    results: Mapping[int, Results]
+    row: Row  # the row
+    results: Mapping[int, Results]  # results by seed, of at least one finished seed
 
     def rank1(self, name: str) -> Spread:
         """Return rank-1 of a direction, in [0, 1]."""
@@ -106,13 +96,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows with at least one finished seed.
+    """All rows with at least one finished seed."""
 
-    Attributes:
-        summaries: In the order of the command line.
-    """
-
-    summaries: Sequence[Summary]
+    summaries: Sequence[Summary]  # in the order of the command line
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Table:
@@ -269,33 +255,22 @@ def _as_json(summary: Summary) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Difference:
-    """The change of one direction from an evaluation to the next one.
+    """The change of one direction from an evaluation to the next one."""
 
-    Attributes:
-        direction: Such as ``raw->protected``.
-        before: Name of the first evaluation.
-        after: Name of the second evaluation.
-        intervals: Change of ``rank1`` and ``mAP`` with 95 % intervals over identities.
-    """
-
-    direction: str
-    before: str
-    after: str
+    direction: str  # such as ``raw->protected``
+    before: str  # name of the first evaluation
+    after: str  # name of the second evaluation
+    # change of ``rank1`` and ``mAP`` with 95 % intervals over identities
     intervals: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences of evaluations on the same queries.
+    """Differences of evaluations on the same queries."""
 
-    Attributes:
-        access: With which keys each evaluation read protected images, by name.
-        warning: A sentence if these differ, else ''.
-        differences: Of each evaluation from the one before it, direction by direction.
-    """
-
-    access: Mapping[str, Access]
-    warning: str
+    access: Mapping[str, Access]  # with which keys each evaluation read protected images, by name
+    warning: str  # a sentence if these differ, else ''
+    # of each evaluation from the one before it, direction by direction
     differences: Sequence[Difference]
 
     @classmethod
