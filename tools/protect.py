@@ -60,12 +60,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     from engine.vault.protect import MAX_BATCH, Outcome, ProtectOptions, Summary, protect_folder
     from engine.vault.reveal import CONTENTS_NAME, reveal
     from engine.vault.sealed_folder import check_apart
-    from engine.vault.search import (
-        IndexSummary,
-        complete_index,
-        load_gallery,
-        query_embedding,
-    )
+    from engine.vault.search import IndexSummary, complete_index, load_gallery, query_embedding
     from engine.vault.sources import list_sources
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
     from layers.pixels import PixelSpace
@@ -140,9 +135,8 @@ def _parser() -> Parser:
         return sub
 
     sealed = ("sealed", "folder of sealed images, or one of them")
-    protect = command(
-        "protect", _protect, ("input", "folder of images"), ("output", "folder of sealed files")
-    )
+    inputs = (("input", "folder of images"), ("output", "folder of sealed files"))
+    protect = command("protect", _protect, *inputs)
     _add_model(protect)
     _add_protect_options(protect)
     opening = command("open", _open, sealed, ("output", "folder for anonymized images"))
