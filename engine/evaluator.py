@@ -13,9 +13,10 @@ from data.loaders import EvalLoader
 from data.records import Batch, Sample
 from engine.distributed.processes import all_gather, from_main, gather_rows, world
 from engine.report import DIRECTIONS, EvalReport, RetrievalRow
+from engine.scoring.features import Features
 from engine.scoring.image_quality import ImageQuality, QualityAccumulator
 from engine.scoring.reranking import score_reranked
-from engine.scoring.retrieval import Features, RetrievalScores, score_directions
+from engine.scoring.retrieval import RetrievalScores, score_directions
 from engine.views import ViewMaker, Views
 from layers.pixels import PixelSpace
 from utils.device import uncompiled

@@ -14,16 +14,6 @@ from engine.scoring.matching import Indices, Matching
 from engine.scoring.ranking import rank_matches
 from utils.errors import UserError
 
-__all__ = [
-    "CMC_LENGTH",
-    "Features",
-    "QueryResults",
-    "RetrievalScores",
-    "score_directions",
-    "score_retrieval",
-    "scores_of_ranks",
-]
-
 CMC_LENGTH = 50
 
 Floats = NDArray[np.float64]

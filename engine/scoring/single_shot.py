@@ -37,15 +37,11 @@ class SingleShotScores:
     num_identities: int  # images in a drawn gallery
     degenerate: bool  # as in ``RetrievalScores``
 
-    def intervals(
-        self, *, level: float = 0.95, samples: int = 1000, seed: int = 1
-    ) -> dict[str, Interval]:
+    def intervals(self, *, samples: int = 1000) -> dict[str, Interval]:
         """Return rank1 to rank50 with their intervals over identities."""
         rates = (self.ranks[:, :, None] <= np.arange(1, CMC_LENGTH + 1)).mean(1)
         names = [f"rank{rank}" for rank in range(1, CMC_LENGTH + 1)]
-        intervals = bootstrap_ratios(
-            rates, np.ones(len(rates)), self.query_pid, level=level, samples=samples, seed=seed
-        )
+        intervals = bootstrap_ratios(rates, np.ones(len(rates)), self.query_pid, samples=samples)
         return dict(zip(names, intervals, strict=True))
 
 

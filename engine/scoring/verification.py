@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.scoring.features import Features, UnitFeatures
-from engine.scoring.intervals import Interval, bootstrap_ratios, draws
+from engine.scoring.intervals import BOUNDS, Interval, bootstrap_ratios, draws
 from engine.scoring.matching import Indices, Matching
 from engine.scoring.ranking import product_chunks
 from utils.errors import UserError
@@ -78,21 +78,13 @@ class VerificationScores:
             float(self.impostor[first_bin:].sum() / self.num_impostor),
         )
 
-    def tpr_at(self, false_positive_rate: float) -> float:
-        """Return the highest true positive rate at no more than this false positive rate."""
-        return self.rates_at(self.bin_at(false_positive_rate))[0]
-
-    def tpr_intervals(
-        self, *, level: float = 0.95, samples: int = 1000, seed: int = 1
-    ) -> dict[float, Interval]:
+    def tpr_intervals(self, *, samples: int = 1000) -> dict[float, Interval]:
         """Return TPR with its interval at each of ``FALSE_POSITIVE_RATES``, thresholds fixed."""
         bins = np.array([self.bin_at(rate) for rate in FALSE_POSITIVE_RATES])
         accepted = np.zeros((len(self.query_pid), len(bins)))
         np.add.at(accepted, self.pair_query, self.pair_bin[:, None] >= bins)
         pairs = np.bincount(self.pair_query, minlength=len(self.query_pid))
-        intervals = bootstrap_ratios(
-            accepted, pairs, self.query_pid, level=level, samples=samples, seed=seed
-        )
+        intervals = bootstrap_ratios(accepted, pairs, self.query_pid, samples=samples)
         return dict(zip(FALSE_POSITIVE_RATES, intervals, strict=True))
 
     def roc(self) -> tuple[Floats, Floats, Floats]:
@@ -120,9 +112,7 @@ class VerificationScores:
         false, true, _ = self.roc()
         return area_and_equal_error(false, true)[1]
 
-    def curve_intervals(
-        self, *, level: float = 0.95, samples: int = 1000, seed: int = 1
-    ) -> dict[str, Interval]:
+    def curve_intervals(self, *, samples: int = 1000) -> dict[str, Interval]:
         """Return ``area_under_roc`` and ``equal_error_rate`` with intervals over identities.
 
         Each resample draws identities with replacement, with all genuine and impostor pairs of
@@ -130,7 +120,7 @@ class VerificationScores:
         each kind take part. Bounds are shifted by the difference between the rates of these and
         of all pairs.
         """
-        rng = numpy_generator(seed, "bootstrap pairs")
+        rng = numpy_generator(1, "bootstrap pairs")
         genuine, impostor = (
             rng.choice(count, min(count, _BOOTSTRAP_PAIRS), replace=False)
             for count in (len(self.pair_bin), len(self.impostor_bin))
@@ -154,8 +144,8 @@ class VerificationScores:
                 return np.nan, np.nan  # this resample has no pair of one kind
             return area_and_equal_error(false / false[-1], true / true[-1])
 
-        resampled = [rates(times) for times in draws(len(identities), samples, seed)]
-        bounds = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        resampled = [rates(times) for times in draws(len(identities), samples, 1)]
+        bounds = np.nanquantile(resampled, BOUNDS, axis=0)
         values = np.array([self.area_under_roc(), self.equal_error_rate()])
         low, high = np.clip(bounds + values - rates(np.ones(len(identities))), 0.0, 1.0)
         intervals = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.scoring import ranking
-from engine.scoring.features import UnitFeatures
+from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.reranking import score_reranked
-from engine.scoring.retrieval import Features, score_directions, score_retrieval
+from engine.scoring.retrieval import score_directions, score_retrieval
 from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import score_verification
 from tests.fixtures.naive_retrieval import distances, naive_scores

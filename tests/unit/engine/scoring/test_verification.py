@@ -128,7 +128,7 @@ def test_perfect_features_and_calibration():
     embeddings = torch.eye(40)
     query = Features(embeddings, pids, [0] * 40)
     scores = score_verification(query, Features(embeddings, pids, [1] * 40))
-    assert scores.tpr_at(1e-4) == 1
+    assert scores.rates_at(scores.bin_at(1e-4))[0] == 1
     assert (scores.area_under_roc(), scores.equal_error_rate()) == (1, 0)
     found = scores.curve_intervals(samples=50)
     assert found["area_under_roc"] == Interval(1, 1, 1)
@@ -164,7 +164,7 @@ def test_thresholds_that_mean_nothing_are_refused():
     constant = Features(torch.ones(3, 4), [1, 2, 3], [1, 1, 1])
     flat = score_verification(Features(torch.ones(2, 4), [1, 2], [0, 0]), constant)
     assert flat.degenerate
-    assert flat.tpr_at(0.1) == 0
+    assert flat.rates_at(flat.bin_at(0.1))[0] == 0
     for interval in flat.curve_intervals(samples=20).values():
         assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match="the same for every identity"):
@@ -185,7 +185,7 @@ def test_intervals_of_true_positive_rates_hold_their_value():
     query, gallery = clustered(7)
     scores = score_verification(features(query), features(gallery))
     for rate, interval in scores.tpr_intervals(samples=200).items():
-        assert interval.value == pytest.approx(scores.tpr_at(rate))
+        assert interval.value == pytest.approx(scores.rates_at(scores.bin_at(rate))[0])
         assert interval.low <= interval.value <= interval.high
 
 
