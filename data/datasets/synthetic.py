@@ -6,11 +6,7 @@ parameters and library versions.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +21,6 @@ DRAWING_VERSION = 3  # increase it with every change of a pixel
 _MAX_IDENTITIES = 4000  # with validation and test identities within PPPP
 _MAX_IMAGES = 50
 _RECORD = "synthetic.json"
-_TEMPORARY = ".synthetic-unfinished-"
-_STALE_S = 86_400.0
 TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY = (
     "bounding_box_train", "bounding_box_val_query", "bounding_box_val_gallery",
     "query", "bounding_box_test",
@@ -115,19 +109,12 @@ def ensure_synthetic(
     if final.exists():
         check_complete(final)
         return final
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(root)
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
     try:
-        _write_set(temporary, options)
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(final)
-        except OSError:  # another process was faster
-            if not final.exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with staged_folder(final) as temporary:
+            _write_set(temporary, options)
+    except UserError:
+        if not final.exists():  # otherwise another process was faster
+            raise
     check_complete(final)
     return final
 
@@ -180,14 +167,6 @@ def check_complete(folder: Path) -> None:
 
 def _count_images(folder: Path) -> dict[str, int]:
     return {name: sum(1 for _ in (folder / name).glob("*.jpg")) for name in FOLDERS}
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove folders of killed runs that are older than a day; no set takes so long."""
-    for folder in root.glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_set(folder: Path, options: SyntheticOptions) -> None:
