@@ -46,6 +46,11 @@ def printable(text: str) -> str:
     return _COLOUR_CODES.sub("", text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the beginning of a foreign error's text, for a message of one sentence."""
+    return printable((str(error).splitlines() or [type(error).__name__])[0][:160])
+
+
 @contextlib.contextmanager
 def naming_keys(*keys: str) -> Iterator[None]:
     """Add configuration keys to the text of a UserError.

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from utils.errors import UserError, optional_package
+from utils.errors import UserError, first_line, optional_package
 from utils.files import WriteError, ensure_folder, write_text
 from utils.logger import get_logger
 
@@ -456,10 +456,9 @@ class Trackers:
             work(*arguments)
         except Exception as error:  # of a foreign package: any class
             self._trackers.pop(name, None)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             get_logger().warning(
                 "%s failed and receives no more numbers, metrics.jsonl is complete: %s",
-                name, reason,
+                name, first_line(error),
             )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, printable
+from utils.errors import UserError, first_line
 from utils.files import atomic_write
 
 # Containers can contain one another many times, so a small file could unfold without limit.
@@ -71,7 +71,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         ValueError, zipfile.BadZipFile,
     ) as error:  # fmt: skip
         raise TensorFileError(
-            f"{path} is damaged ({_first_line(error)}); restore it from a copy, or use another file"
+            f"{path} is damaged ({first_line(error)}); restore it from a copy, or use another file"
         ) from error
 
 
@@ -130,7 +130,3 @@ def _repeated_bytes(tensor: Tensor, path: Path) -> int:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise TensorFileError(f"{path} contains a sparse, quantized or meta tensor")
     return max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())
-
-
-def _first_line(error: BaseException) -> str:
-    return printable((str(error).splitlines() or [type(error).__name__])[0][:160])

@@ -21,7 +21,8 @@ from torch import Tensor
 from engine.attacks.attack import AttackContext, Outcome, percent
 from engine.attacks.linkage import search_measures, search_sentence
 from engine.attacks.measures import Measure
-from utils.errors import UserError, optional_package
+from engine.exporting.onnx_file import start_session
+from utils.errors import UserError, first_line, optional_package
 from utils.logger import Progress
 
 PREFIX = "foreign-"
@@ -29,7 +30,6 @@ _KEYS = (
     "file", "source", "licence", "height", "width", "channels", "range", "mean", "scale", "batch",
 )  # fmt: skip
 _BATCH = 32  # of networks that take any number of images
-_ERRORS_ONLY = 3  # onnxruntime's log level
 
 Floats = NDArray[np.float32]
 
@@ -127,16 +127,11 @@ class ForeignNetwork:
                 "relative to the card's folder"
             ) from None
         self.sha256 = sha256(content).hexdigest()
-        options = runtime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self._session = runtime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = start_session(runtime, content)
         except Exception as error:  # the runtime's errors have no common base class
             raise UserError(
-                f"onnxruntime cannot load {card.path} ({_first_line(error)}); expected an ONNX file"
+                f"onnxruntime cannot load {card.path} ({first_line(error)}); expected an ONNX file"
             ) from error
         self._check_input()
         self._check_output()
@@ -208,7 +203,7 @@ class ForeignNetwork:
         except Exception as error:  # see above
             raise UserError(
                 f"onnxruntime cannot run {self.card.path} on {count} images "
-                f"({_first_line(error)}); if the network takes a fixed number of images, set batch "
+                f"({first_line(error)}); if the network takes a fixed number of images, set batch "
                 "in its card"
             ) from error
         shapes = [np.shape(output) for output in outputs]
@@ -370,7 +365,3 @@ def _measures(
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from engine.api import Anonymizer, Pixels
 from layers.pixels import PixelSpace
 from modeling.reid_network import ReIDNetwork
-from utils.errors import UserError, optional_package
+from utils.errors import UserError, first_line, optional_package
 
 # Verbs of ``engine.api``, and the letter of each network in checkpoints.
 VERBS = {"anonymize": "G", "recover": "G_R", "embed": "C"}
@@ -143,7 +143,7 @@ def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
             f"torch {torch.__version__} cannot write this network with ONNX opset {opset} "
-            f"({_first_line(error)}); try another --opset"
+            f"({first_line(error)}); try another --opset"
         ) from error
 
 
@@ -161,6 +161,17 @@ def label(graph: Graph, path: Path, metadata: Mapping[str, str]) -> None:
     path.write_bytes(content.SerializeToString())
 
 
+def start_session(runtime: ModuleType, content: bytes) -> Any:
+    """Return a session of onnxruntime on the CPU with as many threads as torch.
+
+    It takes the bytes of a file, since the runtime requires file names in UTF-8.
+    """
+    options = runtime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = torch.get_num_threads()
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxFile:
     """An exported file, run by onnxruntime on the CPU.
 
@@ -173,14 +184,8 @@ class OnnxFile:
 
     def __init__(self, path: Path) -> None:
         _, self._runtime = packages()
-        options = self._runtime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.intra_op_num_threads = torch.get_num_threads()
         try:
-            # Pass the bytes: the runtime requires file names in UTF-8.
-            self._session = self._runtime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = start_session(self._runtime, path.read_bytes())
         except Exception as error:  # the runtime's errors have no common base class
             raise self._failure(error) from error
 
@@ -199,10 +204,6 @@ class OnnxFile:
     def _failure(self, error: Exception) -> ExportError:
         return ExportError(
             f"onnxruntime {self._runtime.__version__} cannot run the file that torch "
-            f"{torch.__version__} wrote ({_first_line(error)}); nothing was exported; try another "
+            f"{torch.__version__} wrote ({first_line(error)}); nothing was exported; try another "
             "--opset, or update onnxruntime"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -22,7 +22,7 @@ import torch
 
 from tools.lib.command_line import MAX_THREADS, whole_number
 from utils.device import resolve_device, set_threads
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.logger import Progress
 
 # Does the work once, and returns the number of its images.
@@ -222,7 +222,7 @@ def _serve(
     except (EOFError, KeyboardInterrupt):
         return  # the other process has ended, or reports the interrupt
     except (UserError, OSError, RuntimeError, MemoryError) as error:
-        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        pipe.send(f"{type(error).__name__}: {first_line(error)}")
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
