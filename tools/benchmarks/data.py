@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -133,14 +134,18 @@ def image_flops(kind: str, size: tuple[int, int]) -> float:
 
 
 def draw_images(folder: Path, count: int) -> None:
-    """Write JPEG files of smooth random images with grain, of Market-1501's size."""
+    """Write JPEG files of random images, of Market-1501's size."""
     rng = np.random.default_rng(0)
     for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3)).astype(np.uint8))
-        smooth = np.asarray(coarse.resize(_SMALL, Image.Resampling.BICUBIC)).astype(np.int16)
-        grain = rng.normal(0, 3, smooth.shape).round().astype(np.int16)
-        pixels = np.clip(smooth + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
+        Image.fromarray(photo_like(rng, _SMALL)).save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def photo_like(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a smooth random image with grain, which compresses about as well as a photograph."""
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3)).astype(np.uint8))
+    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).astype(np.int16)
+    grain = rng.normal(0, 3, smooth.shape).round().astype(np.int16)
+    return np.clip(smooth + grain, 0, 255).astype(np.uint8)
 
 
 def make_cached(settings: Settings) -> Work:
