@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 image_flops(kind, settings.size),
             )
             print(describe(kind, outcome, flops))
-            numbers[kind] = outcome.numbers(flops).as_dict()
+            numbers[kind] = outcome.numbers(flops)
     return numbers
 
 

@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     print(
         f"  bare networks     {bare:12,.2f}   the pass has {100 * ours / bare:.0f} % of their speed"
     )
-    return outcome.numbers(flops).as_dict()
+    return outcome.numbers(flops)
 
 
 def make_pass(given: Given, folder: str) -> Work:

@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -66,22 +66,6 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Numbers that a benchmark prints, and writes with ``--json``."""
-
-    images_per_s: float  # speed of this project
-    plain_images_per_s: float  # speed of the plain implementation in the same run
-    ratio: float  # the first divided by the second
-    tflops: float  # floating-point operations of this project's work in 10^12 per second
-    share_of_ceiling: float  # the same, divided by the speed of a matrix product in the same run
-    peak_mib: float  # growth of the memory of this project's process (of the GPU) after its imports
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the content of the JSON file."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Results of all implementations."""
 
@@ -89,17 +73,21 @@ class Outcome:
     peak_mib: dict[str, float]  # peak memory of each implementation
     ceiling: float  # FLOP/s of a matrix product
 
-    def numbers(self, flops: float) -> Numbers:
-        """Return the numbers of ``ours`` and ``plain``, for ``flops`` operations per image."""
+    def numbers(self, flops: float) -> dict[str, float]:
+        """Return the content of the JSON file, for ``flops`` operations per image.
+
+        ``share_of_ceiling`` is relative to a matrix product in the same run; ``peak_mib`` is the
+        growth of the memory of this project's process (of the GPU) after its imports.
+        """
         ours, plain = self.images_per_s["ours"], self.images_per_s["plain"]
-        return Numbers(
-            images_per_s=ours,
-            plain_images_per_s=plain,
-            ratio=ours / plain,
-            tflops=flops * ours / 1e12,
-            share_of_ceiling=flops * ours / self.ceiling,
-            peak_mib=self.peak_mib["ours"],
-        )
+        return {
+            "images_per_s": ours,
+            "plain_images_per_s": plain,
+            "ratio": ours / plain,
+            "tflops": flops * ours / 1e12,
+            "share_of_ceiling": flops * ours / self.ceiling,
+            "peak_mib": self.peak_mib["ours"],
+        }
 
 
 def contest(
@@ -128,14 +116,14 @@ def contest(
 
 def describe(title: str, outcome: Outcome, flops: float) -> str:
     """Return the outcome as text of a few lines."""
-    numbers, plain_peak = outcome.numbers(flops), outcome.peak_mib["plain"]
+    n, plain_peak = outcome.numbers(flops), outcome.peak_mib["plain"]
     return (
         f"{title}\n"
-        f"  images/s          {numbers.images_per_s:12,.2f}\n"
-        f"  plain images/s    {numbers.plain_images_per_s:12,.2f}   ratio {numbers.ratio:.2f}\n"
-        f"  TFLOP/s           {numbers.tflops:12.4f}   {100 * numbers.share_of_ceiling:.2f} % of a "
+        f"  images/s          {n['images_per_s']:12,.2f}\n"
+        f"  plain images/s    {n['plain_images_per_s']:12,.2f}   ratio {n['ratio']:.2f}\n"
+        f"  TFLOP/s           {n['tflops']:12.4f}   {100 * n['share_of_ceiling']:.2f} % of a "
         f"matrix product's {outcome.ceiling / 1e12:.3f}\n"
-        f"  peak memory (MiB) {numbers.peak_mib:12,.0f}   plain {plain_peak:,.0f}"
+        f"  peak memory (MiB) {n['peak_mib']:12,.0f}   plain {plain_peak:,.0f}"
     )
 
 

@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     print(describe(title, outcome, flops))
-    return outcome.numbers(flops).as_dict()
+    return outcome.numbers(flops)
 
 
 def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:
