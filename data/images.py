@@ -174,11 +174,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale the values of a grey image of more than 8 bits to 0..255.
-
-    Raises:
-        ValueError: The values are in none of the ranges that are known.
-    """
+    """Scale the values of a grey image of more than 8 bits to 0..255."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0 and high <= 1:

@@ -250,11 +250,7 @@ class Anonymizer:
 
 
 def _listed(images: ImageLike | Sequence[ImageLike]) -> Sequence[Any]:
-    """Return a single image as a list of one.
-
-    Raises:
-        UserError: It is neither an image nor a list.
-    """
+    """Return a single image as a list of one."""
     if isinstance(images, Image.Image | np.ndarray):
         return [images]
     if not isinstance(images, list | tuple):

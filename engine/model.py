@@ -150,11 +150,7 @@ def recorded_config(weights: LoadedWeights) -> CfgNode:
 
 
 def _recorded_value(name: str, value: object, source: str) -> object:
-    """Return a value of the recorded architecture.
-
-    Raises:
-        CheckpointError: It does not have the type of the published value.
-    """
+    """Return a value of the recorded architecture."""
     published = PUBLISHED_ARCHITECTURE[name]
     if isinstance(published, tuple):
         kinds = (int,) if isinstance(published[0], int) else (int, float)

@@ -303,11 +303,7 @@ class LossGuard:
         self._settle(keep=0 if arrived is None else self._depth)
 
     def check(self) -> None:
-        """Check all queued losses; called before anything is saved.
-
-        Raises:
-            NonFiniteLossError: Names the losses and the file of the batch.
-        """
+        """Check all queued losses; called before anything is saved."""
         self._settle(keep=0)
 
     def _settle(self, keep: int) -> None:

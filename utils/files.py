@@ -138,11 +138,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise unless a path is a regular file; reading from a pipe or a device may never end.
-
-    Raises:
-        OSError: It does not exist, or is not a regular file.
-    """
+    """Raise unless a path is a regular file; reading from a pipe or a device may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - also for plain strings
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
@@ -335,11 +331,7 @@ def _try_lock(path: Path, flags: int) -> int | None:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its final name, which must be free.
-
-    Raises:
-        FileExistsError: The name is taken.
-    """
+    """Give a finished temporary file its final name, which must be free."""
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -91,11 +91,7 @@ def tell_memory(what: str, needed_mib: float, num_similarities: int) -> None:
 
 
 def require_memory(what: str, needed_mib: float, budget_mib: float, remedy: str) -> None:
-    """Raise before work starts that needs more memory than there is.
-
-    Raises:
-        UserError: ``needed_mib`` is above ``budget_mib``; it names both and the remedy.
-    """
+    """Raise before work starts that needs more memory than there is."""
     if needed_mib > budget_mib:
         raise UserError(
             f"{what} needs about {needed_mib:,.0f} MiB of memory but {budget_mib:,.0f} MiB may be "

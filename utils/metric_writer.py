@@ -61,10 +61,6 @@ class MetricWriter:
             trackers: Further recipients of the numbers, opened when the `with` block begins. After
                 a resume they receive no step again but the last one, since a kill may have cut its
                 numbers.
-
-        Raises:
-            WriteError: The folder or a file in it cannot be written.
-            UserError: The package tensorboard is not installed.
         """
         summary_writer = _summary_writer() if tensorboard else None
         folder = ensure_folder(output_dir)
@@ -387,9 +383,6 @@ def check_packages(names: Sequence[str]) -> None:
 
     Args:
         names: Values of RUNTIME.TRACKERS.
-
-    Raises:
-        UserError: A package is not installed.
     """
     for name in names:
         if name in TRACKERS:

@@ -88,11 +88,7 @@ def _check_records(path: Path) -> None:
 
 
 def _checked_copy(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the content with tensors that own their memory.
-
-    Raises:
-        TensorFileError: It unfolds to too many values, or its tensors to too many bytes.
-    """
+    """Return the content with tensors that own their memory."""
     copies: dict[int, Tensor] = {}
     num_values = num_repeated = 0
 

@@ -144,11 +144,7 @@ def fingerprint(weights: LoadedWeights) -> str:
 
 
 def check_anonymizer(cfg: CfgNode) -> None:
-    """Raise if the checkpoint is a baseline.
-
-    Raises:
-        UserError: The checkpoint is of mode C.
-    """
+    """Raise if the checkpoint is a baseline."""
     if cfg.MODEL.MODE != "GCR":
         raise UserError(
             f"{cfg.MODEL.PRETRAIN_DIR} is a training of mode {cfg.MODEL.MODE}, which has no "

@@ -187,9 +187,6 @@ def _store(processes: World) -> distributed.Store:
     torchrun's agent keeps one store over all restarts, and addresses in it may belong to processes
     of an earlier start. So each start gets a prefix. Machines count restarts differently: over
     several machines each start needs a new store instead.
-
-    Raises:
-        UserError: torchrun may restart the processes of several machines with the same store.
     """
     store, _, _ = next(distributed.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -244,11 +241,7 @@ def device_of_rank(name: str = "auto", device_id: str | int = "0") -> torch.devi
 
 
 def refuse_sharing(program: str) -> None:
-    """Raise if torchrun started a program that does not share its work among processes.
-
-    Raises:
-        UserError: It did.
-    """
+    """Raise if torchrun started a program that does not share its work among processes."""
     if World.from_environment().size > 1:
         raise UserError(
             f"torchrun can run tools/main.py, tools/attack.py and `tools/protect.py protect`, not "

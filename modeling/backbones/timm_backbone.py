@@ -109,11 +109,7 @@ class TimmBackbone(Backbone):
         self.model = self._fitted(model)
 
     def _fitted(self, model: Any) -> Any:
-        """Set the image size and the last stride of a model, whose weights are loaded before.
-
-        Raises:
-            UserError: If the model does not accept the size or the stride.
-        """
+        """Set the image size and the last stride of a model, whose weights are loaded before."""
         if model.pretrained_cfg.get("fixed_input_size") and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=self._image_size)
         try:
@@ -188,11 +184,7 @@ def _has_no_map(features: Tensor) -> bool:
 
 
 def _create(name: str, *, pretrained: bool = False) -> Any:
-    """Return a timm model with its classifier.
-
-    Raises:
-        UserError: If timm is not installed or has no model or no weights of that name.
-    """
+    """Return a timm model with its classifier."""
     timm = optional_package("timm", f"MODEL.NAME {PREFIX}{name}", "python3 -m pip install timm")
     architecture, _, tag = name.partition(".")
     known = timm.list_models()

@@ -183,10 +183,6 @@ def check_size(width: int, height: int, offset: int = -1) -> None:
         width: In pixels.
         height: In pixels.
         offset: Position in the file, for messages.
-
-    Raises:
-        FormatError: A side is zero.
-        TooLarge: The image is larger than the format allows.
     """
     if not width or not height:
         raise FormatError(f"image of {width} x {height} pixels; both sides are at least 1", offset)
@@ -204,9 +200,6 @@ def check_chunk(chunk: bytes, offset: int = -1) -> None:
     Args:
         chunk: The 360 bytes.
         offset: Position of the chunk in the file, for messages.
-
-    Raises:
-        FormatError, UnsupportedVersion: A field is wrong.
     """
     if len(chunk) != CHUNK_BYTES:
         raise FormatError(f"header chunk of {len(chunk)} bytes; expected {CHUNK_BYTES}", offset)
@@ -220,9 +213,6 @@ def check_public(public: bytes, kind: int, offset: int = -1) -> None:
         public: The unencrypted header, which begins with the magic bytes.
         kind: The expected kind: 1 for an image, 2 for an original.
         offset: Position of the header in the file, for messages.
-
-    Raises:
-        FormatError, UnsupportedVersion: A field is wrong.
     """
 
     def at(position: int) -> int:

@@ -195,11 +195,7 @@ def _train(cfg: CfgNode) -> CfgNode:
 
 
 def _fit(trainer: Trainer) -> None:
-    """Run the training; add to its errors which keys to change.
-
-    Raises:
-        TrainingStopped: The batch does not fit into memory, or a loss is not finite.
-    """
+    """Run the training; add to its errors which keys to change."""
     try:
         trainer.fit()
     except NonFiniteLossError as error:
@@ -338,11 +334,7 @@ class Experiment:
         return self.results()
 
     def check_folder(self) -> None:
-        """Raise if the folder contains a training with other values.
-
-        Raises:
-            UserError: Names the values.
-        """
+        """Raise if the folder contains a training with other values."""
         other = _changed_in(self.folder, self.training, OF_A_TRAINING)
         if other:
             raise UserError(
