@@ -261,11 +261,6 @@ def differing(before: CfgNode, now: CfgNode, names: Collection[str] = OF_A_RESUL
 
     ImageNet weights are compared by the name of their file. DATASETS.ROOT_DIR is compared only if
     the data set is given as a path relative to it.
-
-    Args:
-        before: Old configuration.
-        now: New configuration.
-        names: Keys that are compared.
     """
     from_root = ":" in now.DATASETS.NAMES
     return [

@@ -45,12 +45,6 @@ def positive_problems(
 ) -> tuple[Problem, ...]:
     """Check that queries can be scored against a gallery.
 
-    Args:
-        query: Queries.
-        gallery: Gallery.
-        cross_camera: TEST.CROSS_CAMERA: whether matches must be from another camera.
-        title: ``test`` or ``validation``, for messages.
-
     Returns:
         A warning if some queries have no match, with examples.
 

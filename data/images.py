@@ -136,10 +136,6 @@ def upright(image: Image.Image, name: str) -> Image.Image:
 def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize an RGB image as in training: Pillow's antialiasing bilinear filter on 8-bit values.
 
-    Args:
-        image: An image of mode ``RGB``.
-        size: Height and width, px.
-
     Returns:
         uint8 (H, W, 3).
     """

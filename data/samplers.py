@@ -90,9 +90,6 @@ class IdentitySampler:
     def plan(self, epoch: int) -> Tensor:
         """Return the image indices of an epoch's batches on this rank.
 
-        Args:
-            epoch: Any number; each has its own plan.
-
         Returns:
             int64 (batches, images of this rank); images of an identity are adjacent.
         """

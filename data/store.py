@@ -137,10 +137,6 @@ class PixelSource(Protocol):
 def decode(path: str | Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Read and resize an image (:func:`data.images.resize`).
 
-    Args:
-        path: The file.
-        size: Height and width, px.
-
     Returns:
         uint8 (3, H, W).
 

@@ -215,10 +215,6 @@ def training_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
 
     A training that continued with other images or identities would be neither of the two; learning
     rate and number of epochs may change. What a checkpoint does not record is not compared.
-
-    Args:
-        before: ``info`` of the native checkpoint (``engine.model.model_info``).
-        now: The same of the training.
     """
     problems = changed_values(before.get("architecture", {}), now.get("architecture", {}))
     problems += changed_values(_desensitizer(before), _desensitizer(now))
@@ -321,12 +317,7 @@ class Launch:
 
     @classmethod
     def begin(cls, folder: Path, restarts: int) -> Launch:
-        """Return the launch of this process; a first start removes the file of an older launch.
-
-        Args:
-            folder: OUTPUT_DIR.
-            restarts: How often torchrun has restarted the processes.
-        """
+        """Return the launch of this process; a first start removes the file of an older launch."""
         run_id = os.environ.get("TORCHELASTIC_RUN_ID")
         if run_id is None:
             return cls(None, resumes=False)

@@ -61,11 +61,7 @@ class ScoreDetails:
     reranked: RetrievalScores | None = None
 
     def to_json(self, *, per_query: bool = True) -> dict[str, Any]:
-        """Return plain numbers: rates with 95 % intervals over identities, and curves.
-
-        Args:
-            per_query: Whether to add the result of each query.
-        """
+        """Return plain numbers: rates with 95 % intervals over identities, and curves."""
         content = dict(self._rates)
         if per_query:
             queries = self.retrieval.per_query
@@ -191,14 +187,7 @@ def save_details(
     query_samples: Sequence[Sample],
     folder: Path,
 ) -> None:
-    """Write ``details.json``, and ``per_query.csv`` with a row for each query and direction.
-
-    Args:
-        details: Scores by direction, from ``detail_directions``.
-        access: How protected images were read.
-        query_samples: Samples of the queries.
-        folder: Output folder.
-    """
+    """Write ``details.json``, and ``per_query.csv`` with a row for each query and direction."""
     content = {
         name: asdict(access.of(name)) | scores.to_json(per_query=False)
         for name, scores in details.items()

@@ -290,11 +290,6 @@ def headline_row(content: Mapping[str, Any], query: str, gallery: str) -> Mappin
 
     For raw->raw and in mode C, the only key state is ``none``.
 
-    Args:
-        content: Content of ``results.json``.
-        query: ``raw`` or ``protected``.
-        gallery: ``raw`` or ``protected``.
-
     Raises:
         KeyError: The direction was not scored.
     """

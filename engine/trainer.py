@@ -218,10 +218,6 @@ class Trainer:
         """Continue after ``epoch`` from the values of ``training_state``.
 
         Networks and optimisers have been loaded before, and anything that does not fit refused.
-
-        Args:
-            epoch: Last finished epoch.
-            saved: The ``training`` part of the native checkpoint.
         """
         if epoch:  # learning rates are not part of the loaded state
             set_learning_rate(self.optimizers, epoch)

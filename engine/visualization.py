@@ -44,13 +44,6 @@ def rank_gallery(
 
     Junk (pid -1) is left out. With ``cross_camera``, so are images of the query's identity and
     camera. Ties go to the earlier gallery image.
-
-    Args:
-        query: Features of the queries.
-        gallery: Features of the gallery.
-        chosen: Indices of queries.
-        cross_camera: As for ``score_retrieval``.
-        top: Length of a list.
     """
     rows = F.normalize(query.embeddings[list(chosen)].float())
     similarity = rows @ F.normalize(gallery.embeddings.float()).T
@@ -168,10 +161,6 @@ def activation_maps(reid: ReIDNetwork, images: Tensor) -> Tensor:
 
     Source: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017.
 
-    Args:
-        reid: The network, in evaluation mode.
-        images: Normalised images (B, 3, H, W).
-
     Raises:
         UserError: The backbone's output is not a feature map (B, C, h, w).
     """
@@ -189,12 +178,7 @@ def activation_maps(reid: ReIDNetwork, images: Tensor) -> Tensor:
 
 
 def overlay(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Return an image in grey under a coloured map.
-
-    Args:
-        image: (H, W, 3).
-        heat: (H, W) in [0, 1].
-    """
+    """Return an image in grey under a coloured map."""
     grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     colours = 255 * colormaps["viridis"](heat)[..., :3]
     blended: Pixels = ((1 - _BLEND) * grey + _BLEND * colours).round().astype(np.uint8)

@@ -28,9 +28,6 @@ class NonLocalBlock(nn.Module):
 
     Source: X. Wang, R. Girshick, A. Gupta, K. He, "Non-local Neural Networks", CVPR 2018; the
     one-channel variant without softmax is AGW's (M. Ye et al., TPAMI 2021).
-
-    Args:
-        channels: Channels C of the feature map.
     """
 
     def __init__(self, channels: int) -> None:

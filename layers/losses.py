@@ -44,10 +44,6 @@ class CenterLoss(nn.Module):
 
     Source: Y. Wen, K. Zhang, Z. Li, Y. Qiao, "A Discriminative Feature Learning Approach for Deep
     Face Recognition", ECCV 2016; without its factor 1/2.
-
-    Args:
-        num_classes: Identities N.
-        feature_size: Length D of a feature.
     """
 
     def __init__(self, num_classes: int, feature_size: int) -> None:

@@ -78,9 +78,6 @@ class PixelSpace:
     def denormalize(self, image: Tensor) -> Tensor:
         """Invert :meth:`normalize`, without clamping: outputs of networks may be outside [0, 1].
 
-        Args:
-            image: Normalised values (..., 3, H, W), floating point.
-
         Returns:
             Same shape, float32; raw images are in [0, 1].
         """

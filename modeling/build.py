@@ -72,11 +72,6 @@ def build_objectives(cfg: CfgNode, num_classes: int, feature_size: int) -> Objec
 
     Reads MODEL.{CENTER_LOSS, WEIGHT_REGULARIZED_TRIPLET, GAN_MODE}, LOSS.{LABEL_SMOOTHING,
     TRIPLET_NORMALIZED}, SOLVER.MARGIN, and the weights that the terms of ``objectives`` name.
-
-    Args:
-        cfg: The configuration.
-        num_classes: Training identities N.
-        feature_size: Length D of the re-ID feature (``nets.reid.feature_size``).
     """
     return Objectives(
         triplet=_triplet_loss(cfg),

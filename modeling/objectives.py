@@ -149,11 +149,7 @@ PAIR_TERMS: dict[str, tuple[PairLoss, tuple[str, ...]]] = {
 
 
 def term_weights(value_of: Callable[[str], float]) -> dict[str, float]:
-    """Return the weight of every term by its name, without pair terms whose weight is 0.
-
-    Args:
-        value_of: Returns the value of a configuration key.
-    """
+    """Return the weight of every term by its name, without pair terms whose weight is 0."""
     keys = {name: names for name, (_, names) in GENERATOR_TERMS.items()}
     for images in ("raw", "protected"):
         keys |= {f"reid_{images}_{name}": names for name, (_, names) in REID_TERMS.items()}
@@ -169,13 +165,6 @@ def discriminator_losses(
 
     For D1 (raw, anonymized) is fake and (raw, target) is real; for D2 (anonymized, recovered) is
     fake and (anonymized, raw) is real. Images are detached, so that generators get no gradients.
-
-    Args:
-        nets: The networks.
-        raw: Normalised images (B, 3, H, W).
-        target: Target of the anonymizer (B, 3, H, W).
-        out: The networks' output for ``raw``.
-        objectives: The adversarial loss.
     """
     raw, target = raw.detach(), target.detach()
     anonymized, recovered = out.anonymized.detach(), out.recovered.detach()
@@ -195,13 +184,6 @@ def generator_losses(
     """Return the losses of anonymizer and recovery network, without the re-ID terms.
 
     Call it inside ``frozen(*nets.discriminators)``, since discriminators need no gradients here.
-
-    Args:
-        nets: The networks.
-        raw: Normalised images (B, 3, H, W).
-        target: Target of the anonymizer (B, 3, H, W).
-        out: The networks' output for ``raw``, with its graph.
-        objectives: The adversarial loss.
     """
     judge_anonymized, judge_recovered = nets.discriminators
     judged = judge_anonymized(raw, out.anonymized), judge_recovered(out.anonymized, out.recovered)

@@ -190,11 +190,6 @@ def build_optimizers(cfg: CfgNode, nets: HasNetworks, centers: nn.Module | None)
 
     Call it after the networks were moved to their device. Reads SOLVER.{BASE_LR, WEIGHT_DECAY,
     CENTER_LR, CENTER_LOSS_WEIGHT} and the keys of ``build_schedule``.
-
-    Args:
-        cfg: The configuration.
-        nets: Networks by letter.
-        centers: The centre loss (``Objectives.centers``), or None.
     """
     schedule = build_schedule(cfg)
     adams = {

@@ -132,11 +132,6 @@ def brief_excepthook(
 def optional_package(name: str, why: str, remedy: str) -> ModuleType:
     """Import a package that only some commands need.
 
-    Args:
-        name: Its name.
-        why: What needs it.
-        remedy: Command that installs it.
-
     Raises:
         UserError: It is not installed, or is broken.
     """

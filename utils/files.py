@@ -374,10 +374,6 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Files of an interrupted run are removed at the next start. A folder that is replaced is renamed
     first, and restored if the new one cannot take its name.
 
-    Args:
-        target: The final name.
-        overwrite: Whether to replace an existing folder.
-
     Raises:
         UserError: The folder cannot be renamed, for example because ``target`` exists now.
         OSError: Nothing can be written there.

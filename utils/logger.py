@@ -133,14 +133,7 @@ class Progress:
     def __init__(
         self, total: int, description: str, *, unit: str = "img", quiet_s: float = _QUIET_S
     ) -> None:
-        """Start counting.
-
-        Args:
-            total: Number of items.
-            description: Text before the count.
-            unit: Name of an item.
-            quiet_s: Time (s) between two log lines, off a terminal.
-        """
+        """Start counting."""
         self._bar: tqdm | None = None
         self._description, self._unit, self._quiet_s = description, unit, quiet_s
         self._total, self._done, self._note = total, 0, ""

@@ -379,11 +379,7 @@ def package(name: str) -> ModuleType:
 
 
 def check_packages(names: Sequence[str]) -> None:
-    """Raise unless the packages of all trackers are installed.
-
-    Args:
-        names: Values of RUNTIME.TRACKERS.
-    """
+    """Raise unless the packages of all trackers are installed."""
     for name in names:
         if name in TRACKERS:
             package(name)

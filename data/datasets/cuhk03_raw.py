@@ -182,11 +182,6 @@ def _images(mat: Any, kind: str) -> Iterator[tuple[str, Any]]:
 def extract(path: Path, kind: str, target: Path) -> Path:
     """Write every image of a kind as PNG, once; ``target`` exists only when it is complete.
 
-    Args:
-        path: The ``cuhk-03.mat``.
-        kind: ``labeled`` or ``detected``.
-        target: Folder to create.
-
     Returns:
         ``target``.
 
@@ -213,13 +208,7 @@ def extract(path: Path, kind: str, target: Path) -> Path:
 
 
 def cache_folder(path: Path, kind: str, home: Path) -> Path:
-    """Return the folder for extracted images: next to the data, or in the user's cache.
-
-    Args:
-        path: The ``cuhk-03.mat``.
-        kind: ``labeled`` or ``detected``.
-        home: The data set's folder.
-    """
+    """Return the folder for extracted images: next to the data, or in the user's cache."""
     usual = home / f"images_{kind}"
     if usual.is_dir() or os.access(home, os.W_OK):
         return usual

@@ -16,10 +16,6 @@ BOUNDARY = 190  # row where the ground begins
 def draw_scene(kind: str, rng: np.random.Generator) -> Image.Image:
     """Draw the background of a camera.
 
-    Args:
-        kind: A key of ``SCENES``.
-        rng: Random numbers for colours and positions.
-
     Returns:
         RGB image of size ``STRIP``.
     """

@@ -108,11 +108,6 @@ def search_additive(stored: Stored, indices: Tensor, keys: int) -> Search:
 
     The right pad leaves the image within [-1, 1]. A wrong one leaves a quarter of the values
     outside, so it can be rejected after a few values.
-
-    Args:
-        stored: Images at the additive level.
-        indices: Images to attack.
-        keys: Numbers to try.
     """
     start = time.perf_counter()
     generator = torch.Generator()
@@ -136,13 +131,7 @@ def search_additive(stored: Stored, indices: Tensor, keys: int) -> Search:
 
 
 def search_aead(stored: Stored, indices: Tensor, keys: int) -> Search:
-    """Try keys that a careless owner might choose; the commitment identifies the right one.
-
-    Args:
-        stored: Images at the aead level.
-        indices: Images to attack.
-        keys: Keys to try for each image.
-    """
+    """Try keys that a careless owner might choose; the commitment identifies the right one."""
     assert stored.sealed is not None
     start = time.perf_counter()
     guesses = list(guessable_keys(keys))

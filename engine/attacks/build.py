@@ -60,15 +60,8 @@ def plan_attacks(
 ) -> Plan:
     """Read the data set and the weights, and check that they allow the attacks.
 
-    Args:
-        cfg: Configuration of the checkpoint, with MODEL.PRETRAIN_CHOICE self.
-        seed: See ``Settings``.
-        budget: See ``Settings``; None for all public images, at most 4,096.
-        epochs: See ``Settings``.
-        people: See ``Settings``.
-        levels: See ``Settings``.
-        keys: See ``Settings``.
-        start: See ``Settings``.
+    ``cfg`` is the configuration of the checkpoint, with MODEL.PRETRAIN_CHOICE self; the other
+    arguments are those of ``Settings``. Without a budget it is all public images, at most 4,096.
 
     Raises:
         UserError: The checkpoint has no anonymizer, or the data set too few identities or images.

@@ -106,9 +106,6 @@ def read_card(path: Path) -> Card:
 class ForeignNetwork:
     """A third-party network, run by onnxruntime on the CPU.
 
-    Args:
-        card: Description of the network.
-
     Attributes:
         sha256: Digest of the ONNX file.
 

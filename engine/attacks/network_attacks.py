@@ -322,9 +322,6 @@ class RestorerBlock(nn.Module):
     """A residual block: depthwise convolution with channel attention, then a gated 1 x 1 layer.
 
     The residual branches start at 0, so a new block is the identity.
-
-    Args:
-        width: Channels.
     """
 
     def __init__(self, width: int) -> None:
@@ -379,9 +376,6 @@ class LinearMap(nn.Module):
     A network that reconstructs worse than this was trained too little. Computed on the principal
     components of the stored images, so that memory grows with the number of images N and not with
     the square of the pixels.
-
-    Args:
-        stored, raw: Public images, normalised (N, 3, H, W).
     """
 
     def __init__(self, stored: Tensor, raw: Tensor) -> None:

@@ -55,10 +55,6 @@ ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ALL}
 def chosen_attacks(names: Sequence[str], foreign: Sequence[Attack] = ()) -> list[Attack]:
     """Return attacks by name, in the order of ``ATTACKS``; all without names.
 
-    Args:
-        names: Names of attacks.
-        foreign: Attacks with third-party networks, which can be chosen, too.
-
     Raises:
         UserError: A name is unknown; the message contains the most similar one.
     """

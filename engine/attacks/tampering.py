@@ -144,12 +144,7 @@ def open_each(cipher: Cipher, sealed: Sealed) -> tuple[list[bool], Tensor]:
 
 
 def tampered(image: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], Sealed]]]:
-    """Yield changes of a sealed image: a name, and a function that returns the changed image.
-
-    Args:
-        image: The image to change.
-        other: Another image, for splices.
-    """
+    """Yield changes of a sealed image: a name, and a function that returns the changed image."""
     spliced = image.payload.clone()
     if stores_bytes(image):
         half = image.payload.shape[1] // 2

@@ -61,12 +61,7 @@ def over_processes(objectives: Objectives) -> Objectives:
 
 
 class _Phase(nn.Module):
-    """A computation as a module, whose parameters are those of the networks it trains.
-
-    Args:
-        networks: The networks; all of their parameters take part.
-        run: The computation.
-    """
+    """A computation as a module, whose parameters are those of the networks it trains."""
 
     def __init__(self, networks: Sequence[nn.Module], run: Callable[..., Any]) -> None:
         super().__init__()

@@ -27,11 +27,6 @@ INPUT = "pixels"
 class ImageGraph(nn.Module):
     """The anonymizer or the recovery network on 8-bit images.
 
-    Args:
-        network: Maps normalised images to normalised images.
-        space: Pixel space of the images.
-        size: Height and width of the images in pixels.
-
     Attributes:
         output: Name of the output.
         shape: Shape of the output; N is any number of images.
@@ -55,10 +50,6 @@ class EmbeddingGraph(nn.Module):
 
     The classifier is not exported: it is not needed, and its size reveals the number of training
     identities.
-
-    Args:
-        network: The re-ID network.
-        space: Pixel space of its images.
 
     Attributes:
         output: Name of the output.
@@ -117,12 +108,6 @@ def write(graph: Graph, size: tuple[int, int], path: Path, opset: int) -> None:
     Uses torch's tracing exporter: it takes a tenth of the time of the newer one, and does not need
     onnxscript. ``engine.exporting.export`` compares its output with PyTorch.
 
-    Args:
-        graph: A graph on the CPU.
-        size: Height and width of its images in pixels.
-        path: File to write.
-        opset: Version of the ONNX operators.
-
     Raises:
         ExportError: The exporter cannot express the graph.
     """
@@ -174,9 +159,6 @@ def start_session(runtime: ModuleType, content: bytes) -> Any:
 
 class OnnxFile:
     """An exported file, run by onnxruntime on the CPU.
-
-    Args:
-        path: The file.
 
     Raises:
         ExportError: onnxruntime cannot load it.

@@ -181,9 +181,6 @@ def access_warning(tables: Mapping[str, QueryTable]) -> str:
     """Return a warning if evaluations opened protected images in different ways, else ''.
 
     Images that were not encrypted and images opened with the right key count as equal.
-
-    Args:
-        tables: Evaluations by name.
     """
     accesses = {table.access for table in tables.values()}
     encrypted = accesses - {Access()}
@@ -234,11 +231,6 @@ def paired_differences(
     first: Mapping[str, QueryResult], second: Mapping[str, QueryResult], *, seed: int = 1
 ) -> dict[str, Interval]:
     """Return second minus first in ``rank1`` and ``mAP``, with 95 % intervals over identities.
-
-    Args:
-        first: Results of one direction by path.
-        second: Results of the same queries by another model.
-        seed: Seed of the bootstrap.
 
     Raises:
         UserError: The queries differ.

@@ -130,12 +130,6 @@ def score_directions(
     The sets of one side show the same images. Rules and norms are worked out once, and each gallery
     is multiplied once, with all queries together.
 
-    Args:
-        queries: Query sets by name, e.g. ``raw`` and ``protected``.
-        galleries: Galleries by name.
-        cross_camera: As for ``score_retrieval``.
-        memory_mib: As for ``score_retrieval``.
-
     Returns:
         Scores by (query name, gallery name).
 

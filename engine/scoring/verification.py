@@ -259,10 +259,6 @@ class Calibration:
     num_genuine: int  # number of genuine pairs on validation
     num_impostor: int  # number of impostor pairs on validation
 
-    def same_person(self, similarity: float) -> bool:
-        """Return whether a cosine is accepted."""
-        return similarity >= self.threshold
-
 
 def calibrate(validation: VerificationScores, *, false_positive_rate: float = 1e-3) -> Calibration:
     """Choose the threshold with the most true positives at a false positive rate.
@@ -296,12 +292,6 @@ def calibrate(validation: VerificationScores, *, false_positive_rate: float = 1e
         validation.num_genuine,
         validation.num_impostor,
     )
-
-
-def cosine(left: Tensor, right: Tensor) -> float:
-    """Return the cosine of two embeddings (D,), the input of ``Calibration.same_person``."""
-    pair = torch.stack([left.detach().float().cpu(), right.detach().float().cpu()])
-    return float(torch.nn.functional.cosine_similarity(pair[:1], pair[1:]))
 
 
 def _sampled_columns(num_query: int, num_gallery: int) -> Indices:

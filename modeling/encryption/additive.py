@@ -55,13 +55,9 @@ class AdditiveCipher:
     )
     _warned: ClassVar[bool] = False
 
-    def __init__(self, keys: EvaluationKeys | None = None) -> None:
-        """Warn, once per process, that the scheme is not secure.
-
-        Args:
-            keys: Keys for sealing; the published ones by default.
-        """
-        self._keys: EvaluationKeys = PublishedKeys() if keys is None else keys
+    def __init__(self) -> None:
+        """Warn, once per process, that the scheme is not secure."""
+        self.keys: EvaluationKeys = PublishedKeys()
         self._pads: OrderedDict[tuple[bytes, int, int], Tensor] = OrderedDict()
         if not AdditiveCipher._warned:
             AdditiveCipher._warned = True
@@ -72,11 +68,6 @@ class AdditiveCipher:
                 stacklevel=2,
             )
 
-    @property
-    def keys(self) -> EvaluationKeys:
-        """The keys that images are sealed under."""
-        return self._keys
-
     def quantize(self, images: Tensor) -> Tensor:
         """Return the images as float32, without rounding."""
         return images.float()
@@ -84,7 +75,7 @@ class AdditiveCipher:
     def seal(self, images: Tensor, subjects: Sequence[str]) -> Sealed:
         """Add each subject's pad to images (B, 3, H, W)."""
         check_batch(images, subjects)
-        keys = [self._keys.sealing_key(subject) for subject in subjects]
+        keys = [self.keys.sealing_key(subject) for subject in subjects]
         payload = self._add_pads(images, [key.key for key in keys], sign=1.0)
         headers = tuple(key.key_id for key in keys)
         return Sealed(self.name, payload, headers, images.device)

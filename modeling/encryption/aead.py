@@ -73,12 +73,7 @@ class AeadCipher:
 
     def __init__(self, keys: EvaluationKeys | None = None) -> None:
         """Use the given keys for sealing; random ones in memory by default."""
-        self._keys: EvaluationKeys = MemoryKeys() if keys is None else keys
-
-    @property
-    def keys(self) -> EvaluationKeys:
-        """The keys that images are sealed under."""
-        return self._keys
+        self.keys: EvaluationKeys = MemoryKeys() if keys is None else keys
 
     def quantize(self, images: Tensor) -> Tensor:
         """Return the images rounded to the 256 values that a byte can represent."""
@@ -91,7 +86,7 @@ class AeadCipher:
         payload = np.empty_like(pixels)
         headers = []
         for index, subject in enumerate(subjects):
-            key = self._keys.sealing_key(subject)
+            key = self.keys.sealing_key(subject)
             sealed = seal_image(key, pixels[index], _NO_METADATA)
             payload[index] = np.frombuffer(sealed.pixels, np.uint8).reshape(pixels.shape[1:])
             headers.append(sealed.chunk)

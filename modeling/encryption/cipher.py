@@ -97,11 +97,6 @@ class Reading:
 def read_sealed(cipher: Cipher, sealed: Sealed, key: KeyState) -> Reading:
     """Open encrypted images with the right key, with another identity's key, or not at all.
 
-    Args:
-        cipher: The scheme that sealed them; holds the right keys.
-        sealed: B images.
-        key: ``right``, ``wrong`` or ``ciphertext`` (no key).
-
     Raises:
         AuthenticationError: The right key was refused, which is a defect.
     """

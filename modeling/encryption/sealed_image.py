@@ -177,13 +177,7 @@ def image_header(width: int, height: int) -> bytes:
 
 
 def check_size(width: int, height: int, offset: int = -1) -> None:
-    """Raise if a side is not in 1..16384, or if there are more than 2^24 pixels.
-
-    Args:
-        width: In pixels.
-        height: In pixels.
-        offset: Position in the file, for messages.
-    """
+    """Raise if a side is not in 1..16384, or if there are more than 2^24 pixels."""
     if not width or not height:
         raise FormatError(f"image of {width} x {height} pixels; both sides are at least 1", offset)
     if width > MAX_SIDE_PX or height > MAX_SIDE_PX or width * height > MAX_PIXELS:
@@ -195,12 +189,7 @@ def check_size(width: int, height: int, offset: int = -1) -> None:
 
 
 def check_chunk(chunk: bytes, offset: int = -1) -> None:
-    """Raise if the constant fields of a header chunk are not those of version 1.
-
-    Args:
-        chunk: The 360 bytes.
-        offset: Position of the chunk in the file, for messages.
-    """
+    """Raise if the constant fields of a header chunk are not those of version 1."""
     if len(chunk) != CHUNK_BYTES:
         raise FormatError(f"header chunk of {len(chunk)} bytes; expected {CHUNK_BYTES}", offset)
     check_public(chunk, KIND, offset)

@@ -211,16 +211,7 @@ def make_plain(settings: Settings) -> Work:
 
 
 class PlainImages(Dataset):
-    """Decodes, desensitizes, augments and normalises an image at each access.
-
-    Args:
-        paths: The image files.
-        size: Height and width, px.
-        desensitizer: ``mosaic``, ``blur`` or ``noise``.
-        radius: Its strength.
-        mean, std: Constants of the normalisation.
-        padding: Zeros around the image before the crop, px.
-    """
+    """Decodes, desensitizes, augments and normalises an image at each access."""
 
     def __init__(
         self,

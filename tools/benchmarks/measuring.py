@@ -39,12 +39,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser, device: str = "auto") -> None:
-    """Add the arguments of most benchmarks: device, threads and repeats.
-
-    Args:
-        parser: Parser of a benchmark.
-        device: Default device.
-    """
+    """Add the arguments of most benchmarks: device, threads and repeats."""
     parser.add_argument("--device", default=device, help=f"auto, cpu, cuda or cuda:N ({device})")
     parser.add_argument(
         "--threads",

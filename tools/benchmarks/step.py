@@ -246,13 +246,7 @@ def step_flops(cfg: CfgNode, count: int = 8) -> float:
 
 
 def evaluation_flops(cfg: CfgNode, num_embedded: int, count: int = 2) -> float:
-    """Return the floating-point operations of one image in an evaluation pass.
-
-    Args:
-        cfg: The configuration.
-        num_embedded: How often each image is embedded.
-        count: Images in the counted batch.
-    """
+    """Return the floating-point operations of one image in an evaluation pass."""
     with torch.device("meta"), torch.inference_mode():
         nets = build_networks(cfg, NUM_CLASSES).eval()
         raw = torch.empty(count, 3, *cfg.INPUT.IMG_SIZE)

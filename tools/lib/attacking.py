@@ -24,10 +24,6 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str]) -> tuple[CfgNo
     These are ImageNet weights if the training started from them (MODEL.PRETRAIN_CHOICE), and random
     ones otherwise, because an attacker does not have the owner's weights.
 
-    Args:
-        checkpoint: OUTPUT_DIR of the training.
-        overrides: Keys and values that replace those of its ``config.yml``.
-
     Raises:
         UserError: The folder contains no training.
     """
@@ -83,12 +79,6 @@ def add_foreign(parser: argparse.ArgumentParser) -> None:
 
 def make_plan(cfg: CfgNode, start: str, levels: tuple[str, ...], args: argparse.Namespace) -> Plan:
     """Plan attacks, and record every value that can change their numbers.
-
-    Args:
-        cfg: From ``checkpoint_config``.
-        start: From ``checkpoint_config``.
-        levels: Levels to attack.
-        args: The options of ``add_settings``.
 
     Raises:
         UserError: As for ``plan_attacks``.

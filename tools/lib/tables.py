@@ -277,9 +277,6 @@ class Comparison:
     def of(cls, folders: Sequence[Path]) -> Comparison:
         """Compare evaluations.
 
-        Args:
-            folders: Output folders of evaluations with EVAL.DETAILS on.
-
         Raises:
             UserError: A folder contains no per-query results, or the queries or rules differ.
         """
