@@ -25,6 +25,13 @@ ONLY_IN_FILE = {"only_in_file": True}
 _Item = TypeVar("_Item")
 
 
+def _tqdm() -> type[tqdm]:
+    """Return tqdm, which is loaded here: commands without progress do not wait for it."""
+    from tqdm import tqdm
+
+    return tqdm
+
+
 def get_logger() -> logging.Logger:
     """Return the project's logger."""
     return logging.getLogger(LOGGER_NAME)
@@ -105,10 +112,8 @@ class _TerminalHandler(logging.StreamHandler):
         """Write one line."""
         if getattr(record, "only_in_file", False):
             return
-        from tqdm import tqdm  # here, since tools without a bar should not wait for the import
-
         try:
-            with tqdm.external_write_mode(file=self.stream):
+            with _tqdm().external_write_mode(file=self.stream):
                 self.stream.write(self.format(record) + self.terminator)
                 self.flush()
         except (OSError, ValueError):
@@ -139,9 +144,7 @@ class Progress:
         self._total, self._done, self._note = total, 0, ""
         self._start = self._last_line = time.monotonic()
         if self.shown and sys.stderr.isatty():
-            from tqdm import tqdm  # as above
-
-            self._bar = tqdm(
+            self._bar = _tqdm()(
                 total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True
             )
 
@@ -172,7 +175,7 @@ class Progress:
 
     def line(self) -> str:
         """Return count, rate and remaining time as one line."""
-        return tqdm.format_meter(
+        return _tqdm().format_meter(
             self._done,
             self._total,
             self.elapsed_s,
