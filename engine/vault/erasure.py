@@ -35,7 +35,7 @@ from modeling.encryption.ised_errors import (
     UsageError,
 )
 from utils.files import check_regular
-from utils.progress import Progress
+from utils.logger import Progress
 
 Statement = dict[str, Any]
 

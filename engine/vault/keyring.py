@@ -48,7 +48,7 @@ from modeling.encryption.ised_errors import (
 from modeling.encryption.primitives import SubjectKey, derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, is_under, key_id_of
 from utils.files import remove_leftovers
-from utils.progress import Progress
+from utils.logger import Progress
 
 
 class Keyring:

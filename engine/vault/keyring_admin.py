@@ -45,7 +45,7 @@ from modeling.encryption.ised_errors import (
 from modeling.encryption.primitives import KEY_BYTES, open_sealed, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES
 from utils.errors import UserError
-from utils.progress import Progress
+from utils.logger import Progress
 
 _EXPORT_MAGIC = b"ISEX\x01"
 _MAX_EXPORT_BYTES = 1 << 20  # about 6,000 keys

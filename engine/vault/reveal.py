@@ -37,7 +37,7 @@ from modeling.encryption.ised_errors import (
 from modeling.encryption.primitives import SubjectKey
 from modeling.encryption.sealed_image import Metadata
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
-from utils.progress import Progress
+from utils.logger import Progress
 
 CONTENTS_NAME = "contents.json"
 _MAX_LINE_BYTES = 1 << 14  # longer than the first line with any label
