@@ -190,7 +190,7 @@ def _summary(run: RunFiles) -> str:
     )
     quality = run.results["image_quality"]
     stored = "anonymized" if "anonymized" in quality else "desensitized"
-    second = f"Stored images differ from the original by {_db(quality[stored])}"
+    second = f"Compared with the original, stored images have {_db(quality[stored])}"
     if stored == "anonymized":
         second += f" (the conventional method: {_db(quality['desensitized'])})"
     if "recovered" in quality:

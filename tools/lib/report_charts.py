@@ -64,12 +64,13 @@ def cmc_chart(run: RunFiles) -> str:
     }
     if not curves:
         return ""
-    figure, axes = _axes("CMC: matches among the first k gallery images (%)", "k")
+    figure, axes = _axes("CMC: queries with a match among the first k gallery images (%)", "k")
     for (name, curve), colour in zip(curves.items(), _COLOURS, strict=False):
         shown = curve[:20]
         ranks = range(1, len(shown) + 1)
         axes.plot(ranks, [100 * rate for rate in shown], label=name, color=colour)
     axes.set_ylim(0, 102)
+    axes.set_xticks([1, 5, 10, 15, 20])
     _legend(axes)
     return _svg(figure, f"{run.folder}-cmc")
 
