@@ -124,7 +124,8 @@ class Progress:
     """Counts finished items, and shows their rate and the time that is left.
 
     On a terminal this is a bar of tqdm that disappears at the end. Elsewhere (files, pipes, CI) it
-    writes a log line every half minute, so that short work logs nothing.
+    writes a line every half minute, so that short work writes nothing: to the log, or to standard
+    error if there is no log.
 
     Attributes:
         shown: Whether anything is shown. In a distributed run only rank 0 shows progress.
@@ -171,7 +172,11 @@ class Progress:
             self._bar.update(count)
         elif self.shown and time.monotonic() - self._last_line >= self._quiet_s:
             self._last_line = time.monotonic()
-            get_logger().info(self.line())
+            if get_logger().hasHandlers():
+                get_logger().info(self.line())
+            else:  # commands whose standard output is the result have no log
+                sys.stderr.write(f"{self.line()}\n")
+                sys.stderr.flush()
 
     def line(self) -> str:
         """Return count, rate and remaining time as one line."""

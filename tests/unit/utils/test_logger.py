@@ -60,6 +60,18 @@ def test_progress_is_silent_off_a_terminal_unless_work_takes_long(
     assert re.search(r"long: +40%.* 4/10 \[.*img/s, loss=1\.25\]", capsys.readouterr().out)
 
 
+def test_progress_of_a_command_without_a_log_is_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    close_logger()
+    monkeypatch.setattr(get_logger(), "propagate", False)  # pytest has handlers of its own
+    with Progress(10, "long", quiet_s=0) as bar:
+        bar.update(4)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(r"long: +40%.* 4/10 \[", err)
+
+
 def test_neither_a_terminal_nor_a_file_receives_colours(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
