@@ -16,6 +16,7 @@ html_title = "SecureReID"
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+highlight_language = "none"  # of blocks without a language, which are command lines
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # the outputs of the notebook are committed; the tests run its cells

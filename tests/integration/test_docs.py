@@ -241,6 +241,25 @@ def test_the_searched_image_is_in_the_synthetic_set(tmp_path: Path) -> None:
     assert (tmp_path / shown[1]).is_file()
 
 
+def test_the_image_that_getting_started_searches_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data.py draw people` draws it; only this person is drawn here."""
+    page = _text(ROOT / "docs/GETTING_STARTED.md")
+    shown = re.search(r"search people/(query/(\d+)/\S+)", page)
+    assert shown is not None
+
+    def draw_one(folder: Path, walks: list[Any], seed: int) -> Any:
+        chosen = [walk for walk in walks if (walk.pid, walk.camera) == (int(shown[2]), 0)]
+        return draw_walks(folder, chosen, seed)
+
+    monkeypatch.setattr(synthetic, "draw_walks", draw_one)
+    given = _program("tools/data.py")._parser().parse_args(["draw", str(tmp_path / "people")])
+    size = (given.identities, given.cameras, given.images, given.seed)
+    synthetic.draw_folders(given.output, synthetic.SyntheticOptions(*size))
+    assert (tmp_path / "people" / shown[1]).is_file()
+
+
 def test_the_protection_example_runs(
     make_cfg: Callable[..., CfgNode],
     tmp_path: Path,
