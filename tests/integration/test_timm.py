@@ -25,8 +25,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Return the output folder of two epochs, the second one after a resume."""
     folder = tmp_path_factory.mktemp("timm")
     model = ("MODEL.NAME", f"timm:{request.param}", *SIZE)
-    tiny.run(folder, *model, "SOLVER.MAX_EPOCHS", "1")
-    return tiny.run(folder, *model, "SOLVER.RESUME", "True")
+    with tiny.tiny_backbone():  # not of timm models; draws the images faster
+        tiny.run(folder, *model, "SOLVER.MAX_EPOCHS", "1")
+        return tiny.run(folder, *model, "SOLVER.RESUME", "True")
 
 
 def model_of(run: Path) -> tuple[str, ...]:
