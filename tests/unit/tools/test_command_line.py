@@ -77,8 +77,6 @@ NUMBERS: dict[str, tuple[Main, list[str], str, tuple[str, ...]]] = {
     "benchmark retrieval threads": (benchmark.main, ["retrieval"], "--threads", ("-1",)),
     "benchmark retrieval seed": (benchmark.main, ["retrieval"], "--seed", ("-1",)),
     "benchmark seconds": (benchmark.main, ["ised"], "--seconds", ("0", "-1", "inf")),
-    "benchmark limit": (benchmark.main, ["ised"], "--limit", ("32",)),
-    "benchmark workers": (benchmark.main, ["ised"], "--workers", ("-1",)),
 }
 
 
