@@ -279,16 +279,18 @@ def _protect(arguments: argparse.Namespace) -> int:
                 keyring.use.result = "interrupted"
             if not is_main():
                 return 0  # the main process reports for all
-            text = _summary_text(summary, arguments, bar.rate, source.left_out)
-            counts = {name: value for name, value in vars(summary).items() if name != "digests"}
-            show({"output": arguments.output, **counts, "images_per_s": bar.rate}, text)
+        lines = [_summary_text(summary, arguments, bar.rate, source.left_out)]
         if arguments.index and summary.digests and not summary.interrupted:
             index = _complete_index(arguments.output, keyring, model, arguments.batch)
             summary.interrupted = index.interrupted
             if index.interrupted:
-                print(_CONTINUES)
+                lines.append(_CONTINUES)
             if index.added:  # of a killed run, or sealed without an index
-                print(f"index: {index.added} images that were sealed before were added")
+                lines.append(f"index: {index.added} images that were sealed before were added")
+        counts = {name: value for name, value in vars(summary).items() if name != "digests"}
+        # The counts are those of all processes, the errors those of this one.
+        content = {"output": arguments.output, **failures.as_json(), **counts}
+        show(content | {"images_per_s": bar.rate}, "\n".join(lines))
     return 130 if summary.interrupted else summary.exit_code
 
 

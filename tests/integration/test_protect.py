@@ -18,11 +18,13 @@ from PIL import Image
 from engine.api import Anonymizer
 from engine.vault import keyring_admin
 from engine.vault.sealing_work import WorkSettings, make_executor
+from engine.vault.search import IndexSummary
 from engine.vault.sources import decode_source
 from modeling.encryption import png_format
 from modeling.encryption.cipher import quantize_pixels
 from modeling.encryption.sealed_image import open_image
 from tests.fixtures.protection import PEOPLE, Scene, draw
+from tools import protect as protect_tool
 from tools.protect import main
 
 COUNT = sum(PEOPLE.values())
@@ -159,6 +161,25 @@ def test_results_as_json_name_each_file_that_failed(
         (failure,) = content["errors"]
         assert failure["file"] == str(damaged)
         assert f"{failure['error']}: {failure['message']}" in printed.err
+    damaged = next(path for path in sorted(sealed.photos.rglob("*")) if path.is_file())
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    assert main(sealed.protect("--overwrite", "--json")) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert (content["sealed"], content["failed"]) == (COUNT - 1, 1)
+    assert [failure["file"] for failure in content["errors"]] == [
+        damaged.relative_to(sealed.photos).as_posix()
+    ]
+
+
+def test_json_reports_that_the_index_was_interrupted(
+    sealed: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = IndexSummary(interrupted=True)
+    monkeypatch.setattr(protect_tool, "_complete_index", lambda *_: stopped)
+    capsys.readouterr()
+    assert main(sealed.protect("--index", "--json")) == 130
+    content = json.loads(capsys.readouterr().out)
+    assert (content["present"], content["interrupted"]) == (COUNT, True)
 
 
 def test_exif_orientation_is_applied_and_exif_data_is_not_kept(
