@@ -323,8 +323,9 @@ def _confirm_expiry(keyring: Keyring, count: int, days: int, yes: bool) -> None:
     """
     if problem := erasure.clock_problem(keyring, days):
         advice = "check the clock: if it is or was wrong, keys are destroyed too early"
-        if yes:
-            raise UsageError(f"{problem}; {advice}; run this without --yes to confirm it once")
+        if yes or not sys.stdin.isatty():
+            ask = "run this on a terminal without --yes to confirm it once"
+            raise UsageError(f"{problem}; {advice}; {ask}")
         print(f"{problem}; {advice}")
     _confirm(f"destroy {_keys(count)}?", yes)
     if not yes:

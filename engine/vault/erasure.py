@@ -81,7 +81,7 @@ def expired(keyring: Keyring, days: int, by: str) -> tuple[list[KeyRow], list[Ke
 
 
 def clock_problem(keyring: Keyring, days: int) -> str:
-    """Return why keys of an age may be younger than the clock says, or ''.
+    """Return why keys of an age may be younger than by this clock, or ''.
 
     If the clock is or was wrong, `expire` destroys keys too early, or the age of keys is wrong. The
     times in the audit log show it: a step back, or a long time without any command, which may be a
