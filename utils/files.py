@@ -384,8 +384,10 @@ def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     staging = target.with_name(f".{target.name}.partial-{tag}")
     aside = target.with_name(f".{target.name}.replaced-{tag}")
     with contextlib.ExitStack() as stack:
-        staging.mkdir()
-        stack.enter_context(_held(staging))
+        while not staging.exists():  # before it is held, another process may remove it
+            staging.mkdir()
+            with contextlib.suppress(FileNotFoundError):
+                stack.enter_context(_held(staging))
         try:
             yield staging
             os.sync()  # faster than a sync of every file

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,6 +180,7 @@ def test_a_kill_keeps_the_old_file_and_the_temporary_one_is_removed_later(kept: 
 READER = """
 import sys
 from pathlib import Path
+from typing import Any
 from utils.files import atomic_write
 for turn in range(60):
     with atomic_write(sys.argv[1]) as temporary:
@@ -287,12 +289,31 @@ def test_one_of_several_writers_that_do_not_overwrite_succeeds(tmp_path: Path) -
 HOLDER = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from utils.files import staged_folder
 with staged_folder(Path(sys.argv[1])) as staging:
     (staging / "half").touch()
     print("writing", flush=True)
     time.sleep(60)
 """
+
+
+def test_a_staged_folder_that_is_removed_before_it_is_held_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes begin at the same time, for example to draw the same synthetic set."""
+    held = files._held
+
+    def after_another_process(folder: Path) -> Any:
+        monkeypatch.setattr(files, "_held", held)
+        files.recover(tmp_path / "set")
+        assert not folder.exists()
+        return held(folder)
+
+    monkeypatch.setattr(files, "_held", after_another_process)
+    with files.staged_folder(tmp_path / "set") as staging:
+        (staging / "image").write_text("x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["set", "image"]
 
 
 def test_a_staged_folder_is_kept_while_its_process_runs(tmp_path: Path) -> None:
