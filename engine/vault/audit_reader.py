@@ -137,8 +137,8 @@ class Command:
         time: When it began.
         user, login, host: Who ran it; the login only if it is another user.
         command: Its name.
-        result: `done`, `interrupted`, or the class of the error; None if it is running or was
-            killed.
+        result: `done`, `confirmed` (`expire`), `interrupted`, or the class of the error; None if it
+            is running or was killed.
         files, failed, subjects: Numbers of files and subjects.
         keys: Number of files by key id in hexadecimal; 0 for a key used for other purposes.
         more_keys: Number of keys that are not listed.

@@ -85,7 +85,8 @@ def clock_problem(keyring: Keyring, days: int) -> str:
 
     If the clock is or was wrong, `expire` destroys keys too early, or the age of keys is wrong. The
     times in the audit log show it: a step back, or a long time without any command, which may be a
-    step forward. Commands before the last `CONFIRMED` one are not examined.
+    step forward. A log that was set aside cannot show it. Commands before the last `CONFIRMED` one
+    are not examined.
 
     Args:
         keyring: Open keyring; its log contains the beginning of this command.
@@ -96,7 +97,9 @@ def clock_problem(keyring: Keyring, days: int) -> str:
         time = datetime.fromisoformat(entry["time"])
         if entry.get("result") == CONFIRMED:
             problem = ""
-        elif last is not None and not problem:
+        elif not problem and entry["event"] == "restart":
+            problem = f"the audit log before {time:%Y-%m-%d} was set aside"
+        elif not problem and last is not None:
             if last - time > _TOLERANCE:
                 problem = f"the clock went back from {last:%Y-%m-%d} to {time:%Y-%m-%d}"
             elif (time - last).days > max(_LEAST_PAUSE_DAYS, days // 4):

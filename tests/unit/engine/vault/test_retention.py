@@ -227,6 +227,25 @@ def test_a_clock_that_may_be_wrong_needs_a_person(
     assert set(_states(archive).values()) == {"destroyed"}
 
 
+def test_a_new_audit_log_does_not_hide_a_wrong_clock(
+    archive: SmallArchive,
+    set_day: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _enter(archive, monkeypatch, -20)
+    assert tool.main([*archive.keys, "audit", "--accept"]) == 0
+    set_day(40)
+    expire = [*archive.keys, "expire", "--older-than", "30d"]
+    assert tool.main([*expire, "--yes"]) == 2
+    assert "was set aside" in capsys.readouterr().err
+    assert set(_states(archive).values()) == {"active"}
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    assert tool.main(expire) == 0
+    assert set(_states(archive).values()) == {"destroyed"}
+
+
 def test_a_longer_age_allows_longer_pauses(
     archive: SmallArchive, set_day: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
