@@ -54,6 +54,7 @@ _VERSION = 1
 _HEAD = struct.Struct(">4sB3xII")  # magic, version, number of vectors, dimensions
 _CONTEXT = "index"
 _VECTOR_CONTEXT = "vector"
+_CIPHERS = 4096  # keys of subjects that are kept
 _VECTOR_AAD = b"securereid/ised/vector/1"
 _REMEDY = "delete it and run `protect.py index`"
 _READ_BYTES = 1 << 20
@@ -165,7 +166,11 @@ def read_segments(folder: Path, keyring: Keyring) -> list[Segment]:
 
 
 class VectorKeys:
-    """Seals and opens vectors under the keys of their subjects, which are derived once."""
+    """Seals and opens vectors under the keys of their subjects.
+
+    The last ``_CIPHERS`` keys are kept, since the files of a subject follow one another in most
+    folders. All keys of an archive of 100,000 subjects would take as much memory as its vectors.
+    """
 
     def __init__(self, keyring: Keyring) -> None:
         """Use the keys that the keyring has now."""
@@ -211,6 +216,8 @@ class VectorKeys:
                 raise MissingKey("no key for this file: its key row is lost")
             row.check_usable()
             cipher = AESGCM(derive_key(self._keyring.unwrap(row), _VECTOR_CONTEXT))
+            if len(self._ciphers) >= _CIPHERS:
+                del self._ciphers[next(iter(self._ciphers))]  # the oldest
             self._ciphers[key_id] = cipher
         return cipher
 

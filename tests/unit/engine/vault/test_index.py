@@ -79,6 +79,13 @@ def test_vectors_open_as_they_were_written(keyring: Keyring, segment: Segment) -
     assert segment.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_more_subjects_than_kept_keys(
+    keyring: Keyring, segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_CIPHERS", 1)
+    assert np.array_equal(_opened(segment, keyring), VECTORS)
+
+
 def test_no_changed_byte_is_accepted(keyring: Keyring, segment: Segment) -> None:
     content = segment.path.read_bytes()
     for position in range(len(content)):
