@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from data.images import is_image_name
@@ -127,7 +128,7 @@ def sealed_stems(path: Path) -> list[Path]:
     files = files_in(path, SEALED_SUFFIX) + files_in(path, ORIGINAL_SUFFIX)
     if not files:
         raise BadInput(f"{path} contains no sealed files (*{SEALED_SUFFIX}, *{ORIGINAL_SUFFIX})")
-    return sorted({file.with_suffix("") for file in files})
+    return sorted({file.with_suffix("") for file in files}, key=attrgetter("name"))
 
 
 class _OwnKeys:
