@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -79,6 +78,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         FileErrors,
         add_master_arguments,
         error_line,
+        finishing,
         handling,
         interrupt,
         open_keyring,
@@ -254,10 +254,8 @@ def _protect(arguments: argparse.Namespace) -> int:
         arguments.keep_original,
         arguments.index,
     )
-    source, stop = list_sources(arguments.input, arguments.output), threading.Event()
+    source = list_sources(arguments.input, arguments.output)
     total = len(share(source.images))
-    # Ctrl-C and `kill` end the run after the batches under way.
-    finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
     failures = FileErrors()
     with (
         answer(as_json=arguments.json) as show,
@@ -265,7 +263,7 @@ def _protect(arguments: argparse.Namespace) -> int:
         open_keyring(arguments) as keyring,
     ):
         model = _load_model(arguments)
-        with handling(finishing), Progress(total, "Protect") as bar:
+        with finishing() as stop, Progress(total, "Protect") as bar:
 
             def report(outcome: Outcome) -> None:
                 bar.update()
@@ -420,9 +418,8 @@ def _index(arguments: argparse.Namespace) -> int:
 
 def _complete_index(folder: Path, keyring: Keyring, model: Anonymizer, batch: int) -> IndexSummary:
     """Add the missing vectors to the index of a folder; Ctrl-C and `kill` end after a batch."""
-    files, stop = sealed_files(folder), threading.Event()
-    finishing = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())
-    with handling(finishing), Progress(len(files), "Index") as bar:
+    files = sealed_files(folder)
+    with finishing() as stop, Progress(len(files), "Index") as bar:
         return complete_index(
             folder, files, keyring, model, batch=batch, progress=bar.update, stop=stop
         )

@@ -55,7 +55,7 @@ class AuditLog:
         bad: list[int] = []  # lines since the last authentic one
         key = mac_key(self._keyring) if self._size else b""
         lines = lines_of(self._path, self._size) if self._size else iter(())
-        for place, (line, is_complete) in enumerate(lines, 1):
+        for position, (line, is_complete) in enumerate(lines, 1):
             if not is_complete and expected > self.count and not bad:
                 self.notes.append(
                     "an incomplete line follows: its command was killed, and the next one removes "
@@ -64,21 +64,21 @@ class AuditLog:
                 break
             entry = authentic_entry(key, line) if is_complete else None
             if entry is None:
-                bad.append(place)
+                bad.append(position)
                 continue
             number, is_new = entry["entry"], entry["event"] == "restart"
-            if place == 1 and is_new:
+            if position == 1 and is_new:
                 expected, previous = number, bytes.fromhex(entry["previous"])
                 self.notes.append(f"begins with entry {number}: the log before was set aside")
             if number < expected:
                 fault = "is out of order" if number in missing else "is there twice"
                 missing.discard(number)
-                self.problems.append(f"line {place}: entry {number} {fault}")
+                self.problems.append(f"line {position}: entry {number} {fault}")
                 continue
             if number == expected and entry["previous"] != previous.hex():
                 self.problems.append(
-                    f"line {place}: entry {number} does not continue the entry before it; one of "
-                    "them is from another copy of the log"
+                    f"line {position}: entry {number} does not continue the entry before it; one "
+                    "of them is from another copy of the log"
                 )
             if "counted" in entry:
                 self.notes.append(
@@ -99,11 +99,11 @@ class AuditLog:
         gap = range(expected, number)
         if len(gap) == len(bad):
             self.problems += [
-                f"line {place}: entry {entry} was changed"
-                for place, entry in zip(bad, gap, strict=True)
+                f"line {position}: entry {entry} was changed"
+                for position, entry in zip(bad, gap, strict=True)
             ]
             return set()
-        self.problems += [f"line {place} is not authentic: changed or added" for place in bad]
+        self.problems += [f"line {position} is not authentic: changed or added" for position in bad]
         return set(gap)
 
     def _compare_end(self, expected: int, counted: bytes, end: set[int]) -> None:

@@ -189,10 +189,10 @@ class VectorKeys:
             network: Digest of the network that computed it.
             vector: float16 (D,).
         """
-        place, nonce = digest + key_id, os.urandom(NONCE_BYTES)
+        file_and_key, nonce = digest + key_id, os.urandom(NONCE_BYTES)
         message = vector.astype("<f2").tobytes()
-        aad = _VECTOR_AAD + network + place
-        return place + nonce, self._cipher(key_id).encrypt(nonce, message, aad)
+        aad = _VECTOR_AAD + network + file_and_key
+        return file_and_key + nonce, self._cipher(key_id).encrypt(nonce, message, aad)
 
     def open(self, segment: Segment, entry: bytes, ciphertext: bytes) -> bytes:
         """Return a vector: its values as little-endian float16.
@@ -201,10 +201,10 @@ class VectorKeys:
             MissingKey, RevokedKey, DestroyedKey: There is no usable key.
             Tampered: The vector was changed.
         """
-        place, nonce = entry[:-NONCE_BYTES], entry[-NONCE_BYTES:]
-        cipher = self._cipher(place[DIGEST_BYTES:])
+        file_and_key, nonce = entry[:-NONCE_BYTES], entry[-NONCE_BYTES:]
+        cipher = self._cipher(file_and_key[DIGEST_BYTES:])
         try:
-            return cipher.decrypt(nonce, ciphertext, _VECTOR_AAD + segment.network + place)
+            return cipher.decrypt(nonce, ciphertext, _VECTOR_AAD + segment.network + file_and_key)
         except InvalidTag:
             raise Tampered(f"{segment.path}: a vector was changed; {_REMEDY}") from None
 

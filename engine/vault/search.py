@@ -160,9 +160,7 @@ def load_gallery(
         else:
             segments = _segments_of(path, keyring, model)
     rows = _Rows(len(files), dim)
-    wanted = {
-        bytes.fromhex(listed[file.name]): file for file in files if file.name in listed and segments
-    }
+    wanted = {bytes.fromhex(listed[file.name]): file for file in files if file.name in listed}
     _read_index(segments, wanted, keyring, rows)
     done = {*rows.files, *(file.path for file in rows.unusable)}
     missing = [file for file in files if file not in done]

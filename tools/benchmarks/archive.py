@@ -14,7 +14,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import math
 import multiprocessing
@@ -23,8 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,38 +170,24 @@ def _cost_of(name: str, function: Callable[..., int], given: tuple[object, ...])
     Raises:
         UserError: It failed.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function, given))
-    process.start()
-    theirs.close()
-    try:
-        code, cost = ours.recv()
-    except EOFError:
-        code, cost = -1, None
-    process.join()
-    if code != 0 or cost is None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        try:
+            code, cost = process.submit(_measured, function, given).result()
+        except BrokenProcessPool:
+            raise UserError(f"the process of `{name}` was killed; try fewer --files") from None
+    if code != 0:
         raise UserError(f"`{name}` failed with code {code}; its error is in the lines above")
     return cost
 
 
-def _serve(pipe: Connection, function: Callable[..., int], given: tuple[object, ...]) -> None:
-    """Run a step and send its exit code and cost; its result is not printed."""
+def _measured(function: Callable[..., int], given: tuple[object, ...]) -> tuple[int, Cost]:
+    """Run a step; return its exit code and cost. Its result is not printed."""
     memory = PeakMemory(torch.device("cpu"))
     start, cpu = time.perf_counter(), time.process_time()
-    with _silent():
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         code = function(*given)
     wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    pipe.send((code, Cost(wall_s, cpu_s, memory.mib())))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    with (
-        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-    ):
-        yield
+    return code, Cost(wall_s, cpu_s, memory.mib())
 
 
 def _create_keys(root: Path, subjects: int) -> int:
@@ -228,7 +215,7 @@ def _search(root: Path) -> int:
     return int(len(matches) < _RESULTS or bool(unusable))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _recorded(root: Path, master: str, name: str) -> Iterator[Keyring]:
     with (
         Keyring.open(root / "keys.db", KeyFile(root / master)) as keyring,

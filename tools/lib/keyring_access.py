@@ -218,6 +218,14 @@ def handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def finishing() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and `kill` set in the block, to end after the work under way."""
+    stop = threading.Event()
+    with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())):
+        yield stop
+
+
 def interrupt(*_: object) -> NoReturn:
     """Handle SIGTERM like Ctrl-C: undo what is under way, and exit with 130."""
     raise KeyboardInterrupt
