@@ -371,13 +371,13 @@ def _search(arguments: argparse.Namespace) -> int:
                 if error.stops:
                     raise
                 failures.add(path, error)
-        if not queries:
-            return failures.exit_code
-        dim = len(queries[0].vector)
-        gallery = load_gallery(arguments.sealed, keyring, model, dim, note=_print_note)
-        thresholds = Thresholds(arguments.checkpoint, arguments.threshold, note=_print_note)
-        results = list(search_results(queries, gallery, keyring, thresholds, arguments.k))
-        unusable = [*gallery.unusable, *(file for each in results for file in each.unusable)]
+        results, unusable = [], []
+        if queries:
+            dim = len(queries[0].vector)
+            gallery = load_gallery(arguments.sealed, keyring, model, dim, note=_print_note)
+            thresholds = Thresholds(arguments.checkpoint, arguments.threshold, note=_print_note)
+            results = list(search_results(queries, gallery, keyring, thresholds, arguments.k))
+            unusable = [*gallery.unusable, *(file for each in results for file in each.unusable)]
         keyring.use.failed = len(unusable)
     for file in unusable:
         failures.add(file.path, file.error)

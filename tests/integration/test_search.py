@@ -240,7 +240,9 @@ def test_a_query_that_does_not_open_does_not_stop_the_others(
     out, err = capsys.readouterr()
     assert "broken.png: BadInput: " in err
     assert "0002_c2.png:\n" in out
-    assert main(["search", str(broken), str(indexed.sealed), *indexed.keys, *indexed.model]) == 1
+    alone = ["search", str(broken), str(indexed.sealed), *indexed.keys, *indexed.model]
+    assert main([*alone, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def test_a_changed_segment_is_an_error_of_search_index_and_verify(
