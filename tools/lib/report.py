@@ -153,6 +153,7 @@ def _section(run: RunFiles, budget: _ImageBudget) -> dict[str, Any]:
         "folder": str(run.folder),
         "summary": _summary(run),
         "notes": [*_notes(run), *budget.notes_of(run)],
+        "split": _split(run),
         "subtitle": _subtitle(run),
         "directions": directions,
         "has_intervals": bool(run.details),
@@ -224,13 +225,18 @@ def _training_summary(run: RunFiles) -> str:
     return f"Training reached epoch {last.get('epoch', '?')} and has not been evaluated yet."
 
 
+def _split(run: RunFiles) -> str:
+    """Return the name of the evaluated split; '' without an evaluation."""
+    split = str(run.results.get("split", ""))
+    return {"val": "validation"}.get(split, split)
+
+
 def _subtitle(run: RunFiles) -> str:
     if not run.results:
         return ""
-    split = {"val": "validation", "test": "test"}.get(run.results["split"], run.results["split"])
     counts = headline_row(run.results, "raw", "raw")
     return (
-        f"{run.results['dataset']}, {split} split, epoch {run.results['epoch']}: "
+        f"{run.results['dataset']}, {_split(run)} split, epoch {run.results['epoch']}: "
         f"{counts['num_queries']} queries, {counts['num_gallery']} gallery images, "
         f"key state {run.results.get('headline_key', 'none')}."
     )

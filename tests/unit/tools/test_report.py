@@ -193,7 +193,7 @@ def test_several_runs_are_compared(run: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "base")
     text = text_of(page_of(run, tmp_path / "base"))
     row = "87.5 / 50.0 75.0 / 50.0 75.0 / 50.0 75.0 / 50.0"
-    assert f"full {row} base {row}" in text
+    assert f"full test {row} base test {row}" in text
 
 
 def test_scores_of_the_runs_as_json(
