@@ -19,24 +19,12 @@ LEAST_HEIGHT, MOST_HEIGHT = 1.52, 1.92  # metres
 
 # sRGB in [0, 255]. The distances are larger than the colour casts of the cameras.
 GARMENT_COLOURS: dict[str, RGB] = {
-    "black": (34, 34, 38),
-    "grey": (128, 130, 134),
-    "white": (228, 228, 224),
-    "red": (186, 36, 40),
-    "wine": (98, 26, 44),
-    "orange": (222, 118, 36),
-    "yellow": (228, 192, 56),
-    "olive": (96, 98, 48),
-    "green": (40, 124, 66),
-    "teal": (34, 128, 136),
-    "sky": (124, 174, 218),
-    "blue": (40, 72, 166),
-    "navy": (30, 38, 78),
-    "purple": (108, 58, 138),
-    "pink": (220, 128, 158),
-    "beige": (202, 178, 140),
-    "brown": (104, 68, 44),
-}
+    "black": (34, 34, 38), "grey": (128, 130, 134), "white": (228, 228, 224), "red": (186, 36, 40),
+    "wine": (98, 26, 44), "orange": (222, 118, 36), "yellow": (228, 192, 56), "olive": (96, 98, 48),
+    "green": (40, 124, 66), "teal": (34, 128, 136), "sky": (124, 174, 218), "blue": (40, 72, 166),
+    "navy": (30, 38, 78), "purple": (108, 58, 138), "pink": (220, 128, 158),
+    "beige": (202, 178, 140), "brown": (104, 68, 44),
+}  # fmt: skip
 _LOWER = ("black", "grey", "navy", "blue", "beige", "brown", "olive", "white", "wine", "sky")
 _SHOES = ("black", "white", "brown", "red", "blue", "grey", "yellow")
 _BAGS = ("black", "red", "brown", "blue", "yellow", "green", "grey", "pink", "white")
@@ -174,17 +162,10 @@ class _Lineup:
 
 
 def draw_people(seed: int, count: int, *, apart: float = 2.8, attempts: int = 60) -> list[Person]:
-    """Draw people with a minimum difference between any two.
+    """Draw people with a minimum difference ``apart``, in the weights above, between any two.
 
-    Args:
-        seed: Seed. A larger count with the same seed begins with the same people.
-        count: Number of people.
-        apart: Minimum difference, in the weights above. It is lowered for all following people
-            after ``attempts`` unsuccessful draws, so that any count can be drawn.
-        attempts: Draws before the minimum difference is lowered.
-
-    Returns:
-        ``count`` people.
+    It is lowered for all following people after ``attempts`` unsuccessful draws, so that any count
+    can be drawn. A larger count with the same seed begins with the same people.
     """
     people: list[Person] = []
     lineup = _Lineup(count)
@@ -245,10 +226,8 @@ def _pattern(garment: Garment, along: Array, around: Array, metres: Array, girth
 def trunk(garment: Garment, folds: float, *, open_over: str | None = None) -> Paint:
     """Return the paint of the trunk; ``along`` goes from the hem to the neck.
 
-    Args:
-        garment: The garment.
-        folds: Phase of the folds, radians.
-        open_over: Colour of the shirt under a garment that is open in front.
+    ``folds`` is the phase of the folds, radians, ``open_over`` the colour of the shirt under a
+    garment that is open in front.
     """
     first, second = GARMENT_COLOURS[garment.colour], GARMENT_COLOURS[garment.second]
 

@@ -33,6 +33,8 @@ def build_figure(person: Person, phase: float) -> list[Tube]:
     ]
 
 
+# fmt: off
+# Each tube is a row of a table: ends, half-axes sideways and forward, paint, options.
 def _legs(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     tubes = []
     girth, lower = 0.5 + 0.5 * person.girth, person.lower
@@ -93,40 +95,22 @@ def _trunk(person: Person, joints: dict[str, Vector], phase: float) -> list[Tube
     tubes = [Tube(pelvis + offset(-0.055), neck, wide, deep, paint, caps=(0.02, 0.03))]
     seat = appearance.leg(lower, 0.0, 1)
     tubes.append(
-        Tube(
-            pelvis + offset(0.02),
-            pelvis + offset(-0.08),
-            (0.92 * hips, hips, 0.9 * hips),
-            (0.1 * girth, 0.115 * girth, 0.1 * girth),
-            seat,
-            caps=(0.01, 0.05),
-        )
+        Tube(pelvis + offset(0.02), pelvis + offset(-0.08), (0.92 * hips, hips, 0.9 * hips),
+             (0.1 * girth, 0.115 * girth, 0.1 * girth), seat, caps=(0.01, 0.05))
     )
     tubes.extend(_skirts(person, pelvis, phase, wide[0], deep[0]))
     if upper.cut == "hoodie" and cloth is upper:
         hood = appearance.plain(GARMENT_COLOURS[upper.colour])
         tubes.append(
-            Tube(
-                neck + offset(-0.04, -0.085),
-                neck + offset(0.03, -0.075),
-                (0.1, 0.11, 0.09),
-                (0.055, 0.06, 0.05),
-                hood,
-                caps=(0.05, 0.03),
-            )
+            Tube(neck + offset(-0.04, -0.085), neck + offset(0.03, -0.075), (0.1, 0.11, 0.09),
+                 (0.055, 0.06, 0.05), hood, caps=(0.05, 0.03))
         )
     if upper.cut in {"shirt", "jacket", "coat"} and cloth is upper:
         collar = appearance.plain(appearance.darker(GARMENT_COLOURS[upper.colour], 0.82))
         tubes.append(
-            Tube(
-                neck + offset(-0.02),
-                neck + offset(0.045, 0.01),
-                (0.085, 0.07),
-                (0.075, 0.068),
-                collar,
-                caps=(0.02, 0.005),
-                cut=lambda _along, around: np.abs(from_front(around)) > 0.45,
-            )
+            Tube(neck + offset(-0.02), neck + offset(0.045, 0.01), (0.085, 0.07), (0.075, 0.068),
+                 collar, caps=(0.02, 0.005),
+                 cut=lambda _along, around: np.abs(from_front(around)) > 0.45)
         )
     return tubes
 
@@ -138,29 +122,19 @@ def _skirts(person: Person, pelvis: Vector, phase: float, wide: float, deep: flo
     if person.lower.cut in {"skirt", "gown"}:
         top, hem = pelvis + offset(0.08), pelvis + offset(-0.44, sway)
         tubes.append(
-            Tube(
-                top,
-                hem,
-                (0.9 * wide, 1.08 * wide, 1.3 * wide, 1.45 * wide),
-                (0.9 * deep, 1.15 * deep, 1.6 * deep, 1.95 * deep),
-                appearance.skirt(person.lower, phase),
-                caps=(0.01, 0.02),
-            )
+            Tube(top, hem, (0.9 * wide, 1.08 * wide, 1.3 * wide, 1.45 * wide),
+                 (0.9 * deep, 1.15 * deep, 1.6 * deep, 1.95 * deep),
+                 appearance.skirt(person.lower, phase), caps=(0.01, 0.02))
         )
     if person.upper.cut == "coat" and person.lower.cut != "gown":
         upper = person.upper
         pattern = upper.pattern if upper.pattern in {"checks", "columns", "stripes"} else "plain"
         tail = Garment("coat", upper.colour, upper.second, pattern, upper.period)
         tubes.append(
-            Tube(
-                pelvis + offset(0.02),
-                pelvis + offset(-0.36, sway),
-                (wide, 1.1 * wide, 1.18 * wide),
-                (deep, 1.3 * deep, 1.6 * deep),
-                appearance.skirt(tail, phase),
-                caps=(0.02, 0.02),
-                cut=lambda along, around: np.abs(from_front(around)) > 0.18 + 0.2 * along,
-            )
+            Tube(pelvis + offset(0.02), pelvis + offset(-0.36, sway),
+                 (wide, 1.1 * wide, 1.18 * wide), (deep, 1.3 * deep, 1.6 * deep),
+                 appearance.skirt(tail, phase), caps=(0.02, 0.02),
+                 cut=lambda along, around: np.abs(from_front(around)) > 0.18 + 0.2 * along)
         )
     return tubes
 
@@ -181,13 +155,8 @@ def _arms(person: Person, joints: dict[str, Vector]) -> list[Tube]:
             cuff = root + _SHORT_SLEEVE * (elbow - root)
             tubes.append(limb(root, elbow, (0.046 * thick, 0.04 * thick), skin))
             tubes.append(
-                limb(
-                    root,
-                    cuff,
-                    (0.86 * upper, 0.98 * upper, 1.02 * upper),
-                    cloth_paint,
-                    flat_end=True,
-                )
+                limb(root, cuff, (0.86 * upper, 0.98 * upper, 1.02 * upper), cloth_paint,
+                     flat_end=True)
             )
             tubes.append(limb(elbow, hand, (0.04 * thick, 0.028), skin))
         else:
@@ -229,35 +198,18 @@ def _hair(person: Person, centre: Vector, joints: dict[str, Vector]) -> list[Tub
     wide = tuple(volume * w for w in (0.06, 0.078, 0.082, 0.08, 0.066))
     deep = tuple(volume * d for d in (0.07, 0.094, 0.1, 0.099, 0.082))
     tubes = [
-        Tube(
-            centre + offset(low, -0.008),
-            centre + offset(0.078, -0.006),
-            wide,
-            deep,
-            paint,
-            caps=(0.03, 0.052 * volume),
-            cut=outside_face,
-        )
+        Tube(centre + offset(low, -0.008), centre + offset(0.078, -0.006), wide, deep, paint,
+             caps=(0.03, 0.052 * volume), cut=outside_face)
     ]
     if style == "long":
         tubes.append(
-            Tube(
-                centre + offset(0, -0.06),
-                joints["neck"] + offset(-0.2, -0.1),
-                (0.09, 0.11, 0.1),
-                (0.06, 0.05, 0.03),
-                paint,
-                caps=(0.03, 0.04),
-            )
+            Tube(centre + offset(0, -0.06), joints["neck"] + offset(-0.2, -0.1), (0.09, 0.11, 0.1),
+                 (0.06, 0.05, 0.03), paint, caps=(0.03, 0.04))
         )
     elif style == "tail":
         tubes.append(
-            limb(
-                centre + offset(0.05, -0.11),
-                centre + offset(-0.2, -0.15),
-                (0.04, 0.045, 0.02),
-                paint,
-            )
+            limb(centre + offset(0.05, -0.11), centre + offset(-0.2, -0.15), (0.04, 0.045, 0.02),
+                 paint)
         )
     elif style == "bun":
         bun = centre + offset(0.1, -0.075)
@@ -268,41 +220,17 @@ def _hair(person: Person, centre: Vector, joints: dict[str, Vector]) -> list[Tub
 def _headgear(person: Person, centre: Vector) -> list[Tube]:
     colour, hair = GARMENT_COLOURS[person.headgear], appearance.strands(person.hair)
     dark = appearance.darker(colour, 0.75)
-    below = Tube(
-        centre + offset(-0.045, -0.008),
-        centre + offset(0.03),
-        (0.08, 0.084),
-        (0.094, 0.1),
-        hair,
-        caps=(0.03, 0.02),
-        cut=lambda _along, around: np.abs(from_front(around)) > 1.2,
-    )
-    hat = Tube(
-        centre + offset(0.04),
-        centre + offset(0.082),
-        (0.09, 0.088, 0.076),
-        (0.106, 0.104, 0.09),
-        appearance.plain(colour),
-        caps=(0.012, 0.055),
-    )
+    below = Tube(centre + offset(-0.045, -0.008), centre + offset(0.03), (0.08, 0.084),
+                 (0.094, 0.1), hair, caps=(0.03, 0.02),
+                 cut=lambda _along, around: np.abs(from_front(around)) > 1.2)
+    hat = Tube(centre + offset(0.04), centre + offset(0.082), (0.09, 0.088, 0.076),
+               (0.106, 0.104, 0.09), appearance.plain(colour), caps=(0.012, 0.055))
     if person.haircut == "cap":
-        brim = Tube(
-            centre + offset(0.045, 0.08),
-            centre + offset(0.03, 0.17),
-            (0.07, 0.055),
-            (0.02, 0.014),
-            appearance.plain(dark),
-            caps=(0.01, 0.02),
-        )
+        brim = Tube(centre + offset(0.045, 0.08), centre + offset(0.03, 0.17), (0.07, 0.055),
+                    (0.02, 0.014), appearance.plain(dark), caps=(0.01, 0.02))
         return [below, hat, brim]
-    cuff = Tube(
-        centre + offset(0.02),
-        centre + offset(0.055),
-        (0.097, 0.097),
-        (0.112, 0.112),
-        appearance.plain(dark),
-        caps=(0.008, 0.008),
-    )
+    cuff = Tube(centre + offset(0.02), centre + offset(0.055), (0.097, 0.097), (0.112, 0.112),
+                appearance.plain(dark), caps=(0.008, 0.008))
     return [below, hat, cuff]
 
 
@@ -317,14 +245,9 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     if person.bag == "backpack":
         back = -0.1 * girth - 0.085
         tubes = [
-            Tube(
-                pelvis + offset(0.1, back),
-                neck + offset(-0.03, back),
-                (0.125, 0.14, 0.14, 0.13, 0.1),
-                (0.085, 0.1, 0.095, 0.08, 0.06),
-                appearance.knapsack(colour),
-                caps=(0.03, 0.05),
-            )
+            Tube(pelvis + offset(0.1, back), neck + offset(-0.03, back),
+                 (0.125, 0.14, 0.14, 0.13, 0.1), (0.085, 0.1, 0.095, 0.08, 0.06),
+                 appearance.knapsack(colour), caps=(0.03, 0.05))
         ]
         for sign in (-1, 1):
             path = ((0.10, -0.04, 0.0), (0.115, -0.13, 0.125 * girth), (0.125, -0.27, 0.12 * girth))
@@ -335,24 +258,12 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
         hand = joints["hand_l" if side > 0 else "hand_r"] + offset(-0.1)
         return [
             limb(hand, hand + offset(-0.08), (0.016, 0.016), strap),
-            Tube(
-                hand + offset(-0.08),
-                hand + offset(-0.3),
-                (0.05, 0.065, 0.065),
-                (0.13, 0.16, 0.15),
-                appearance.knapsack(colour),
-                caps=(0.02, 0.03),
-            ),
+            Tube(hand + offset(-0.08), hand + offset(-0.3), (0.05, 0.065, 0.065),
+                 (0.13, 0.16, 0.15), appearance.knapsack(colour), caps=(0.02, 0.03)),
         ]
     hip = pelvis + offset(-0.02, -0.02, side * (0.17 * girth + 0.06))
-    bag = Tube(
-        hip + offset(0.12),
-        hip + offset(-0.13),
-        (0.055, 0.065, 0.06),
-        (0.12, 0.15, 0.14),
-        appearance.knapsack(colour),
-        caps=(0.02, 0.04),
-    )
+    bag = Tube(hip + offset(0.12), hip + offset(-0.13), (0.055, 0.065, 0.06), (0.12, 0.15, 0.14),
+               appearance.knapsack(colour), caps=(0.02, 0.04))
     cross = -side if person.bag == "messenger" else side
     top = neck + offset(-0.035, 0.0, cross * 0.1)
     tubes = [bag]
@@ -362,6 +273,7 @@ def _bag(person: Person, joints: dict[str, Vector]) -> list[Tube]:
     return tubes
 
 
+# fmt: on
 # Body axes: x to the person's left, y up, z forward. Lengths of a person of 1.70 m.
 _HIP_Y, _THIGH, _SHIN, _ANKLE = 0.90, 0.43, 0.40, 0.07
 _TRUNK, _UPPER_ARM, _FOREARM = 0.50, 0.29, 0.25
@@ -375,17 +287,11 @@ def _swing(angle: float, length: float, outward: float = 0.0) -> Vector:
 def walking_joints(
     phase: float, *, stride: float, lean: float, shoulder: float, carrying: int = 0
 ) -> dict[str, Vector]:
-    """Return the joints of a walking person of 1.70 m.
+    """Return the joints of a walking person of 1.70 m: points in body axes by name.
 
-    Args:
-        phase: Phase of the gait cycle, radians.
-        stride: Amplitude of the thighs, radians.
-        lean: Forward lean of the trunk, radians.
-        shoulder: Half the distance of the shoulders, metres.
-        carrying: +1 or -1 if the left or right arm holds a bag and does not swing, else 0.
-
-    Returns:
-        Points in body axes by name; names of joints on one side end in ``_l`` or ``_r``.
+    Names of joints on one side end in ``_l`` or ``_r``. Phase of the gait cycle, stride (amplitude
+    of the thighs) and forward lean of the trunk are in radians, half the distance of the shoulders
+    in metres. ``carrying`` is +1 or -1 if the left or right arm holds a bag and does not swing.
     """
     joints: dict[str, Vector] = {"pelvis": np.array([0.0, _HIP_Y, 0.0])}
     joints["neck"] = joints["pelvis"] + _TRUNK * np.array([0, math.cos(lean), math.sin(lean)])

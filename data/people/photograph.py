@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -60,18 +60,10 @@ def photograph(
     *,
     careless: bool = False,
 ) -> Image.Image:
-    """Draw one image.
+    """Return an RGB image of ``SIZE``, drawn with the next numbers of ``rng``.
 
-    Args:
-        person: The person.
-        seed: Seed of the set, which determines its cameras.
-        camera_index: Camera, from 0.
-        track: The walk.
-        rng: Random numbers for this image.
-        careless: Whether the box is badly placed, as for distractors.
-
-    Returns:
-        RGB image of ``SIZE``.
+    The seed of the set and the camera, from 0, determine light and background. A careless box is
+    badly placed, as for distractors.
     """
     camera, scene = build_camera(seed, camera_index)
     view = View(track.yaw + float(rng.normal(0, 0.1)), camera.pitch)
@@ -87,7 +79,7 @@ def photograph(
     ground = ground * _shadow(mask, camera, frame)[..., None]
     large = np.clip(np.where(mask[..., None], colours, ground), 0, 255).astype(np.uint8)
     small = Image.fromarray(large).resize(SIZE, Image.Resampling.LANCZOS)
-    small = defocus(camera, small, float(rng.uniform(0.5, 1.5)))
+    small = small.filter(ImageFilter.GaussianBlur(camera.blur * float(rng.uniform(0.5, 1.5))))
     gain = track.gain * float(np.exp(rng.normal(0, 0.04)))
     grain = rng.normal(0, camera.noise, (SIZE[1], SIZE[0], 1))
     speckle = rng.normal(0, 0.4 * camera.noise, (SIZE[1], SIZE[0], 3))
@@ -255,33 +247,21 @@ def build_camera(seed: int, index: int) -> tuple[Camera, Image.Image]:
     names = tuple(SCENES)
     scene = names[(names.index(design.scene) + 2 * repetition) % len(names)]
     gains = np.asarray(design.gains) * np.exp(rng.normal(0, 0.02 + 0.05 * repetition, 3))
-    camera = Camera(
+    camera = replace(
+        design,
         scene=scene,
         yaw=design.yaw + rng.normal(0, 0.1) + 1.1 * repetition,
         pitch=design.pitch * float(rng.uniform(0.85, 1.15)),
-        light=design.light,
-        shadow=design.shadow,
         gains=(float(gains[0]), float(gains[1]), float(gains[2])),
         gamma=design.gamma * float(np.exp(rng.normal(0, 0.03))),
-        saturation=design.saturation,
-        contrast=design.contrast,
-        veil=design.veil,
-        blur=design.blur,
-        noise=design.noise,
     )
     return camera, draw_scene(scene, rng)
 
 
 def expose(camera: Camera, pixels: Array, gain: float) -> Array:
-    """Return the image that a camera records of a scene.
+    """Return what a camera records of sRGB pixels, both float32 (H, W, 3) in [0, 255].
 
-    Args:
-        camera: The camera.
-        pixels: sRGB, float32 (H, W, 3) in [0, 255].
-        gain: Exposure of this image, about 1.
-
-    Returns:
-        float32 (H, W, 3), in [0, 255] up to rounding.
+    ``gain`` is the exposure of this image, about 1.
     """
     values = np.clip(pixels / 255.0 * np.asarray(camera.gains, np.float32) * gain, 0, 1.2)
     values = values**camera.gamma
@@ -292,8 +272,3 @@ def expose(camera: Camera, pixels: Array, gain: float) -> Array:
     # Compressed instead of clipped, so that bright shirts keep their pattern.
     values = np.where(values > 0.85, 0.85 + 0.15 * np.tanh((values - 0.85) / 0.15), values)
     return (255 * np.clip(values, 0, 1)).astype(np.float32)
-
-
-def defocus(camera: Camera, image: Image.Image, sharpness: float) -> Image.Image:
-    """Blur with the camera's radius times ``sharpness``."""
-    return image.filter(ImageFilter.GaussianBlur(camera.blur * sharpness))
