@@ -23,6 +23,7 @@ from configs.schema import (
     Sequence,
     Text,
 )
+from utils.config_tree import set_value
 from utils.memory import MAX_CHANNELS, MAX_IMAGE_SIDE, NUM_DOWNS
 from utils.metric_writer import TRACKERS
 
@@ -74,7 +75,7 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.NGF", 64, _WIDTH, "channels of the U-Nets' first convolution"),
     Key("MODEL.NDF", 64, _WIDTH, "channels of the discriminators' first convolution"),
     Key("MODEL.VAL_R1", math.inf,
-        NumberOrShare(Number(low=0, high=1, extra=(math.inf,)), "raw->raw rank-1"),
+        NumberOrShare(Number(low=0, high=1, extra={"inf": math.inf}), "raw->raw rank-1"),
         "raw->protected rank-1 on validation [0, 1] that supervision upgradation requires; 0.9x: "
         "more than 90 % of the raw->raw rank-1 of the same validation; inf: never upgrade; not "
         "used in mode C"),
@@ -134,14 +135,14 @@ KEYS: tuple[Key, ...] = (
     Key("CUHK03.KIND", "labeled", OneOf(("labeled", "detected")),
         "boxes drawn by hand, or by a detector"),
     Key("DATALOADER.NUM_WORKERS", -1,
-        Number(whole=True, low=0, high=1024, extra=(-1,), names=(("auto", -1),)),
+        Number(whole=True, low=0, high=1024, extra={"auto": -1}),
         "threads that decode images; auto (-1): depends on the number of cores"),
     Key("DATALOADER.NUM_INSTANCE", 4, Number(whole=True, low=2, high=1024),
         "images of each identity in a batch"),
     Key("CACHE.MODE", "auto", OneOf(("auto", "device", "memory", "stream")),
         "where decoded images are kept; stream keeps none"),
     Key("CACHE.LIMIT_MIB", -1,
-        Number(whole=True, low=0, high=10**9, extra=(-1,), names=(("auto", -1),)),
+        Number(whole=True, low=0, high=10**9, extra={"auto": -1}),
         "largest memory (MiB) for them; auto (-1): a quarter of the free memory of a GPU, half of "
         "the free memory of the host"),
     Key("CACHE.SKIP_BAD", False, Flag(), "leave out unreadable images instead of stopping"),
@@ -219,11 +220,3 @@ def default_config() -> CfgNode:
     for key in KEYS:
         set_value(cfg, key.name, key.default)
     return cfg
-
-
-def set_value(cfg: CfgNode, name: str, value: object) -> None:
-    """Set the value of a dotted name; missing sections are created."""
-    *sections, leaf = name.split(".")
-    for section in sections:
-        cfg = cfg.setdefault(section, CfgNode())
-    cfg[leaf] = value

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config, set_value
+from configs.defaults import KEY_BY_NAME, KEYS, SECTIONS, default_config
 from configs.published import IMAGENET_FILE
 from configs.validation import ConfigError, cross_field_problems
-from utils.config_tree import get_value
+from utils.config_tree import get_value, set_value
 from utils.files import write_text
 
 _LARGEST_FILE = 256 * 1024  # bytes; config.yml has about 3 KiB
@@ -24,9 +24,8 @@ _LARGEST_FILE = 256 * 1024  # bytes; config.yml has about 3 KiB
 def load(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
     """Return the effective configuration, frozen: defaults, overridden by file and command line.
 
-    Args:
-        config_file: YAML file with the sections and keys of ``defaults.py``; None or '' for none.
-        overrides: ``KEY VALUE KEY VALUE ...`` as on the command line; a later pair wins.
+    The YAML file contains sections and keys of ``defaults.py``; None or '' for none. Overrides are
+    ``KEY VALUE KEY VALUE ...`` as on the command line; a later pair wins.
 
     Raises:
         ConfigError: Names every problem in the file, in the overrides and between keys.

@@ -35,7 +35,7 @@ def markdown() -> str:
 def _row(key: Key) -> str:
     default = list(key.default) if isinstance(key.default, tuple) else key.default
     shown = "''" if default == "" else default
-    cells = (f"`{key.name}`", f"`{shown}`", key.allowed.describe(), key.meaning)
+    cells = (f"`{key.name}`", f"`{shown}`", key.allowed.expected, key.meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 

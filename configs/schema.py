@@ -13,9 +13,9 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200  # characters of a value in a message
@@ -84,8 +84,9 @@ class Allowed(Protocol):
             ValueError: It cannot be read as this type of value, or is out of range.
         """
 
-    def describe(self) -> str:
-        """Return what is allowed, as it follows the word "expected"."""
+    @property
+    def expected(self) -> str:
+        """What is allowed, as it follows the word "expected"."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class OneOf:
             raise ValueError("not a choice")
         return value
 
-    def describe(self) -> str:
-        """Return the names."""
+    @property
+    def expected(self) -> str:
+        """The names."""
         return f"one of {', '.join(self.choices)}"
 
 
@@ -132,9 +134,10 @@ class Registered:
             return value
         return self._names().convert(given)
 
-    def describe(self) -> str:
-        """Return the names."""
-        names = self._names().describe()
+    @property
+    def expected(self) -> str:
+        """The names."""
+        names = self._names().expected
         return f"{names}, or {self.prefix}<name>" if self.prefix else names
 
     def _names(self) -> OneOf:
@@ -145,34 +148,30 @@ class Registered:
 class OnOff:
     """The strings 'on' and 'off' that published command lines use."""
 
+    expected: ClassVar[str] = "on or off"
+
     def convert(self, given: object) -> str:
         """Return 'on' or 'off'."""
         return "on" if switch_of(given) else "off"
-
-    def describe(self) -> str:
-        """Return the two strings."""
-        return "on or off"
 
 
 @dataclass(frozen=True)
 class Flag:
     """A truth value."""
 
+    expected: ClassVar[str] = "True or False"
+
     def convert(self, given: object) -> bool:
         """Return True or False."""
         return switch_of(given)
-
-    def describe(self) -> str:
-        """Return the two values."""
-        return "True or False"
 
 
 @dataclass(frozen=True)
 class Text:
     """A string that matches a pattern."""
 
-    meaning: str = "a string"
-    pattern: str = r"(?s).*"
+    expected: str  # the pattern in words
+    pattern: str
 
     def convert(self, given: object) -> str:
         """Return the string."""
@@ -180,10 +179,6 @@ class Text:
         if not re.fullmatch(self.pattern, value):
             raise ValueError("does not match")
         return value
-
-    def describe(self) -> str:
-        """Return the meaning of the string."""
-        return self.meaning
 
 
 @dataclass(frozen=True)
@@ -200,8 +195,9 @@ class PathText:
         # Only for "~": Path() would drop the leading "./" of published output folders.
         return str(Path(value).expanduser()) if value.startswith("~") else value
 
-    def describe(self) -> str:
-        """Return "a path", and whether it may be empty."""
+    @property
+    def expected(self) -> str:
+        """The words "a path", and whether it may be empty."""
         return "a path, or '' for none" if self.optional else "a path"
 
 
@@ -213,8 +209,8 @@ class Number:
     low: float = -math.inf
     high: float = math.inf
     above: bool = False  # the lower bound itself is excluded
-    extra: tuple[float, ...] = ()  # further allowed values, such as -1 for "automatic"
-    names: tuple[tuple[str, float], ...] = ()  # words for some values
+    # further allowed values by their names, such as -1 for "auto"
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     def convert(self, given: object) -> int | float:
         """Return the number as int or float."""
@@ -223,32 +219,28 @@ class Number:
             raise ValueError("a truth value")
         if isinstance(read, str):
             # float() reads "inf" and "5e-4"; YAML writes ".inf".
-            word = dict(self.names).get(read.strip())
-            read = float(read.replace(".inf", "inf")) if word is None else word
+            word = read.strip()
+            read = self.extra[word] if word in self.extra else float(word.replace(".inf", "inf"))
         if not isinstance(read, (int, float)) or math.isnan(read):
             raise ValueError("not a number")
         if self.whole and not (math.isfinite(read) and read == int(read)):
             raise ValueError("not a whole number")
         value = int(read) if self.whole else float(read)
         inside = self.low < value <= self.high if self.above else self.low <= value <= self.high
-        if not inside and value not in self.extra:
+        if value not in self.extra.values() and (not inside or math.isinf(value)):
             raise ValueError("out of range")
-        if math.isinf(value) and value not in self.extra:
-            raise ValueError("not finite")
         return value
 
-    def describe(self) -> str:
-        """Return the range in words."""
+    @property
+    def expected(self) -> str:
+        """The range in words."""
         what = "a whole number" if self.whole else "a number"
         if math.isfinite(self.low) and math.isfinite(self.high):
             low, high = _digits(self.low), _digits(self.high)
             what += f" above {low} and at most {high}" if self.above else f" from {low} to {high}"
         elif math.isfinite(self.low):
             what += f" {'above' if self.above else 'of at least'} {_digits(self.low)}"
-        for value in self.extra:
-            word = next((name for name, number in self.names if number == value), _digits(value))
-            what += f", or {word}"
-        return what
+        return what + "".join(f", or {name}" for name in self.extra)
 
 
 @dataclass(frozen=True)
@@ -265,9 +257,10 @@ class NumberOrShare:
             return f"{Number(low=0, high=1, above=True).convert(read.strip()[:-1])}x"
         return self.number.convert(given)
 
-    def describe(self) -> str:
-        """Return the range, and the form of a share."""
-        return f"{self.number.describe()}, or a share of {self.whole} such as 0.9x"
+    @property
+    def expected(self) -> str:
+        """The range, and the form of a share."""
+        return f"{self.number.expected}, or a share of {self.whole} such as 0.9x"
 
 
 def _digits(value: float) -> str:
@@ -294,10 +287,11 @@ class Sequence:
             raise ValueError("wrong length")
         return values
 
-    def describe(self) -> str:
-        """Return the number of values and what each may be."""
+    @property
+    def expected(self) -> str:
+        """The number of values and what each may be."""
         many = "a list" if self.length is None else f"a list of {self.length}"
-        return f"{many}, each {self.item.describe()}"
+        return f"{many}, each {self.item.expected}"
 
 
 @dataclass(frozen=True)
@@ -319,5 +313,5 @@ class Key:
             return self.allowed.convert(given)
         except (ValueError, OverflowError, TypeError) as error:
             raise ValueError(
-                f"{self.name} is {_SHOWN.repr(given)}; expected {self.allowed.describe()}"
+                f"{self.name} is {_SHOWN.repr(given)}; expected {self.allowed.expected}"
             ) from error

@@ -31,9 +31,7 @@ class ConfigError(UserError):
 def cross_field_problems(cfg: CfgNode, failed: Collection[str] = ()) -> list[str]:
     """Return one sentence for every rule between keys that is broken.
 
-    Args:
-        cfg: Tree in which every key except the failed ones has an allowed value.
-        failed: Keys with wrong values; checks that need one of them are skipped.
+    Checks that need one of the ``failed`` keys, whose values are not allowed, are skipped.
     """
     return [
         problem

@@ -16,6 +16,14 @@ def get_value(cfg: CfgNode, name: str) -> Any:
     return value
 
 
+def set_value(cfg: CfgNode, name: str, value: object) -> None:
+    """Set the value of a dotted name; missing sections are created."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        cfg = cfg.setdefault(section, CfgNode())
+    cfg[leaf] = value
+
+
 def values_by_name(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
     """Return all values by dotted name, such as ``SOLVER.BASE_LR``."""
     values: dict[str, Any] = {}
@@ -26,14 +34,10 @@ def values_by_name(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 
 def changed(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
-    """Return a frozen copy with other values.
+    """Return a frozen copy with other values, by dotted name, such as ``{"EVAL.SPLIT": "val"}``.
 
     Values are not converted: yacs' own ``merge_from_list`` would read a folder named ``2024`` as a
     number.
-
-    Args:
-        cfg: The configuration; not changed.
-        values: New values by dotted name, such as ``{"EVAL.SPLIT": "val"}``.
 
     Raises:
         KeyError: The configuration has no such key.
@@ -41,13 +45,8 @@ def changed(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
     copy = cfg.clone()
     copy.defrost()
     for name, value in values.items():
-        *sections, leaf = name.split(".")
-        node = copy
-        for section in sections:
-            node = node[section]
-        if leaf not in node:
-            raise KeyError(name)
-        node[leaf] = value
+        get_value(copy, name)  # raises if there is no such key
+        set_value(copy, name, value)
     copy.freeze()
     return copy
 
@@ -55,9 +54,7 @@ def changed(cfg: CfgNode, values: Mapping[str, object]) -> CfgNode:
 def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return ``NAME 1 (now 2)`` for every value that differs, for messages.
 
-    Args:
-        before: Old values by name.
-        now: New values by name. A name that only one of the two has is not compared.
+    A name that only one of the two has is not compared.
     """
     return [
         f"{name} {before[name]!r} (now {value!r})"

@@ -85,7 +85,7 @@ def test_every_key_has_a_meaning_and_is_listed_once() -> None:
     assert len(KEY_BY_NAME) == len(KEYS)
     for key in KEYS:
         assert len(key.meaning) > 8, key.name
-        assert key.allowed.describe(), key.name
+        assert key.allowed.expected, key.name
         assert key.name == key.name.upper()
 
 

@@ -120,7 +120,7 @@ def test_text_becomes_a_value(name: str, text: str, expected: object) -> None:
         with pytest.raises(ConfigError) as caught:
             load(None, [name, text])
         assert caught.value.problems == (
-            f"{name} is {text!r}; expected {KEY_BY_NAME[name].allowed.describe()}",
+            f"{name} is {text!r}; expected {KEY_BY_NAME[name].allowed.expected}",
         )
     else:
         value = get_value(load(None, [name, text]), name)
