@@ -8,23 +8,9 @@ from setuptools import find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
-FOLDERS = (
-    "configs",
-    "data",
-    "engine",
-    "layers",
-    "modeling",
-    "securereid",
-    "solver",
-    "tools",
-    "utils",
-)
-
-
-def requirements() -> list[str]:
-    """Return the packages of ``requirements.txt``: the one place their lower bounds stand."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+README = ROOT / "README.md"
+# Lower bounds of packages are in this file only.
+REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 
 
 class NoWheel(bdist_wheel):
@@ -42,18 +28,16 @@ setup(
     name="secure-reid",
     version="0.1.0",
     description="Privacy-preserving person re-identification: anonymize, recognise, recover",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
-    if (ROOT / "README.md").is_file()
-    else "",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     author="SecureReID contributors",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=[p for name in FOLDERS for p in (name, f"{name}.*")]),
+    packages=find_packages(exclude=["tests", "tests.*"]),
     package_data={"configs": ["*.yml"], "securereid": ["py.typed"], "tools.lib": ["*.jinja"]},
     entry_points={"console_scripts": ["securereid = securereid.cli:main"]},
     cmdclass={"bdist_wheel": NoWheel},
-    install_requires=requirements(),
+    install_requires=[line for line in REQUIREMENTS if line.strip() and not line.startswith("#")],
     extras_require={
         # The CUHK03 release is MATLAB v7.3.
         "cuhk03": ["h5py>=3.10"],

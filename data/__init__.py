@@ -10,7 +10,7 @@
 - `transforms`: `Augmentation`: the same augmentation for raw and desensitized images.
 - `loaders`: `TrainLoader`, `EvalLoader`: batches.
 - `splits`, `train_split`: validation splits.
-- `checks`, `consistency`, `problems`, `sheet`: mistakes in data sets, and how to see them.
+- `checks`, `problems`: mistakes in data sets, and how to see them.
 
 `datasets` contains one module for each data set; `people` draws the synthetic one.
 """

@@ -8,9 +8,9 @@ from weakref import WeakValueDictionary
 import torch
 from yacs.config import CfgNode
 
-from data.consistency import check_positives
 from data.desensitize import Desensitizer, make_desensitizer
 from data.loaders import EvalLoader, TrainLoader
+from data.problems import check_positives
 from data.records import DatasetSplits, Sample
 from data.registry import load_splits
 from data.samplers import IdentitySampler
@@ -26,11 +26,10 @@ from data.transforms import Augmentation
 from layers.pixels import PixelSpace
 from utils.errors import UserError, naming_keys
 from utils.logger import get_logger
+from utils.world import ALONE, World
 
 # Loaders over the same images share one source. It is freed with the last of them.
-_SOURCES: WeakValueDictionary[tuple[object, ...], ResidentPixels | StreamedPixels] = (
-    WeakValueDictionary()
-)
+_SOURCES: WeakValueDictionary[tuple[object, ...], PixelSource] = WeakValueDictionary()
 
 
 def build_splits(cfg: CfgNode) -> DatasetSplits:
@@ -53,9 +52,7 @@ def build_splits(cfg: CfgNode) -> DatasetSplits:
     )
 
 
-def check_before_training(
-    cfg: CfgNode, splits: DatasetSplits, *, rank: int = 0, world_size: int = 1
-) -> None:
+def check_before_training(cfg: CfgNode, splits: DatasetSplits, here: World = ALONE) -> None:
     """Check what the evaluations of a training need, so that none fails after hours.
 
     A training is evaluated on the validation split, or without one on the test split. Its queries
@@ -71,7 +68,7 @@ def check_before_training(
         title, query, gallery = "validation", splits.val_query, splits.val_gallery
     check_positives(query, gallery, cross_camera=cfg.TEST.CROSS_CAMERA, title=title)
     if not cfg.CACHE.SKIP_BAD:
-        paths = sorted({sample.path for sample in (*query, *gallery)})[rank::world_size]
+        paths = sorted({sample.path for sample in (*query, *gallery)})[here.rank :: here.size]
         errors = undecodable(paths, cfg.DATALOADER.NUM_WORKERS)
         if errors:
             report_bad(errors, len(paths), skip_bad=False)
@@ -86,40 +83,27 @@ def _require_training_images(splits: DatasetSplits) -> None:
 
 
 def build_train_loader(
-    cfg: CfgNode,
-    splits: DatasetSplits,
-    device: torch.device,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    sharers: int = 1,
+    cfg: CfgNode, splits: DatasetSplits, device: torch.device, here: World = ALONE
 ) -> TrainLoader:
-    """Return the loader of augmented P x K batches.
+    """Return the loader of augmented P x K batches on a device.
 
     Every process keeps all images, because over the epochs it needs each of them.
-
-    Args:
-        cfg: The configuration.
-        splits: The data set.
-        device: Device of the batches.
-        rank: Rank of this process, from 0.
-        world_size: Number of processes; SOLVER.IMS_PER_BATCH counts the images of all of them.
-        sharers: Number of processes on this machine.
+    SOLVER.IMS_PER_BATCH counts the images of all processes.
 
     Raises:
         UserError: There are too few identities for a batch, or images cannot be decoded.
     """
     _require_training_images(splits)
     desensitizer = _desensitizer(cfg)
-    source = _source(cfg, splits.train, device, desensitizer, for_training=True, sharers=sharers)
+    source = _source(cfg, splits.train, device, desensitizer, here, for_training=True)
     with naming_keys("SOLVER.IMS_PER_BATCH", "DATALOADER.NUM_INSTANCE"):
         sampler = IdentitySampler(
             [splits.train[index].pid for index in source.usable.tolist()],
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_instances=cfg.DATALOADER.NUM_INSTANCE,
             seed=cfg.SOLVER.SEED,
-            rank=rank,
-            world_size=world_size,
+            rank=here.rank,
+            world_size=here.size,
         )
     augmentation = Augmentation(
         PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
@@ -140,41 +124,27 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    cfg: CfgNode,
-    samples: Sequence[Sample],
-    device: torch.device,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    sharers: int = 1,
+    cfg: CfgNode, samples: Sequence[Sample], device: torch.device, here: World = ALONE
 ) -> EvalLoader:
     """Return a loader over samples in order, without augmentation.
 
-    In a distributed run each rank loads a range of whole batches. The batches of all ranks in rank
-    order equal those of one process, so every score is the same.
+    In a distributed run each rank loads a range of whole batches of the given samples. The batches
+    of all ranks in rank order equal those of one process, so every score is the same.
 
     Loaders over the same list share decoded images: keep the loader, and every validation after
     the first decodes nothing.
-
-    Args:
-        cfg: The configuration.
-        samples: The samples of all ranks.
-        device: Device of the batches.
-        rank: Rank of this process, from 0.
-        world_size: Number of processes.
-        sharers: Number of processes on this machine.
 
     Raises:
         UserError: Images cannot be decoded.
     """
     size = cfg.TEST.IMS_PER_BATCH
-    if world_size > 1:
+    if here.size > 1:
         num_batches = -(-len(samples) // size)
-        first, end = (size * (num_batches * r // world_size) for r in (rank, rank + 1))
+        first, end = (size * (num_batches * r // here.size) for r in (here.rank, here.rank + 1))
         samples = samples[first:end]
     desensitizer = _desensitizer(cfg)
     return EvalLoader(
-        _source(cfg, samples, device, desensitizer, for_training=False, sharers=sharers),
+        _source(cfg, samples, device, desensitizer, here, for_training=False),
         samples,
         desensitizer=desensitizer,
         pixel_space=PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
@@ -193,9 +163,9 @@ def _source(
     samples: Sequence[Sample],
     device: torch.device,
     desensitizer: Desensitizer,
+    here: World,
     *,
     for_training: bool,
-    sharers: int,
 ) -> PixelSource:
     """Return the images of a list: those of a living loader, or newly decoded ones."""
     paths = tuple(sample.path for sample in samples)
@@ -217,12 +187,12 @@ def _source(
             limit_mib=cfg.CACHE.LIMIT_MIB,
             with_desensitized=keep,
             taken_bytes=sum(source.num_bytes for source in _SOURCES.values()),
-            sharers=sharers,
+            sharers=here.local_size,
         )
     get_logger().info("Images: %s", plan.reason)
     workers, skip_bad = cfg.DATALOADER.NUM_WORKERS, cfg.CACHE.SKIP_BAD
     on_gpu = device.type != "cpu"
-    source: ResidentPixels | StreamedPixels
+    source: PixelSource
     if plan.mode == "stream":
         source = StreamedPixels(
             paths,
@@ -233,7 +203,7 @@ def _source(
             pin_memory=on_gpu,
         )
     else:
-        resident = ResidentPixels(
+        source = resident = ResidentPixels(
             paths,
             size,
             device=device if plan.mode == "device" else "cpu",
@@ -243,6 +213,5 @@ def _source(
         )
         if plan.keep_desensitized:
             resident.keep_desensitized(desensitizer)
-        source = resident
     _SOURCES[key] = source
     return source

@@ -1,23 +1,26 @@
-"""Checks of data sets without training: ``tools/data.py check``."""
+"""Checks of data sets without training, and contact sheets: ``tools/data.py``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data import problems as wrong
-from data.consistency import copy_problems, positive_problems
+from PIL import Image
+
 from data.datasets import cuhk03
 from data.datasets.layout import SUBSETS, Counts, LoadedData, LoadRequest, list_folders
 from data.datasets.market1501 import read_validation_tree
-from data.problems import DatasetError, Problem
-from data.records import DatasetSplits
+from data.images import BadImage, read_rgb
+from data.problems import DatasetError, Problem, copy_problems, examples, positive_problems
+from data.records import DatasetSplits, Sample
 from data.registry import DATASETS, load_data
 from data.samplers import IdentitySampler
 from data.store import undecodable
 from utils.errors import UserError, naming_keys
 
 _ABSENT = ("not-found", "kind-absent")
+_TILE = (64, 128)  # width and height of an image on a contact sheet, px
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class CheckOptions:
     batch_size: int = 80  # SOLVER.IMS_PER_BATCH
     num_instances: int = 4  # DATALOADER.NUM_INSTANCE
     open_images: bool = False  # whether to decode every image
+    skip_bad: bool = False  # CACHE.SKIP_BAD: images that cannot be decoded are only a warning
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,6 @@ class DataReport:
         """Whether no problem is an error."""
         return all(problem.level != "error" for problem in self.problems)
 
-    def with_warnings_for(self, code: str) -> DataReport:
-        """Return the report with the errors of one code as warnings."""
-        return replace(
-            self,
-            problems=tuple(
-                replace(p, level="warning") if p.code == code else p for p in self.problems
-            ),
-        )
-
 
 def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
     """Check every data set below a folder; nothing is written.
@@ -70,9 +65,10 @@ def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
     reports: list[DataReport] = []
     elsewhere: list[DatasetError] = []
     absent: list[str] = []
-    for request in _requests(root, options):
+    names = [n for n in DATASETS if not n.endswith("_val") or (root / n).is_dir()]
+    for request in (r for n in names if n != "synthetic" for r in _requests(n, root, options)):
         try:
-            reports.append(describe(load_data(request, compare_images=True), options))
+            reports.append(_loaded(request, options))
         except DatasetError as error:
             if error.problem.code in ("wrong-root", "no-root"):
                 elsewhere.append(error)
@@ -93,9 +89,9 @@ def check_named(name: str, root: Path, options: CheckOptions) -> list[DataReport
         absent = Problem("not-found", text, "error")
         return _check_synthetic(root, options) or [_unusable(name, absent)]
     reports = []
-    for request in _requests_of(name, root, options):
+    for request in _requests(name, root, options):
         try:
-            reports.append(describe(load_data(request, compare_images=True), options))
+            reports.append(_loaded(request, options))
         except DatasetError as error:
             reports.append(_unusable(request.name, error.problem))
     return reports
@@ -105,16 +101,11 @@ def _unusable(name: str, problem: Problem) -> DataReport:
     return DataReport(name, name, problems=(problem,))
 
 
-def _requests(root: Path, options: CheckOptions) -> list[LoadRequest]:
-    return [
-        request
-        for name in DATASETS
-        if name != "synthetic" and (not name.endswith("_val") or (root / name).is_dir())
-        for request in _requests_of(name, root, options)
-    ]
+def _loaded(request: LoadRequest, options: CheckOptions) -> DataReport:
+    return _described(load_data(request, compare_images=True), options)
 
 
-def _requests_of(name: str, root: Path, options: CheckOptions) -> list[LoadRequest]:
+def _requests(name: str, root: Path, options: CheckOptions) -> list[LoadRequest]:
     """Return the requests for a name: a folder may contain both kinds of CUHK03."""
     request = LoadRequest(name, root, options.msmt17_protocol, list_only=True)
     if name != "cuhk03":
@@ -134,7 +125,7 @@ def _check_synthetic(root: Path, options: CheckOptions) -> list[DataReport]:
                 check_complete(folder)  # as training does
                 loaded = read_validation_tree(folder, LoadRequest("synthetic", root), "Synthetic")
                 loaded = loaded.with_problems(*copy_problems(loaded.splits))
-                reports.append(describe(loaded, options))
+                reports.append(_described(loaded, options))
             except UserError as error:
                 reports.append(_unusable("synthetic", Problem("incomplete", str(error), "error")))
     return reports
@@ -153,12 +144,11 @@ def _nothing_found(root: Path, elsewhere: list[DatasetError], absent: list[str])
     )
 
 
-def describe(loaded: LoadedData, options: CheckOptions) -> DataReport:
-    """Return the report of a data set that could be loaded."""
+def _described(loaded: LoadedData, options: CheckOptions) -> DataReport:
     splits = loaded.splits
     problems = [*loaded.problems, *_fit_problems(splits, options)]
     if options.open_images:
-        problems += bad_images(splits)
+        problems += _bad_images(splits, options)
     return DataReport(
         name=splits.name,
         title=loaded.title,
@@ -198,15 +188,57 @@ def _fit_problems(splits: DatasetSplits, options: CheckOptions) -> list[Problem]
     return problems
 
 
-def bad_images(splits: DatasetSplits) -> list[Problem]:
-    """Decode every image; return an error that names those that cannot be decoded."""
+def _bad_images(splits: DatasetSplits, options: CheckOptions) -> list[Problem]:
+    """Decode every image; return a problem that names those that cannot be decoded."""
     paths = sorted({s.path for subset in SUBSETS for s in getattr(splits, subset)})
     bad = undecodable(paths)
     if not bad:
         return []
-    named = wrong.examples([f"{error.path} ({error.reason})" for error in bad], 5)
+    named = examples([f"{error.path} ({error.reason})" for error in bad], 5)
     text = (
         f"{len(bad)} of {len(paths)} images cannot be decoded: {named}; copy them again, or "
         "leave them out with CACHE.SKIP_BAD True (--skip-bad)"
     )
-    return [Problem("bad-images", text, "error")]
+    return [Problem("bad-images", text, "warning" if options.skip_bad else "error")]
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    """Images of a data set, with one identity in each row and one camera in each column."""
+
+    image: Image.Image
+    pids: tuple[int, ...]  # identities of the rows
+    camids: tuple[int, ...]  # cameras of the columns, from 0
+    bad: tuple[BadImage, ...]  # images that cannot be decoded
+
+
+def contact_sheet(
+    samples: Sequence[Sample], *, people: int, cameras: int, names: Mapping[int, str] | None = None
+) -> ContactSheet:
+    """Draw a contact sheet (RGB), for example docs/images/synthetic.png.
+
+    It has at most ``people`` rows, sorted by pid, or by name for people with names, and at most
+    ``cameras`` columns, lowest number first. The first path of each identity and camera is drawn. A
+    tile without an image is grey; one whose image cannot be decoded is black.
+    """
+    chosen: dict[tuple[int, int], Sample] = {}
+    for sample in sorted(samples, key=lambda sample: sample.path):
+        chosen.setdefault((sample.pid, sample.camid), sample)
+    names = names or {}
+    pids = sorted({pid for pid, _ in chosen}, key=lambda pid: (names.get(pid, ""), pid))[:people]
+    camids = sorted({camid for pid, camid in chosen if pid in pids})[:cameras]
+    (width, height), gap = _TILE, 2  # px; white pixels between images
+    size = (len(camids) * (width + gap) - gap, len(pids) * (height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
+    bad: list[BadImage] = []
+    for row, pid in enumerate(pids):
+        for column, camid in enumerate(camids):
+            image = Image.new("RGB", _TILE, (128, 128, 128))
+            if (pid, camid) in chosen:
+                try:
+                    image = read_rgb(chosen[pid, camid].path).resize(_TILE)
+                except BadImage as error:
+                    bad.append(error)
+                    image = Image.new("RGB", _TILE, "black")
+            sheet.paste(image, (column * (width + gap), row * (height + gap)))
+    return ContactSheet(sheet, tuple(pids), tuple(camids), tuple(bad))

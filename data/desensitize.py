@@ -31,40 +31,27 @@ _NOISE_CHUNK = 4  # images whose intermediate values fit into a CPU's second-lev
 
 
 class Desensitizer(ABC):
-    """Removes the appearance of people from resized 8-bit images, before augmentation.
+    """Removes the appearance of people from resized 8-bit images, before augmentation."""
 
-    Args:
-        radius: Strength; unit and range depend on the method.
-        seed: Seed of test-time noise.
-
-    Attributes:
-        radius: As given.
-        cacheable: Whether the result depends on the image alone and is worth keeping. Such methods
-            run on the CPU.
-        keyed: Whether training draws a new key for every image and epoch.
-    """
-
+    # Whether the result depends on the image alone and is worth keeping. Such methods run on the
+    # CPU.
     cacheable: ClassVar[bool] = False
+    # Whether training draws a new key for every image and epoch.
     keyed: ClassVar[bool] = False
 
     def __init__(self, radius: float, seed: int = 1) -> None:
-        self.radius = float(radius)
-        self.seed = seed
+        self.radius = float(radius)  # strength; unit and range depend on the method
+        self.seed = seed  # of test-time noise
         problem = self._problem()
         if problem:
             raise UserError(f"the radius is {radius} for {type(self).__name__}; {problem}")
 
     @abstractmethod
     def __call__(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Return desensitized images.
+        """Return desensitized images; both are uint8 (B, 3, H, W) on the same device.
 
-        Args:
-            images: uint8 (B, 3, H, W); not changed.
-            keys: Noise key of each image, int64 (B,). None: a function of seed and image, so that
-                scores can be repeated.
-
-        Returns:
-            uint8 (B, 3, H, W) on the same device.
+        Keys are the noise keys of the images, int64 (B,). Without keys they are a function of seed
+        and image, so that scores can be repeated.
         """
 
     def _problem(self) -> str:
@@ -167,15 +154,10 @@ def draw_keys(count: int, generator: torch.Generator) -> Tensor:
 def content_keys(images: Tensor, seed: int) -> Tensor:
     """Return a noise key per image: a 64-bit hash of its pixels and the seed.
 
+    Images are uint8 (B, 3, H, W); keys are int64 (B,), on the same device.
+
     It is a multilinear hash with one pseudo-random weight per byte. Equal images have equal keys in
     any batch; different images have different keys with overwhelming probability.
-
-    Args:
-        images: uint8 (B, 3, H, W).
-        seed: Any integer.
-
-    Returns:
-        int64 (B,) on the device of the images.
     """
     flat = images.flatten(1)
     secret = derive_seed(seed, "content")
@@ -187,17 +169,11 @@ def content_keys(images: Tensor, seed: int) -> Tensor:
 
 
 def normal_noise(keys: Tensor, count: int) -> Tensor:
-    """Return standard normal numbers as a pure function of key and position.
+    """Return standard normal numbers, float32 (B, count), as a function of key (B,) and position.
 
     Each 64-bit hash gives four 16-bit numbers, which index 2**16 quantiles of the normal
-    distribution. Steps are 4e-5 standard deviations at the centre, and the tails end at 4.3.
-
-    Args:
-        keys: int64 (B,).
-        count: Numbers per key.
-
-    Returns:
-        float32 (B, count) on the device of the keys, bit-identical on every device.
+    distribution. Steps are 4e-5 standard deviations at the centre, and the tails end at 4.3. The
+    numbers are bit-identical on every device.
     """
     words = -(-count // 4)
     bits = _mix(keys[:, None] + _counters(words, keys.device))

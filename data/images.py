@@ -25,34 +25,19 @@ MAX_PIXELS = 1 << 26
 
 # What Pillow raises for damaged files, above all for damaged EXIF data; found by fuzzing.
 DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
     Image.DecompressionBombError,
     # The decoders of AVIF, DDS, SPIDER and TIFF, which may be behind a .jpg suffix.
-    RuntimeError,
-    AttributeError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-)
+    RuntimeError, AttributeError, TypeError, LookupError, ArithmeticError,
+)  # fmt: skip
 _MAX_EXIF_WARNINGS = 5  # per process: a data set may have broken EXIF data in every image
 _exif_warnings = 0
 
 
 class BadImage(UserError):  # noqa: N818 - reads better than BadImageError
-    """An image that cannot be decoded completely.
-
-    Attributes:
-        path: The file.
-        reason: What is wrong with it.
-    """
+    """An image that cannot be decoded completely: its ``path``, and the ``reason``."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        """Store the file and what is wrong with it."""
         self.path = str(path)
         self.reason = reason
         super().__init__(
@@ -114,9 +99,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 def upright(image: Image.Image, name: str) -> Image.Image:
     """Rotate an image by its EXIF orientation; broken EXIF data is ignored with a warning.
 
-    Args:
-        image: A decoded image (errors of the decoder would be taken for errors of the EXIF data).
-        name: Names the image in the warning.
+    It must be decoded: errors of the decoder would be taken for errors of the EXIF data.
     """
     global _exif_warnings  # noqa: PLW0603 - one limit for all images of a process
     try:
@@ -134,20 +117,18 @@ def upright(image: Image.Image, name: str) -> Image.Image:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize an RGB image as in training: Pillow's antialiasing bilinear filter on 8-bit values.
+    """Resize an RGB image as in training to uint8 (H, W, 3), by Pillow's bilinear filter.
 
-    Returns:
-        uint8 (H, W, 3).
+    The filter is antialiasing and works on 8-bit values.
     """
     height, width = size
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def describe_content(head: bytes) -> str | None:
-    """Return what a file is that should be something else, from its first bytes.
+    """Return ``empty``, ``a Git-LFS pointer ...`` or ``an HTML page`` for a file with these bytes.
 
-    Returns:
-        ``empty``, ``a Git-LFS pointer ...`` or ``an HTML page ...``; None for other content.
+    None for other content.
     """
     if not head:
         return "empty"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -17,56 +18,39 @@ from utils.errors import UserError
 from utils.seeding import torch_generator
 
 
-class _Identities:
-    """Labels, pids and cameras of samples as tensors, selected by index."""
-
-    def __init__(self, samples: Sequence[Sample], label_of: Mapping[int, int]) -> None:
-        rows = [(label_of.get(s.pid, -1), s.pid, s.camid) for s in samples]
-        self._columns = torch.tensor(rows, dtype=torch.int64).view(-1, 3).T.contiguous()
-
-    def batch(self, raw: Tensor, desensitized: Tensor, indices: Tensor) -> Batch:
-        columns = self._columns[:, indices].to(raw.device, non_blocking=True)
-        label, pid, camid = columns.unbind(0)
-        return Batch(raw, desensitized, label, pid, camid, indices)
+def _identities(samples: Sequence[Sample], label_of: Mapping[int, int]) -> Tensor:
+    """Return labels, pids and cameras of N samples, int64 (3, N)."""
+    rows = [(label_of.get(s.pid, -1), s.pid, s.camid) for s in samples]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 3).T.contiguous()
 
 
+def _batch(raw: Tensor, desensitized: Tensor, identities: Tensor, indices: Tensor) -> Batch:
+    label, pid, camid = identities[:, indices].to(raw.device, non_blocking=True).unbind(0)
+    return Batch(raw, desensitized, label, pid, camid, indices)
+
+
+@dataclass(eq=False)
 class TrainLoader:
     """P x K batches, augmented and normalised on the device.
 
     All randomness (identities, flips, crops, erased rectangles, noise) is a function of seed and
     epoch: an epoch is the same after a resume, and on every device. Each rank of a distributed run
     draws for the whole batch and uses its part.
-
-    Args:
-        source: 8-bit images.
-        samples: The training samples, in the order of the source.
-        label_of: Class index by pid.
-        sampler: Plans batches of the usable samples of the source.
-        desensitizer: Applied before augmentation, unless the source has done it.
-        augmentation: Applied with the same draw to raw and desensitized images.
-        seed: Seed of augmentation and noise.
-        device: Device of the batches.
-
-    Attributes:
-        samples: As given; ``Batch.index`` is an index into it.
     """
 
-    def __init__(
-        self,
-        source: PixelSource,
-        samples: Sequence[Sample],
-        label_of: Mapping[int, int],
-        *,
-        sampler: IdentitySampler,
-        desensitizer: Desensitizer,
-        augmentation: Augmentation,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.samples, self.source, self.sampler = tuple(samples), source, sampler
-        self._identities = _Identities(samples, label_of)
-        self._desensitizer, self._augmentation = desensitizer, augmentation
-        self._seed, self._device, self._epoch = seed, device, 1
+    source: PixelSource  # 8-bit images
+    samples: Sequence[Sample]  # in the order of the source; ``Batch.index`` is an index into them
+    label_of: Mapping[int, int]  # class index by pid
+    _: KW_ONLY
+    sampler: IdentitySampler  # plans batches of the usable samples of the source
+    desensitizer: Desensitizer  # applied before augmentation, unless the source has done it
+    augmentation: Augmentation  # applied with the same draw to raw and desensitized images
+    seed: int  # of augmentation and noise
+    device: torch.device  # of the batches
+
+    def __post_init__(self) -> None:
+        self._identities = _identities(self.samples, self.label_of)
+        self._epoch = 1
 
     def __len__(self) -> int:
         """Return the number of batches of any epoch."""
@@ -84,21 +68,19 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch that was set."""
         plan = self.source.usable[self.sampler.plan(self._epoch)]
-        generator = torch_generator(self._seed, "augmentation", self._epoch)
-        for indices, pixels in zip(plan, self.source.batches(plan), strict=True):
-            raw, desensitized = self._augmented(pixels, generator)
-            yield self._identities.batch(raw, desensitized, indices)
-
-    def _augmented(self, pixels: Pixels, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        size = (pixels[0].shape[2], pixels[0].shape[3])
+        generator = torch_generator(self.seed, "augmentation", self._epoch)
         count, part = self.sampler.batch_size, self.sampler.part
-        draw = self._augmentation.draw(count, size, generator)[part]
-        keys = draw_keys(count, generator)[part] if self._desensitizer.keyed else None
-        raw, desensitized = _on_device(pixels, self._device, self._desensitizer, keys)
-        draw = draw.to(raw.device)
-        return self._augmentation(raw, draw), self._augmentation(desensitized, draw)
+        for indices, pixels in zip(plan, self.source.batches(plan), strict=True):
+            size = (pixels[0].shape[2], pixels[0].shape[3])
+            draw = self.augmentation.draw(count, size, generator)[part]
+            keys = draw_keys(count, generator)[part] if self.desensitizer.keyed else None
+            on_device = _on_device(pixels, self.device, self.desensitizer, keys)
+            draw = draw.to(on_device[0].device)
+            raw, desensitized = (self.augmentation(images, draw) for images in on_device)
+            yield _batch(raw, desensitized, self._identities, indices)
 
 
+@dataclass(eq=False)
 class EvalLoader:
     """All usable samples in order, without augmentation; the last batch may be smaller.
 
@@ -106,40 +88,26 @@ class EvalLoader:
     image changes only its own batch, and any rank makes the same batches.
 
     Test-time noise is a function of seed and image, not of the batch.
-
-    Args:
-        source: 8-bit images.
-        samples: The samples, in the order of the source.
-        desensitizer: Applied unless the source has done it.
-        pixel_space: Normalisation.
-        batch_size: Images in a batch.
-        device: Device of the batches.
-
-    Attributes:
-        samples: As given; ``Batch.index`` is an index into it, also if images are left out.
-        num_images: Number of images that an iteration yields.
-
-    Raises:
-        UserError: ``batch_size`` is below 1.
     """
 
-    def __init__(
-        self,
-        source: PixelSource,
-        samples: Sequence[Sample],
-        *,
-        desensitizer: Desensitizer,
-        pixel_space: PixelSpace,
-        batch_size: int,
-        device: torch.device,
-    ) -> None:
-        if batch_size < 1:
-            raise UserError(f"the batch size is {batch_size}; expected 1 or more")
-        self.samples, self.source = tuple(samples), source
-        self.num_images = len(source.usable)
-        self._identities = _Identities(samples, {})
-        self._desensitizer, self._pixel_space = desensitizer, pixel_space
-        self._batch_size, self._device = batch_size, device
+    source: PixelSource  # 8-bit images
+    # In the order of the source. ``Batch.index`` is an index into them, also if some are left out.
+    samples: Sequence[Sample]
+    _: KW_ONLY
+    desensitizer: Desensitizer  # applied unless the source has done it
+    pixel_space: PixelSpace  # normalisation
+    batch_size: int  # images in a batch, at least 1
+    device: torch.device  # of the batches
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"the batch size is {self.batch_size}; expected 1 or more")
+        self._identities = _identities(self.samples, {})
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that an iteration yields."""
+        return len(self.source.usable)
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -150,19 +118,16 @@ class EvalLoader:
         usable = self.source.usable
         if not len(usable):  # split would return one empty batch
             return ()
-        _, counts = torch.unique_consecutive(usable // self._batch_size, return_counts=True)
+        _, counts = torch.unique_consecutive(usable // self.batch_size, return_counts=True)
         return usable.split(counts.tolist())
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield all batches; labels are -1."""
         plan = self._plan()
         for indices, pixels in zip(plan, self.source.batches(plan), strict=True):
-            raw, desensitized = _on_device(pixels, self._device, self._desensitizer, None)
-            yield self._identities.batch(
-                normalize_batch(raw, self._pixel_space),
-                normalize_batch(desensitized, self._pixel_space),
-                indices,
-            )
+            on_device = _on_device(pixels, self.device, self.desensitizer, None)
+            raw, desensitized = (normalize_batch(images, self.pixel_space) for images in on_device)
+            yield _batch(raw, desensitized, self._identities, indices)
 
 
 def _on_device(

@@ -1,17 +1,27 @@
-"""Problems of data sets: each has a stable code and one sentence with the fix.
+"""Problems of data sets, and the checks across subsets before anything is trained or scored.
 
-The loaders, ``tools/data.py check`` and the start of a training report the same sentences, which
-therefore name the settings that a user can change.
+Each problem has a stable code and one sentence with the fix. The loaders, ``tools/data.py check``
+and the start of a training report the same sentences, which therefore name the settings that a user
+can change.
+
+Queries need matches in the gallery. Training and test must not share identities or images, and a
+query must not be a copy of a gallery image: each of these makes scores too good or impossible.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.images import IMAGE_SUFFIXES
+from data.records import DatasetSplits, Sample
 from utils.errors import UserError
+from utils.logger import Progress, get_logger
 
 Level = Literal["error", "warning", "note"]
 
@@ -28,14 +38,9 @@ class Problem:
 
 
 class DatasetError(UserError):
-    """A data set that cannot be used.
-
-    Attributes:
-        problem: Its code and text.
-    """
+    """A data set that cannot be used; ``problem`` has the code and the text."""
 
     def __init__(self, code: str, text: str) -> None:
-        """Store code and text."""
         self.problem = Problem(code, text, "error")
         super().__init__(text)
 
@@ -73,60 +78,174 @@ def no_name_matches(folder: Path, names: list[str], pattern: str) -> DatasetErro
     )
 
 
-def some_names_do_not_match(folder: Path, names: list[str], pattern: str) -> Problem:
-    """Return the warning for images that are left out because of their names."""
-    return Problem(
-        "names-skipped",
-        f"{len(names)} images in {folder} are left out because they are not named {pattern} "
-        f"({examples(names)}); rename or remove them",
+def upper_case_suffixes(folder: Path, names: Iterable[str]) -> list[Problem]:
+    """Return a note if images of a folder have suffixes such as ``.JPG``."""
+    upper = [name for name in names if Path(name).suffix != Path(name).suffix.lower()]
+    if not upper:
+        return []
+    text = (
+        f"{len(upper)} images in {folder} have an upper-case suffix ({examples(upper)}); they "
+        "are read here, but tools that look for *.jpg miss them: rename them to lower case"
     )
+    return [Problem("upper-case-suffix", text, "note")]
 
 
-def upper_case_suffix(folder: Path, names: list[str]) -> Problem:
-    """Return the note for suffixes such as ``.JPG``."""
-    return Problem(
-        "upper-case-suffix",
-        f"{len(names)} images in {folder} have an upper-case suffix ({examples(names)}); they "
-        "are read here, but tools that look for *.jpg miss them: rename them to lower case",
-        "note",
+def queries_without_match(
+    query: Sequence[Sample], gallery: Sequence[Sample], *, cross_camera: bool
+) -> list[Sample]:
+    """Return the queries without a gallery image of their identity, which scores leave out.
+
+    With ``cross_camera``, gallery images of the query's own camera do not count.
+    """
+    of_person = Counter(s.pid for s in gallery)
+    of_person_and_camera = Counter((s.pid, s.camid) for s in gallery)
+    return [
+        s
+        for s in query
+        if of_person[s.pid] == (of_person_and_camera[s.pid, s.camid] if cross_camera else 0)
+    ]
+
+
+def positive_problems(
+    query: Sequence[Sample], gallery: Sequence[Sample], *, cross_camera: bool, title: str = "test"
+) -> tuple[Problem, ...]:
+    """Check that queries can be scored against a gallery; return a warning if some have no match.
+
+    Raises:
+        DatasetError: There are no queries or no gallery images, all images are from one camera, or
+            no query has a match.
+    """
+    if not query or not gallery:
+        raise DatasetError(
+            "no-test-set",
+            f"the {title} set has {len(query)} queries and {len(gallery)} gallery images; it needs "
+            "both",
+        )
+    if cross_camera and len({s.camid for s in (*query, *gallery)}) == 1:
+        raise DatasetError(
+            "single-camera",
+            f"all {title} images are from one camera, so no query has a match in another camera; "
+            "if that is right, set TEST.CROSS_CAMERA False (results are marked with it); if not, "
+            "put the camera into the file names (such as 0001_c2_0001.jpg), or use DATASETS.NAMES "
+            "csv:FILE",
+        )
+    without = queries_without_match(query, gallery, cross_camera=cross_camera)
+    if not without:
+        return ()
+    where = "in another camera of the gallery" if cross_camera else "in the gallery"
+    named = examples([s.path for s in without], 5)
+    if len(without) == len(query):
+        raise DatasetError(
+            "no-matches",
+            f"none of the {len(query)} {title} queries has a match {where} ({named}); check that "
+            "query and gallery belong together and use the same numbers for the same persons",
+        )
+    text = (
+        f"{len(without)} of the {len(query)} {title} queries have no match {where} and are left "
+        f"out of the scores: {named}"
     )
+    return (Problem("queries-without-match", text),)
 
 
-def ground_truth_as_gallery(folder: Path) -> DatasetError:
-    """Return the error for Market-1501's hand-drawn boxes in the gallery folder."""
-    return DatasetError(
-        "gt-bbox-as-gallery",
-        f"{folder} contains hand-drawn boxes instead of the gallery (every name ends in _00, as "
-        "in gt_bbox); the gallery is bounding_box_test of the archive, 19,732 detected boxes",
+def check_positives(
+    query: Sequence[Sample], gallery: Sequence[Sample], *, cross_camera: bool, title: str = "test"
+) -> tuple[Problem, ...]:
+    """Do the same as :func:`positive_problems`, and log the warnings."""
+    problems = positive_problems(query, gallery, cross_camera=cross_camera, title=title)
+    for problem in problems:
+        get_logger().warning(problem.text)
+    return problems
+
+
+def identity_problems(splits: DatasetSplits) -> tuple[Problem, ...]:
+    """Return warnings for identities that are both in training and in test or validation.
+
+    Scores, attacks and thresholds are defined for people whom no network was trained on. MSMT17
+    numbers test persons from 0 again; do not call this for data sets in which that happens.
+    """
+    trained = {sample.pid for sample in splits.train}
+    problems = []
+    for title, samples in (
+        ("test", (*splits.query, *splits.gallery)),
+        ("validation", (*splits.val_query, *splits.val_gallery)),
+    ):
+        both = sorted(trained & {sample.pid for sample in samples})
+        if both:
+            text = (
+                f"{len(both)} persons are both in the training and in the {title} set (pid "
+                f"{examples([str(pid) for pid in both], 5)}): networks were trained on "
+                "them, so scores and attacks look better than for other people; keep each person "
+                "in one of the sets, or use different numbers for different people"
+            )
+            problems.append(Problem("persons-not-strangers", text))
+    return tuple(problems)
+
+
+def copy_problems(splits: DatasetSplits) -> tuple[Problem, ...]:
+    """Return warnings for images whose content is in two subsets that must not share any.
+
+    Compared are queries with gallery images, and training images with test and validation images.
+    Files of equal size are compared by their hash.
+    """
+    test = (*splits.query, *splits.gallery)
+    validation = (*splits.val_query, *splits.val_gallery)
+    pairs = (
+        ("queries", splits.query, "gallery images", splits.gallery),
+        ("validation queries", splits.val_query, "validation gallery images", splits.val_gallery),
+        ("test images", test, "training images", splits.train),
+        ("validation images", validation, "training images", splits.train),
     )
+    hashes = _hashes([(left, right) for _, left, _, right in pairs])
+    problems = []
+    for left_title, left, right_title, right in pairs:
+        originals = {hashes[s.path]: s.path for s in reversed(right) if s.path in hashes}
+        copies = [s.path for s in left if hashes.get(s.path) in originals]
+        if copies:
+            example = f"{copies[0]} and {originals[hashes[copies[0]]]}"
+            effect = (
+                "they find themselves at rank 1"
+                if "queries" in left_title
+                else "networks were trained on them"
+            )
+            text = (
+                f"{len(copies)} of {len(left)} {left_title} are copies of {right_title} (for "
+                f"example {example}): {effect}, so scores are too good; remove the copies"
+            )
+            problems.append(Problem("copies", text))
+    return tuple(problems)
 
 
-def single_camera(subset: str) -> DatasetError:
-    """Return the error for cross-camera scoring of images from one camera."""
-    return DatasetError(
-        "single-camera",
-        f"all {subset} images are from one camera, so no query has a match in another camera; if "
-        "that is right, set TEST.CROSS_CAMERA False (results are marked with it); if not, put the "
-        "camera into the file names (such as 0001_c2_0001.jpg), or use DATASETS.NAMES csv:FILE",
-    )
+def _hashes(pairs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]]) -> dict[str, bytes]:
+    """Return the hash of each file that may have a copy on the other side, by path."""
+    sizes = {
+        path: _size(path) for path in {s.path for pair in pairs for side in pair for s in side}
+    }
+    candidates: set[str] = set()
+    for pair in pairs:
+        by_size: tuple[dict[int, list[str]], ...] = (defaultdict(list), defaultdict(list))
+        for of_side, side in zip(by_size, pair, strict=True):
+            for sample in side:
+                of_side[sizes[sample.path]].append(sample.path)
+        left, right = by_size
+        for size in (left.keys() & right.keys()) - {0}:
+            candidates.update(left[size], right[size])
+    paths = sorted(candidates)
+    with ThreadPoolExecutor() as pool:
+        counted = Progress.over(paths, "comparing images")
+        digests = zip(counted, pool.map(_hash, paths), strict=True)
+        return {path: digest for path, digest in digests if digest is not None}
 
 
-def wrong_counts(title: str, subset: str, found: str, expected: str) -> Problem:
-    """Return the warning for a subset whose size differs from the published size."""
-    return Problem(
-        "wrong-counts",
-        f"{title} {subset}: found {found}, expected {expected}; scores are not comparable with "
-        "published scores; unpack the archive again",
-    )
+def _size(path: str) -> int:
+    """Return the size of a file; 0 if it cannot be read, which is reported when it is decoded."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
 
 
-def kind_mismatch(
-    config: Path, images: Path | None, kind: str, other: str, example: str | None
-) -> DatasetError:
-    """Return the error for CUHK03's protocol of one kind of box with images of the other kind."""
-    evidence = f" ({example} is only in one of them)" if example else ""
-    return DatasetError(
-        "kind-mismatch",
-        f"{config} and {images} do not belong together{evidence}: protocol and images must both "
-        f"be {kind} or both be {other}; copy the matching file, or set CUHK03.KIND",
-    )
+def _hash(path: str) -> bytes | None:
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
+    except OSError:
+        return None

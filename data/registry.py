@@ -6,21 +6,21 @@ import difflib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from data.consistency import copy_problems, identity_problems, notes_of
 from data.datasets import csv_table, cuhk03, folder, market1501, msmt17
 from data.datasets.layout import SUBSETS, Counts, LoadedData, Loader, LoadRequest
-from data.datasets.market1501 import read_validation_tree
-from data.problems import DatasetError, Problem, wrong_counts
+from data.datasets.market1501 import load_validation_tree, read_validation_tree
+from data.problems import DatasetError, Problem, copy_problems, identity_problems
 from data.records import DatasetSplits
+from utils.files import existing_path
 from utils.logger import get_logger
-from utils.text import existing_path
 
 _LOGGER = get_logger()
 
 
-def load_synthetic(request: LoadRequest) -> LoadedData:
+def _load_synthetic(request: LoadRequest) -> LoadedData:
     """Draw the synthetic data set if it does not exist yet, and load it."""
     # Imported here because no other data set needs the code that draws people.
     from data.datasets.synthetic import ensure_synthetic
@@ -34,16 +34,13 @@ DATASETS: dict[str, Loader] = {
     "market1501": market1501.load,
     "market1501_val": market1501.load_validation,
     "msmt17": msmt17.load,
-    "msmt17_val": msmt17.load_validation,
+    "msmt17_val": partial(load_validation_tree, title=msmt17.TITLE),
     "cuhk03": cuhk03.load,
-    "cuhk03_val": cuhk03.load_validation,
-    "synthetic": load_synthetic,
+    "cuhk03_val": partial(load_validation_tree, title=cuhk03.TITLE),
+    "synthetic": _load_synthetic,
 }
 # Your own data: the name is this word, a colon and a path.
-OWN_DATA: dict[str, Loader] = {
-    "folder": folder.load,
-    "csv": csv_table.load,
-}
+OWN_DATA: dict[str, Loader] = {"folder": folder.load, "csv": csv_table.load}
 
 
 def is_own_data(name: str) -> bool:
@@ -53,11 +50,7 @@ def is_own_data(name: str) -> bool:
 
 
 def find_loader(name: str) -> Loader:
-    """Return the loader of a name.
-
-    Raises:
-        DatasetError: The name is unknown; the text contains all names and the nearest one.
-    """
+    """Return the loader of a name; raise a DatasetError with all names if it is unknown."""
     if is_own_data(name):
         return OWN_DATA[name.partition(":")[0]]
     if name in DATASETS:
@@ -73,16 +66,18 @@ def find_loader(name: str) -> Loader:
 def load_data(request: LoadRequest, *, compare_images: bool = False) -> LoadedData:
     """Load a data set with its problems; nothing is logged.
 
-    Args:
-        request: What to load.
-        compare_images: Whether to look for images that are in two subsets; it reads every file.
+    ``compare_images`` looks for images that are in two subsets, which reads every file.
     """
     loaded = find_loader(request.name)(request)
-    problems = [
-        wrong_counts(loaded.title, subset, str(counts), str(expected))
-        for subset, expected in loaded.expected.items()
-        if (counts := Counts.of(getattr(loaded.splits, subset))) != expected and counts.images
-    ]
+    problems = []
+    for subset, expected in loaded.expected.items():
+        counts = Counts.of(getattr(loaded.splits, subset))
+        if counts.images and counts != expected:
+            text = (
+                f"{loaded.title} {subset}: found {counts}, expected {expected}; scores are not "
+                "comparable with published scores; unpack the archive again"
+            )
+            problems.append(Problem("wrong-counts", text))
     if not loaded.splits.train:
         text = f"{loaded.title} has no training images: it can be evaluated, but not trained on"
         problems.append(Problem("no-training-images", text, "note"))
@@ -91,8 +86,10 @@ def load_data(request: LoadRequest, *, compare_images: bool = False) -> LoadedDa
     if compare_images:
         copies = copy_problems(loaded.splits)
         problems += copies
-        notes = loaded.splits.notes | notes_of(copies)
-        loaded = replace(loaded, splits=replace(loaded.splits, notes=notes))
+        if copies:  # reports of runs contain it
+            texts = [problem.text.partition(" (for example")[0] for problem in copies]
+            notes = loaded.splits.notes | {"copies": "; ".join(texts)}
+            loaded = replace(loaded, splits=replace(loaded.splits, notes=notes))
     return loaded.with_problems(*problems)
 
 
@@ -104,14 +101,7 @@ def load_splits(
     cuhk03_kind: str = "labeled",
     synthetic_options: Mapping[str, int] | None = None,
 ) -> DatasetSplits:
-    """Load a data set; log its banner and its problems.
-
-    Args:
-        name: A key of ``DATASETS``, ``folder:PATH`` or ``csv:FILE``.
-        root: Folder that contains the data sets (DATASETS.ROOT_DIR).
-        msmt17_protocol: ``train`` or ``trainval``.
-        cuhk03_kind: ``labeled`` or ``detected``.
-        synthetic_options: ``identities``, ``cameras``, ``images`` and ``seed`` of ``synthetic``.
+    """Load a data set; log its banner and its problems. Arguments are as in `LoadRequest`.
 
     Raises:
         DatasetError: The name is unknown, or the data cannot be used.
@@ -128,20 +118,12 @@ def load_splits(
 
 def banner(loaded: LoadedData) -> list[str]:
     """Return the table of counts, in the published format."""
-    rule = "-" * 46
-    lines = [
-        f"=> {loaded.title} loaded",
-        rule,
-        "subset       | # ids  | # images | # cameras",
-        rule,
-    ]
+    rule, head = "-" * 46, "subset       | # ids  | # images | # cameras"
+    lines = [f"=> {loaded.title} loaded", rule, head, rule]
     for subset in SUBSETS:
-        samples = getattr(loaded.splits, subset)
-        if samples:
-            counts = Counts.of(samples)
-            lines.append(
-                f"{subset:<12} | {counts.ids:>6} | {counts.images:>8} | {counts.cameras:>9}"
-            )
+        count = Counts.of(getattr(loaded.splits, subset))
+        if count.images:
+            lines.append(f"{subset:<12} | {count.ids:>6} | {count.images:>8} | {count.cameras:>9}")
     lines.append(rule)
     lines += [f"{key}: {value}" for key, value in loaded.splits.notes.items()]
     return lines

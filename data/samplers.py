@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from utils.errors import UserError
 from utils.seeding import numpy_generator
 
 
+@dataclass(eq=False)
 class IdentitySampler:
     """Plans the batches of each epoch as a pure function of seed and epoch.
 
@@ -23,45 +25,36 @@ class IdentitySampler:
     Each rank of a distributed run takes whole identities of every batch. The batches of all ranks,
     concatenated, are the batch of a single process.
 
-    Args:
-        pids: Identity of each image.
-        batch_size: Images in a batch of all ranks together.
-        num_instances: Images K of each identity in a batch.
-        seed: Seed of the plans.
-        rank: Rank of this process, from 0.
-        world_size: Number of processes.
-
     Raises:
         UserError: ``batch_size`` is not a multiple of K, its identities cannot be divided evenly
             among the ranks, or there are fewer identities than a batch needs.
     """
 
-    def __init__(
-        self,
-        pids: Sequence[int],
-        *,
-        batch_size: int,
-        num_instances: int,
-        seed: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    pids: Sequence[int]  # identity of each image
+    _: KW_ONLY
+    batch_size: int  # images in a batch of all ranks together
+    num_instances: int  # images K of each identity in a batch
+    seed: int = 1  # of the plans
+    rank: int = 0  # of this process, from 0
+    world_size: int = 1  # number of processes
+
+    def __post_init__(self) -> None:
+        batch_size, num_instances = self.batch_size, self.num_instances
         if num_instances < 1 or batch_size < 1 or batch_size % num_instances:
             raise UserError(
                 f"a batch has {batch_size} images, {num_instances} of each identity; expected a "
                 f"multiple of {num_instances}"
             )
         self.num_identities = batch_size // num_instances
-        if self.num_identities % world_size:
+        if self.num_identities % self.world_size:
             raise UserError(
                 f"a batch of {batch_size} images with {num_instances} of each identity has "
-                f"{self.num_identities} identities, which {world_size} processes cannot share "
+                f"{self.num_identities} identities, which {self.world_size} processes cannot share "
                 "evenly; change the batch size or the number of processes"
             )
-        self.num_instances, self.seed = num_instances, seed
-        self.rank, self.world_size = rank, world_size
-        order = np.argsort(np.asarray(pids, dtype=np.int64), kind="stable")
-        identities, starts = np.unique(np.asarray(pids, dtype=np.int64)[order], return_index=True)
+        pids = np.asarray(self.pids, dtype=np.int64)
+        order = np.argsort(pids, kind="stable")
+        identities, starts = np.unique(pids[order], return_index=True)
         self._images = np.split(order, starts[1:]) if len(identities) else []
         if len(self._images) < self.num_identities:
             raise UserError(
@@ -75,11 +68,6 @@ class IdentitySampler:
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return self.num_batches
-
-    @property
-    def batch_size(self) -> int:
-        """Images in a batch of all ranks together."""
-        return self.num_identities * self.num_instances
 
     @property
     def part(self) -> slice:

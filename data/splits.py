@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data.problems import DatasetError
@@ -24,13 +24,8 @@ def base_name(sample: Sample) -> str:
     return Path(sample.path).name
 
 
-@dataclass(frozen=True)
-class ValidationSplit:
-    """The result of dividing a training set."""
-
-    train: tuple[Sample, ...]  # the remaining training set
-    val_query: tuple[Sample, ...]  # queries of the validation
-    val_gallery: tuple[Sample, ...]  # gallery of the validation
+# Samples by subset, such as ``train`` and ``val_query``.
+Parts = dict[str, tuple[Sample, ...]]
 
 
 def split_by_identity(
@@ -38,18 +33,15 @@ def split_by_identity(
     seed: int,
     fraction: float = DEFAULT_FRACTION,
     name_of: NameOf = base_name,
-) -> ValidationSplit:
+) -> Parts:
     """Move a fraction of the identities to validation; no identity is in both subsets.
 
     Only identities with images from two cameras are drawn, so that queries can have matches. At
     most ``fraction`` of the validation images become queries: at most one per identity and camera,
     one for every identity before a second for any, and each with a match in another camera.
 
-    Args:
-        samples: The whole training set.
-        seed: The same seed and samples give the same split, in any order of the samples.
-        fraction: Fraction of the identities, and largest fraction of their images for queries.
-        name_of: Name by which samples are sorted before drawing.
+    The same seed and samples, in any order, give the same split: they are sorted by ``name_of``
+    before drawing.
 
     Raises:
         DatasetError: There are fewer than two identities, or none has images from two cameras.
@@ -68,11 +60,8 @@ def split_by_identity(
     held_out = [s for pid in sorted(chosen) for s in by_pid[pid]]
     budget = max(1, int(fraction * len(held_out)))
     queries = set(_draw_queries([by_pid[pid] for pid in sorted(chosen)], budget, generator))
-    return ValidationSplit(
-        train=tuple(s for s in _ordered(samples, name_of) if s.pid not in chosen),
-        val_query=tuple(s for s in _ordered(held_out, name_of) if s in queries),
-        val_gallery=tuple(s for s in _ordered(held_out, name_of) if s not in queries),
-    )
+    train = tuple(s for s in _ordered(samples, name_of) if s.pid not in chosen)
+    return {"train": train} | _divided(_ordered(held_out, name_of), queries)
 
 
 def split_as_published(
@@ -80,7 +69,7 @@ def split_as_published(
     seed: int,
     fraction: float = DEFAULT_FRACTION,
     name_of: NameOf = base_name,
-) -> ValidationSplit:
+) -> Parts:
     """Divide by the published rule: the first ``fraction`` of the sorted files, for validation.
 
     A drawn ``fraction`` of these become queries. The last validation identity may also be in
@@ -99,17 +88,21 @@ def split_as_published(
             "too-few-images",
             f"{len(ordered)} images are too few for the published split; it needs 25",
         )
-    return ValidationSplit(
-        train=tuple(ordered[len(held_out) :]),
-        val_query=tuple(s for s in held_out if s in queries),
-        val_gallery=tuple(s for s in held_out if s not in queries),
-    )
+    return {"train": tuple(ordered[len(held_out) :])} | _divided(held_out, queries)
 
 
 STRATEGIES = {"identity": split_by_identity, "published": split_as_published}
 
 
-def divide_persons(samples: Sequence[Sample], seed: int = 1) -> dict[str, tuple[Sample, ...]]:
+def _divided(held_out: Sequence[Sample], queries: set[Sample], prefix: str = "val_") -> Parts:
+    """Return the images that are queries, and the others as their gallery."""
+    return {
+        f"{prefix}query": tuple(s for s in held_out if s in queries),
+        f"{prefix}gallery": tuple(s for s in held_out if s not in queries),
+    }
+
+
+def divide_persons(samples: Sequence[Sample], seed: int = 1) -> Parts:
     """Divide persons into training, validation and test, 3 : 1 : 1.
 
     Persons without two images to compare are in training. If few others remain, half of them are in
@@ -138,21 +131,18 @@ def divide_persons(samples: Sequence[Sample], seed: int = 1) -> dict[str, tuple[
     # If few persons can be queried, validation and test get half of them each.
     share = max(1, min(len(by_pid) // 5, len(usable) // 2))
     test, validation = set(usable[:share]), set(usable[share : 2 * share])
-    parts = {"train": tuple(s for s in _ordered(samples) if s.pid not in test | validation)}
-    for chosen, names, split in (
-        (validation, ("val_query", "val_gallery"), "train"),
-        (test, ("query", "gallery"), "test"),
-    ):
+    train = tuple(s for s in _ordered(samples) if s.pid not in test | validation)
+    parts = {"train": _relabelled(train, "train")}
+    for chosen, prefix, split in ((validation, "val_", "train"), (test, "", "test")):
         images = [by_pid[pid] for pid in sorted(chosen)]
         queries = set(_draw_queries(images, len(samples), generator, cross_camera=several_cameras))
         held_out = _ordered([s for group in images for s in group])
-        parts[names[0]] = _relabel([s for s in held_out if s in queries], split)
-        parts[names[1]] = _relabel([s for s in held_out if s not in queries], split)
-    parts["train"] = _relabel(parts["train"], "train")
+        for subset, part in _divided(held_out, queries, prefix).items():
+            parts[subset] = _relabelled(part, split)
     return parts
 
 
-def _relabel(samples: Sequence[Sample], split: str) -> tuple[Sample, ...]:
+def _relabelled(samples: Sequence[Sample], split: str) -> tuple[Sample, ...]:
     return tuple(
         replace(s, subject=f"{s.subject.rsplit('/', 2)[0]}/{split}/{s.pid}") for s in samples
     )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -97,52 +97,43 @@ def plan_cache(
         room = max(0, limit_mib * MIB - taken_bytes) if limit_mib >= 0 else int(free * share)
         if need <= min(room, free):
             both = with_desensitized and 2 * need <= min(room, int(free * _FREE_SHARE[target]))
-            return CachePlan(target, both, _kept(num_images, need, room, target, both))
+            where = {"device": "on the GPU", "memory": "in host memory"}[target]
+            what, total = ("raw and desensitized", 2 * need) if both else ("raw", need)
+            text = (
+                f"{num_images} images are kept {where} as 8-bit {what}: {total / MIB:,.0f} MiB of "
+                f"{room / MIB:,.0f} that may be used"
+            )
+            return CachePlan(target, both, text)
         if target == mode:
             raise UserError(
                 f"mode {mode} needs {need / MIB:,.0f} MiB for {num_images} images, but "
                 f"{min(room, free) / MIB:,.0f} MiB may be used; raise the limit, or use mode stream"
             )
     why = "as configured" if mode == "stream" else "more than may be used"
-    return CachePlan(
-        "stream",
-        False,
-        f"{num_images} images are streamed, {need / MIB:,.0f} MiB if they were kept: {why}",
-    )
+    text = f"{num_images} images are streamed, {need / MIB:,.0f} MiB if they were kept: {why}"
+    return CachePlan("stream", False, text)
 
 
-def _kept(num_images: int, need: int, room: int, target: str, both: bool) -> str:
-    where = {"device": "on the GPU", "memory": "in host memory"}[target]
-    what = "raw and desensitized" if both else "raw"
-    total = need * (2 if both else 1)
-    return (
-        f"{num_images} images are kept {where} as 8-bit {what}: {total / MIB:,.0f} MiB of "
-        f"{room / MIB:,.0f} that may be used"
-    )
+@dataclass(eq=False)
+class PixelSource(ABC):
+    """Source of 8-bit images for the loaders."""
 
+    paths: Sequence[str]  # the files
+    size: tuple[int, int]  # height and width, px
+    _: KW_ONLY
+    num_workers: int = -1  # decoding threads or processes; -1: one per core
+    skip_bad: bool = False  # leave out images that cannot be decoded, instead of raising
+    pin_memory: bool = False  # yield batches in page-locked memory, for asynchronous copies to GPUs
+    usable: Tensor = field(init=False)  # indices of the decodable images, int64, ascending
+    num_bytes: int = field(init=False, default=0)  # bytes that the images take
 
-class PixelSource(Protocol):
-    """Source of 8-bit images for the loaders.
-
-    Attributes:
-        usable: Indices of the images that can be decoded, int64, ascending.
-    """
-
-    usable: Tensor
-
+    @abstractmethod
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Pixels]:
         """Yield the images of each batch of indices in ``plan``."""
 
 
 def decode(path: str | Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read and resize an image (:func:`data.images.resize`).
-
-    Returns:
-        uint8 (3, H, W).
-
-    Raises:
-        BadImage: The file cannot be decoded completely.
-    """
+    """Return an image, read and resized (`data.images`), uint8 (3, H, W); raise a `BadImage`."""
     return resize(read_rgb(path), size).transpose(2, 0, 1)
 
 
@@ -150,50 +141,32 @@ def count_workers(num_workers: int = -1) -> int:
     """Return the number of decoding threads or processes: as given, or one per core for -1."""
     if num_workers >= 0:
         return num_workers
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    return min(16, len(cores) or os.cpu_count() or 1)
+    return min(16, len(os.sched_getaffinity(0)))
 
 
-class ResidentPixels:
+@dataclass(eq=False)
+class ResidentPixels(PixelSource):
     """All images of a list, decoded and resized, in host or GPU memory.
 
-    Args:
-        paths: The files.
-        size: Height and width, px.
-        device: Where the images are kept.
-        num_workers: Decoding threads (Pillow releases Python's lock); -1: one per core.
-        skip_bad: Leave out images that cannot be decoded, instead of raising.
-        pin_memory: Yield batches in page-locked memory, for asynchronous copies to a GPU.
+    Images are decoded in threads: Pillow releases Python's lock.
 
     Raises:
         UserError: Images cannot be decoded, and ``skip_bad`` is False.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        size: tuple[int, int],
-        *,
-        device: torch.device | str = "cpu",
-        num_workers: int = -1,
-        skip_bad: bool = False,
-        pin_memory: bool = False,
-    ) -> None:
-        self._pin_memory = pin_memory
-        self.raw = torch.empty(len(paths), 3, *size, dtype=torch.uint8, device=device)
-        self.desensitized: Tensor | None = None
-        self.usable = _decode_all(paths, size, num_workers, skip_bad, keep_in=self.raw)
+    device: torch.device | str = field(default="cpu", kw_only=True)  # where the images are kept
+    raw: Tensor = field(init=False)
+    desensitized: Tensor | None = field(init=False, default=None)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the images take."""
-        kept = [self.raw] if self.desensitized is None else [self.raw, self.desensitized]
-        return sum(images.numel() for images in kept)
+    def __post_init__(self) -> None:
+        shape = (len(self.paths), 3, *self.size)
+        self.raw = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        self.num_bytes = self.raw.numel()
+        errors = _decode_all(self.paths, self.size, self.num_workers, self.raw)
+        self.usable = _usable(self.paths, errors, self.skip_bad)
 
     def keep_desensitized(self, desensitizer: Desensitizer) -> None:
         """Desensitize all images now and keep the result, in as much memory again."""
-        if self.desensitized is not None:
-            return
         desensitized = torch.empty_like(self.raw)
         with Progress(len(self.raw), "desensitizing images") as progress:
             for start in range(0, len(self.raw), _CHUNK):
@@ -201,6 +174,7 @@ class ResidentPixels:
                 desensitized[part] = desensitizer(self.raw[part])
                 progress.update(len(self.raw[part]))
         self.desensitized = desensitized
+        self.num_bytes += desensitized.numel()
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Pixels]:
         """See :meth:`PixelSource.batches`."""
@@ -212,68 +186,49 @@ class ResidentPixels:
             )
 
     def _select(self, images: Tensor, indices: Tensor) -> Tensor:
-        if not self._pin_memory:
+        if not self.pin_memory:
             return images.index_select(0, indices.to(images.device, non_blocking=True))
         selected = torch.empty(len(indices), *images.shape[1:], dtype=torch.uint8, pin_memory=True)
         return torch.index_select(images, 0, indices, out=selected)
 
 
-class StreamedPixels:
+@dataclass(eq=False)
+class StreamedPixels(PixelSource):
     """Images that worker processes decode for every batch, a few batches ahead.
 
     Workers send batches through pipes. Torch's way, shared memory, would wait forever when
-    ``/dev/shm`` is full, and containers give it 64 MB by default.
-
-    Args:
-        paths: The files.
-        size: Height and width, px.
-        num_workers: Worker processes; -1: one per core; 0: decode in this process.
-        skip_bad: Decode all images once, to find and leave out those that cannot be decoded.
-        desensitizer: Applied by the workers; its result must depend on the image alone.
-        pin_memory: Yield batches in page-locked memory, for asynchronous copies to a GPU.
+    ``/dev/shm`` is full, and containers give it 64 MB by default. With 0 workers, this process
+    decodes. With ``skip_bad``, all images are decoded once to find those to leave out.
 
     Raises:
         UserError: From :meth:`batches`: an image cannot be decoded, or a worker died.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        size: tuple[int, int],
-        *,
-        num_workers: int = -1,
-        skip_bad: bool = False,
-        desensitizer: Desensitizer | None = None,
-        pin_memory: bool = False,
-    ) -> None:
-        self._dataset = _BatchDataset(paths, size, desensitizer)
-        self._num_workers, self._pin_memory = count_workers(num_workers), pin_memory
-        self.usable = (
-            _decode_all(paths, size, num_workers, skip_bad)
-            if skip_bad
-            else torch.arange(len(paths))
-        )
+    # applied by the workers; its result must depend on the image alone
+    desensitizer: Desensitizer | None = field(default=None, kw_only=True)
 
-    @property
-    def num_bytes(self) -> int:
-        """0: no images are kept."""
-        return 0
+    def __post_init__(self) -> None:
+        self._dataset = _BatchDataset(self.paths, self.size, self.desensitizer)
+        errors = undecodable(self.paths, self.num_workers) if self.skip_bad else []
+        self.usable = _usable(self.paths, errors, self.skip_bad)
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Pixels]:
         """See :meth:`PixelSource.batches`."""
+        num_workers = count_workers(self.num_workers)
         loader: DataLoader = DataLoader(
             self._dataset,
             sampler=[indices.tolist() for indices in plan],
             batch_size=None,
-            num_workers=self._num_workers,
+            num_workers=num_workers,
             collate_fn=_unchanged,
-            timeout=_TIMEOUT_S if self._num_workers else 0,
+            timeout=_TIMEOUT_S if num_workers else 0,
         )
         try:
             for batch in loader:
                 if isinstance(batch, str):
                     raise UserError(batch)
-                raw, *desensitized = map(self._as_tensor, batch)
+                tensors = map(torch.from_numpy, batch)
+                raw, *desensitized = (t.pin_memory() if self.pin_memory else t for t in tensors)
                 yield raw, desensitized[0] if desensitized else None
         except RuntimeError as error:
             if worker_died(error):
@@ -291,10 +246,6 @@ class StreamedPixels:
                 "worker processes cannot be started because /dev/shm is full; delete old files "
                 "there, give a container more (docker run --shm-size 1g), or use 0 workers"
             ) from error
-
-    def _as_tensor(self, images: NDArray[np.uint8]) -> Tensor:
-        tensor = torch.from_numpy(images)
-        return tensor.pin_memory() if self._pin_memory else tensor
 
 
 class _BatchDataset(Dataset):
@@ -325,39 +276,31 @@ def _unchanged(batch: object) -> object:
 
 
 def _decode_all(
-    paths: Sequence[str],
-    size: tuple[int, int],
-    num_workers: int,
-    skip_bad: bool,
-    keep_in: Tensor | None = None,
-) -> Tensor:
-    """Decode all images in threads, into ``keep_in`` if given; return indices of good images."""
-    bad: list[tuple[int, BadImage]] = []
+    paths: Sequence[str], size: tuple[int, int], num_workers: int, keep_in: Tensor
+) -> list[BadImage]:
+    """Decode all images in threads, into ``keep_in``; return the errors, in order."""
 
-    def decode_chunk(start: int) -> NDArray[np.uint8]:
+    def decode_chunk(start: int) -> tuple[NDArray[np.uint8], list[BadImage]]:
         chunk = np.zeros((min(_CHUNK, len(paths) - start), 3, *size), dtype=np.uint8)
+        errors = []
         for offset in range(len(chunk)):
             try:
                 chunk[offset] = decode(paths[start + offset], size)
             except BadImage as error:
-                bad.append((start + offset, error))
-        return chunk
+                errors.append(error)
+        return chunk, errors
 
+    all_errors: list[BadImage] = []
     starts = range(0, len(paths), _CHUNK)
     with (
         ThreadPoolExecutor(max(1, count_workers(num_workers))) as pool,
         Progress(len(paths), "decoding images") as progress,
     ):
-        for start, chunk in zip(starts, pool.map(decode_chunk, starts), strict=True):
-            if keep_in is not None:
-                keep_in[start : start + len(chunk)] = torch.from_numpy(chunk)
+        for start, (chunk, errors) in zip(starts, pool.map(decode_chunk, starts), strict=True):
+            keep_in[start : start + len(chunk)] = torch.from_numpy(chunk)
+            all_errors += errors
             progress.update(len(chunk))
-    bad.sort(key=lambda entry: entry[0])
-    if bad:
-        report_bad([error for _, error in bad], len(paths), skip_bad)
-    good = torch.ones(len(paths), dtype=torch.bool)
-    good[[index for index, _ in bad]] = False
-    return good.nonzero().flatten()
+    return all_errors
 
 
 def undecodable(paths: Sequence[str], num_workers: int = -1) -> list[BadImage]:
@@ -370,16 +313,17 @@ def undecodable(paths: Sequence[str], num_workers: int = -1) -> list[BadImage]:
             return error
         return None
 
-    errors = []
-    with (
-        ThreadPoolExecutor(max(1, count_workers(num_workers))) as pool,
-        Progress(len(paths), "checking images") as progress,
-    ):
-        for error in pool.map(error_of, paths):
-            if error is not None:
-                errors.append(error)
-            progress.update(1)
-    return errors
+    with ThreadPoolExecutor(max(1, count_workers(num_workers))) as pool:
+        counted = Progress.over(paths, "checking images")
+        return [e for _, e in zip(counted, pool.map(error_of, paths), strict=True) if e is not None]
+
+
+def _usable(paths: Sequence[str], errors: list[BadImage], skip_bad: bool) -> Tensor:
+    """Return the indices of the images without an error; raise if one has, unless ``skip_bad``."""
+    if errors:
+        report_bad(errors, len(paths), skip_bad)
+    bad = {error.path for error in errors}
+    return torch.tensor([i for i, path in enumerate(paths) if path not in bad], dtype=torch.int64)
 
 
 def report_bad(errors: list[BadImage], total: int, skip_bad: bool) -> None:

@@ -24,19 +24,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-from data.consistency import count_positives
+from data.datasets import cuhk03, msmt17
 from data.datasets.folder import resolve
 from data.datasets.layout import Counts, LoadedData, LoadRequest, parse_market_name
 from data.datasets.market1501 import SPLIT_RECORD, VALIDATION_FOLDERS, tree_hash
-from data.problems import DatasetError
+from data.problems import DatasetError, queries_without_match
 from data.records import Sample
 from data.registry import DATASETS, banner, is_own_data, load_data
-from data.splits import STRATEGIES
+from data.splits import STRATEGIES, Parts
 from tools.lib.command_line import MAX_SEED, Parser, add_json, answer, exit_code_of, whole_number
 from utils.errors import UserError
-from utils.files import staged_folder
+from utils.files import existing_path, staged_folder
 from utils.logger import Progress
-from utils.text import existing_path
 
 # Published data sets for which NAME_val can be loaded.
 NAMES = tuple(name for name in DATASETS if f"{name}_val" in DATASETS)
@@ -70,17 +69,10 @@ def make_split(
     msmt17_protocol: str = "train",
     cuhk03_kind: str = "labeled",
 ) -> Path:
-    """Write ``<name>_val`` and return its folder.
+    """Write ``<name>_val`` and return its folder; arguments are the options of the command line.
 
-    Args:
-        root: Folder that contains the data set; not changed if ``output_dir`` is given.
-        name: One of ``NAMES``, ``folder:PATH`` or ``csv:FILE``.
-        output_dir: Folder to write to; None: ``root``, or the folder that contains PATH or FILE.
-        strategy: A key of ``data.splits.STRATEGIES``.
-        seed: The same seed gives the same split on every machine.
-        overwrite: Whether to replace an existing split.
-        msmt17_protocol: Divide list_train (``train``) or also list_val (``trainval``).
-        cuhk03_kind: ``labeled`` or ``detected``.
+    Without ``output_dir`` it is written to ``root``, or to the folder that contains PATH or FILE.
+    The same seed gives the same split on every machine.
 
     Raises:
         UserError: The data cannot be loaded or divided, or the folder exists.
@@ -88,7 +80,7 @@ def make_split(
     """
     request = LoadRequest(name, root, msmt17_protocol, cuhk03_kind)
     target = _target(request, output_dir)
-    check_target(target, overwrite=overwrite)
+    _check_target(target, overwrite=overwrite)
     with staged_folder(target, overwrite=overwrite) as staging:
         scratch = staging / ".extracted" if output_dir else None
         loaded = load_data(replace(request, extract_to=scratch))
@@ -101,13 +93,13 @@ def make_split(
         way = fill(staging, folders)
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)  # images in neither training nor test
-        matches = count_positives(parts["val_query"], parts["val_gallery"], cross_camera=True)
+        without = queries_without_match(parts["val_query"], parts["val_gallery"], cross_camera=True)
         facts = {
             "dataset": name,
             "strategy": strategy,
             "seed": seed,
             "images": way,
-            "queries_without_match": len(matches.without),
+            "queries_without_match": len(without),
         }
         write_record(staging, loaded, parts, folders, facts)
     return target
@@ -134,9 +126,7 @@ def _check_divisible(loaded: LoadedData) -> None:
         )
 
 
-def _divide(
-    loaded: LoadedData, strategy: str, seed: int
-) -> tuple[dict[str, tuple[Sample, ...]], dict[str, str]]:
+def _divide(loaded: LoadedData, strategy: str, seed: int) -> tuple[Parts, dict[str, str]]:
     """Return the five subsets, and the new name of every image by its path."""
     whole = loaded.splits
     # Names in your own data contain cameras as they are numbered there.
@@ -144,18 +134,8 @@ def _divide(
     names = market_names(whole.train, loaded.market_names, first)
     names |= market_names((*whole.query, *whole.gallery), loaded.market_names, first)
     # Sorted by the new names, which every layout of a data set shares, so that the split is equal.
-    split = STRATEGIES[strategy](whole.train, seed, name_of=lambda s: names[s.path])
-    parts = {
-        "train": split.train,
-        "val_query": split.val_query,
-        "val_gallery": split.val_gallery,
-        "query": whole.query,
-        "gallery": whole.gallery,
-    }
-    return parts, names
-
-
-Parts = Mapping[str, Sequence[Sample]]
+    parts = STRATEGIES[strategy](whole.train, seed, name_of=lambda s: names[s.path])
+    return parts | {"query": whole.query, "gallery": whole.gallery}, names
 
 
 def market_names(
@@ -164,19 +144,18 @@ def market_names(
     """Return a Market-style name for every image, by its path.
 
     A name that contains identity and camera is kept. Others (such as MSMT17's) become
-    ``PPPP_cC_IIII.jpg`` with a camera without leading zeros and IIII the index among the person's
-    images.
+    ``PPPP_cC_IIII.jpg`` with a camera without leading zeros, camera 0 being ``first_camera``, and
+    IIII the index among the person's images.
 
-    Args:
-        samples: Samples whose pids are numbered together: a training set, or a test set.
-        known: Names by path that the loader gives.
-        first_camera: Number of camera 0 in names.
+    The pids of the samples are numbered together: they are a training set, or a test set. ``known``
+    has the names that the loader gives, by path.
     """
     names: dict[str, str] = {}
     numbers: Counter[int] = Counter()
     for sample in sorted(samples, key=lambda s: s.path):
         name = known.get(sample.path) or Path(sample.path).name
-        if not _contains(name, sample, first_camera):
+        who = parse_market_name(name)
+        if who is None or (who.pid, who.camera - first_camera) != (sample.pid, sample.camid):
             suffix = Path(sample.path).suffix.lower()
             camera, number = sample.camid + first_camera, numbers[sample.pid]
             name = f"{sample.pid:04d}_c{camera}_{number:04d}{suffix}"
@@ -186,11 +165,7 @@ def market_names(
 
 
 def arrange(parts: Parts, names: Mapping[str, str]) -> dict[str, dict[str, Path]]:
-    """Assign the images to the five folders; return the paths by new name for each folder.
-
-    Raises:
-        DatasetError: Two images of a folder would have the same name.
-    """
+    """Assign the images to the five folders; return the paths by new name for each folder."""
     folders: dict[str, dict[str, Path]] = {name: {} for name in VALIDATION_FOLDERS.values()}
     for subset, samples in parts.items():
         folder = folders[VALIDATION_FOLDERS[subset]]
@@ -205,17 +180,8 @@ def arrange(parts: Parts, names: Mapping[str, str]) -> dict[str, dict[str, Path]
     return folders
 
 
-def _contains(name: str, sample: Sample, first_camera: int) -> bool:
-    who = parse_market_name(name)
-    return who is not None and (who.pid, who.camera - first_camera) == (sample.pid, sample.camid)
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Check that the target folder does not exist, or is a split that may be overwritten.
-
-    Raises:
-        UserError: It exists, and ``overwrite`` is False or it is not a split.
-    """
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise an error if the target folder exists, unless it is a split that may be overwritten."""
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
@@ -238,15 +204,14 @@ def fill(staging: Path, folders: Mapping[str, Mapping[str, Path]]) -> str:
     for example on another file system, symbolic links are used, and copies as the last resort.
     Images that were extracted into ``staging`` are moved.
     """
-    ways: dict[str, int] = {}
+    ways: Counter[str] = Counter()
     with Progress(sum(map(len, folders.values())), "linking") as bar:
         for folder, names in folders.items():
             (staging / folder).mkdir()
             for name, source in names.items():
-                way = _link(source, staging / folder / name, staging)
-                ways[way] = ways.get(way, 0) + 1
+                ways[_link(source, staging / folder / name, staging)] += 1
                 bar.update(1)
-    return max(ways, key=lambda way: ways[way])
+    return ways.most_common(1)[0][0]
 
 
 def _link(source: Path, target: Path, staging: Path) -> str:
@@ -287,12 +252,7 @@ def write_record(
             f"{folder}/{name}" for folder, names in folders.items() for name in names
         ),
     }
-    path = staging / SPLIT_RECORD
-    with path.open("w", encoding="utf-8") as stream:
-        json.dump(record, stream, indent=2)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    (staging / SPLIT_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -325,10 +285,9 @@ def _split(options: argparse.Namespace) -> None:
             msmt17_protocol=options.msmt17_protocol,
             cuhk03_kind=options.cuhk03_kind,
         )
+        made, setting = target.name, f"DATASETS.ROOT_DIR '{target.parent}' "
         if is_own_data(name):
             made, setting = f"folder:{target}", ""
-        else:
-            made, setting = target.name, f"DATASETS.ROOT_DIR '{target.parent}' "
         lines = banner(load_data(LoadRequest(made, target.parent)))
         lines.append(f"wrote {target}; train with {setting}DATASETS.NAMES \"('{made}')\"")
         record = json.loads((target / SPLIT_RECORD).read_text("utf-8"))
@@ -338,33 +297,18 @@ def _split(options: argparse.Namespace) -> None:
 def _parser() -> Parser:
     parser = Parser(description="Make a validation split from a training set.", epilog=_EXAMPLES)
     add = parser.add_argument
-    add(
-        "--dataset_root_dir",
-        metavar="D",
-        help="folder that contains the data set (not needed for folder:PATH and csv:FILE)",
-    )
-    add(
-        "--dataset_name",
-        required=True,
-        metavar="NAME",
-        help=f"{', '.join(NAMES)}, folder:PATH or csv:FILE",
-    )
+    text = "folder that contains the data set (not needed for folder:PATH and csv:FILE)"
+    add("--dataset_root_dir", metavar="D", help=text)
+    text = f"{', '.join(NAMES)}, folder:PATH or csv:FILE"
+    add("--dataset_name", required=True, metavar="NAME", help=text)
     add("--output_dir", metavar="O", help="write O/<name>_val and do not change D (default: D)")
     add("--strategy", choices=tuple(STRATEGIES), default="identity", help="default: identity")
     add("--seed", type=whole_number(0, MAX_SEED), default=1, help="seed of the draws (default: 1)")
     add("--overwrite", action="store_true", help="replace an existing split")
-    add(
-        "--msmt17_protocol",
-        choices=("train", "trainval"),
-        default="train",
-        help="divide list_train alone, or list_val too (default: train)",
-    )
-    add(
-        "--cuhk03_kind",
-        choices=("labeled", "detected"),
-        default="labeled",
-        help="boxes drawn by hand, or found by a detector (default: labeled)",
-    )
+    text = "divide list_train alone, or list_val too (default: train)"
+    add("--msmt17_protocol", choices=msmt17.PROTOCOLS, default="train", help=text)
+    text = "boxes drawn by hand, or found by a detector (default: labeled)"
+    add("--cuhk03_kind", choices=cuhk03.KINDS, default="labeled", help=text)
     add_json(parser)
     return parser
 

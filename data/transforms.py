@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -42,47 +42,33 @@ class AugmentationDraw:
         return AugmentationDraw(flip.bool(), top, left, torch.stack(box, 1))
 
 
+@dataclass(eq=False)
 class Augmentation:
     """Flip, zero padding and random crop in 8 bits, then normalisation and random erasing.
 
     Random erasing (Zhong et al., 2017) fills a rectangle with the pixel mean in normalised space,
     as in the published method. Padding is black, because it precedes normalisation.
-
-    Args:
-        pixel_space: Normalisation.
-        flip_probability: Probability of a mirror image, in [0, 1].
-        padding: Width of the zero padding on every side, px.
-        erase_probability: Probability that a rectangle is erased, in [0, 1].
-
-    Raises:
-        UserError: A probability is outside [0, 1], or the padding is negative.
     """
 
-    def __init__(
-        self,
-        pixel_space: PixelSpace,
-        *,
-        flip_probability: float = 0.5,
-        padding: int = 10,
-        erase_probability: float = 0.5,
-    ) -> None:
-        for name, value in (("flip", flip_probability), ("erasing", erase_probability)):
+    pixel_space: PixelSpace  # normalisation
+    _: KW_ONLY
+    flip_probability: float = 0.5  # of a mirror image, in [0, 1]
+    padding: int = 10  # width of the zero padding on every side, px
+    erase_probability: float = 0.5  # probability that a rectangle is erased, in [0, 1]
+
+    def __post_init__(self) -> None:
+        for name, value in (("flip", self.flip_probability), ("erasing", self.erase_probability)):
             if not 0.0 <= value <= 1.0:
                 raise UserError(f"the {name} probability is {value}; expected 0 to 1")
-        if padding < 0:
-            raise UserError(f"the padding is {padding} pixels; expected 0 or more")
-        self.pixel_space, self.padding = pixel_space, int(padding)
-        self.flip_probability, self.erase_probability = flip_probability, erase_probability
+        if self.padding < 0:
+            raise UserError(f"the padding is {self.padding} pixels; expected 0 or more")
 
     def draw(
         self, count: int, size: tuple[int, int], generator: torch.Generator
     ) -> AugmentationDraw:
-        """Draw the parameters of each image.
+        """Draw the parameters of ``count`` images of a size (height and width, px).
 
-        Args:
-            count: Number of images B.
-            size: Height and width, px.
-            generator: A CPU generator, so that the parameters are the same for every device.
+        The generator is one of the CPU, so that the parameters are the same for every device.
         """
         uniform = torch.rand(count, 4, generator=generator)
         corners = uniform[:, 1:3].mul(2 * self.padding + 1).long().clamp_(max=2 * self.padding)
@@ -93,14 +79,9 @@ class Augmentation:
         )
 
     def __call__(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
-        """Augment and normalise.
+        """Augment and normalise uint8 (B, 3, H, W) to float32 of the same shape and device.
 
-        Args:
-            images: uint8 (B, 3, H, W).
-            draw: Parameters of each image; copied to the device of the images if necessary.
-
-        Returns:
-            Normalised float32 (B, 3, H, W) on the device of the images.
+        The parameters are copied to the device of the images if necessary.
         """
         fill = self.pixel_space.mean_on(images.device)
         if images.device.type != "cpu":

@@ -49,10 +49,7 @@ class Anonymizer:
     precision; `protect` seals their results. In float32 only one thread at a time may compute,
     because cuDNN's rounding is a setting of the whole process.
 
-    Attributes:
-        size: Height and width of the networks' images in pixels.
-        pixels: Pixel space of the networks' images.
-        device: Device of the networks.
+    ``size`` is the height and width of the networks' images (px), ``pixels`` their pixel space.
     """
 
     def __init__(
@@ -94,12 +91,7 @@ class Anonymizer:
     def from_weights(
         cls, weights: LoadedWeights, device: torch.device, *, precision: str = "auto"
     ) -> Anonymizer:
-        """Build the networks of a checkpoint and load its weights.
-
-        Args:
-            weights: Weights from ``find_joint_weights``.
-            device: Device of the networks.
-            precision: As for ``from_checkpoint``.
+        """Build the networks of a checkpoint and load its weights from ``find_joint_weights``.
 
         Raises:
             UserError: The weights do not fit the architecture that the checkpoint records.

@@ -57,24 +57,28 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     """
     from_main(lambda: check_packages(cfg.RUNTIME.TRACKERS))
     splits = first_on_machine(lambda: build_splits(cfg))
-    policy = _policy(cfg)
+    policy = UpgradePolicy.of(
+        cfg.MODEL.VAL_R1, cfg.MODEL.VAL_R1_SLACK, cfg.MODEL.PSNR, cfg.MODEL.SSIM
+    )
     if policy.enabled and splits.train and not splits.has_validation:
         raise UserError(
             f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1} but data set '{splits.name}' has no validation "
             f"split; {split_command(splits.name, cfg.DATASETS.ROOT_DIR)}, or leave MODEL.VAL_R1 out"
         )
     here = world()
-    check_before_training(cfg, splits, rank=here.rank, world_size=here.size)
+    check_before_training(cfg, splits, here)
     label_of = splits.label_of
+    # A resume does not need start weights.
+    start = changed(cfg, {"MODEL.PRETRAIN_CHOICE": "self"}) if cfg.SOLVER.RESUME else cfg
     # One process of each machine downloads the start weights, if necessary.
-    model = first_on_machine(lambda: build_model(_start(cfg), len(label_of)))
+    model = first_on_machine(lambda: build_model(start, len(label_of)))
     if cfg.MODEL.PRETRAIN_CHOICE == "self" and not cfg.SOLVER.RESUME:
-        start = from_main(lambda: load_pretrained(cfg, as_start=True))
-        _load_start_weights(model, start, label_of)
+        weights = from_main(lambda: load_pretrained(cfg, as_start=True))
+        _load_start_weights(model, weights, label_of)
     objectives = build_objectives(cfg, len(label_of), model.nets.reid.feature_size)
     centers = nn.Identity() if objectives.centers is None else objectives.centers
     centers.to(model.device)
-    optimizers = build_optimizers(cfg, model.nets, objectives.centers)
+    optimizers = build_optimizers(cfg, model.nets.official_networks, objectives.centers)
     # cuDNN tries its kernels once for each shape and keeps the fastest. Runs may then differ in
     # rounding, so an evaluation turns this off (engine.evaluation).
     torch.backends.cudnn.benchmark = cfg.RUNTIME.CUDNN_BENCHMARK
@@ -88,13 +92,14 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     epoch, saved = folder.load_latest() if cfg.SOLVER.RESUME else (0, None)
     supervision = Supervision(policy, cfg.MODEL.TEACHER_EMA)
     step = build_step(model, objectives, optimizers, supervision)
-    loader = build_train_loader(
-        cfg, splits, model.device, rank=here.rank, world_size=here.size, sharers=here.local_size
-    )
+    loader = build_train_loader(cfg, splits, model.device, here)
     compile_model(cfg, model, cfg.SOLVER.MAX_EPOCHS * loader.num_images)
     validation = _build_validation(cfg, model, splits)
     if saved is not None:  # before the writer, so that a refused resume deletes no numbers
         optimizers.load_state_dict(saved["optimizers"])
+    # Validations are compared in a direction of images that are trained on. The published one,
+    # raw->protected, needs a network that is trained on both.
+    on_raw, on_protected = OUTPUT_MODES[cfg.MODEL.OUTPUT_MODE]
     trainer = Trainer(
         step=step,
         networks=model.nets,
@@ -107,7 +112,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             cfg.SOLVER.VAL_PERIOD,
             cfg.SOLVER.CHECKPOINT_PERIOD,
             cfg.SOLVER.LOG_PERIOD,
-            _best_by(cfg.MODEL.OUTPUT_MODE),
+            ("raw" if on_raw else "protected", "protected" if on_protected else "raw"),
         ),
         folder=folder,
         # Last, because on a resume it deletes the numbers of later epochs.
@@ -145,13 +150,6 @@ def _load_start_weights(model: Model, weights: LoadedWeights, label_of: Mapping[
         load_networks(model.nets.official_networks, weights, leave_out=leave_out)
 
 
-def _start(cfg: CfgNode) -> CfgNode:
-    """Return the configuration to build networks from; a resume does not need start weights."""
-    if not cfg.SOLVER.RESUME:
-        return cfg
-    return changed(cfg, {"MODEL.PRETRAIN_CHOICE": "self"})
-
-
 def _check_folder(cfg: CfgNode) -> None:
     """Raise if there is no training to resume, or if a new one would overwrite another."""
     folder = Path(cfg.OUTPUT_DIR)
@@ -169,21 +167,15 @@ def _check_folder(cfg: CfgNode) -> None:
 
 
 def build_step(
-    model: Model,
-    objectives: Objectives,
-    optimizers: Optimizers,
-    supervision: Supervision,
+    model: Model, objectives: Objectives, optimizers: Optimizers, supervision: Supervision
 ) -> TrainStep:
     """Return the step of the joint model or of the baseline, over all processes of the run."""
     nets, objectives = model.nets, over_processes(objectives)
     phases = parallel_phases(nets, phases_of(nets, objectives))
-    settings = (model.autocast, phases, model.memory_format)
-    step: TrainStep = (
-        JointStep(nets, objectives, optimizers, supervision, *settings)
-        if isinstance(nets, PrivacyNetworks)
-        else BaselineStep(nets, objectives, optimizers, *settings)
-    )
-    return shared_step(step)
+    settings = (objectives, optimizers, model.autocast, phases, model.memory_format)
+    if isinstance(nets, PrivacyNetworks):
+        return shared_step(JointStep(*settings, nets=nets, supervision=supervision))
+    return shared_step(BaselineStep(*settings))
 
 
 def _build_writer(
@@ -201,25 +193,10 @@ def _build_writer(
     )
 
 
-def _best_by(output_mode: str) -> tuple[str, str]:
-    """Return the direction by which validations are compared: of images that are trained on.
-
-    The published direction, raw->protected, needs a network that is trained on both.
-    """
-    on_raw, on_protected = OUTPUT_MODES[output_mode]
-    return "raw" if on_raw else "protected", "protected" if on_protected else "raw"
-
-
-def _policy(cfg: CfgNode) -> UpgradePolicy:
-    model = cfg.MODEL
-    return UpgradePolicy.of(model.VAL_R1, model.VAL_R1_SLACK, model.PSNR, model.SSIM)
-
-
 def _build_validation(cfg: CfgNode, model: Model, splits: DatasetSplits) -> ValidationRun | None:
     """Return how the validation split is scored and drawn; None without such a split."""
     if not splits.has_validation:
         return None
     # Without a cipher: keys do not change a decision, and each key state would cost a pass.
     evaluator = build_evaluator(cfg, model, splits, "val", None, {})
-    draw = build_image_grid(cfg, model, evaluator.query_samples)
-    return ValidationRun(evaluator.evaluate, draw)
+    return ValidationRun(evaluator.evaluate, build_image_grid(cfg, model, evaluator.query_samples))

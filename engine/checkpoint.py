@@ -64,32 +64,25 @@ def save_native(
     info: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the native file.
+    """Write the native file ``latest`` or ``best`` with networks by letter to OUTPUT_DIR.
 
-    Args:
-        folder: OUTPUT_DIR.
-        which: ``latest`` or ``best``.
-        networks: Networks by letter.
-        epoch: Last finished epoch.
-        info: Architecture and preprocessing; see ``engine.model.model_info``.
-        training: Optimisers, supervision and everything else a resume needs; ``latest`` only.
+    ``epoch`` is the last finished one, ``info`` is architecture and preprocessing
+    (``engine.model.model_info``). ``training`` is everything else that a resume needs; ``latest``
+    only.
     """
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "epoch": epoch,
-        "info": dict(info),
-        "networks": {letter: network.state_dict() for letter, network in networks.items()},
-    }
-    if training is not None:
-        content["training"] = dict(training)
-    save_tensors(content, folder / NATIVE_NAMES[which])
+    states = {letter: network.state_dict() for letter, network in networks.items()}
+    more = {} if training is None else {"training": dict(training)}
+    _save(folder, which, epoch=epoch, info=dict(info), networks=states, **more)
 
 
 def save_weights(folder: Path, weights: LoadedWeights) -> Path:
     """Write weights that were read from a folder as the native file of another; return its path."""
-    path = folder / NATIVE_NAMES[weights.which]
-    content = {"epoch": weights.epoch, "info": weights.info, "networks": weights.networks}
+    values = {"epoch": weights.epoch, "info": weights.info, "networks": weights.networks}
+    return _save(folder, weights.which, **values)
+
+
+def _save(folder: Path, which: str, **content: Any) -> Path:
+    path = folder / NATIVE_NAMES[which]
     save_tensors({"format": FORMAT, "version": FORMAT_VERSION} | content, path)
     return path
 
@@ -139,10 +132,8 @@ def find_weights(
 ) -> LoadedWeights:
     """Read the best weights of a folder, or else the latest; native files before official ones.
 
-    Args:
-        folder: OUTPUT_DIR of a training, or a folder of official files.
-        needed: Letters of the networks that must be in it.
-        or_only_reid: Whether a checkpoint of the re-ID network alone is also accepted.
+    The folder is the OUTPUT_DIR of a training, or contains official files. The needed networks, by
+    letter, must be in it; with ``or_only_reid``, the re-ID network alone is enough.
 
     Raises:
         CheckpointError: The folder, a checkpoint or one of the networks is missing.
@@ -169,7 +160,12 @@ def find_weights(
         else:
             continue
         if not (or_only_reid and set(networks) == {"C"}):
-            _require(networks, needed, source)
+            missing = [letter for letter in needed if letter not in networks]
+            if missing:
+                raise CheckpointError(
+                    f"{source} has no network {', '.join(missing)} (it has {', '.join(networks)}); "
+                    "a checkpoint of mode C contains only C: evaluate it in mode C"
+                )
         return LoadedWeights(networks, which, source, epoch, info)
     raise CheckpointError(
         f"'{folder}' contains no checkpoint; expected {NATIVE_NAMES['best']}, "
@@ -180,8 +176,8 @@ def find_weights(
 def training_in(folder: Path) -> Path | None:
     """Return the path of a checkpoint in a folder; None if the folder contains no training."""
     natives = (folder / name for name in NATIVE_NAMES.values())
-    present = (path for path in (*natives, *sorted(folder.glob("epoch_*_net_*.pth"))))
-    return next((path for path in present if path.exists()), None)
+    official = sorted(folder.glob("epoch_*_net_*.pth"))
+    return next((path for path in (*natives, *official) if path.exists()), None)
 
 
 def load_networks(
@@ -189,25 +185,13 @@ def load_networks(
 ) -> None:
     """Copy weights into networks, by letter; log what matches, and raise on any mismatch.
 
-    Args:
-        networks: Networks by letter; those that the checkpoint lacks keep their start values.
-        weights: The checkpoint's weights.
-        leave_out: Names of tensors that keep their start values.
+    Networks that the checkpoint lacks and tensors named in ``leave_out`` keep their start values.
     """
     for letter, network in networks.items():
         if letter in weights.networks:
             state = without_prefix(weights.networks[letter])
             state = {name: value for name, value in state.items() if name not in leave_out}
             load_matching(network, state, f"{weights.source} ({letter})", may_miss=leave_out)
-
-
-def _require(networks: Mapping[str, Any], needed: tuple[str, ...], source: str) -> None:
-    missing = [letter for letter in needed if letter not in networks]
-    if missing:
-        raise CheckpointError(
-            f"{source} has no network {', '.join(missing)} (it has {', '.join(networks)}); a "
-            "checkpoint of mode C contains only C: evaluate it in mode C"
-        )
 
 
 def training_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -232,42 +216,28 @@ def _desensitizer(info: Mapping[str, Any]) -> dict[str, Any]:
     return {f"INPUT.{name.upper()}": value for name, value in values.items()}
 
 
+@dataclass(eq=False)
 class RunFolder:
-    """Saves the checkpoints of one training to OUTPUT_DIR, and loads the latest one.
+    """Saves the checkpoints of one training to OUTPUT_DIR, and loads the latest one."""
 
-    Args:
-        path: OUTPUT_DIR.
-        networks: All networks by letter.
-        info: Architecture and preprocessing (``engine.model.model_info``), for the native files.
-        writes: Whether this process saves; in a distributed run only the first one does.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        networks: Mapping[str, nn.Module],
-        info: Mapping[str, Any],
-        *,
-        writes: bool = True,
-    ) -> None:
-        self.path, self.writes = path, writes
-        self._networks = dict(networks)
-        self._info = dict(info)
+    path: Path  # OUTPUT_DIR
+    networks: Mapping[str, nn.Module]  # all networks by letter
+    # architecture and preprocessing (``engine.model.model_info``), for the native files
+    info: Mapping[str, Any]
+    writes: bool = True  # whether this process saves; in a distributed run only the first one does
 
     def save_latest(self, epoch: int, training: Mapping[str, Any]) -> None:
         """Save the latest weights: first the native file, which a resume needs."""
-        if not self.writes:
-            return
-        save_native(self.path, "latest", self._networks, epoch, self._info, training)
-        save_official(self.path, "latest", self._networks)
+        if self.writes:
+            save_native(self.path, "latest", self.networks, epoch, self.info, training)
+            save_official(self.path, "latest", self.networks)
 
     def save_best(self, epoch: int, record: Mapping[str, Any]) -> None:
         """Save the weights of the best validation, with its numbers."""
-        if not self.writes:
-            return
-        info = self._info | {"best": dict(record)}
-        save_native(self.path, "best", self._networks, epoch, info)
-        save_official(self.path, "best", self._networks)
+        if self.writes:
+            info = {**self.info, "best": dict(record)}
+            save_native(self.path, "best", self.networks, epoch, info)
+            save_official(self.path, "best", self.networks)
 
     def load_latest(self) -> tuple[int, dict[str, Any]]:
         """Load the networks; return the epoch and the state that ``save_latest`` was given.
@@ -280,18 +250,18 @@ class RunFolder:
         """
         path = self.path / NATIVE_NAMES["latest"]
         content = from_main(lambda: self._read(path))
-        for letter, network in self._networks.items():
+        for letter, network in self.networks.items():
             load_matching(network, content["networks"][letter], f"{path} ({letter})")
         return content["epoch"], content["training"]
 
     def _read(self, path: Path) -> dict[str, Any]:
         content = read_native(self.path, "latest")
-        if set(content["networks"]) != set(self._networks):
+        if set(content["networks"]) != set(self.networks):
             raise CheckpointError(
                 f"{path} contains networks {', '.join(content['networks'])}; this training "
-                f"has {', '.join(self._networks)}"
+                f"has {', '.join(self.networks)}"
             )
-        differing = training_differences(content["info"], self._info)
+        differing = training_differences(content["info"], self.info)
         if differing:
             raise CheckpointError(
                 f"{path} was trained with {', '.join(differing)}; give the same values to "

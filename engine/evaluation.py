@@ -10,8 +10,8 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits
-from data.consistency import check_positives
 from data.loaders import EvalLoader
+from data.problems import check_positives
 from data.records import DatasetSplits, Sample
 from engine.checkpoint import LoadedWeights
 from engine.distributed.processes import all_gather, first_on_machine, from_main, world
@@ -98,7 +98,7 @@ def build_evaluator(
     query, gallery = _sides(splits, split)
     title = "validation" if split == "val" else "test"
     check_positives(query, gallery, cross_camera=cfg.TEST.CROSS_CAMERA, title=title)
-    sides = [_loader(cfg, samples, model) for samples in (query, gallery)]
+    sides = [build_eval_loader(cfg, samples, model.device, world()) for samples in (query, gallery)]
     usable = [_usable(side) for side in sides]
     with_key = cipher is None or cfg.TEST.RETRIEVE_WITH_KEY == "on"
     template = EvalReport(
@@ -129,19 +129,6 @@ def build_evaluator(
         template=template,
         cross_camera=cfg.TEST.CROSS_CAMERA,
         re_ranking=cfg.TEST.RE_RANKING == "on",
-    )
-
-
-def _loader(cfg: CfgNode, samples: Sequence[Sample], model: Model) -> EvalLoader:
-    """Return the loader of this process's share of a side."""
-    here = world()
-    return build_eval_loader(
-        cfg,
-        samples,
-        model.device,
-        rank=here.rank,
-        world_size=here.size,
-        sharers=here.local_size,
     )
 
 

@@ -22,7 +22,7 @@ from layers.pixels import PixelSpace
 from modeling.build import build_networks, memory_format_of
 from modeling.privacy_networks import Networks
 from modeling.weights import num_classes_of
-from utils.config_tree import changed_values, get_value
+from utils.config_tree import changed_values, get_value, set_value
 from utils.device import compile_in_place, precision_name, resolve_compile, resolve_precision
 from utils.errors import naming_keys
 from utils.logger import get_logger
@@ -91,11 +91,9 @@ def pretrained_model(cfg: CfgNode, weights: LoadedWeights) -> Model:
 def networks_of(weights: LoadedWeights, cfg: CfgNode | None = None) -> Networks:
     """Build the networks of a checkpoint on the CPU, and load its weights.
 
-    Args:
-        weights: The checkpoint's weights.
-        cfg: Configuration of a training or evaluation, in which networks without weights get start
-            values. None for the architecture that the checkpoint records; no start value is drawn,
-            which takes as long as reading the weights.
+    With the configuration of a training or evaluation, networks without weights get start values.
+    Without one, the checkpoint's architecture is built; no start value is drawn, which takes as
+    long as reading the weights.
 
     Raises:
         UserError: The weights do not fit the networks.
@@ -144,8 +142,7 @@ def recorded_config(weights: LoadedWeights) -> CfgNode:
     }
     cfg = CfgNode()
     for name, value in values.items():
-        section, _, leaf = name.partition(".")
-        cfg.setdefault(section, CfgNode())[leaf] = value
+        set_value(cfg, name, value)
     return cfg
 
 
@@ -189,10 +186,7 @@ def compile_model(cfg: CfgNode, model: Model, num_images: float = math.inf) -> N
     compiled. Nothing is compiled with SOLVER.GRAD_CHECKPOINT, nor in a distributed run: there
     every batch norm communicates, which would end a graph, so nothing is left to fuse.
 
-    Args:
-        cfg: The configuration.
-        model: Its networks are changed in place.
-        num_images: Images of the whole training, counted once per epoch.
+    ``num_images`` counts the images of the whole training, once per epoch.
     """
     if cfg.SOLVER.GRAD_CHECKPOINT:
         return
@@ -217,9 +211,7 @@ def compile_model(cfg: CfgNode, model: Model, num_images: float = math.inf) -> N
 def load_pretrained(cfg: CfgNode, *, as_start: bool = False) -> LoadedWeights:
     """Read the weights in MODEL.PRETRAIN_DIR: the best ones, or else the latest.
 
-    Args:
-        cfg: The configuration.
-        as_start: Whether a training starts from them. It may then be a re-ID network alone.
+    If a training starts from them (``as_start``), they may be of a re-ID network alone.
 
     Raises:
         UserError: The weights are missing or damaged, or have another architecture than the
@@ -249,11 +241,7 @@ def architecture(cfg: CfgNode) -> dict[str, Any]:
 
 
 def model_info(cfg: CfgNode, label_of: dict[int, int]) -> dict[str, Any]:
-    """Return what a native checkpoint records in addition to weights.
-
-    It is everything that is needed to use the networks: architecture, image size, pixel space,
-    channel order, metric, data set and the pid of each class.
-    """
+    """Return what a native checkpoint records in addition to weights, to use the networks."""
     return {
         "architecture": architecture(cfg),
         "channel_order": "RGB",

@@ -110,20 +110,16 @@ def decide(
     return replace(state, in_force=True), False
 
 
+@dataclass(eq=False)
 class Supervision:
-    """Returns the anonymization target of each batch, and upgrades it after validations.
+    """Returns the anonymization target of each batch, and upgrades it after validations."""
 
-    Args:
-        policy: Conditions under which a validation qualifies.
-        ema: Decay per step of the moving average of the anonymizer that the teacher becomes after
-            an upgrade; 0 keeps the copy frozen.
-    """
-
-    def __init__(self, policy: UpgradePolicy, ema: float = 0.0) -> None:
-        self.policy = policy
-        self.ema = ema
-        self.state = UpgradeState()
-        self.teacher: nn.Module | None = None
+    policy: UpgradePolicy  # conditions under which a validation qualifies
+    # Decay per step of the moving average of the anonymizer that the teacher becomes after an
+    # upgrade; 0 keeps the copy frozen.
+    ema: float = 0.0
+    state: UpgradeState = UpgradeState()
+    teacher: nn.Module | None = None  # copy of the anonymizer, after the first upgrade
 
     @torch.no_grad()
     def target(self, raw: Tensor, desensitized: Tensor) -> Tensor:
@@ -160,11 +156,15 @@ class Supervision:
 
     def _log(self, before: UpgradeState, validation: Validation, epoch: int, freeze: bool) -> None:
         average = f", followed by its moving average (decay {self.ema})" if self.ema else ""
+        policy, share = self.policy, ""
+        if policy.rank1_share:
+            needed = 100 * policy.threshold(validation)
+            share = f" (above {policy.rank1_share} x raw->raw = {needed:.1f}%)"
         if freeze:
             _LOGGER.info(
                 "Supervision upgraded at epoch %d (upgrade %d): raw->protected rank-1 %.1f%%%s, "
                 "the target is now the anonymizer of this epoch%s",
-                epoch, self.state.count, 100 * validation.rank1, self._share(validation), average,
+                epoch, self.state.count, 100 * validation.rank1, share, average,
             )  # fmt: skip
         elif before.in_force and not self.state.in_force:
             _LOGGER.info(
@@ -176,7 +176,7 @@ class Supervision:
                 "Supervision is in force again at epoch %d: the target is the anonymizer of epoch "
                 "%d%s", epoch, self.state.epoch, average,
             )  # fmt: skip
-        elif self.policy.enabled and not self.state.in_force:
+        elif policy.enabled and not self.state.in_force:
             _LOGGER.info("No supervision upgrade at epoch %d: %s", epoch, self.why_not(validation))
 
     def why_not(self, validation: Validation) -> str:
@@ -198,13 +198,6 @@ class Supervision:
                 f"{validation.psnr_desensitized_db:.2f} dB, {validation.ssim_desensitized:.3f})"
             )
         return "; ".join(reasons)
-
-    def _share(self, validation: Validation) -> str:
-        """Return the threshold that a share of raw->raw gives, for the log; '' without a share."""
-        if not self.policy.rank1_share:
-            return ""
-        needed = self.policy.threshold(validation)
-        return f" (above {self.policy.rank1_share} x raw->raw = {100 * needed:.1f}%)"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs: plain numbers and the teacher's tensors."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from modeling.objectives import (
     reid_losses,
     weighted,
 )
-from modeling.privacy_networks import Networks, PrivacyNetworks, ReIDOnly, frozen
+from modeling.privacy_networks import Networks, PrivacyNetworks, frozen
 from modeling.reid_network import LossDict, PrivacyOutput, ReIDPair
 from solver.optimizers import Optimizers
 from utils.device import uncompiled
@@ -44,14 +44,11 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Phases:
-    """The two trainable parts of a step. Wrapped in DistributedDataParallel in a distributed run.
+    """The trainable parts of a step, wrapped in DistributedDataParallel in a distributed run."""
 
-    Attributes:
-        forward: The networks without the discriminators, on raw (and desensitized) images.
-        judge: Losses of the discriminators from raw images, target and the output of ``forward``.
-    """
-
+    # the networks without the discriminators, on raw (and desensitized) images
     forward: Callable[..., Any]
+    # losses of the discriminators from raw images, target and the output of ``forward``
     judge: Callable[[Tensor, Tensor, PrivacyOutput], LossDict]
 
 
@@ -79,18 +76,22 @@ class TrainStep(Protocol):
 
 
 @dataclass(frozen=True)
-class JointStep:
-    """Step of mode GCR: the discriminators first, then anonymizer, re-ID and recovery together."""
-
-    nets: PrivacyNetworks  # all five networks, in training mode
+class _Step:
     objectives: Objectives  # losses and their weights
     optimizers: Optimizers  # optimisers of all networks and of the centres
-    supervision: Supervision  # returns the anonymization target
     autocast: Autocast  # context of the networks; losses are computed in float32
     phases: Phases  # the forward passes
     # That of the networks. Images in another format would be converted by every convolution, and
     # torch.compile would make a graph for each mixture.
     memory_format: torch.memory_format = torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class JointStep(_Step):
+    """Step of mode GCR: the discriminators first, then anonymizer, re-ID and recovery together."""
+
+    nets: PrivacyNetworks = field(kw_only=True)  # all five networks, in training mode
+    supervision: Supervision = field(kw_only=True)  # returns the anonymization target
 
     @property
     def anonymizer(self) -> nn.Module:
@@ -119,20 +120,10 @@ class JointStep:
 
 
 @dataclass(frozen=True)
-class BaselineStep:
+class BaselineStep(_Step):
     """Step of mode C: the re-ID network on raw and desensitized images."""
 
-    nets: ReIDOnly  # the re-ID network, in training mode
-    objectives: Objectives  # losses and their weights
-    optimizers: Optimizers  # optimisers of the network and of the centres
-    autocast: Autocast  # context of the network; losses are computed in float32
-    phases: Phases  # the forward pass; ``judge`` is not used
-    memory_format: torch.memory_format = torch.contiguous_format  # that of the network
-
-    @property
-    def anonymizer(self) -> None:
-        """None: the baseline has no anonymizer."""
-        return None
+    anonymizer: ClassVar[None] = None
 
     def __call__(self, batch: Batch) -> StepOutput:
         """Update the re-ID network and the centres on one batch."""
@@ -158,18 +149,16 @@ def _accuracy(out: ReIDPair, label: Tensor) -> Tensor:
 
 
 class BatchTooLarge(UserError):  # noqa: N818 - not every limit is an error
-    """A training step ran out of memory.
-
-    Args:
-        size: Images of the batch.
-        reason: The allocator's message.
-        fits: Largest number of images that was tried and fits; 0 if not even two identities fit,
-            None if none was tried.
-    """
+    """A training step ran out of memory."""
 
     exit_code = 1
 
     def __init__(self, size: int, reason: str, fits: int | None) -> None:
+        """Describe a batch of ``size`` images, by the allocator's ``reason``.
+
+        ``fits`` is the largest number of images that was tried and fits; 0 if not even two
+        identities fit, None if none was tried.
+        """
         self.size, self.fits = size, fits
         result = "" if not fits else f"; {fits} images were tried and fit"
         if fits == 0:
@@ -214,29 +203,28 @@ def _largest(step: TrainStep, batch: Batch, num_instances: int, clean: Callable[
     with uncompiled():
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            if _fits(step, _first(batch, middle * num_instances), clean):
+            if _fits(step, batch, middle * num_instances, clean):
                 fits = middle
             else:
                 fails = middle
     return fits * num_instances if fits > 1 else 0
 
 
-def _fits(step: TrainStep, batch: Batch, clean: Callable[[], None]) -> bool:
-    """Return whether two steps fit; the first one creates the optimisers' moments."""
+def _fits(step: TrainStep, batch: Batch, count: int, clean: Callable[[], None]) -> bool:
+    """Return whether two steps fit; the first one creates the optimisers' moments.
+
+    They take the first images of the batch, in which images of an identity are consecutive.
+    """
+    part = Batch(**{field.name: getattr(batch, field.name)[:count] for field in fields(Batch)})
     clean()
     gc.collect()  # frames of the failed step, if a reference cycle still holds them
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
         for _ in range(2):
-            step(batch)
+            step(part)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return False
     return True
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    """Return the first images of a batch, in which images of an identity are consecutive."""
-    return Batch(**{field.name: getattr(batch, field.name)[:count] for field in fields(Batch)})

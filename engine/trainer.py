@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -177,32 +177,23 @@ class Trainer:
         for line in report.log_lines():
             _LOGGER.info(line)
         _LOGGER.info("\n%s", report.table())
-        qualified = self._upgrade(report, epoch)
+        can_upgrade, qualified = False, False
+        if self.step.anonymizer is not None and self.supervision.policy.enabled:
+            self.supervision.update(report.validation, epoch, self.step.anonymizer)
+            can_upgrade, qualified = True, self.supervision.policy.qualifies(report.validation)
         upgrade = {f"upgrade/{k}": float(v) for k, v in asdict(self.supervision.state).items()}
         self.writer.scalars(report.scalars() | upgrade, epoch=epoch, step=self.state.step)
         row = report.row(*self.plan.best_by)
         if self.state.best.beaten_by(row.rank1, qualified=qualified):
             self.state.best = Best(epoch, row.rank1, qualified)
-            record = asdict(self.state.best) | {"can_qualify": self._can_upgrade}
+            record = asdict(self.state.best) | {"can_qualify": can_upgrade}
             self.folder.save_best(epoch, record)
             _LOGGER.info(
                 "Best so far: epoch %d, %s rank-1 %.1f%%%s",
                 epoch, row.name, 100 * row.rank1,
-                " (not qualified for upgradation)" * (self._can_upgrade and not qualified),
+                " (not qualified for upgradation)" * (can_upgrade and not qualified),
             )  # fmt: skip
         return report
-
-    @property
-    def _can_upgrade(self) -> bool:
-        return self.supervision.policy.enabled and self.step.anonymizer is not None
-
-    def _upgrade(self, report: EvalReport, epoch: int) -> bool:
-        """Upgrade supervision if possible; return whether the validation qualified."""
-        if not self._can_upgrade or self.step.anonymizer is None:
-            return False
-        validation = report.validation
-        self.supervision.update(validation, epoch, self.step.anonymizer)
-        return self.supervision.policy.qualifies(validation)
 
     def training_state(self) -> dict[str, Any]:
         """Return what a resume needs in addition to the networks."""
@@ -252,8 +243,7 @@ class NonFiniteLossError(UserError):
     exit_code = 1
 
 
-@dataclass(frozen=True)
-class _Pending:
+class _Pending(NamedTuple):
     names: tuple[str, ...]
     values: Tensor
     batch: Batch
@@ -265,28 +255,19 @@ class LossGuard:
     """Checks the losses of every step without a synchronisation of host and device.
 
     On CUDA the losses are copied to the host asynchronously and checked a few steps later, while
-    the device still has work queued. The last few batches are kept, so the batch at fault is known.
-    On the CPU the losses are checked at once.
+    the device still has work queued. The check may lag ``depth`` steps behind. Their batches are
+    kept, so the batch at fault is known. On the CPU the losses are checked at once.
 
-    Args:
-        folder: Where the batch at fault is saved, as ``nan_batch.pth``.
-        depth: On CUDA, how many steps the check may lag behind.
-        with_images: Whether the saved batch contains its images.
+    The batch at fault is saved in ``folder``, as ``nan_batch.pth``.
     """
 
     def __init__(self, folder: Path, depth: int = 4, *, with_images: bool = True) -> None:
-        self._folder = folder
-        self._with_images = with_images
-        self._depth = depth
+        self._folder, self._depth, self._with_images = folder, depth, with_images
         self._pending: deque[_Pending] = deque()
 
     @torch.no_grad()
     def observe(self, losses: LossDict, batch: Batch, step: int) -> None:
-        """Queue the losses of one step, and check the losses that are due.
-
-        Raises:
-            NonFiniteLossError: If a loss of a due step is not finite.
-        """
+        """Queue the losses of one step; raise a NonFiniteLossError if a due one is not finite."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         arrived = None
         if values.is_cuda:
@@ -315,22 +296,16 @@ class LossGuard:
     def _stop(self, bad: dict[str, float], values: dict[str, float], due: _Pending) -> None:
         rank = world().rank  # every process has a part of the batch
         path = self._folder / (f"nan_batch_rank{rank}.pth" if rank else "nan_batch.pth")
-        batch = due.batch
-        content = {
-            "step": due.step,
-            "losses": values,
-            "label": batch.label.cpu(),
-            "index": batch.index.cpu(),
-        }
-        if self._with_images:
-            content |= {"raw": batch.raw.cpu(), "desensitized": batch.desensitized.cpu()}
+        names = ("label", "index", *(("raw", "desensitized") if self._with_images else ()))
+        content: dict[str, Any] = {name: getattr(due.batch, name).cpu() for name in names}
+        content |= {"step": due.step, "losses": values}
         try:
             save_tensors(content, path)
             kept = f"its batch is saved in {path}"
         except WriteError as error:
             kept = f"its batch could not be saved ({error})"
-        names = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        listed = ", ".join(f"{name} = {value}" for name, value in bad.items())
         raise NonFiniteLossError(
-            f"the loss is no longer finite at step {due.step} ({names}); {kept}; the last "
+            f"the loss is no longer finite at step {due.step} ({listed}); {kept}; the last "
             "checkpoint is unchanged"
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,14 +90,11 @@ class GeneralizedMeanPooling(nn.Module):
     """Generalised mean over all positions, (mean x^p)^(1/p), with a learnt exponent p.
 
     p = 1 is average pooling, p -> infinity is max pooling. Values below ``floor``, such as negative
-    ones, are replaced by it, because a power of a negative number has no real value.
+    ones, are replaced by it, because a power of a negative number has no real value. p starts at
+    ``exponent``.
 
     Source: F. Radenovic, G. Tolias, O. Chum, "Fine-tuning CNN image retrieval with no human
     annotation", TPAMI 2019.
-
-    Args:
-        exponent: Start value of p.
-        floor: Lower bound of the pooled values.
     """
 
     def __init__(self, exponent: float = 3.0, floor: float = 1e-6) -> None:
@@ -108,12 +105,10 @@ class GeneralizedMeanPooling(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Pool (B, C, H, W) into float32 (B, C)."""
         with full_precision(features):
-            if (
-                not torch.is_grad_enabled() or torch.jit.is_tracing()
-            ):  # a traced module can be saved
+            # Traced without the function below, a module can be saved.
+            if not torch.is_grad_enabled() or torch.jit.is_tracing():
                 return _power_mean(features, self.p, self.floor)[1]
-            pooled: Tensor = _PowerMean.apply(features, self.p, self.floor)
-            return pooled
+            return cast("Tensor", _PowerMean.apply(features, self.p, self.floor))
 
 
 class _PowerMean(torch.autograd.Function):
@@ -165,14 +160,24 @@ class AveragePooling(nn.Module):
             return features.float().mean(dim=(2, 3))
 
 
+class Backbone(nn.Module):
+    """Base of every feature extractor of the re-ID network."""
+
+    out_channels: int  # channels C of the feature map
+    # Whether about half of the features are negative. Generalised-mean pooling would replace them
+    # by 0.
+    signed: bool = False
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map normalised images (B, 3, H, W) to features (B, C, H', W')."""
+        raise NotImplementedError
+
+
 class Recomputable:
-    """Base class of networks that can keep only the inputs of their parts for the backward pass.
+    """Base class of networks that can keep only the inputs of their parts for the backward pass."""
 
-    Attributes:
-        recompute: Whether they do when gradients are computed; False by default. Outputs, gradients
-            and running statistics are the same either way.
-    """
-
+    # Whether they do when gradients are computed. Outputs, gradients and running statistics are the
+    # same either way.
     recompute: bool = False
 
     def run_part(self, part: nn.Module, features: Tensor) -> Tensor:
@@ -180,19 +185,17 @@ class Recomputable:
 
         The part must not change its input in place, since the recomputation starts from it.
         """
-        out: Tensor
         if not (self.recompute and torch.is_grad_enabled()):
-            out = part(features)
-            return out
-
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _without_statistics(part)
-
+            return cast("Tensor", part(features))
         # The parts draw no random numbers, so the generator's state need not be saved.
         out = checkpoint(
-            part, features, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+            part,
+            features,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _without_statistics(part)),
         )
-        return out
+        return cast("Tensor", out)
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:

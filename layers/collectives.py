@@ -32,11 +32,10 @@ def gather_batch(share: Tensor) -> Tensor:
 
 
 def synchronize_norms(network: nn.Module, device: torch.device) -> None:
-    """Let every batch norm use the statistics of all processes' images.
+    """Let every batch norm of a network use the statistics of all processes' images.
 
-    Args:
-        network: Changed in place; its parameters stay the same objects, under the same keys.
-        device: Device of the network. torch's SyncBatchNorm exists for CUDA only.
+    Parameters stay the same objects, under the same keys. torch's SyncBatchNorm exists for CUDA
+    only, so the class depends on the device of the network.
     """
     for name, child in network.named_children():
         if not isinstance(child, _BatchNorm):
@@ -99,13 +98,10 @@ class CPUSyncBatchNorm(_BatchNorm):
 
 @torch.no_grad()
 def update_running(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Update the running statistics of a layer as nn.BatchNorm2d does.
+    """Update the running statistics of a layer with a fixed momentum as nn.BatchNorm2d does.
 
-    Args:
-        norm: The layer; it has running statistics and a fixed momentum.
-        mean: Mean of the batch (C,).
-        variance: Population variance of the batch (C,); the unbiased one is stored.
-        count: Number of values they were computed from.
+    Mean and population variance (C,) were computed from ``count`` values; the unbiased variance is
+    stored.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -17,18 +17,11 @@ SMALLEST_SQUARE = 1e-12
 
 
 def pairwise_euclidean(first: Tensor, second: Tensor) -> Tensor:
-    """Return all Euclidean distances, the squares clamped below at 1e-12.
+    """Return the distances of vectors (M, D) and (N, D), float32 (M, N), at least 1e-6.
 
     Differences are summed directly. The usual |a|^2 + |b|^2 - 2ab loses the digits of small
     distances, and the rounding error of a zero distance then has a gradient of order 1/error. Here
     the gradient of a pair closer than 1e-6 (an image with itself, duplicates) is zero.
-
-    Args:
-        first: (M, D).
-        second: (N, D).
-
-    Returns:
-        float32 (M, N), at least 1e-6.
     """
     with full_precision(first):
         distances = torch.cdist(
@@ -85,20 +78,15 @@ def weighted_regularized_triplet_loss(
 ) -> Tensor:
     """Softplus of (weighted mean positive distance - weighted mean negative distance).
 
+    Features are (B, D), scaled to length 1 first if ``normalized``, and identities are (B,). The
+    result is the mean over anchors, 0-d float32.
+
     Weights are proportional to exp(d) for positives and exp(-d) for negatives, so that hard pairs
     count most, without a margin. An anchor is a positive of itself. Without negatives in the batch
     their mean is 0.
 
     Source: M. Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook" (AGW),
     TPAMI 2021.
-
-    Args:
-        features: (B, D).
-        labels: Identity of each, (B,).
-        normalized: Whether to scale features to length 1 first.
-
-    Returns:
-        0-d float32, mean over anchors.
     """
     distances, positive = _distances_and_positives(features, labels, normalized=normalized)
     with full_precision(distances):
@@ -110,18 +98,12 @@ def weighted_regularized_triplet_loss(
 def batch_hard_triplet_loss(features: Tensor, labels: Tensor, *, margin: float) -> Tensor:
     """Mean over anchors of max(0, farthest positive - nearest negative + margin).
 
-    An anchor is a positive of itself; an anchor without negatives in the batch contributes 0.
+    Features are (B, D), identities (B,), the result is 0-d float32. A negative should be farther
+    away than a positive by the margin. An anchor is a positive of itself; one without negatives in
+    the batch contributes 0.
 
     Source: A. Hermans, L. Beyer, B. Leibe, "In Defense of the Triplet Loss for Person
     Re-Identification", 2017.
-
-    Args:
-        features: (B, D).
-        labels: Identity of each, (B,).
-        margin: Distance by which a negative should be farther away than a positive.
-
-    Returns:
-        0-d float32.
     """
     distances, positive = _distances_and_positives(features, labels)
     with full_precision(distances):

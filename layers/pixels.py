@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,61 +12,44 @@ from torch import Tensor
 from utils.errors import UserError
 
 
+@dataclass(unsafe_hash=True)
 class PixelSpace:
     """Per-channel affine map between [0, 1] and normalised values, (x - mean) / std.
 
     Constants are cached for each device, so that nothing has to be moved.
 
-    Args:
-        mean: Mean of each of the three channels on [0, 1].
-        std: Standard deviation of each channel on [0, 1], positive.
-
     Raises:
         UserError: There are not three finite numbers each, or a deviation is not positive.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    mean: Sequence[float]  # mean of each of the three channels on [0, 1]
+    std: Sequence[float]  # standard deviation of each channel on [0, 1], positive
+
+    def __post_init__(self) -> None:
         try:
-            self.mean = tuple(float(value) for value in mean)
-            self.std = tuple(float(value) for value in std)
-            valid = len(self.mean) == len(self.std) == 3 and min(self.std) > 0
-            valid = valid and all(map(math.isfinite, self.mean + self.std))
+            mean = tuple(float(value) for value in self.mean)
+            std = tuple(float(value) for value in self.std)
+            valid = len(mean) == len(std) == 3 and min(std) > 0
+            valid = valid and all(map(math.isfinite, mean + std))
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             raise UserError(
-                f"the mean and standard deviation of pixels are {mean!r} and {std!r}; expected "
-                "three numbers each, the deviations above 0"
+                f"the mean and standard deviation of pixels are {self.mean!r} and {self.std!r}; "
+                "expected three numbers each, the deviations above 0"
             )
+        self.mean, self.std = mean, std
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def __repr__(self) -> str:
-        """Return the two triples."""
-        return f"PixelSpace(mean={self.mean}, std={self.std})"
-
-    def __eq__(self, other: object) -> bool:
-        """Two spaces are equal if their constants are."""
-        if not isinstance(other, PixelSpace):
-            return NotImplemented
-        return (self.mean, self.std) == (other.mean, other.std)
-
-    def __hash__(self) -> int:
-        """Hash the constants."""
-        return hash((self.mean, self.std))
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out the cached tensors when sent to another process."""
         return {"mean": self.mean, "std": self.std, "_constants": {}}
 
     def normalize(self, image: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalise images.
+        """Normalise images (..., 3, H, W), uint8 in [0, 255] or floating point in [0, 1].
 
-        Args:
-            image: (..., 3, H, W), uint8 in [0, 255] or floating point in [0, 1].
-            out: Output, float32 of the same shape; halves the memory traffic on a CPU.
-
-        Returns:
-            Same shape and memory format, float32.
+        The result is float32 of the same shape and memory format. Written to ``out``, it needs half
+        the memory traffic on a CPU.
         """
         mean, std = self._on(image.device)
         if out is not None:
@@ -76,10 +60,9 @@ class PixelSpace:
         return (unit - mean).div_(std)
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """Invert :meth:`normalize`, without clamping: outputs of networks may be outside [0, 1].
+        """Invert :meth:`normalize`, float32, without clamping.
 
-        Returns:
-            Same shape, float32; raw images are in [0, 1].
+        Raw images are in [0, 1]; outputs of networks may be outside.
         """
         mean, std = self._on(image.device)
         return (image.float() * std).add_(mean)

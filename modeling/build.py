@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -46,17 +45,26 @@ def build_networks(cfg: CfgNode, num_classes: int) -> Networks:
 
     Reads MODEL.{MODE, NAME, LAST_STRIDE, STEM_RELU, PRETRAIN_CHOICE, PRETRAIN_PATH, OUTPUT_MODE,
     NGF, NDF}, UNET.NUM_DOWNS, INPUT.IMG_SIZE, SOLVER.GRAD_CHECKPOINT and RUNTIME.CHANNELS_LAST.
-
-    Args:
-        cfg: The configuration.
-        num_classes: Number of training identities; for a checkpoint, the number in its training.
+    ``num_classes`` is the number of training identities; for a checkpoint, of its training.
 
     Raises:
         UserError: A size is not allowed (checkpoints record sizes), or there are no ImageNet
             weights.
     """
     _check_sizes(cfg)
-    networks: Networks = _MODES[cfg.MODEL.MODE](cfg, num_classes)
+    num_downs, width = cfg.UNET.NUM_DOWNS, cfg.MODEL.NGF
+    networks: Networks
+    if cfg.MODEL.MODE == "C":
+        networks = ReIDOnly(build_reid(cfg, num_classes), output_mode=cfg.MODEL.OUTPUT_MODE)
+    else:
+        networks = PrivacyNetworks(
+            anonymizer=UNet(num_downs, width),
+            recovery=UNet(num_downs, width),
+            reid=build_reid(cfg, num_classes),
+            discriminator_anonymized=PatchDiscriminator(cfg.MODEL.NDF),
+            discriminator_recovered=PatchDiscriminator(cfg.MODEL.NDF),
+            output_mode=cfg.MODEL.OUTPUT_MODE,
+        )
     networks.to(memory_format=memory_format_of(cfg))
     set_recompute(networks, cfg.SOLVER.GRAD_CHECKPOINT)
     return networks
@@ -115,29 +123,10 @@ def build_cipher(cfg: CfgNode) -> Cipher:
     return CIPHERS[cfg.ISED.SCHEME]()
 
 
-def _reid_only(cfg: CfgNode, num_classes: int) -> ReIDOnly:
-    return ReIDOnly(build_reid(cfg, num_classes), output_mode=cfg.MODEL.OUTPUT_MODE)
-
-
-def _privacy_networks(cfg: CfgNode, num_classes: int) -> PrivacyNetworks:
-    num_downs, width = cfg.UNET.NUM_DOWNS, cfg.MODEL.NGF
-    return PrivacyNetworks(
-        anonymizer=UNet(num_downs, width),
-        recovery=UNet(num_downs, width),
-        reid=build_reid(cfg, num_classes),
-        discriminator_anonymized=PatchDiscriminator(cfg.MODEL.NDF),
-        discriminator_recovered=PatchDiscriminator(cfg.MODEL.NDF),
-        output_mode=cfg.MODEL.OUTPUT_MODE,
-    )
-
-
 def _triplet_loss(cfg: CfgNode) -> TripletLoss:
     if cfg.MODEL.WEIGHT_REGULARIZED_TRIPLET == "on":
         return partial(weighted_regularized_triplet_loss, normalized=cfg.LOSS.TRIPLET_NORMALIZED)
     return partial(batch_hard_triplet_loss, margin=cfg.SOLVER.MARGIN)
-
-
-_MODES: dict[str, Callable[[CfgNode, int], Networks]] = {"GCR": _privacy_networks, "C": _reid_only}
 
 
 def _check_sizes(cfg: CfgNode) -> None:

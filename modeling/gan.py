@@ -63,22 +63,18 @@ class _Join(torch.autograd.Function):
 def _join(skip: Tensor, below: Tensor) -> Tensor:
     if not torch.is_grad_enabled() or torch.jit.is_tracing():  # a traced network can be saved
         return torch.cat((skip, below), dim=1)
-    joined: Tensor = _Join.apply(skip, below)
-    return joined
+    return cast("Tensor", _Join.apply(skip, below))
 
 
+# The blocks of a U-Net have ``channels`` features after their down-convolution. The output of the
+# block below, ``inner``, has twice as many.
+#
 # Activations work in place, which changes the input that a block concatenates with its output. This
 # has no effect: the next layer is a ReLU, and relu(leaky_relu(x)) = relu(x).
 
 
 class OutermostBlock(nn.Module):
-    """First and last layer of a U-Net: image -> features -> ... -> image before the tanh.
-
-    Args:
-        image_channels: Channels of the image at both ends.
-        channels: Channels of the features after the down-convolution.
-        inner: Block below; its output has twice ``channels``.
-    """
+    """First and last layer of a U-Net: image -> features -> ... -> image before the tanh."""
 
     def __init__(self, image_channels: int, channels: int, inner: nn.Module) -> None:
         super().__init__()
@@ -91,18 +87,11 @@ class OutermostBlock(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, image_channels, H, W) to the same shape, unbounded."""
-        out: Tensor = self.model(image)
-        return out
+        return cast("Tensor", self.model(image))
 
 
 class MiddleBlock(nn.Module):
-    """A middle level, with batch norm after both convolutions.
-
-    Args:
-        outer: Channels of the input.
-        channels: Channels after the down-convolution.
-        inner: Block below; its output has twice ``channels``.
-    """
+    """A middle level, with batch norm after both convolutions."""
 
     def __init__(self, outer: int, channels: int, inner: nn.Module) -> None:
         super().__init__()
@@ -122,12 +111,7 @@ class MiddleBlock(nn.Module):
 
 
 class InnermostBlock(nn.Module):
-    """The innermost level: no batch norm after its down-convolution.
-
-    Args:
-        outer: Channels of the input.
-        channels: Channels at the bottom.
-    """
+    """The innermost level: no batch norm after its down-convolution."""
 
     def __init__(self, outer: int, channels: int) -> None:
         super().__init__()
@@ -231,13 +215,9 @@ class PatchDiscriminator(nn.Module):
         initialize_gan_weights(self)
 
     def forward(self, condition: Tensor, image: Tensor) -> Tensor:
-        """Return logits of images, given the images that they were generated from.
+        """Return logits (B, 1, H/8 - 2, W/8 - 2), high for real images.
 
-        Args:
-            condition: Normalised images (B, 3, H, W).
-            image: Real or generated images that belong to them (B, 3, H, W).
-
-        Returns:
-            Logits (B, 1, H/8 - 2, W/8 - 2), high for real images.
+        ``image`` has real or generated images, and ``condition`` the normalised images that they
+        belong to; both are (B, 3, H, W).
         """
         return cast("Tensor", self.model(torch.cat((condition, image), dim=1)))

@@ -20,12 +20,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     discriminator. The backward pass may run after the context, since the forward pass determines
     what needs a gradient. Parameters that were frozen before stay frozen.
     """
-    parameters = [
-        parameter
-        for module in modules
-        for parameter in module.parameters()
-        if parameter.requires_grad
-    ]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -65,13 +60,7 @@ def _reid_pair(
 class PrivacyNetworks(nn.Module):
     """Anonymizer, recovery network, re-ID network and two discriminators (mode GCR).
 
-    Args:
-        anonymizer: Raw -> anonymized (G).
-        recovery: Anonymized -> recovered (G_R).
-        reid: Raw, anonymized or recovered -> identity (C).
-        discriminator_anonymized: Discriminator of (raw, anonymized) pairs (D1).
-        discriminator_recovered: Discriminator of (anonymized, recovered) pairs (D2).
-        output_mode: Images of the re-ID loss, a key of ``OUTPUT_MODES``.
+    ``output_mode`` chooses the images of the re-ID loss, a key of ``OUTPUT_MODES``.
     """
 
     def __init__(
@@ -86,11 +75,11 @@ class PrivacyNetworks(nn.Module):
     ) -> None:
         super().__init__()
         self._output_mode = output_mode
-        self.anonymizer = anonymizer
-        self.recovery = recovery
-        self.reid = reid
-        self.discriminator_anonymized = discriminator_anonymized
-        self.discriminator_recovered = discriminator_recovered
+        self.anonymizer = anonymizer  # raw -> anonymized (G)
+        self.recovery = recovery  # anonymized -> recovered (G_R)
+        self.reid = reid  # raw, anonymized or recovered -> identity (C)
+        self.discriminator_anonymized = discriminator_anonymized  # of (raw, anonymized) (D1)
+        self.discriminator_recovered = discriminator_recovered  # of (anonymized, recovered) (D2)
 
     @property
     def discriminators(self) -> tuple[PatchDiscriminator, PatchDiscriminator]:
@@ -109,33 +98,18 @@ class PrivacyNetworks(nn.Module):
         }
 
     def forward(self, raw: Tensor, desensitized: Tensor | None = None) -> PrivacyOutput:
-        """Run all networks except the discriminators.
+        """Run all networks except the discriminators on normalised images (B, 3, H, W).
 
-        Args:
-            raw: Normalised images (B, 3, H, W).
-            desensitized: Not used; both modes are called with the same arguments.
-
-        Returns:
-            Anonymized and recovered images, and the re-ID outputs of the output mode.
+        Both modes are called with the same arguments; ``desensitized`` is not used here.
         """
         del desensitized
         anonymized = self.anonymizer(raw)
-        reid_raw, reid_protected = _reid_pair(self.reid, raw, anonymized, self._output_mode)
-        return PrivacyOutput(
-            reid_raw=reid_raw,
-            reid_protected=reid_protected,
-            anonymized=anonymized,
-            recovered=self.recovery(anonymized),
-        )
+        pair = _reid_pair(self.reid, raw, anonymized, self._output_mode)
+        return PrivacyOutput(*pair, anonymized, self.recovery(anonymized))
 
 
 class ReIDOnly(nn.Module):
-    """The re-ID network alone, trained on raw and desensitized images (mode C, the baseline).
-
-    Args:
-        reid: Images -> identity (C).
-        output_mode: Images of the re-ID loss, a key of ``OUTPUT_MODES``.
-    """
+    """The re-ID network alone, trained on raw and desensitized images (mode C, the baseline)."""
 
     def __init__(self, reid: ReIDNetwork, *, output_mode: str = "both") -> None:
         super().__init__()
@@ -154,8 +128,7 @@ class ReIDOnly(nn.Module):
 
     def forward(self, raw: Tensor, desensitized: Tensor) -> ReIDPair:
         """Run the re-ID network on raw and desensitized images (B, 3, H, W)."""
-        reid_raw, reid_protected = _reid_pair(self.reid, raw, desensitized, self._output_mode)
-        return ReIDPair(reid_raw=reid_raw, reid_protected=reid_protected)
+        return ReIDPair(*_reid_pair(self.reid, raw, desensitized, self._output_mode))
 
 
 Networks = PrivacyNetworks | ReIDOnly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -58,13 +59,9 @@ class ReIDNetwork(nn.Module):
     2021; BNNeck: H. Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person
     Re-identification", CVPR workshops 2019.
 
-    Args:
-        num_classes: Training identities N.
-        name: Key of ``REID_DESIGNS``, or ``timm:<name>``.
-        last_stride: Stride of the backbone's last stage, 1 or 2.
-        stem_relu: Whether a ReLU follows the stem's batch norm.
-        image_size: Height and width of the images in pixels; only timm models depend on it.
-        pixels: Pixel space of the images; only timm models depend on it.
+    The name is a key of ``REID_DESIGNS``, or ``timm:<name>``. The last stage of the backbone has
+    stride 1 or 2. With ``stem_relu``, a ReLU follows the stem's batch norm. Only timm models depend
+    on size (height and width, px) and pixel space of the images.
 
     Raises:
         UserError: The backbone does not support these values.
@@ -109,5 +106,4 @@ class ReIDNetwork(nn.Module):
         """Return the embeddings (B, D) of normalised images, float32, for retrieval."""
         feature = self.global_pool(self.base(image))
         with full_precision(feature):
-            embedding: Tensor = self.bottleneck(feature)
-        return embedding
+            return cast("Tensor", self.bottleneck(feature))

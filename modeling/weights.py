@@ -33,16 +33,10 @@ def load_matching(
 ) -> None:
     """Copy a state dict into a module; names and shapes must agree.
 
-    Logs how many keys match and which are missing or unexpected. Batch norm's batch counter may be
-    missing. The prefix ``module.`` of data-parallel training is removed. If anything disagrees, the
-    module is not changed.
-
-    Args:
-        module: The module.
-        state: Tensors by name.
-        source: File of the state, for messages.
-        may_miss: Prefixes of names that may be missing in the state.
-        may_ignore: Prefixes of names in the state that are ignored.
+    Logs how many keys match and which are missing or unexpected. Names that begin with ``may_miss``
+    and batch norm's batch counter may be missing in the state; those that begin with ``may_ignore``
+    are ignored. The prefix ``module.`` of data-parallel training is removed. If anything disagrees,
+    the module is not changed. The source is the file of the state, for messages.
 
     Raises:
         UserError: A name is missing or unexpected, or a shape differs; names the file, the key and
@@ -53,22 +47,17 @@ def load_matching(
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     shared = [key for key in own if key in state]
-    tolerated = [key for key in missing if key.endswith(COUNTER) or key.startswith(may_miss)]
-    ignored = [key for key in unexpected if key.startswith(may_ignore)]
     _LOGGER.info(
         "%s: %d keys match; missing: %s; unexpected: %s",
-        source,
-        len(shared),
-        _listing(missing),
-        _listing(unexpected),
-    )
+        source, len(shared), _listing(missing), _listing(unexpected),
+    )  # fmt: skip
     problems = [
         f"{key} has shape {tuple(state[key].shape)}, the network {tuple(own[key].shape)}"
         for key in shared
         if state[key].shape != own[key].shape
     ]
-    lacking = [key for key in missing if key not in tolerated]
-    foreign = [key for key in unexpected if key not in ignored]
+    lacking = [k for k in missing if not (k.endswith(COUNTER) or k.startswith(may_miss))]
+    foreign = [key for key in unexpected if not key.startswith(may_ignore)]
     if lacking:
         problems.append(f"it lacks {_listing(lacking)}")
     if foreign:
@@ -160,22 +149,12 @@ Fetch = Callable[[KnownFile, Path], None]
 
 
 def load_imagenet_weights(
-    backbone: nn.Module,
-    weights: ImageNetWeights,
-    path: str = "",
-    *,
-    fetch: Fetch | None = None,
+    backbone: nn.Module, weights: ImageNetWeights, path: str = "", *, fetch: Fetch | None = None
 ) -> Path:
-    """Load ImageNet weights into a backbone.
+    """Load ImageNet weights into a backbone; return the file that was loaded.
 
-    Args:
-        backbone: The backbone.
-        weights: Its weights.
-        path: File, or folder that is searched before the usual folders; '' for none.
-        fetch: Downloads a file to a path; by default from torchvision's URL, with a progress bar.
-
-    Returns:
-        The file that was loaded.
+    The path is a file, or a folder that is searched before the usual folders; '' for none.
+    ``fetch`` downloads a file to a path; by default from torchvision's URL, with a progress bar.
 
     Raises:
         UserError: There is no file (names every path that was tried), or it does not fit.
@@ -186,11 +165,7 @@ def load_imagenet_weights(
         weights.architecture, file, known.what, _sha256(file),
     )  # fmt: skip
     load_matching(
-        backbone,
-        read_tensors(file),
-        file,
-        may_miss=weights.may_miss,
-        may_ignore=weights.may_ignore,
+        backbone, read_tensors(file), file, may_miss=weights.may_miss, may_ignore=weights.may_ignore
     )
     return file
 
@@ -205,18 +180,19 @@ def find_weights(weights: ImageNetWeights, path: str, *, fetch: Fetch) -> tuple[
         UserError: There is no file (names every path that was tried), ``path`` does not exist, or
             is not one of the known files.
     """
-    if path and not Path(path).expanduser().exists():
+    given = Path(path).expanduser()
+    if path and not given.exists():
         raise UserError(
             f"the path {path!r} does not exist; expected a file or folder with ImageNet weights: "
             "correct it, or leave it empty to search the usual folders"
         )
-    if path and Path(path).expanduser().is_file():
-        return _identified(Path(path).expanduser(), weights.files)
+    if path and given.is_file():
+        return _identified(given, weights.files)
     tried: list[str] = []
     for folder in _folders(path):
         for candidate in weights.files:
             # Weights of an ablation are used only from a folder that the user names.
-            if not candidate.sought and folder != Path(path).expanduser():
+            if not candidate.sought and folder != given:
                 continue
             file = folder / candidate.name
             problem = _problem(file, candidate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from utils.errors import UserError
 GAN_BETAS = (0.5, 0.999)  # of all networks with an adversarial loss
 REID_BETAS = (0.9, 0.999)
 BETAS = {"G": GAN_BETAS, "G_R": GAN_BETAS, "C": REID_BETAS, "D1": GAN_BETAS, "D2": GAN_BETAS}
-DISCRIMINATORS = ("D1", "D2")
+DISCRIMINATORS, CENTERS = ("D1", "D2"), "centers"
 
 FUSED_DEVICES = ("cpu", "cuda")  # with a fused Adam kernel, which gives the same numbers
 
@@ -43,69 +43,55 @@ class LearningRateSchedule:
         return self.base_lr * factor * self.gamma ** bisect_right(self.steps, epoch)
 
 
+@dataclass(eq=False)
 class Optimizers:
-    """Optimisers, grouped by the networks that they train.
+    """Optimisers, stepped in groups: the discriminators, and everything else."""
 
-    Args:
-        main: Optimisers of anonymizer, recovery and re-ID network by letter (baseline: C only).
-        discriminators: Optimisers of D1 and D2; empty for the baseline.
-        centers: Optimiser of the identity centres, or None without a centre loss.
-        center_loss_weight: Weight of the centre loss in the sum, above 0. The centres' gradient is
-            divided by it, so that their learning rate does not depend on it.
-        schedule: Learning rate of each epoch, for all but the centres.
-    """
-
-    def __init__(
-        self,
-        main: dict[str, Optimizer],
-        discriminators: dict[str, Optimizer],
-        centers: Optimizer | None,
-        center_loss_weight: float,
-        schedule: LearningRateSchedule,
-    ) -> None:
-        self._main = main
-        self._discriminators = discriminators
-        self._centers = centers
-        self._center_loss_weight = center_loss_weight
-        self.schedule = schedule
+    # by letter of the network (G, G_R, C, D1, D2; baseline: C only), and that of the identity
+    # centres, if there is a centre loss, as ``centers``
+    by_name: dict[str, Optimizer]
+    # Weight of the centre loss in the sum, above 0. The centres' gradient is divided by it, so that
+    # their learning rate does not depend on it.
+    center_loss_weight: float
+    schedule: LearningRateSchedule  # learning rate of each epoch, for all but the centres
 
     @property
     def main(self) -> list[Optimizer]:
         """Optimisers of anonymizer, recovery and re-ID network."""
-        return list(self._main.values())
+        others = (*DISCRIMINATORS, CENTERS)
+        return [optimizer for name, optimizer in self.by_name.items() if name not in others]
 
     @property
     def discriminators(self) -> list[Optimizer]:
-        """Optimisers of D1 and D2."""
-        return list(self._discriminators.values())
+        """Optimisers of D1 and D2; empty for the baseline."""
+        return [self.by_name[name] for name in DISCRIMINATORS if name in self.by_name]
 
     @property
     def centers(self) -> Optimizer | None:
         """Optimiser of the identity centres."""
-        return self._centers
+        return self.by_name.get(CENTERS)
 
     def zero_grad(self) -> None:
         """Delete all gradients."""
-        for optimizer in self._named().values():
+        for optimizer in self.by_name.values():
             optimizer.zero_grad(set_to_none=True)
 
     def step_main(self) -> None:
         """Update anonymizer, recovery, re-ID network and centres, then delete gradients."""
-        for optimizer in self.main:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self._centers is not None:
-            self._step_centers(self._centers)
+        _step(self.main)
+        if self.centers is not None:
+            for parameter in (p for group in self.centers.param_groups for p in group["params"]):
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.center_loss_weight)
+            _step([self.centers])
 
     def step_discriminators(self) -> None:
         """Update both discriminators, then delete their gradients."""
-        for optimizer in self.discriminators:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        _step(self.discriminators)
 
     def state_dict(self) -> dict[str, Any]:
         """Return every optimiser's state by name."""
-        return {name: optimizer.state_dict() for name, optimizer in self._named().items()}
+        return {name: optimizer.state_dict() for name, optimizer in self.by_name.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`: moments and step counts.
@@ -116,7 +102,7 @@ class Optimizers:
         Raises:
             UserError: The state belongs to other optimisers.
         """
-        own = self._named()
+        own = self.by_name
         if set(state) != set(own):
             raise UserError(
                 f"the checkpoint has optimisers of {', '.join(sorted(state)) or 'nothing'}; this "
@@ -124,7 +110,10 @@ class Optimizers:
                 "checkpoint"
             )
         for name, optimizer in own.items():
-            options = [_options(group) for group in optimizer.param_groups]
+            options = [
+                {name: value for name, value in group.items() if name != "params"}
+                for group in optimizer.param_groups
+            ]
             try:
                 optimizer.load_state_dict(state[name])
             except (ValueError, KeyError) as error:
@@ -136,17 +125,9 @@ class Optimizers:
                 group.update(chosen)
             _lay_out_moments(optimizer)
 
-    def _named(self) -> dict[str, Optimizer]:
-        named = {**self._main, **self._discriminators}
-        if self._centers is not None:
-            named["centers"] = self._centers
-        return named
 
-    def _step_centers(self, optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.div_(self._center_loss_weight)
+def _step(optimizers: Iterable[Optimizer]) -> None:
+    for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -164,10 +145,6 @@ def _lay_out_moments(optimizer: Optimizer) -> None:
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
-
-
 def set_learning_rate(optimizers: Optimizers, epoch: int) -> float:
     """Set the rate of an epoch (from 1) in all optimisers but that of the centres; return it."""
     rate = optimizers.schedule(epoch)
@@ -177,32 +154,22 @@ def set_learning_rate(optimizers: Optimizers, epoch: int) -> float:
     return rate
 
 
-class HasNetworks(Protocol):
-    """Anything with networks by their official letters."""
-
-    @property
-    def official_networks(self) -> Mapping[str, nn.Module]:
-        """Networks by letter: G, G_R, C, D1, D2, or some of them."""
-
-
-def build_optimizers(cfg: CfgNode, nets: HasNetworks, centers: nn.Module | None) -> Optimizers:
-    """Build Adam for each network and SGD for the centres, with the rates of epoch 1.
+def build_optimizers(
+    cfg: CfgNode, networks: Mapping[str, nn.Module], centers: nn.Module | None
+) -> Optimizers:
+    """Build Adam for each network, by letter, and SGD for the centres, with the rates of epoch 1.
 
     Call it after the networks were moved to their device. Reads SOLVER.{BASE_LR, WEIGHT_DECAY,
     CENTER_LR, CENTER_LOSS_WEIGHT} and the keys of ``build_schedule``.
     """
     schedule = build_schedule(cfg)
-    adams = {
+    by_name = {
         letter: _adam(network.parameters(), schedule(1), cfg.SOLVER.WEIGHT_DECAY, BETAS[letter])
-        for letter, network in nets.official_networks.items()
+        for letter, network in networks.items()
     }
-    return Optimizers(
-        main={letter: adam for letter, adam in adams.items() if letter not in DISCRIMINATORS},
-        discriminators={letter: adams[letter] for letter in DISCRIMINATORS if letter in adams},
-        centers=None if centers is None else SGD(centers.parameters(), lr=cfg.SOLVER.CENTER_LR),
-        center_loss_weight=cfg.SOLVER.CENTER_LOSS_WEIGHT,
-        schedule=schedule,
-    )
+    if centers is not None:
+        by_name[CENTERS] = SGD(centers.parameters(), lr=cfg.SOLVER.CENTER_LR)
+    return Optimizers(by_name, cfg.SOLVER.CENTER_LOSS_WEIGHT, schedule)
 
 
 def build_schedule(cfg: CfgNode) -> LearningRateSchedule:
@@ -218,15 +185,9 @@ def build_schedule(cfg: CfgNode) -> LearningRateSchedule:
 
 
 def _adam(
-    parameters: Iterable[nn.Parameter],
-    rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
+    parameters: Iterable[nn.Parameter], rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> Optimizer:
     """Build Adam for the trained parameters; the BNNeck's bias, for example, is not trained."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    fused = all(
-        parameter.device.type in FUSED_DEVICES and torch.is_floating_point(parameter)
-        for parameter in trained
-    )
+    fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trained)
     return Adam(trained, lr=rate, betas=betas, weight_decay=weight_decay, fused=fused)

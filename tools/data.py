@@ -13,24 +13,15 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 import argparse
 from dataclasses import asdict
 
-from data.checks import CheckOptions, DataReport, check_named, check_root
+from data.checks import CheckOptions, DataReport, check_named, check_root, contact_sheet
 from data.datasets import cuhk03
 from data.datasets.layout import Counts, LoadRequest
 from data.datasets.synthetic import SyntheticOptions, draw_folders
 from data.records import DatasetSplits, Sample
 from data.registry import is_own_data, load_data
-from data.sheet import contact_sheet
-from tools.lib.command_line import (
-    Parser,
-    add_json,
-    answer,
-    exit_code_of,
-    shown,
-    whole_number,
-)
+from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown, whole_number
 from utils.errors import UserError
-from utils.files import atomic_write
-from utils.text import existing_path
+from utils.files import atomic_write, existing_path
 
 _PARTS = {
     "train": ("train",),
@@ -144,16 +135,13 @@ def _reports(options: argparse.Namespace) -> list[DataReport]:
         batch_size=options.batch,
         num_instances=options.instances,
         open_images=options.images,
+        skip_bad=options.skip_bad,
     )
     if options.name:
-        reports = check_named(options.name, root, wanted)
-    elif root.is_dir():
-        reports = check_root(root, wanted)
-    else:
+        return check_named(options.name, root, wanted)
+    if not root.is_dir():
         raise UserError(f"--root {root} is not a folder; give the one with the data sets")
-    if options.skip_bad:
-        reports = [report.with_warnings_for("bad-images") for report in reports]
-    return list(reports)
+    return check_root(root, wanted)
 
 
 def _as_text(report: DataReport) -> str:
@@ -161,13 +149,10 @@ def _as_text(report: DataReport) -> str:
     if report.layout:
         lines += [f"  layout  {report.layout}", f"  folder  {report.folder}"]
     for subset, found in report.counts.items():
-        expected = report.expected.get(subset)
-        if expected is None:
-            verdict = ""
-        elif expected == found:
-            verdict = "  as expected"
-        else:
-            verdict = f"  expected {expected}"
+        verdict = ""
+        if subset in report.expected:
+            expected = report.expected[subset]
+            verdict = "  as expected" if expected == found else f"  expected {expected}"
         lines.append(f"  {subset:<12} found {found}{verdict}")
     lines += [f"  {key:<8} {value}" for key, value in report.notes.items() if key != "layout"]
     lines += [f"  {problem.level}: {problem.text}" for problem in report.problems]
@@ -187,29 +172,17 @@ def _parser() -> Parser:
     shared.add_argument(
         "--cuhk03-kind", choices=cuhk03.KINDS, help="default: every kind that is present"
     )
-    _add_check_options(
-        commands.add_parser(
-            "check",
-            help="print layout, counts and problems of every data set below a folder",
-            epilog=_EXAMPLES,
-            parents=[shared],
-        )
-    )
-    _add_sheet_options(
-        commands.add_parser(
-            "sheet",
-            help="draw people as rows and cameras as columns, which shows wrong numbers",
-            epilog=_EXAMPLES,
-            parents=[shared],
-        )
-    )
-    _add_draw_options(
-        commands.add_parser(
-            "draw",
-            help="draw people, none of whom exists, into folders: a data set to try commands with",
-            epilog=_EXAMPLES,
-        )
-    )
+    text = "print layout, counts and problems of every data set below a folder"
+    check = commands.add_parser("check", help=text, epilog=_EXAMPLES, parents=[shared])
+    text = "draw people as rows and cameras as columns, which shows wrong numbers"
+    sheet = commands.add_parser("sheet", help=text, epilog=_EXAMPLES, parents=[shared])
+    text = "draw people, none of whom exists, into folders: a data set to try commands with"
+    draw = commands.add_parser("draw", help=text, epilog=_EXAMPLES)
+    for command, add_options in (
+        (check, _add_check_options), (sheet, _add_sheet_options), (draw, _add_draw_options),
+    ):  # fmt: skip
+        add_options(command)
+        add_json(command)
     return parser
 
 
@@ -221,25 +194,13 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--name", help="check only this data set; a name as in DATASETS.NAMES")
     add("--images", action="store_true", help="decode every image, which finds truncated ones")
-    add(
-        "--skip-bad",
-        action="store_true",
-        help="damaged images are a warning: training leaves them out",
-    )
+    text = "damaged images are a warning: training leaves them out"
+    add("--skip-bad", action="store_true", help=text)
     add("--no-cross-camera", action="store_true", help="matches may be from the same camera")
-    add(
-        "--batch",
-        type=whole_number(1),
-        default=80,
-        help="SOLVER.IMS_PER_BATCH to check against (80)",
-    )
-    add(
-        "--instances",
-        type=whole_number(2, 1024),
-        default=4,
-        help="DATALOADER.NUM_INSTANCE to check against (4)",
-    )
-    add_json(parser)
+    text = "SOLVER.IMS_PER_BATCH to check against (80)"
+    add("--batch", type=whole_number(1), default=80, help=text)
+    text = "DATALOADER.NUM_INSTANCE to check against (4)"
+    add("--instances", type=whole_number(2, 1024), default=4, help=text)
 
 
 def _add_sheet_options(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +211,6 @@ def _add_sheet_options(parser: argparse.ArgumentParser) -> None:
     add("--part", choices=tuple(_PARTS), default="train", help="which images (train)")
     add("--people", type=whole_number(1, 500), default=6, help="rows, by number or name (6)")
     add("--cameras", type=whole_number(1, 500), default=6, help="columns (6)")
-    add_json(parser)
 
 
 def _add_draw_options(parser: argparse.ArgumentParser) -> None:
@@ -260,7 +220,6 @@ def _add_draw_options(parser: argparse.ArgumentParser) -> None:
     add("--cameras", type=int, default=3, help="cameras, all of which see every person (3)")
     add("--images", type=int, default=4, help="images of a person by one camera (4)")
     add("--seed", type=int, default=2, help="another seed draws other people (2)")
-    add_json(parser)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -34,11 +35,10 @@ _AMPERE = (8, 0)  # first CUDA capability whose tensor cores multiply bfloat16
 
 
 def resolve_device(name: str = "auto", device_id: str | int = "0") -> torch.device:
-    """Return the device of a setting.
+    """Return the device of a setting: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Args:
-        name: ``auto`` (a GPU if torch finds one), ``cpu``, ``cuda`` or ``cuda:N``.
-        device_id: Number of the GPU that ``auto`` and ``cuda`` mean.
+    ``auto`` is a GPU if torch finds one. ``device_id`` is the number of the GPU that ``auto`` and
+    ``cuda`` mean.
 
     Raises:
         UserError: Torch does not find the GPU, or the name is unknown.
@@ -46,19 +46,16 @@ def resolve_device(name: str = "auto", device_id: str | int = "0") -> torch.devi
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and count == 0):
         return torch.device("cpu")
-    base, _, number = name.partition(":")
-    if (
-        base not in ("auto", "cuda")
-        or (base == "auto" and number)
-        or (number and not number.isdigit())
-    ):
+    if not re.fullmatch("auto|cuda(:[0-9]*)?", name):
         raise UserError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
     if count == 0:
+        why = "torch finds no CUDA device (is the driver installed and new enough?)"
+        if torch.version.cuda is None:
+            why = f"this torch ({torch.__version__}) is built without CUDA"
         raise UserError(
-            f"device is {name!r} but {_why_no_cuda()}; expected a CUDA device, or choose cpu or "
-            "auto"
+            f"device is {name!r} but {why}; expected a CUDA device, or choose cpu or auto"
         )
-    index = int(number or device_id)
+    index = int(name.partition(":")[2] or device_id)
     if index >= count:
         raise UserError(
             f"device is cuda:{index} but torch finds {count} CUDA "
@@ -67,23 +64,11 @@ def resolve_device(name: str = "auto", device_id: str | int = "0") -> torch.devi
     return torch.device("cuda", index)
 
 
-def _why_no_cuda() -> str:
-    if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA"
-    return "torch finds no CUDA device (is the driver installed and new enough?)"
-
-
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the number type in which networks are computed.
 
-    Args:
-        name: ``auto`` (bfloat16 if the hardware multiplies it faster than float32), ``float32`` or
-            ``bfloat16``.
-        device: Where the networks are computed.
-
-    Returns:
-        ``torch.float32`` or ``torch.bfloat16``. Without hardware for bfloat16 it is float32; if
-        bfloat16 was chosen explicitly, a warning is logged.
+    ``auto`` is bfloat16 if the hardware multiplies it faster than float32. Without hardware for
+    bfloat16 the type is float32; if bfloat16 was chosen explicitly, a warning is logged.
 
     Raises:
         UserError: The name is unknown.
@@ -110,8 +95,7 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= _AMPERE
     if device.type != "cpu":
         return False
-    flags = _cpu_flags()
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}) if flags else _bfloat16_by_torch()
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:
@@ -129,37 +113,25 @@ def gains_from_bfloat16(device: torch.device) -> bool:
 
 def _cpu_flags() -> frozenset[str]:
     """Return the CPU's features and x86 vendor as Linux reports them; empty on other systems."""
+    info, names = _cpu_info(), ("vendor_id", "flags", "Features")  # of x86, x86 and ARM
+    return frozenset(word for name in names for word in info.get(name, "").split())
+
+
+def _cpu_info() -> dict[str, str]:
+    """Return what Linux reports about the first processor; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return frozenset()
-    words: set[str] = set()
-    for line in text.split("\n\n", 1)[0].splitlines():  # the first processor
-        name, _, value = line.partition(":")
-        if name.strip() in ("vendor_id", "flags", "Features"):  # x86, x86, ARM
-            words.update(value.split())
-    return frozenset(words)
-
-
-def _bfloat16_by_torch() -> bool:
-    """Return what torch's private checks report; they differ between releases."""
-    cpu = getattr(torch, "cpu", None)
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(cpu, name)()) for name in names if hasattr(cpu, name))
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n", 1)[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def device_name(device: torch.device) -> str:
     """Return the name of a device's hardware, for log lines and result files."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    for line in text.splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
 
 
 def set_threads(count: int) -> None:
@@ -221,11 +193,9 @@ def _ieee(settings: Sequence[Any]) -> Iterator[None]:
 def resolve_compile(name: str, device: torch.device, *, worth_it: bool = True) -> bool:
     """Return whether networks are to be compiled; logs why not if they were expected to be.
 
-    Args:
-        name: ``auto``, ``on`` or ``off``. ``auto`` compiles on GPUs only: on CPUs convolutions take
-            most of the time and compilation does not change them (docs/PERFORMANCE.md).
-        device: Where the networks run.
-        worth_it: Whether they run long enough to gain more than compilation costs; ``auto`` only.
+    The name is ``auto``, ``on`` or ``off``. ``auto`` compiles on GPUs only: on CPUs convolutions
+    take most of the time and compilation does not change them (docs/PERFORMANCE.md). It also needs
+    networks that run long enough to gain more than compilation costs (``worth_it``).
     """
     if name == "off" or (name == "auto" and device.type != "cuda"):
         return False
@@ -243,14 +213,8 @@ def resolve_compile(name: str, device: torch.device, *, worth_it: bool = True) -
 
 def _missing(device: torch.device) -> str:
     """Return what compilation lacks on this machine; '' if nothing."""
-    compilers = (
-        os.environ.get("CXX", "g++"),
-        os.environ.get("CC", "gcc"),
-        "clang++",
-        "clang",
-        "cc",
-    )
-    if not any(shutil.which(name) for name in compilers):
+    compilers = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc")]
+    if not any(shutil.which(name) for name in (*compilers, "clang++", "clang", "cc")):
         return "no C++ compiler is installed (looked for $CXX, g++ and clang++)"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "Python's C headers are not installed (Python.h, in a package such as python3-dev)"
@@ -270,11 +234,8 @@ def compile_in_place(networks: Iterable[nn.Module], *, forgiving: bool = False) 
     """Compile each network at its first call; parameter names and values stay.
 
     Input sizes may vary: a second size creates a graph that serves all further sizes. Copies of a
-    network are not compiled.
-
-    Args:
-        networks: Changed in place.
-        forgiving: If compilation fails, run that part in eager mode, with a warning of torch.
+    network are not compiled. If compilation fails and ``forgiving`` is True, that part runs in
+    eager mode, with a warning of torch.
     """
     if forgiving:
         import torch._dynamo  # noqa: PLC0415 - takes seconds

@@ -20,12 +20,8 @@ _PACKAGES = ("torchvision", "numpy", "pillow", "cryptography")
 def environment_report(device: torch.device | None = None) -> dict[str, str]:
     """Return the versions of packages that can change a number, the commit, and the machine.
 
-    Args:
-        device: Where the result was computed; None for the CPU.
-
-    Returns:
-        Texts by name, for ``results.json`` and the log. They contain neither host nor user names,
-        since result files are published.
+    The device is where the result was computed; None for the CPU. The texts contain neither host
+    nor user names, since result files are published.
     """
     device = device or torch.device("cpu")
     report = {
@@ -36,20 +32,13 @@ def environment_report(device: torch.device | None = None) -> dict[str, str]:
         **{name: version for name in _PACKAGES if (version := _version(name))},
         "platform": platform.platform(terse=True),
         "device": f"{device.type}: {device_name(device)}",
-        "cpus": str(_num_cpus()),
+        "cpus": str(len(os.sched_getaffinity(0))),  # that this process may use
         "threads": str(torch.get_num_threads()),
     }
     if device.type == "cuda":
         report["cuda"] = str(torch.version.cuda)
         report["cudnn"] = str(torch.backends.cudnn.version())
     return report
-
-
-def _num_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:
@@ -63,11 +52,9 @@ def _version(package: str) -> str | None:
 def git_revision(folder: str | Path = _ROOT) -> str | None:
     """Return the commit of a checkout, followed by ``-dirty`` if files differ from it.
 
-    Determined once in a process, which keeps running the code that it has loaded.
-
-    Returns:
-        None if ``folder`` is not the top of a checkout, or git is missing. A copy of the project
-        inside another repository must not report that repository's commit.
+    None if ``folder`` is not the top of a checkout, or git is missing: a copy of the project inside
+    another repository must not report that repository's commit. Determined once in a process, which
+    keeps running the code that it has loaded.
     """
     folder = Path(folder).resolve()
     top = _git(folder, "rev-parse", "--show-toplevel")

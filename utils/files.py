@@ -1,4 +1,7 @@
-"""Files and folders that are written completely or not at all, also after a kill or a power cut."""
+"""Files and folders that are written completely or not at all, also after a kill or a power cut.
+
+At the end: names of files in the two forms of Unicode.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import secrets
 import shutil
 import socket
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,28 +32,19 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, e
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NEARLY_FULL = 1 << 20
 _REASONS = {
-    errno.ENOSPC: "free some space or choose another folder",
-    errno.EDQUOT: "free some space or choose another folder",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another folder"),
     errno.EFBIG: "raise the limit on file sizes or choose another folder",
-    errno.EACCES: "choose a folder you may write to",
-    errno.EPERM: "choose a folder you may write to",
-    errno.EROFS: "choose a folder you may write to",
-    errno.EISDIR: "choose another name",
-    errno.EEXIST: "choose another name",
-    errno.ENOTDIR: "choose another name",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
+    **dict.fromkeys((errno.EISDIR, errno.EEXIST, errno.ENOTDIR), "choose another name"),
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "check the device",
 }
 
 
 class WriteError(UserError, OSError):
-    """A file or folder could not be written; an earlier file of that name is unchanged.
+    """A file or folder could not be written; an earlier file of that name is unchanged."""
 
-    Attributes:
-        cause: The error of the operating system.
-    """
-
-    cause: OSError
+    cause: OSError  # error of the operating system
 
 
 class FolderInUseError(UserError):
@@ -69,18 +64,17 @@ def atomic_write(
 
     This is atomic and durable: at any time, also after a kill or a power cut, ``path`` is the
     complete old file or the complete new one. On any error the temporary file is removed and the
-    old file stays.
+    old file stays. The folder is created if necessary.
+
+    The temporary file is empty and locked. It has the same suffix, by which some writers choose a
+    format, unless ``keep_name`` is set.
 
     Args:
-        path: The file; its folder is created if necessary.
+        path: The file.
         mode: Permissions; by default those of the old file, or the usual ones for a new file.
         overwrite: Replace an old file. Otherwise exactly one of several processes succeeds.
         keep_name: Use the whole name, instead of the stem, for the name of the temporary file.
         sync_names: Sync the folder too. False if the caller does that, once for many files.
-
-    Yields:
-        Path of the temporary file, empty and locked. It has the same suffix, by which some writers
-        choose a format, unless ``keep_name`` is set.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False.
@@ -98,7 +92,8 @@ def atomic_write(
             _sync(temporary, os.O_RDWR)
             if overwrite:
                 if mode is None:
-                    _keep_mode(path, temporary)
+                    with contextlib.suppress(OSError):  # keep the old file's permissions
+                        temporary.chmod(path.stat().st_mode)
                 temporary.replace(path)
             else:
                 _link(temporary, path)
@@ -112,7 +107,7 @@ def atomic_write(
         except RuntimeError as error:
             # On a full disk torch's zip writer raises a RuntimeError with its own message.
             torn = any(word in str(error) for word in ("inline_container", "iostream", "writ"))
-            if torn and free_bytes(path.parent) < _NEARLY_FULL:
+            if torn and shutil.disk_usage(path.parent).free < _NEARLY_FULL:
                 full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 raise _write_error(path, full) from error
             raise
@@ -164,17 +159,11 @@ def ensure_folder(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def locked_folder(path: str | Path) -> Iterator[Path]:
-    """Create a folder, and let no other process enter this context for it.
+    """Create a folder, let no other process enter this context for it, and yield the folder.
 
     The lock is the operating system's, on the file ``.lock``. It ends with the process in any case,
     so a file that a killed process left does not lock anything. On a file system without locks two
-    processes can enter.
-
-    Args:
-        path: The folder. If it is created here and stays empty, it is removed at the end.
-
-    Yields:
-        The folder.
+    processes can enter. A folder that is created here and stays empty is removed at the end.
 
     Raises:
         FolderInUseError: Another process, or another thread of this one, holds the lock.
@@ -240,12 +229,9 @@ def _lock_folder(path: Path) -> int:
 def remove_leftovers(folder: str | Path, of: str = "") -> int:
     """Remove the temporary files that killed processes left in a folder; return how many.
 
-    A running process holds a lock on its temporary files, so an unlocked one is a leftover. Process
-    numbers would not do: they are reused, and other containers have their own.
-
-    Args:
-        folder: The folder.
-        of: Name of the file whose temporary files are removed; '' for all files.
+    Only those of the file named ``of`` are removed; '' is for all files. A running process holds a
+    lock on its temporary files, so an unlocked one is a leftover. Process numbers would not do:
+    they are reused, and other containers have their own.
     """
     removed = 0
     for path in sorted(Path(folder).glob(".*.tmp*")):
@@ -268,11 +254,6 @@ def remove_leftovers(folder: str | Path, of: str = "") -> int:
         with contextlib.suppress(OSError):
             sync_folder(Path(folder))
     return removed
-
-
-def free_bytes(folder: str | Path) -> int:
-    """Return the free bytes of the file system that contains ``folder``."""
-    return shutil.disk_usage(folder).free
 
 
 @contextlib.contextmanager
@@ -361,12 +342,6 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def _keep_mode(path: Path, temporary: Path) -> None:
-    """Give the new file the old one's permissions."""
-    with contextlib.suppress(OSError):
-        temporary.chmod(path.stat().st_mode)
-
-
 @contextlib.contextmanager
 def staged_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to fill; on success rename it to ``target``.
@@ -437,3 +412,43 @@ def _held(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+# --- Names that can be encoded in several ways. Unicode has two forms of an accented letter: one
+# character (NFC), or a letter and an accent (NFD). Keyboards, editors and file systems differ in
+# which form they produce. A comparison of labels or paths from different sources therefore compares
+# their NFC forms.
+
+
+def composed(text: str) -> str:
+    r"""Return text in NFC.
+
+    Example:
+        >>> composed("Zoe\u0308") == "Zo\u00eb"
+        True
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def unicode_forms(text: str) -> list[str]:
+    r"""Return text as given, in NFC and in NFD, without repetitions.
+
+    Example:
+        >>> len(unicode_forms("Zo\u00eb")), len(unicode_forms("Zoe"))
+        (2, 1)
+    """
+    return list(dict.fromkeys((text, composed(text), unicodedata.normalize("NFD", text))))
+
+
+def existing_path(path: Path) -> Path:
+    """Return a path in the Unicode forms in which it exists; unchanged if it does not exist.
+
+    Each folder and the file may have another form.
+    """
+    if path.exists():
+        return path
+    current = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        forms = (current / form for form in unicode_forms(part))
+        current = next((form for form in forms if form.exists()), current / part)
+    return current if current.exists() else path

@@ -40,11 +40,8 @@ def get_logger() -> logging.Logger:
 def setup_logger(output_dir: str | Path | None = None, level: int = logging.INFO) -> logging.Logger:
     """Log to the terminal and to ``output_dir/log.txt``, which is appended to.
 
-    A second call replaces the handlers of the first, so that no line is logged twice.
-
-    Args:
-        output_dir: Folder for ``log.txt``, created if necessary; None for the terminal only.
-        level: Lowest level that is logged.
+    The folder is created if necessary; None logs to the terminal only. A second call replaces the
+    handlers of the first, so that no line is logged twice.
 
     Raises:
         WriteError: The folder or the file cannot be written.
@@ -127,13 +124,11 @@ class Progress:
     writes a line every half minute, so that short work writes nothing: to the log, or to standard
     error if there is no log.
 
-    Attributes:
-        shown: Whether anything is shown. In a distributed run only rank 0 shows progress.
-
     Example:
         ``with Progress(len(samples), "Epoch 3") as bar: bar.update(len(batch), loss=1.2)``
     """
 
+    # Whether anything is shown. In a distributed run only rank 0 shows progress.
     shown: ClassVar[bool] = True
 
     def __init__(

@@ -107,20 +107,14 @@ def keep_freed_memory() -> bool:
     large tensors again and again and spends a fifth of its time on that (docs/PERFORMANCE.md). The
     peak memory stays the same.
 
-    This changes the whole process, so scripts call it and the library (engine.api) does not.
-
-    Returns:
-        Whether it took effect. False on other systems and with other C libraries, where nothing
-        changes.
+    This changes the whole process, so scripts call it and the library (engine.api) does not. Return
+    False on other systems and with other C libraries, where nothing changes.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another allocator is preloaded
         return False
-    settings = (
-        (_M_MMAP_MAX, 0),
-        (_M_TRIM_THRESHOLD, -1),  # never
-        (_M_TOP_PAD, _TOP_PAD_BYTES),
-    )
+    never = -1
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, never), (_M_TOP_PAD, _TOP_PAD_BYTES))
     return all([mallopt(name, value) == 1 for name, value in settings])

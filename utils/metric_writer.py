@@ -16,9 +16,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.errors import UserError, first_line, optional_package
 from utils.files import WriteError, ensure_folder, write_text
@@ -33,6 +34,7 @@ RUNS_NAME = "trackers.json"  # ids of the trackers' runs, with which a resume co
 _BATCH = 100  # parameters in one request to MLflow
 
 
+@dataclass
 class MetricWriter:
     """Writes scalars and images under names such as ``loss/triplet`` or ``eval/mAP``.
 
@@ -41,36 +43,25 @@ class MetricWriter:
     the epoch that it resumes from, so that no epoch is recorded twice.
     """
 
-    def __init__(
-        self,
-        output_dir: str | Path,
-        *,
-        resume_epoch: int | None = None,
-        resume_step: int | None = None,
-        tensorboard: bool = True,
-        trackers: Trackers | None = None,
-    ) -> None:
-        """Open ``metrics.jsonl`` and ``runs/`` in a folder.
+    output_dir: str | Path  # the folder, created if necessary
+    _: KW_ONLY
+    # Last finished epoch of the run that is resumed; later lines are removed. None for a new run,
+    # which appends to existing lines.
+    resume_epoch: int | None = None
+    resume_step: int | None = None  # steps done at that epoch; TensorBoard hides later points
+    tensorboard: bool = True  # whether to write ``runs/``
+    # Further recipients of the numbers, opened when the `with` block begins. After a resume they
+    # receive no step again but the last one, since a kill may have cut its numbers.
+    trackers: Trackers | None = None
 
-        Args:
-            output_dir: The folder, created if necessary.
-            resume_epoch: Last finished epoch of the run that is resumed; later lines are removed.
-                None for a new run, which appends to existing lines.
-            resume_step: Training steps done at that epoch; TensorBoard hides later points.
-            tensorboard: Whether to write ``runs/``.
-            trackers: Further recipients of the numbers, opened when the `with` block begins. After
-                a resume they receive no step again but the last one, since a kill may have cut its
-                numbers.
-        """
-        summary_writer = _summary_writer() if tensorboard else None
-        folder = ensure_folder(output_dir)
-        self._folder = folder
-        path = folder / "metrics.jsonl"
-        self._trackers, self._sent_step = trackers, 0
-        if resume_epoch is not None:
+    def __post_init__(self) -> None:
+        summary_writer = _summary_writer() if self.tensorboard else None
+        self._folder = folder = ensure_folder(self.output_dir)
+        path, self._sent_step = folder / "metrics.jsonl", 0
+        if self.resume_epoch is not None:
             self._sent_step = max((line.get("step", 0) for line in read_metrics(path)), default=0)
-            drop_later_lines(path, resume_epoch)
-        purge_step = None if resume_step is None else resume_step + 1
+            _drop_later_lines(path, self.resume_epoch)
+        purge_step = None if self.resume_step is None else self.resume_step + 1
         with self._guarded():
             _end_with_newline(path)
             # Unbuffered, so that a line that failed on a full disk is not written again on closing.
@@ -88,15 +79,12 @@ class MetricWriter:
         threading.excepthook = self._hide_tensorboard
 
     def scalars(self, values: Mapping[str, float], *, epoch: int, step: int) -> None:
-        """Write metrics of one training step.
+        """Write metrics of one training step; raise a WriteError if the device is full.
 
         Args:
             values: Numbers by name; a non-finite number becomes null in the file.
             epoch: Epoch, from 1.
             step: Training steps so far, over all epochs.
-
-        Raises:
-            WriteError: The device is full.
         """
         record: dict[str, Any] = {"epoch": epoch, "step": step}
         record |= {n: float(v) if math.isfinite(v) else None for n, v in values.items()}
@@ -107,8 +95,8 @@ class MetricWriter:
             if self._board is not None:
                 for name, value in values.items():
                     self._board.add_scalar(name, value, step)
-            if self._trackers is not None and step >= self._sent_step:
-                self._trackers.scalars(values, step)
+            if self.trackers is not None and step >= self._sent_step:
+                self.trackers.scalars(values, step)
 
     def picture(self, name: str, image: Tensor, *, step: int) -> None:
         """Write an image to TensorBoard: uint8, or float in [0, 1], of shape (3, H, W)."""
@@ -132,8 +120,8 @@ class MetricWriter:
                     self._board.close()
         finally:
             threading.excepthook = self._thread_hook
-            if self._trackers is not None:
-                self._trackers.close(failed=failed)
+            if self.trackers is not None:
+                self.trackers.close(failed=failed)
 
     def _hide_tensorboard(self, failure: threading.ExceptHookArgs) -> None:
         """Do not print the traceback of TensorBoard's thread.
@@ -159,19 +147,14 @@ class MetricWriter:
     def __enter__(self) -> MetricWriter:
         # Trackers are opened last: a training that cannot start must not leave their runs open.
         try:
-            if self._trackers is not None:
-                self._trackers.open()
+            if self.trackers is not None:
+                self.trackers.open()
         except BaseException:
             self.close(failed=True)
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:
             self.close(failed=error is not None)
         except WriteError:
@@ -218,16 +201,14 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [record for line in path.read_text("utf-8").splitlines() if (record := _parse(line))]
 
 
-def drop_later_lines(path: str | Path, epoch: int) -> int:
-    """Remove the lines after ``epoch``, and damaged ones; return how many."""
-    path = Path(path)
+def _drop_later_lines(path: Path, epoch: int) -> None:
+    """Remove the lines after ``epoch``, and damaged ones."""
     if not path.is_file():
-        return 0
+        return
     lines = path.read_text("utf-8", errors="replace").splitlines()
     kept = [line for line in lines if (record := _parse(line)) and record.get("epoch", 0) <= epoch]
     if len(kept) != len(lines):
         write_text(path, "".join(f"{line}\n" for line in kept))
-    return len(lines) - len(kept)
 
 
 @contextlib.contextmanager
@@ -272,109 +253,80 @@ def _end_with_newline(path: Path) -> None:
                 file.write(b"\n")
 
 
-class Tracker(Protocol):
-    """A run in an experiment tracker.
+class Tracker(NamedTuple):
+    """A run in an experiment tracker."""
 
-    Attributes:
-        run_id: Its identifier, with which a resumed training continues it.
-        place: Address or folder of the run.
-    """
-
-    run_id: str
-    place: str
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Send finite numbers of a training step."""
-
-    def close(self, *, failed: bool) -> None:
-        """Mark the run as finished or failed."""
+    run_id: str  # its identifier, with which a resumed training continues it
+    place: str  # its address or folder
+    scalars: Callable[[Mapping[str, float], int], None]  # sends finite numbers of a training step
+    close: Callable[..., None]  # ends it; ``failed`` is whether the training has failed
 
 
-class WandbTracker:
-    """A run of Weights & Biases; offline, a folder ``wandb`` in the output folder."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], run_id: str | None) -> None:
-        """Start a run, or continue the run ``run_id``."""
-        # Without statistics of the machine, without the terminal's output, and without git.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        wandb = package("wandb")
-        settings = wandb.Settings(
+def _wandb_run(folder: Path, config: Mapping[str, Any], run_id: str | None) -> Tracker:
+    """Start or continue a run of Weights & Biases; offline, a folder ``wandb`` in ``folder``."""
+    # Without statistics of the machine, without the terminal's output, and without git.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    wandb = package("wandb")
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=folder.name,
+        dir=str(folder),
+        id=run_id,
+        resume=None if run_id is None else "allow",
+        config={name: _plain(value) for name, value in config.items()},
+        settings=wandb.Settings(
             console="off", silent=True, disable_git=True, save_code=False, x_disable_stats=True
-        )
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=folder.name,
-            dir=str(folder),
-            id=run_id,
-            resume=None if run_id is None else "allow",
-            config={name: _plain(value) for name, value in config.items()},
-            settings=settings,
-        )
-        self.run_id = str(self._run.id)
-        self.place = str(self._run.dir if self._run.offline else self._run.url)
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers."""
-        self._run.log(dict(values), step=step)
-
-    def close(self, *, failed: bool) -> None:
-        """Finish the run."""
-        self._run.finish(exit_code=int(failed))
+        ),
+    )
+    return Tracker(
+        str(run.id),
+        str(run.dir if run.offline else run.url),
+        scalars=lambda values, step: run.log(dict(values), step=step),
+        close=lambda failed: run.finish(exit_code=int(failed)),
+    )
 
 
-class MlflowTracker:
-    """A run of MLflow, in the store that ``MLFLOW_TRACKING_URI`` names."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], run_id: str | None) -> None:
-        """Start a run, or continue the run ``run_id``."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # The defaults repeat a request for several minutes, in which the training would wait.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        mlflow = package("mlflow")
-        self._entities = mlflow.entities
-        self._client = mlflow.MlflowClient()
-        self.place = str(mlflow.get_tracking_uri())
-        if run_id is not None:
-            self.run_id = run_id
-            self._client.update_run(run_id, status="RUNNING")
-            return
+def _mlflow_run(folder: Path, config: Mapping[str, Any], run_id: str | None) -> Tracker:
+    """Start or continue a run of MLflow, in the store that ``MLFLOW_TRACKING_URI`` names."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The defaults repeat a request for several minutes, in which the training would wait.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    mlflow = package("mlflow")
+    entities, client = mlflow.entities, mlflow.MlflowClient()
+    if run_id is None:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        experiment = self._client.get_experiment_by_name(name)
-        number = (
-            self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        )
-        self.run_id = str(self._client.create_run(number, run_name=folder.name).info.run_id)
-        parameters = [self._entities.Param(key, str(value)) for key, value in config.items()]
+        experiment = client.get_experiment_by_name(name)
+        number = client.create_experiment(name) if experiment is None else experiment.experiment_id
+        run_id = str(client.create_run(number, run_name=folder.name).info.run_id)
+        parameters = [entities.Param(key, str(value)) for key, value in config.items()]
         for start in range(0, len(parameters), _BATCH):
-            self._client.log_batch(self.run_id, params=parameters[start : start + _BATCH])
+            client.log_batch(run_id, params=parameters[start : start + _BATCH])
+    else:
+        client.update_run(run_id, status="RUNNING")
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers; MLflow refuses ``>``, so ``raw->raw`` becomes ``raw to raw``."""
+    def scalars(values: Mapping[str, float], step: int) -> None:
         now = int(1000 * time.time())  # ms
-        metrics = [
-            self._entities.Metric(name.replace("->", " to "), value, now, step)
+        metrics = [  # MLflow refuses ``>``
+            entities.Metric(name.replace("->", " to "), value, now, step)
             for name, value in values.items()
         ]
-        self._client.log_batch(self.run_id, metrics=metrics)
+        client.log_batch(run_id, metrics=metrics)
 
-    def close(self, *, failed: bool) -> None:
-        """Mark the run as finished or failed."""
-        self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+    def close(*, failed: bool) -> None:
+        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+    return Tracker(run_id, str(mlflow.get_tracking_uri()), scalars, close)
 
 
 TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], str | None], Tracker]] = {
-    "wandb": WandbTracker,
-    "mlflow": MlflowTracker,
+    "wandb": _wandb_run,
+    "mlflow": _mlflow_run,
 }
 
 
 def package(name: str) -> ModuleType:
-    """Import the package of a tracker.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Import the package of a tracker; raise a UserError if it is not installed."""
     return optional_package(name, f"RUNTIME.TRACKERS {name}", f"pip install -e '.[{name}]'")
 
 
@@ -385,27 +337,23 @@ def check_packages(names: Sequence[str]) -> None:
             package(name)
 
 
+@dataclass
 class Trackers:
     """The trackers of a training. One that fails is left out after a warning.
 
     ``open`` starts the runs: only then must ``close`` end them.
 
-    Args:
-        names: Keys of ``TRACKERS``; other names are ignored.
-        folder: Output folder of the training.
-        config: Configuration values by name.
-        resumes: Whether to continue the runs of the training that is resumed.
-
     Raises:
         UserError: A package is not installed.
     """
 
-    def __init__(
-        self, names: Sequence[str], folder: Path, config: Mapping[str, Any], *, resumes: bool
-    ) -> None:
-        check_packages(names)
-        self._names = [name for name in names if name in TRACKERS]
-        self._folder, self._config, self._resumes = folder, config, resumes
+    names: Sequence[str]  # keys of ``TRACKERS``; other names are ignored
+    folder: Path  # output folder of the training
+    config: Mapping[str, Any]  # configuration values by name
+    resumes: bool  # whether to continue the runs of the training that is resumed
+
+    def __post_init__(self) -> None:
+        check_packages(self.names)
         self._trackers: dict[str, Tracker] = {}
 
     def open(self) -> None:
@@ -414,9 +362,9 @@ class Trackers:
         Raises:
             WriteError: The ids of the runs cannot be written.
         """
-        path = self._folder / RUNS_NAME
-        runs = _recorded_runs(path) if self._resumes else {}
-        for name in self._names:
+        path = self.folder / RUNS_NAME
+        runs = _recorded_runs(path) if self.resumes else {}
+        for name in (name for name in self.names if name in TRACKERS):
             self._guard(name, self._open, name, runs.get(name))
         opened = {name: tracker.run_id for name, tracker in self._trackers.items()}
         if opened:
@@ -435,7 +383,7 @@ class Trackers:
         self._trackers.clear()
 
     def _open(self, name: str, run_id: str | None) -> None:
-        tracker = TRACKERS[name](self._folder.resolve(), self._config, run_id)
+        tracker = TRACKERS[name](self.folder.resolve(), self.config, run_id)
         self._trackers[name] = tracker
         get_logger().info("The run in %s is %s in %s", name, tracker.run_id, tracker.place)
 

@@ -25,11 +25,7 @@ def derive_seed(seed: int, *parts: int | str) -> int:
 
     Hashing makes the seeds of similar purposes unrelated; ``seed + epoch`` would give epoch 2 of
     seed 1 the numbers of epoch 1 of seed 2. The numbers of an epoch can be drawn again after a
-    resume.
-
-    Args:
-        seed: The user's seed.
-        parts: The purpose, such as ``"augmentation", epoch``. 1 and "1" are different parts.
+    resume. ``parts`` are the purpose, such as ``"augmentation", epoch``; 1 and "1" differ.
     """
     # repr separates the parts: ("ab", "c") differs from ("a", "bc").
     digest = hashlib.sha256(repr((int(seed), *parts)).encode("utf-8")).digest()

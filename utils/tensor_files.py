@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -116,9 +116,7 @@ def _checked_copy(content: dict[str, Any], path: Path) -> dict[str, Any]:
             return type(value)(copied(item, depth + 1) for item in value)
         return value
 
-    result = copied(dict(content), 0)
-    assert isinstance(result, dict)
-    return result
+    return cast("dict[str, Any]", copied(content, 0))
 
 
 def _repeated_bytes(tensor: Tensor, path: Path) -> int:

@@ -34,3 +34,6 @@ class World:
             local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         )
+
+
+ALONE = World()  # a process that torchrun did not start

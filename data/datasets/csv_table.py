@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 from data import problems as wrong
@@ -22,19 +22,18 @@ from data.datasets.layout import (
 )
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
-from utils.text import composed, existing_path
+from utils.files import composed, existing_path
 
 COLUMNS = ("path", "pid", "camid", "split")
 
 
-@dataclass
 class _Identities:
     """How identities are written in a table."""
 
-    written: dict[int, str] = field(default_factory=dict)  # first text by pid
-    # examples of numbers with and without decimals
-    decimals: list[str] = field(default_factory=list)
-    integers: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.written: dict[int, str] = {}  # first text by pid
+        self.decimals: list[str] = []  # texts of numbers with decimals
+        self.integers: list[str] = []  # texts of numbers without decimals
 
 
 def load(request: LoadRequest) -> LoadedData:
@@ -77,35 +76,30 @@ def load(request: LoadRequest) -> LoadedData:
         composed(table.stem),
         "table",
         table,
-        problems=(*_repeated_rows(table, ordered), *_mixed_numbers(table, identities)),
+        problems=tuple(_problems(table, ordered, identities)),
         identity_names={
             pid: text for pid, text in identities.written.items() if whole_number(text) is None
         },
     )
 
 
-def _repeated_rows(table: Path, parts: dict[str, tuple[Sample, ...]]) -> list[Problem]:
-    """Return a warning for images that are in several rows."""
+def _problems(
+    table: Path, parts: dict[str, tuple[Sample, ...]], identities: _Identities
+) -> Iterator[Problem]:
     times = Counter(sample.path for samples in parts.values() for sample in samples)
     repeated = [path for path, count in times.items() if count > 1]
-    if not repeated:
-        return []
-    text = (
-        f"{len(repeated)} images are in several rows of {table} ({wrong.examples(repeated)}); keep "
-        "one row of each"
-    )
-    return [Problem("same-image-twice", text)]
-
-
-def _mixed_numbers(table: Path, identities: _Identities) -> list[Problem]:
-    """Return a note if some identities are written as 7.0 and others as 7."""
-    if not identities.decimals or not identities.integers:
-        return []
-    text = (
-        f"{table} writes some pids with decimals ({wrong.examples(identities.decimals)}) and "
-        f"others without ({wrong.examples(identities.integers)}); 7.0 and 7 are one identity"
-    )
-    return [Problem("mixed-numbers", text)]
+    if repeated:
+        text = (
+            f"{len(repeated)} images are in several rows of {table} ({wrong.examples(repeated)}); "
+            "keep one row of each"
+        )
+        yield Problem("same-image-twice", text)
+    if identities.decimals and identities.integers:
+        text = (
+            f"{table} writes some pids with decimals ({wrong.examples(identities.decimals)}) and "
+            f"others without ({wrong.examples(identities.integers)}); 7.0 and 7 are one identity"
+        )
+        yield Problem("mixed-numbers", text)
 
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
@@ -159,7 +153,6 @@ def _pid(table: Path, line: int, text: str, identities: _Identities) -> int:
     written = identities.written.setdefault(pid, number)
     if not written.isdigit() and written != number:
         raise DatasetError(
-            "same-person-twice",
-            f"{table} line {line}: {written!r} and {number!r} are one identity",
+            "same-person-twice", f"{table} line {line}: {written!r} and {number!r} are one identity"
         )
     return pid

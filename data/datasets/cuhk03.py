@@ -7,7 +7,7 @@ the same identities, cameras and pixels, in the same order.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data import problems as wrong
@@ -32,18 +32,13 @@ from data.datasets.layout import (
     split_of,
     subject_of,
 )
-from data.datasets.market1501 import (
-    FOLDERS,
-    TEST_FOLDERS,
-    load_validation_tree,
-    missing_folders,
-    read_market_tree,
-)
+from data.datasets.market1501 import FOLDERS, TEST_FOLDERS, missing_folders, read_market_tree
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 
 TITLE = "CUHK03"
 KINDS = ("labeled", "detected")
+_SUBSETS = ("train", "query", "gallery")
 # Number of images of each kind, of all subsets.
 _LISTED = {"labeled": 14_096, "detected": 14_097}
 ROOTS = ("cuhk03", "cuhk03-np", "cuhk-03")
@@ -88,11 +83,12 @@ def load(request: LoadRequest) -> LoadedData:
     for home in homes:
         folder = search_below(home, lambda f: _is_np(f, kind), 2)
         if folder is not None:
-            return _load_np(_np_folder(folder, kind), request)
+            has_kinds = has_folders(folder / kind, TEST_FOLDERS)
+            return _described(_load_np(folder / kind if has_kinds else folder, request), request)
     for home in homes:
-        sources = Sources.find(home, kind)
+        sources = _Sources(home, kind)
         if sources.images or sources.mat:
-            return _described(load_listed(sources, request), request)
+            return _described(_load_listed(sources, request), request)
     for home in homes:
         _explain_incomplete(home, kind)
     raise not_found(request.root, ORIGIN, _is_any)
@@ -108,24 +104,15 @@ def kinds_present(root: Path) -> tuple[str, ...]:
 
 def _has(home: Path, kind: str) -> bool:
     """Return whether a folder has images of a kind, or the original with the list of the kind."""
-    if find_part(home, f"images_{kind}") or find_part(home, f"{kind}/query"):
+    if _find_part(home, f"images_{kind}") or _find_part(home, f"{kind}/query"):
         return True
-    return bool(find_part(home, "cuhk-03.mat") and find_part(home, config_name(kind)))
-
-
-def load_validation(request: LoadRequest) -> LoadedData:
-    """Load ``cuhk03_val``, which ``data/train_split.py`` writes."""
-    return load_validation_tree(request, TITLE)
+    return bool(_find_part(home, "cuhk-03.mat") and _find_part(home, config_name(kind)))
 
 
 def _is_np(folder: Path, kind: str) -> bool:
     others = set(KINDS) - {kind}
     here = has_folders(folder, TEST_FOLDERS) and folder.name.lower() not in others
     return here or has_folders(folder / kind, TEST_FOLDERS)
-
-
-def _np_folder(folder: Path, kind: str) -> Path:
-    return folder / kind if has_folders(folder / kind, TEST_FOLDERS) else folder
 
 
 def _is_any(folder: Path) -> bool:
@@ -136,13 +123,9 @@ def _is_any(folder: Path) -> bool:
 
 def _load_np(folder: Path, request: LoadRequest) -> LoadedData:
     splits, problems = read_market_tree(folder, request.base_name)
-    splits = replace(
-        splits,
-        train=tuple(sorted(splits.train, key=_list_order)),
-        query=tuple(sorted(splits.query, key=_list_order)),
-        gallery=tuple(sorted(splits.gallery, key=_list_order)),
-    )
-    return _described(LoadedData(splits, TITLE, "CUHK03-NP folders", folder, {}, problems), request)
+    parts = {subset: tuple(sorted(getattr(splits, subset), key=_list_order)) for subset in _SUBSETS}
+    splits = DatasetSplits(splits.name, **parts, notes=splits.notes)
+    return LoadedData(splits, TITLE, "CUHK03-NP folders", folder, {}, problems)
 
 
 def _list_order(sample: Sample) -> tuple[int, int, int, str]:
@@ -156,9 +139,7 @@ def _described(loaded: LoadedData, request: LoadRequest) -> LoadedData:
     """Add the protocol and the published size."""
     kind = request.cuhk03_kind
     splits = loaded.splits
-    counts = {
-        subset: Counts.of(getattr(splits, subset)) for subset in ("train", "query", "gallery")
-    }
+    counts = {subset: Counts.of(getattr(splits, subset)) for subset in _SUBSETS}
     notes = {"protocol": f"CUHK03 new protocol, {kind}"}
     expected = EXPECTED[kind]
     if counts == CAMERA_PAIR_1:
@@ -178,13 +159,13 @@ def _described(loaded: LoadedData, request: LoadRequest) -> LoadedData:
 def _explain_incomplete(home: Path, kind: str) -> None:
     """Raise the error for a CUHK03 folder from which nothing could be loaded."""
     other = next(k for k in KINDS if k != kind)
-    has_other = search_below(home, lambda f: _is_np(f, other), 2) or find_part(
+    has_other = search_below(home, lambda f: _is_np(f, other), 2) or _find_part(
         home, f"images_{other}"
     )
     if has_other is not None:
-        config = find_part(home, config_name(kind))
-        if config is not None and find_part(home, config_name(other)) is None:
-            raise wrong.kind_mismatch(config, find_part(home, f"images_{other}"), other, kind, None)
+        config = _find_part(home, config_name(kind))
+        if config is not None and _find_part(home, config_name(other)) is None:
+            raise _kind_mismatch(config, _find_part(home, f"images_{other}"), other, kind, None)
         raise DatasetError(
             "kind-absent",
             f"CUHK03.KIND is {kind}, but {home} only has the {other} boxes; set "
@@ -195,40 +176,24 @@ def _explain_incomplete(home: Path, kind: str) -> None:
         raise missing_folders(partial, TITLE)
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The files of one kind in a folder."""
+class _Sources:
+    """The files of one kind of box in or below a folder; None for those that are missing."""
 
-    home: Path
-    kind: str
-    images: Path | None
-    mat: Path | None
-    config: Path | None
-
-    @classmethod
-    def find(cls, home: Path, kind: str) -> Sources:
-        """Search in and below a folder."""
-        return cls(
-            home,
-            kind,
-            find_part(home, f"images_{kind}"),
-            find_part(home, "cuhk-03.mat"),
-            find_part(home, config_name(kind)),
-        )
+    def __init__(self, home: Path, kind: str) -> None:
+        self.home, self.kind = home, kind
+        self.images = _find_part(home, f"images_{kind}")
+        self.mat = _find_part(home, "cuhk-03.mat")
+        self.config = _find_part(home, config_name(kind))
 
 
-def find_part(home: Path, name: str) -> Path | None:
+def _find_part(home: Path, name: str) -> Path | None:
     """Return the first file or folder of a name in ``home`` or up to two levels below."""
     folder = search_below(home, lambda f: (f / name).exists(), 2)
     return folder / name if folder else None
 
 
-def load_listed(sources: Sources, request: LoadRequest) -> LoadedData:
-    """Load by the protocol's list; images in a .mat file are extracted once.
-
-    Raises:
-        DatasetError: The list is missing or damaged, or does not belong to the images.
-    """
+def _load_listed(sources: _Sources, request: LoadRequest) -> LoadedData:
+    """Load by the protocol's list; images in a .mat file are extracted once."""
     kind = sources.kind
     if sources.config is None:
         raise _no_config(sources)
@@ -237,22 +202,18 @@ def load_listed(sources: Sources, request: LoadRequest) -> LoadedData:
     problems = _check_kind(protocol, files, images, kind, sources.config)
     names: dict[str, str] = {}
     parts = {
-        subset: _samples(protocol, subset, files, request.base_name, names)
-        for subset in ("train", "query", "gallery")
+        subset: _samples(protocol, subset, files, request.base_name, names) for subset in _SUBSETS
     }
-    splits = DatasetSplits(
-        request.name, train=parts["train"], query=parts["query"], gallery=parts["gallery"]
-    )
+    splits = DatasetSplits(request.name, **parts, notes={})
     return LoadedData(splits, TITLE, layout, images.parent, {}, problems, names)
 
 
-def _images(sources: Sources, request: LoadRequest) -> tuple[Path, dict[str, Path], str]:
+def _images(sources: _Sources, request: LoadRequest) -> tuple[Path, dict[str, Path], str]:
     """Find or extract the images; return their folder, their paths by stem, and the layout."""
     layout = "extracted images with the new protocol's config"
     images = sources.images
     if images is None:
-        if sources.mat is None:
-            raise AssertionError("load_listed needs extracted images or a .mat file")
+        assert sources.mat is not None  # noqa: S101 - checked by ``load``
         layout = "cuhk-03.mat with the new protocol's config"
         usual = cache_folder(sources.mat, sources.kind, sources.home)
         images = request.extract_to or usual
@@ -286,7 +247,7 @@ def _check_kind(
     missing, extra = sorted(listed - files.keys()), sorted(files.keys() - listed)
     swapped = len(listed) != len(files) and _LISTED[other] in (len(listed), len(files))
     if swapped or (missing and extra):
-        raise wrong.kind_mismatch(config, images, kind, other, (missing or extra)[0])
+        raise _kind_mismatch(config, images, kind, other, (missing or extra)[0])
     if missing:
         raise DatasetError(
             "images-missing",
@@ -299,14 +260,26 @@ def _check_kind(
     return ()
 
 
-def _no_config(sources: Sources) -> DatasetError:
+def _no_config(sources: _Sources) -> DatasetError:
     kind = sources.kind
     other = next(k for k in KINDS if k != kind)
-    stray = find_part(sources.home, config_name(other))
+    stray = _find_part(sources.home, config_name(other))
     images = sources.images or sources.mat
     if stray is not None:
-        return wrong.kind_mismatch(stray, images, kind, other, None)
+        return _kind_mismatch(stray, images, kind, other, None)
     return DatasetError(
         "no-protocol",
         f"{images} lacks the new protocol: copy {config_name(kind)} to {sources.home}",
+    )
+
+
+def _kind_mismatch(
+    config: Path, images: Path | None, kind: str, other: str, example: str | None
+) -> DatasetError:
+    """Return the error for CUHK03's protocol of one kind of box with images of the other kind."""
+    evidence = f" ({example} is only in one of them)" if example else ""
+    return DatasetError(
+        "kind-mismatch",
+        f"{config} and {images} do not belong together{evidence}: protocol and images must both "
+        f"be {kind} or both be {other}; copy the matching file, or set CUHK03.KIND",
     )

@@ -5,12 +5,11 @@ The reader of ``cuhk-03.mat``, h5py, is an optional package.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -35,29 +34,8 @@ _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCKS = (0, 512, 1024, 2048)
 
 
-def require(module: str, why: str) -> ModuleType:
-    """Import an optional reader.
-
-    Raises:
-        DatasetError: It is not installed; the text contains the command that installs it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise DatasetError(
-            f"missing-{package}",
-            f"{why} needs {package}, which is not installed; run `python3 -m pip install "
-            f"{package}`, or use extracted images (CUHK03-NP folders)",
-        ) from error
-
-
-def check_format(path: Path, expected: Format) -> None:
-    """Check the first bytes of a file, before a reader opens it.
-
-    Raises:
-        DatasetError: It is an HTML page, a Git-LFS pointer, empty, or of the other format.
-    """
+def _check_format(path: Path, expected: Format) -> None:
+    """Raise if a file is an HTML page, a Git-LFS pointer, empty, or of the other format."""
     with path.open("rb") as stream:
         head = stream.read(max(_USER_BLOCKS) + len(_HDF5_SIGNATURE))
     actual = _format_of(head)
@@ -102,7 +80,7 @@ def read_protocol(path: Path) -> Protocol:
     """
     from scipy.io import loadmat  # noqa: PLC0415 - no other data set needs it
 
-    check_format(path, "matlab5")
+    _check_format(path, "matlab5")
     try:
         content = loadmat(str(path))
         names = tuple(str(np.asarray(cell).item()) for cell in content["filelist"].ravel())
@@ -128,8 +106,7 @@ def _integers(values: Any) -> Indices:  # noqa: ANN401 - the type depends on the
 
 def _broken(path: Path, why: str) -> DatasetError:
     return DatasetError(
-        "bad-protocol",
-        f"{path} is not CUHK03's new protocol ({why}); copy the original file again",
+        "bad-protocol", f"{path} is not CUHK03's new protocol ({why}); copy the original file again"
     )
 
 
@@ -150,8 +127,15 @@ def list_names(path: Path, kind: str) -> list[str]:
 
 def _walk(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
     """Yield name and HDF5 dataset of every image."""
-    check_format(path, "hdf5")
-    h5py = require("h5py", "reading CUHK03's original cuhk-03.mat")
+    _check_format(path, "hdf5")
+    try:
+        h5py = import_module("h5py")  # an optional package
+    except ImportError as error:
+        raise DatasetError(
+            "missing-h5py",
+            "reading CUHK03's original cuhk-03.mat needs h5py, which is not installed; run "
+            "`python3 -m pip install h5py`, or use extracted images (CUHK03-NP folders)",
+        ) from error
     try:
         with h5py.File(path, "r") as mat:
             yield from _images(mat, kind)
@@ -179,18 +163,15 @@ def _images(mat: Any, kind: str) -> Iterator[tuple[str, Any]]:
                 yield name, data
 
 
-def extract(path: Path, kind: str, target: Path) -> Path:
+def extract(path: Path, kind: str, target: Path) -> None:
     """Write every image of a kind as PNG, once; ``target`` exists only when it is complete.
-
-    Returns:
-        ``target``.
 
     Raises:
         DatasetError: The file cannot be read.
         OSError: The folder cannot be written.
     """
     if target.is_dir():
-        return target
+        return
     try:
         with (
             staged_folder(target) as staging,
@@ -204,7 +185,6 @@ def extract(path: Path, kind: str, target: Path) -> Path:
         # Another run was faster; its images are the same.
         if isinstance(error, DatasetError) or not target.is_dir():
             raise
-    return target
 
 
 def cache_folder(path: Path, kind: str, home: Path) -> Path:

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from data import problems as wrong
 from data.datasets.layout import (
     CAMERA_PATTERN,
     JUNK_PID,
-    SUBSETS,
     LoadedData,
     LoadRequest,
     folders_below,
@@ -41,7 +41,7 @@ from data.images import IMAGE_SUFFIXES, is_litter
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 from data.splits import divide_persons
-from utils.text import composed, existing_path
+from utils.files import composed, existing_path
 
 _FOLDERS = {
     "train": ("bounding_box_train", "train", "image_train"),
@@ -68,7 +68,10 @@ def load(request: LoadRequest) -> LoadedData:
     if (home / SPLIT_RECORD).is_file():  # subjects are the same before and after a split
         dataset = dataset.removesuffix("_val")
     reader = _Reader(dataset)
-    folders = {subset: _subset_folder(home, subset) for subset in SUBSETS}
+    folders = {
+        subset: next((home / name for name in names if (home / name).is_dir()), None)
+        for subset, names in _FOLDERS.items()
+    }
     if any(folders.values()):
         layout, parts = "Market-style folders", _read_subsets(home, folders, reader)
     else:
@@ -79,8 +82,7 @@ def load(request: LoadRequest) -> LoadedData:
         dataset,
         layout,
         home,
-        problems=(*reader.problems, *reader.camera_problems(), *split_problems,
-                  *reader.left_out(home)),
+        problems=(*reader.problems, *split_problems, *reader.final_problems(home)),
         identity_names=reader.names,
     )  # fmt: skip
 
@@ -99,10 +101,6 @@ def not_there(request: LoadRequest, what: str) -> DatasetError:
         f"DATASETS.NAMES {request.name}: {what}; give a path from the working directory or from "
         "DATASETS.ROOT_DIR",
     )
-
-
-def _subset_folder(home: Path, subset: str) -> Path | None:
-    return next((home / name for name in _FOLDERS[subset] if (home / name).is_dir()), None)
 
 
 def _read_subsets(
@@ -167,16 +165,11 @@ def _check_person_folders(home: Path, persons: list[Path]) -> None:
 
 
 class _Reader:
-    """Reads the folders of a data set and collects what is reported about them.
-
-    Attributes:
-        problems: Problems so far.
-        names: Names of identities that are not numbers, by pid.
-    """
+    """Reads the folders of a data set and collects what is reported about them."""
 
     def __init__(self, dataset: str) -> None:
         self.problems: list[Problem] = []
-        self.names: dict[int, str] = {}
+        self.names: dict[int, str] = {}  # of identities that are not numbers, by pid
         self._dataset = dataset
         self._accounted: set[str] = set()
         self._with_camera: list[Path] = []
@@ -190,17 +183,13 @@ class _Reader:
         if persons and sum(len(images_below(person)) for person in persons) > named:
             return self.read_persons(persons, split_of(subset))
         # Cameras as written: your own cameras may be numbered from 0.
-        content = read_folder(folder, self._dataset, subset, first_camera=0)
-        self.problems += content.problems
+        samples, problems = read_folder(folder, self._dataset, subset, first_camera=0)
+        self.problems += problems
         self._accounted.update(map(str, images_below(folder)))  # read_folder reports the others
-        return content.samples
+        return samples
 
     def read_persons(self, persons: list[Path], split: str) -> tuple[Sample, ...]:
-        """Read one folder per person; the folder -1 is junk.
-
-        Raises:
-            DatasetError: Two folders have the same number.
-        """
+        """Read one folder per person; the folder -1 is junk, and equal numbers are an error."""
         by_pid: dict[int, Path] = {}
         samples = []
         for person in persons:
@@ -232,49 +221,38 @@ class _Reader:
         self._without_camera.append(path)
         return 0
 
-    def camera_problems(self) -> list[Problem]:
-        """Return a warning if only some of the images have a camera in their names."""
-        if not self._with_camera or not self._without_camera:
-            return []
-        total = len(self._with_camera) + len(self._without_camera)
-        text = (
-            f"{len(self._without_camera)} of {total} images have no camera in their names and "
-            f"count as camera 0 (for example {self._without_camera[0]}), while others have one "
-            f"(for example {self._with_camera[0]}): images of the same camera may count as "
-            f"matches across cameras; write the camera as {CAMERA_PATTERN}, or use a table: "
-            "DATASETS.NAMES csv:FILE"
+    def final_problems(self, home: Path) -> Iterator[Problem]:
+        """Yield what is known when all folders were read: missing cameras, unused images."""
+        if self._with_camera and self._without_camera:
+            total = len(self._with_camera) + len(self._without_camera)
+            text = (
+                f"{len(self._without_camera)} of {total} images have no camera in their names and "
+                f"count as camera 0 (for example {self._without_camera[0]}), while others have one "
+                f"(for example {self._with_camera[0]}): images of the same camera may count as "
+                f"matches across cameras; write the camera as {CAMERA_PATTERN}, or use a table: "
+                "DATASETS.NAMES csv:FILE"
+            )
+            yield Problem("some-without-camera", text)
+        suffixes = Counter(
+            path.suffix.lower()
+            for folder in folders_below(home)
+            for path in folder.iterdir()
+            if path.suffix.lower() in _OTHER_IMAGES and not is_litter(path.name)
         )
-        return [Problem("some-without-camera", text)]
-
-    def left_out(self, home: Path) -> list[Problem]:
-        """Return warnings for images below the data set that are not used."""
+        if suffixes:
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+            text = (
+                f"{suffixes.total()} images below {home} are left out because their format is not "
+                f"read ({counts}); convert them to one of {' '.join(IMAGE_SUFFIXES)}"
+            )
+            yield Problem("format-not-read", text)
         for name in _UNUSED:
             if (home / name).is_dir():
                 self._accounted.update(map(str, images_below(home / name)))
-        problems = _other_images(home)
         unused = [path for path in images_below(home) if str(path) not in self._accounted]
         if unused:
             text = (
                 f"{len(unused)} images below {home} are not used (for example "
                 f"{unused[0].relative_to(home)}); move them into the folder of a person, or away"
             )
-            problems.append(Problem("images-left-out", text))
-        return problems
-
-
-def _other_images(home: Path) -> list[Problem]:
-    """Return a warning for images of formats that are not read."""
-    suffixes = Counter(
-        path.suffix.lower()
-        for folder in folders_below(home)
-        for path in folder.iterdir()
-        if path.suffix.lower() in _OTHER_IMAGES and not is_litter(path.name)
-    )
-    if not suffixes:
-        return []
-    counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
-    text = (
-        f"{suffixes.total()} images below {home} are left out because their format is not read "
-        f"({counts}); convert them to one of {' '.join(IMAGE_SUFFIXES)}"
-    )
-    return [Problem("format-not-read", text)]
+            yield Problem("images-left-out", text)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from data.images import is_image_name, is_litter
 from data.problems import DatasetError, Problem, examples
 from data.records import DatasetSplits, Sample
-from utils.text import composed
+from utils.files import composed
 
 SUBSETS = ("train", "val_query", "val_gallery", "query", "gallery")
 JUNK_PID = -1
@@ -191,11 +191,6 @@ def pid_of_text(text: str) -> int:
     return 2**32 + int.from_bytes(digest[:7], "big") // 2  # below 2**62, so an int64 holds it
 
 
-def upper_case_names(paths: list[Path]) -> list[str]:
-    """Return the base names whose suffix is not lower case."""
-    return [path.name for path in paths if path.suffix != path.suffix.lower()]
-
-
 # --- Folders and their images
 
 
@@ -222,9 +217,7 @@ def list_folders(folder: Path) -> list[Path]:
     """Return the sub-folders of a folder, sorted by name, without litter."""
     try:
         with os.scandir(folder) as entries:
-            names = [
-                entry.name for entry in entries if not is_litter(entry.name) and entry.is_dir()
-            ]
+            names = [e.name for e in entries if not is_litter(e.name) and e.is_dir()]
     except OSError:  # not readable, or deleted meanwhile
         return []
     return [folder / name for name in sorted(names)]
@@ -281,17 +274,11 @@ def search_below(start: Path, test: Test, depth: int) -> Path | None:
 def find_below(root: Path, names: Sequence[str], test: Test, depth: int = 2) -> Path | None:
     """Return the first folder that passes ``test`` in or below a child of ``root``.
 
-    Args:
-        root: Folder that contains the data sets.
-        names: Names of the child, preferred first.
-        test: Whether a folder is the data set.
-        depth: How many levels below the child (archives unpacked into archives).
+    The child has one of the names, of which the first is preferred. Archives that were unpacked
+    into archives are found up to ``depth`` levels below it.
     """
-    for child in named_children(root, names):
-        match = search_below(child, test, depth)
-        if match is not None:
-            return match
-    return None
+    matches = (search_below(child, test, depth) for child in named_children(root, names))
+    return next((match for match in matches if match is not None), None)
 
 
 @dataclass(frozen=True)
@@ -307,10 +294,7 @@ class Origin:
 def not_found(root: Path, origin: Origin, test: Test) -> DatasetError:
     """Return the error for an unsuccessful ``find_below``: no root, wrong level, or not there.
 
-    Args:
-        root: Folder that was searched.
-        origin: What was searched for.
-        test: Whether a folder is at least a part of the data set.
+    ``test`` returns whether a folder is at least a part of the data set.
     """
     if not root.is_dir():
         return DatasetError(
@@ -318,16 +302,12 @@ def not_found(root: Path, origin: Origin, test: Test) -> DatasetError:
             f"DATASETS.ROOT_DIR {root} is not a folder; give the one that contains "
             f"{origin.names[0]}/",
         )
-    return (
-        _too_deep(root, origin.title, origin.names, test)
-        or _too_high(root, origin.title, origin.names, test)
-        or _absent(root, origin)
-    )
+    return _too_deep(root, origin, test) or _too_high(root, origin, test) or _absent(root, origin)
 
 
-def _too_deep(root: Path, title: str, names: Sequence[str], test: Test) -> DatasetError | None:
+def _too_deep(root: Path, origin: Origin, test: Test) -> DatasetError | None:
     root = root.resolve()
-    lower = {name.lower() for name in names}
+    lower = {name.lower() for name in origin.names}
     for folder in (root, root.parent):
         if not test(folder):
             continue
@@ -338,24 +318,23 @@ def _too_deep(root: Path, title: str, names: Sequence[str], test: Test) -> Datas
             continue  # folders of these names next to the root prove nothing
         else:
             fix = (
-                f"rename it to {names[0]} and give the folder above (DATASETS.ROOT_DIR "
+                f"rename it to {origin.names[0]} and give the folder above (DATASETS.ROOT_DIR "
                 f"{folder.parent}), or load it as your own data: DATASETS.NAMES folder:{folder}"
             )
-        return DatasetError(
-            "wrong-root", f"DATASETS.ROOT_DIR {root} is one level too deep for {title}; {fix}"
-        )
+        text = f"DATASETS.ROOT_DIR {root} is one level too deep for {origin.title}; {fix}"
+        return DatasetError("wrong-root", text)
     return None
 
 
-def _too_high(root: Path, title: str, names: Sequence[str], test: Test) -> DatasetError | None:
+def _too_high(root: Path, origin: Origin, test: Test) -> DatasetError | None:
     for child in list_folders(root):
         for folder in [child, *list_folders(child)]:
-            if find_below(folder, names, test) is not None:
-                return DatasetError(
-                    "wrong-root",
-                    f"DATASETS.ROOT_DIR {root} is one level too high for {title}; "
-                    f"give DATASETS.ROOT_DIR {folder}",
+            if find_below(folder, origin.names, test) is not None:
+                text = (
+                    f"DATASETS.ROOT_DIR {root} is one level too high for {origin.title}; "
+                    f"give DATASETS.ROOT_DIR {folder}"
                 )
+                return DatasetError("wrong-root", text)
     return None
 
 

@@ -5,7 +5,7 @@ The original folders contain lists of the images of each subset.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +23,7 @@ from data.datasets.layout import (
     subject_of,
     whole_number,
 )
-from data.datasets.market1501 import (
-    FOLDERS,
-    TEST_FOLDERS,
-    load_validation_tree,
-    read_market_tree,
-)
+from data.datasets.market1501 import FOLDERS, TEST_FOLDERS, read_market_tree
 from data.images import is_image_name
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
@@ -64,13 +59,12 @@ _LAYOUTS = (
 )
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a list: a path relative to train or test, identity and camera (from 1)."""
+class Line(NamedTuple):
+    """One line of a list."""
 
-    path: str
+    path: str  # relative to train or test
     pid: int
-    camera: int
+    camera: int  # from 1
 
 
 def load(request: LoadRequest) -> LoadedData:
@@ -92,11 +86,6 @@ def load(request: LoadRequest) -> LoadedData:
         return _load_market_style(folder, request)
     _explain_incomplete(request.root)
     raise not_found(request.root, ORIGIN, _is_any)
-
-
-def load_validation(request: LoadRequest) -> LoadedData:
-    """Load ``msmt17_val``, which ``data/train_split.py`` writes."""
-    return load_validation_tree(request, TITLE)
 
 
 def _layout_of(folder: Path) -> _Folders | None:
@@ -192,18 +181,11 @@ def _samples(
         raise _missing_images(folder, images, subset, missing, len(lines))
     split = split_of(subset)
     names = [present[line.path.lower()] for line in lines]
-    upper_case = [n for n in names if Path(n).suffix != Path(n).suffix.lower()]
-    if upper_case:
-        problems.append(wrong.upper_case_suffix(folder / images, upper_case))
-    samples = (
-        Sample(
-            str(folder / images / name),
-            line.pid,
-            line.camera - 1,
-            subject_of("msmt17", split, line.pid),
-        )
-        for line, name in zip(lines, names, strict=True)
-    )
+    problems += wrong.upper_case_suffixes(folder / images, names)
+    samples = []
+    for line, name in zip(lines, names, strict=True):
+        subject = subject_of("msmt17", split, line.pid)
+        samples.append(Sample(str(folder / images / name), line.pid, line.camera - 1, subject))
     return tuple(sorted(samples, key=lambda s: s.path))
 
 
@@ -264,8 +246,7 @@ def _explain_incomplete(root: Path) -> None:
     lists = find_below(root, ROOTS, _has_lists)
     if images is None:
         return
-    layout = _layout_of(images)
-    if layout is not None and layout.layout == "MSMT17 V2" and lists is not None:
+    if _layout_of(images) == _LAYOUTS[0] and lists is not None:
         raise DatasetError(
             "v2-images-v1-lists",
             f"V2 images in {images} but lists only in {lists}: V2 images with V1 lists; copy the "

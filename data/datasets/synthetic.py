@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data.datasets.market1501 import VALIDATION_FOLDERS
 from data.people.appearance import draw_people
 from data.people.photograph import MAX_CAMERAS, Walk, draw_walks
 from utils.errors import UserError
@@ -21,11 +22,8 @@ DRAWING_VERSION = 3  # increase it with every change of a pixel
 _MAX_IDENTITIES = 4000  # with validation and test identities within PPPP
 _MAX_IMAGES = 50
 _RECORD = "synthetic.json"
-TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY = (
-    "bounding_box_train", "bounding_box_val_query", "bounding_box_val_gallery",
-    "query", "bounding_box_test",
-)  # fmt: skip
-FOLDERS = (TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY)
+FOLDERS = tuple(VALIDATION_FOLDERS.values())
+TRAIN, VAL_QUERY, VAL_GALLERY, QUERY, GALLERY = FOLDERS
 
 _README = """\
 The people in these images are drawn by code. None of them exists, and no photograph was used.
@@ -84,27 +82,16 @@ class SyntheticOptions:
         )
 
 
-def ensure_synthetic(
-    root: Path, *, identities: int = 64, cameras: int = 6, images: int = 4, seed: int = 1
-) -> Path:
-    """Create the synthetic set below ``root`` if it does not exist; return its folder.
+def ensure_synthetic(root: Path, **size: int) -> Path:
+    """Return the folder of a synthetic set below ``root``; draw it if it does not exist.
 
-    Only a complete set has the final name, also after a kill. If several processes create the same
-    set, the first to finish keeps its files and the others use them.
-
-    Args:
-        root: Folder of the data sets; created if it does not exist.
-        identities: Training identities; validation and test have other identities.
-        cameras: Number of cameras.
-        images: Images per identity and camera.
-        seed: Seed.
+    ``size`` has fields of `SyntheticOptions`.
 
     Raises:
         UserError: A parameter is out of range, or images of an existing set are missing.
         OSError: ``root`` cannot be written.
     """
-    options = SyntheticOptions(identities, cameras, images, seed)
-    root = Path(root)
+    options = SyntheticOptions(**size)
     final = root / options.folder
     if final.exists():
         check_complete(final)
@@ -122,11 +109,8 @@ def ensure_synthetic(
 def draw_folders(target: Path, options: SyntheticOptions) -> None:
     """Draw people into ``target/{train,query,gallery}/PPPP``, the layout of ``folder:target``.
 
-    The test identities follow the training identities. Each has one query per camera.
-
-    Args:
-        target: Folder to create.
-        options: Size and seed; validation identities and distractors are not drawn.
+    The test identities follow the training identities. Each has one query per camera. Validation
+    identities and distractors are not drawn.
 
     Raises:
         UserError: ``target`` exists.

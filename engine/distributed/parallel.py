@@ -50,13 +50,12 @@ from utils.logger import get_logger
 _LOGGER = get_logger()
 
 
-def whole_batch(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features (B, D) and labels (B,) of all processes' images from those of each."""
-    return gather_batch(features.float()), gather_batch(labels)
-
-
 def over_processes(objectives: Objectives) -> Objectives:
     """Return objectives whose metric losses see the whole batch of a run of several processes."""
+
+    def whole_batch(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return gather_batch(features.float()), gather_batch(labels)
+
     return replace(objectives, whole_batch=whole_batch) if in_parallel() else objectives
 
 
@@ -77,9 +76,8 @@ class _Phase(nn.Module):
 def parallel_phases(nets: Networks, alone: Phases) -> Phases:
     """Return the phases of a step with gradients averaged over processes; unchanged in one process.
 
-    Args:
-        nets: The networks, on their device; their batch norms are synchronised.
-        alone: The phases of a single process, with the same networks.
+    The networks are on their device; their batch norms are synchronised. ``alone`` contains the
+    phases of a single process, with the same networks.
     """
     if not in_parallel():
         return alone
@@ -115,14 +113,11 @@ class SharedStep:
     """
 
     step: TrainStep  # the step of one process
+    anonymizer: nn.Module | None  # the anonymizer that is trained; None for the baseline
 
-    @property
-    def anonymizer(self) -> nn.Module | None:
-        """The anonymizer that is trained; None for the baseline."""
-        return self.step.anonymizer
-
-    @torch.no_grad()
-    def _average(self, output: StepOutput) -> StepOutput:
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Update the networks on this process's share of a batch."""
+        output = self.step(batch)
         numbers = output.numbers()
         averages = torch.stack([value.float() for value in numbers.values()])
         distributed.all_reduce(averages)
@@ -131,11 +126,7 @@ class SharedStep:
             {name: shared[name] for name in output.losses}, shared["total"], shared["accuracy"]
         )
 
-    def __call__(self, batch: Batch) -> StepOutput:
-        """Update the networks on this process's share of a batch."""
-        return self._average(self.step(batch))
-
 
 def shared_step(step: TrainStep) -> TrainStep:
     """Return a step that reports the whole batch's numbers; unchanged in a single process."""
-    return SharedStep(step) if in_parallel() else step
+    return SharedStep(step, step.anonymizer) if in_parallel() else step

@@ -28,12 +28,11 @@ from utils.device import resolve_device
 from utils.errors import UserError
 from utils.files import locked_folder
 from utils.logger import Progress
-from utils.world import World
+from utils.world import ALONE, World
 
 Value = TypeVar("Value")
 
-_ALONE = World()
-_current = [_ALONE]
+_current = [ALONE]
 
 
 def world() -> World:
@@ -53,7 +52,7 @@ def running_as(processes: World) -> Iterator[None]:
     try:
         yield
     finally:
-        _current[0] = _ALONE
+        _current[0] = ALONE
 
 
 @contextmanager
@@ -87,17 +86,12 @@ def broadcast(value: Value) -> Value:
 
 def from_main(make: Callable[[], Value]) -> Value:
     """Call a function on the first process only, and return its value on all of them."""
-    here = world()
-    made = [make()] if here.is_main else [None]
-    return broadcast(made)[0]  # type: ignore[return-value]
+    return broadcast(make() if is_main() else None)  # type: ignore[return-value]
 
 
 def first_on_machine(make: Callable[[], Value]) -> Value:
     """Call a function that may write files: on one process of each machine, then on the others."""
-    here = world()
-    if here.size == 1:
-        return make()
-    made = [make()] if here.local_rank == 0 else []
+    made = [make()] if world().local_rank == 0 else []
     barrier()
     return made[0] if made else make()
 
@@ -113,13 +107,10 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate the rows of all processes, by rank, on the first process.
+    """Return the rows (K, ...) of all processes, by rank, on the first process.
 
-    Args:
-        rows: (K, ...); K may differ between processes and be 0.
-
-    Returns:
-        All rows on the first process, on the device of its rows; the others get their own rows.
+    K may differ between processes and be 0. The device is that of the process's rows. The other
+    processes get their own rows.
     """
     here = world()
     if here.size == 1:
@@ -210,11 +201,7 @@ def leave(code: int) -> None:
 
 
 def device_of_rank(name: str = "auto", device_id: str | int = "0") -> torch.device:
-    """Return the device that was asked for; each process of a machine gets its own GPU.
-
-    Args:
-        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        device_id: The GPU that ``auto`` and ``cuda`` mean in a single process.
+    """Return the device that was asked for (`resolve_device`); each process gets its own GPU.
 
     Raises:
         UserError: The device does not exist, or there are more processes than GPUs.

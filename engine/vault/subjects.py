@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from modeling.encryption.ised_errors import BadInput, UsageError
-from utils.files import check_regular
-from utils.text import composed
+from utils.files import check_regular, composed
 
 SUBJECT_SOURCES = ("folder", "regex", "csv", "none")
 # File names as in Market-1501. Folders do not count: 0001_c1/0002_c1s1.png shows person 0002.

@@ -1,6 +1,5 @@
 """Feature extractors of the re-ID network.
 
 - `registry`: `REID_DESIGNS`, `reid_design`: backbone and pooling of each MODEL.NAME.
-- `base`: `Backbone`: the interface.
 - `resnet`: `ResNetBackbone`; `timm_backbone`: `TimmBackbone`.
 """

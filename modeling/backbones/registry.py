@@ -8,9 +8,8 @@ from functools import partial
 
 from torch import nn
 
-from layers.blocks import AveragePooling, GeneralizedMeanPooling
+from layers.blocks import AveragePooling, Backbone, GeneralizedMeanPooling
 from layers.pixels import PixelSpace
-from modeling.backbones.base import MakeBackbone
 from modeling.backbones.resnet import (
     RESNET18_WEIGHTS,
     RESNET50_WEIGHTS,
@@ -26,7 +25,10 @@ from utils.errors import UserError
 class ReIDDesign:
     """A backbone with its pooling and weights."""
 
-    backbone: MakeBackbone  # class of the backbone, or a function that builds it
+    # Class of the backbone, or a function that builds it with random weights. The keywords
+    # ``last_stride`` (1 by default) and ``stem_relu`` (False by default) are passed. A UserError is
+    # raised if the backbone has no such part and the value is not the default.
+    backbone: Callable[..., Backbone]
     # turns its map (B, C, H', W') into features (B, C); None for generalised-mean pooling, or
     # average pooling if the features are signed
     pooling: Callable[[], nn.Module] | None
@@ -53,21 +55,17 @@ REID_DESIGNS: dict[str, ReIDDesign] = {
 
 
 def reid_design(name: str, image_size: tuple[int, int], pixels: PixelSpace) -> ReIDDesign:
-    """Return the design of a MODEL.NAME.
+    """Return the design of a MODEL.NAME: a key of ``REID_DESIGNS``, or ``timm:<name>``.
 
-    Args:
-        name: Key of ``REID_DESIGNS``, or ``timm:<name>``.
-        image_size: Height and width of the images in pixels; for timm models.
-        pixels: Pixel space of the images; for timm models.
+    Only timm models depend on the size (height and width) and the pixel space of the images.
 
     Raises:
         UserError: If the name is unknown.
     """
     if name.startswith(PREFIX):
-        timm_name = name.removeprefix(PREFIX)
-        return ReIDDesign(
-            partial(TimmBackbone, timm_name, image_size=image_size, pixels=pixels), pooling=None
-        )
+        model = name.removeprefix(PREFIX)
+        make = partial(TimmBackbone, model, image_size=image_size, pixels=pixels)
+        return ReIDDesign(make, pooling=None)
     if name not in REID_DESIGNS:
         raise UserError(
             f"MODEL.NAME is {name!r}; expected one of {', '.join(sorted(REID_DESIGNS))}, or "

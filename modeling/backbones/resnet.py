@@ -7,8 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from layers.blocks import NonLocalBlock, Recomputable
-from modeling.backbones.base import Backbone
+from layers.blocks import Backbone, NonLocalBlock, Recomputable
 from modeling.weights import ImageNetWeights, KnownFile
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from layers.blocks import Backbone
 from layers.pixels import PixelSpace
-from modeling.backbones.base import Backbone
 from modeling.weights import load_matching
 from utils.errors import UserError, optional_package
 from utils.logger import get_logger
@@ -31,16 +31,10 @@ class TimmBackbone(Backbone):
     SOLVER.GRAD_CHECKPOINT does not apply to it: timm's own recomputation would update the running
     statistics of batch norms twice.
 
-    Args:
-        name: Name in timm, with or without a tag: ``tf_efficientnet_lite0``, ``resnet50.a1_in1k``.
-        last_stride: Stride of the last stage, 1 or 2; 1 doubles the resolution of the feature map.
-            A model without such a stage, for example a ViT, accepts only the default 1.
-        stem_relu: Must be False, because the stem is part of the timm model.
-        image_size: Height and width of the images in pixels. Position embeddings are resampled.
-        pixels: Pixel space of the images.
-
-    Attributes:
-        signed: Whether the model contains layer norms: about half of its features are negative.
+    The name in timm may have a tag: ``tf_efficientnet_lite0``, ``resnet50.a1_in1k``. The last stage
+    has stride 1 or 2; 1 doubles the resolution of the feature map. A model without such a stage,
+    for example a ViT, accepts only the default 1. ``stem_relu`` must be False, because the stem is
+    part of the model. Position embeddings are resampled to the image size (height and width, px).
 
     Raises:
         UserError: If timm is not installed or has no such model, or if the model has no spatial
@@ -68,8 +62,7 @@ class TimmBackbone(Backbone):
             )
         if last_stride not in (1, 2):
             raise UserError(f"MODEL.LAST_STRIDE is {last_stride}; expected 1 or 2")
-        self._name, self._last_stride = name, last_stride
-        self._image_size = (int(image_size[0]), int(image_size[1]))
+        self._name, self._last_stride, self._image_size = name, last_stride, image_size
         model = _create(name)
         mean, std = (torch.tensor(model.pretrained_cfg[key]) for key in ("mean", "std"))
         scale, shift = torch.tensor(pixels.std) / std, (torch.tensor(pixels.mean) - mean) / std
@@ -77,6 +70,7 @@ class TimmBackbone(Backbone):
         self.register_buffer("_shift", shift.view(3, 1, 1), persistent=False)
         self.model = self._fitted(_without_head(model, name))
         self.out_channels = _probe(self.model, self._image_size).shape[1]
+        # Half of the features after a layer norm are negative.
         self.signed = any(isinstance(module, nn.LayerNorm) for module in self.model.modules())
 
     def forward(self, image: Tensor) -> Tensor:
@@ -89,9 +83,8 @@ class TimmBackbone(Backbone):
     def load_imagenet_weights(self, path: str = "") -> None:
         """Load the weights of a file or folder, or else those that timm downloads.
 
-        Args:
-            path: File in timm's format, or folder that contains ``<name>.pth`` or
-                ``<name>.safetensors`` (MODEL.PRETRAIN_PATH); '' to download.
+        The path (MODEL.PRETRAIN_PATH) is a file in timm's format, or a folder that contains
+        ``<name>.pth`` or ``<name>.safetensors``; '' to download.
 
         Raises:
             UserError: If no weights are available, or they belong to another model.
@@ -102,8 +95,10 @@ class TimmBackbone(Backbone):
             model = _without_head(_downloaded(self._name, candidates), self._name)
         else:
             model = _create(self._name)
-            classifier = _classifier_prefixes(model)
+            names = model.pretrained_cfg.get("classifier") or ()
+            names = [names] if isinstance(names, str) else names
             model = _without_head(model, self._name)
+            classifier = tuple(f"{name}." for name in names)
             load_matching(model, _read(file), file, may_ignore=classifier)
             _LOGGER.info("ImageNet weights of %s%s: %s", PREFIX, self._name, file)
         self.model = self._fitted(model)
@@ -134,7 +129,8 @@ class TimmBackbone(Backbone):
                     f"MODEL.LAST_STRIDE is 1 with MODEL.NAME {PREFIX}{self._name}, whose last "
                     "stage requires stride 2; expected 2"
                 ) from error
-        if _has_no_map(_probe(model, self._image_size)):
+        features = _probe(model, self._image_size)
+        if features.ndim != 4 or features.shape[2:] == (1, 1):  # no map, no patch tokens
             raise _no_spatial_features(self._name)
         return model
 
@@ -176,11 +172,6 @@ def _last_strided(model: Any, image_size: tuple[int, int]) -> list[Any]:
         for hook in hooks:
             hook.remove()
     return [module for module, size in outputs if size == features.shape[2:]]
-
-
-def _has_no_map(features: Tensor) -> bool:
-    """Return whether there is only one vector: no map, or no patch tokens."""
-    return features.ndim != 4 or features.shape[2:] == (1, 1)
 
 
 def _create(name: str, *, pretrained: bool = False) -> Any:
@@ -247,16 +238,9 @@ def _downloaded(name: str, tried: list[Path]) -> Any:
         ) from error
 
 
-def _classifier_prefixes(model: Any) -> tuple[str, ...]:
-    """Return what the names of the classifier's weights start with."""
-    names = model.pretrained_cfg.get("classifier") or ()
-    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-
-
 def _read(file: Path) -> dict[str, Tensor]:
     timm = optional_package("timm", f"reading {file}", "python3 -m pip install timm")
     try:
-        state: dict[str, Tensor] = timm.models.load_state_dict(str(file))
+        return cast("dict[str, Tensor]", timm.models.load_state_dict(str(file)))
     except Exception as error:  # unpickling a foreign file raises many types
         raise UserError(f"{file} cannot be read as weights of a timm model: {error}") from error
-    return state

@@ -25,8 +25,7 @@ from data.records import DatasetSplits, Sample
 from data.registry import DATASETS
 from engine.attacks.measures import HOLDS
 from engine.attacks.suite import ATTACKS
-from layers.blocks import AveragePooling
-from modeling.backbones.base import Backbone
+from layers.blocks import AveragePooling, Backbone
 from modeling.backbones.registry import REID_DESIGNS, ReIDDesign
 from modeling.build import CIPHERS, build_cipher, build_objectives, build_reid
 from modeling.encryption.cipher import (

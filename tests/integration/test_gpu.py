@@ -162,7 +162,7 @@ def test_a_batch_that_does_not_fit() -> None:
     objectives = build_objectives(cfg, NUM_CLASSES, model.nets.reid.feature_size)
     if objectives.centers is not None:
         objectives.centers.to(device)
-    optimizers = build_optimizers(cfg, model.nets, objectives.centers)
+    optimizers = build_optimizers(cfg, model.nets.official_networks, objectives.centers)
     step = build_step(model, objectives, optimizers, Supervision(UpgradePolicy()))
 
     def try_to_fit(count: int) -> None:

@@ -104,7 +104,7 @@ def test_third_party_imports_equal_the_requirements() -> None:
     assert not extras & required
 
 
-IMPORTING = ("require", "optional_package", "package")
+IMPORTING = ("import_module", "optional_package", "package")
 
 
 def optional_imports(tree: ast.AST) -> set[str]:

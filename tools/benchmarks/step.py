@@ -117,7 +117,7 @@ def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -
     objectives = build_objectives(cfg, NUM_CLASSES, model.nets.reid.feature_size)
     centers = nn.Identity() if objectives.centers is None else objectives.centers
     centers.to(model.device)
-    optimizers = build_optimizers(cfg, model.nets, objectives.centers)
+    optimizers = build_optimizers(cfg, model.nets.official_networks, objectives.centers)
     torch.backends.cudnn.benchmark = cfg.RUNTIME.CUDNN_BENCHMARK
     step = build_step(model, objectives, optimizers, Supervision(UpgradePolicy()))
     batch = random_batch(cfg, count, model.device)
@@ -266,9 +266,8 @@ def _empty_batch(cfg: CfgNode, count: int) -> Batch:
 
 def _meta_step(cfg: CfgNode, nets: Networks) -> TrainStep:
     objectives = build_objectives(cfg, NUM_CLASSES, nets.reid.feature_size)
-    optimizers = build_optimizers(cfg, nets, objectives.centers)
-    phases = phases_of(nets, objectives)
+    optimizers = build_optimizers(cfg, nets.official_networks, objectives.centers)
+    settings = (objectives, optimizers, contextlib.nullcontext, phases_of(nets, objectives))
     if isinstance(nets, PrivacyNetworks):
-        supervision = Supervision(UpgradePolicy())
-        return JointStep(nets, objectives, optimizers, supervision, contextlib.nullcontext, phases)
-    return BaselineStep(nets, objectives, optimizers, contextlib.nullcontext, phases)
+        return JointStep(*settings, nets=nets, supervision=Supervision(UpgradePolicy()))
+    return BaselineStep(*settings)

@@ -13,6 +13,7 @@ from data.store import ResidentPixels, StreamedPixels
 from layers.pixels import PixelSpace
 from tests.fixtures.images import image_splits
 from utils.errors import UserError
+from utils.world import World
 
 CPU = torch.device("cpu")
 FIELDS = ("raw", "desensitized", "label", "pid", "camid", "index")
@@ -116,9 +117,7 @@ def test_streamed_images_equal_kept_images(splits, name):
 def test_the_batches_of_all_ranks_make_the_batch_of_one_process(splits, name):
     cfg = _config(INPUT__TYPE=name, INPUT__RADIUS=RADII[name])
     whole = _epoch(build_train_loader(cfg, splits, CPU), 4)
-    ranks = [
-        _epoch(build_train_loader(cfg, splits, CPU, rank=rank, world_size=2), 4) for rank in (0, 1)
-    ]
+    ranks = [_epoch(build_train_loader(cfg, splits, CPU, World(rank, 2)), 4) for rank in (0, 1)]
     joined = [
         tuple(torch.cat(fields) for fields in zip(*shares, strict=True))
         for shares in zip(*ranks, strict=True)
@@ -150,7 +149,7 @@ def test_the_evaluation_batches_of_all_ranks_in_order_are_those_of_one_process(s
     shared = [
         batch
         for rank in range(world_size)
-        for batch in build_eval_loader(cfg, splits.gallery, CPU, rank=rank, world_size=world_size)
+        for batch in build_eval_loader(cfg, splits.gallery, CPU, World(rank, world_size))
     ]
     assert len(shared) == len(whole) == 4
     for one, other in zip(shared, whole, strict=True):
@@ -178,7 +177,7 @@ def test_loaders_over_the_same_images_share_one_source(splits):
     cfg = _config(INPUT__TYPE="blur", INPUT__RADIUS=3.0)
     train = build_train_loader(cfg, splits, CPU)
     assert build_eval_loader(cfg, splits.train, CPU).source is train.source
-    assert build_train_loader(cfg, splits, CPU, rank=1, world_size=2).source is train.source
+    assert build_train_loader(cfg, splits, CPU, World(1, 2)).source is train.source
     assert train.source.desensitized is not None
     assert build_eval_loader(cfg, splits.query, CPU).source is not train.source
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from data.checks import CheckOptions, check_named
-from data.consistency import positive_problems
 from data.datasets.layout import (
     LoadRequest,
     list_images,
@@ -20,11 +19,11 @@ from data.datasets.layout import (
     without_decimals,
 )
 from data.images import BadImage, read_rgb
-from data.problems import DatasetError
+from data.problems import DatasetError, positive_problems
 from data.records import DatasetSplits
 from data.registry import load_data, load_splits
 from tests.fixtures import trees
-from utils.text import existing_path
+from utils.files import existing_path
 
 
 def people(root: Path, cameras: int = 2, names: tuple[str, ...] = ()) -> Path:

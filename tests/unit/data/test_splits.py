@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.consistency import count_positives
-from data.problems import DatasetError
+from data.problems import DatasetError, queries_without_match
 from data.records import Sample
 from data.splits import divide_persons, split_as_published, split_by_identity
 
@@ -37,17 +36,17 @@ def test_identity_split(images: list[list[int]], seed: int) -> None:
             split_by_identity(everything, seed)
         return
     split = split_by_identity(everything, seed)
-    held_out = {s.pid for s in (*split.val_query, *split.val_gallery)}
+    held_out = {s.pid for s in (*split["val_query"], *split["val_gallery"])}
     assert len(held_out) == min(max(1, round(0.2 * len(images))), eligible, len(images) - 1)
-    assert not held_out & {s.pid for s in split.train}
-    assert sorted((*split.train, *split.val_query, *split.val_gallery), key=str) == sorted(
+    assert not held_out & {s.pid for s in split["train"]}
+    assert sorted((*split["train"], *split["val_query"], *split["val_gallery"]), key=str) == sorted(
         everything, key=str
     )
-    pairs = [(s.pid, s.camid) for s in split.val_query]
+    pairs = [(s.pid, s.camid) for s in split["val_query"]]
     assert len(pairs) == len(set(pairs))
-    budget = max(1, int(0.2 * (len(split.val_query) + len(split.val_gallery))))
-    assert 1 <= len(split.val_query) <= budget
-    assert not count_positives(split.val_query, split.val_gallery, cross_camera=True).without
+    budget = max(1, int(0.2 * (len(split["val_query"]) + len(split["val_gallery"]))))
+    assert 1 <= len(split["val_query"]) <= budget
+    assert not queries_without_match(split["val_query"], split["val_gallery"], cross_camera=True)
     shuffled = everything[:]
     random.Random(seed).shuffle(shuffled)
     assert split_by_identity(shuffled, seed) == split
@@ -55,7 +54,7 @@ def test_identity_split(images: list[list[int]], seed: int) -> None:
 
 def test_every_identity_has_a_query_before_any_has_two() -> None:
     split = split_by_identity(samples([[3, 3, 3]] * 20), 1)  # 4 persons, 36 images, 7 queries
-    asked = [s.pid for s in split.val_query]
+    asked = [s.pid for s in split["val_query"]]
     assert len(asked) == 7
     assert max(map(asked.count, asked)) == 2
     assert len(set(asked)) == 4
@@ -66,7 +65,7 @@ def test_the_identities_with_two_queries_are_random() -> None:
     places = set()
     for seed in range(8):
         split = split_by_identity(everything, seed)
-        asked = [s.pid for s in split.val_query]
+        asked = [s.pid for s in split["val_query"]]
         once = [pid for pid in set(asked) if asked.count(pid) == 1]
         places |= {sorted(set(asked)).index(pid) for pid in once}
     assert len(places) > 1
@@ -80,10 +79,10 @@ def test_another_seed_is_another_split() -> None:
 def test_published_split_is_the_first_fifth_of_the_files() -> None:
     everything = samples([[5, 5]] * 10)
     split = split_as_published(everything, 1)
-    held_out = sorted((*split.val_query, *split.val_gallery), key=lambda s: s.path)
+    held_out = sorted((*split["val_query"], *split["val_gallery"]), key=lambda s: s.path)
     assert held_out == sorted(everything, key=lambda s: s.path)[:20]
-    assert len(split.val_query) == 4
-    assert len(split.train) == 80
+    assert len(split["val_query"]) == 4
+    assert len(split["train"]) == 80
     assert split == split_as_published(everything[::-1], 1)
     with pytest.raises(DatasetError, match="too few"):
         split_as_published(everything[:10], 1)
@@ -103,7 +102,7 @@ def test_persons_are_divided_so_that_validation_and_test_have_queries(
     for query, gallery in (("val_query", "val_gallery"), ("query", "gallery")):
         assert pids[query] == pids[gallery]
         assert len(pids[query]) == held_out
-        assert not count_positives(parts[query], parts[gallery], cross_camera=True).without
+        assert not queries_without_match(parts[query], parts[gallery], cross_camera=True)
     assert not pids["train"] & (pids["val_query"] | pids["query"])
     assert sum(map(len, parts.values())) == len(everything)
 
@@ -121,7 +120,7 @@ def test_every_camera_of_a_divided_person_has_a_query_while_all_keep_a_match(
         return
 
     def misses(query: list[Sample], gallery: list[Sample]) -> bool:
-        return bool(count_positives(query, gallery, cross_camera=cross_camera).without)
+        return bool(queries_without_match(query, gallery, cross_camera=cross_camera))
 
     for query, gallery in (("val_query", "val_gallery"), ("query", "gallery")):
         asked, left = list(parts[query]), list(parts[gallery])

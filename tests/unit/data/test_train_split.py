@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from data import train_split
-from data.consistency import count_positives
 from data.datasets.layout import LoadRequest, parse_market_name
 from data.datasets.market1501 import VALIDATION_FOLDERS
 from data.images import read_rgb
+from data.problems import queries_without_match
 from data.records import DatasetSplits, Sample
 from data.registry import load_data, load_splits
 from data.train_split import main, make_split
@@ -68,7 +68,7 @@ def test_a_split_contains_every_person_and_image(tmp_path: Path, source: str) ->
     held_out = {s.pid for s in (*split.val_query, *split.val_gallery)}
     assert held_out
     assert not held_out & {s.pid for s in split.train}
-    assert not count_positives(split.val_query, split.val_gallery, cross_camera=True).without
+    assert not queries_without_match(split.val_query, split.val_gallery, cross_camera=True)
     for sample in (*all_train(split), *split.query, *split.gallery):
         assert parse_market_name(sample.path) == (sample.pid, sample.camid + 1)
 
@@ -280,7 +280,7 @@ def test_own_data_are_split(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
     assert pixels_of(all_train(split)) == pixels_of(whole.train)
     assert pixels_of((*split.query, *split.gallery)) == pixels_of((*whole.query, *whole.gallery))
     assert {s.subject for s in all_train(split)} == {s.subject for s in whole.train}
-    assert not count_positives(split.val_query, split.val_gallery, cross_camera=True).without
+    assert not queries_without_match(split.val_query, split.val_gallery, cross_camera=True)
     assert split.notes["split"].startswith("identity, seed 1")
     assert main(["--dataset_name", made, "--output_dir", str(tmp_path / "again")]) == 2
     assert "has a validation split; train on it directly" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_a_resume_does_not_need_start_weights(
     trainer.writer.close()
     assert trainer.state.epoch == 1
     saved = tiny.native(run)["networks"]["C"]
-    tiny.assert_equal(dict(trainer.step.nets.reid.state_dict()), dict(saved))
+    tiny.assert_equal(dict(trainer.networks.reid.state_dict()), dict(saved))
 
 
 def test_a_refused_resume_changes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_step_never_makes_the_host_wait(
         for module in modules:
             moved(module)
         without_backward(monkeypatch, (p for module in modules for p in module.parameters()))
-        optimizers = build_optimizers(cfg, nets, objectives.centers)
+        optimizers = build_optimizers(cfg, nets.official_networks, objectives.centers)
         model = Model(nets, CUDA, precision, space)
         step = build_step(model, objectives, optimizers, supervision)
         step(_batch())  # constants are sent once

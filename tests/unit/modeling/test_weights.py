@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from modeling.backbones.base import Backbone
+from layers.blocks import Backbone
 from modeling.backbones.registry import REID_DESIGNS, imagenet_weights
 from modeling.weights import KnownFile, find_weights, load_imagenet_weights
 from tests.unit.modeling.helpers import FakeWeights

@@ -40,7 +40,7 @@ def weights(nets: Nets) -> dict[str, torch.Tensor]:
 def build(
     make_cfg: MakeCfg, nets: Nets, centers: nn.Module | None = None, *overrides: str
 ) -> Optimizers:
-    return build_optimizers(make_cfg(*overrides), nets, centers)
+    return build_optimizers(make_cfg(*overrides), nets.official_networks, centers)
 
 
 def test_each_network_has_the_adam_of_the_method(make_cfg: MakeCfg) -> None:
@@ -182,7 +182,7 @@ def test_moments_of_another_memory_format_are_converted(
 def test_values_changed_before_a_resume_are_used(make_cfg: MakeCfg) -> None:
     saved = build(make_cfg, Nets(("C",)), CenterLoss(2, 2)).state_dict()
     cfg = make_cfg("SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.CENTER_LR", "0.75")
-    optimizers = build_optimizers(cfg, Nets(("C",)), CenterLoss(2, 2))
+    optimizers = build_optimizers(cfg, Nets(("C",)).official_networks, CenterLoss(2, 2))
     optimizers.load_state_dict(saved)
     assert optimizers.main[0].param_groups[0]["weight_decay"] == 0.25
     assert optimizers.centers is not None

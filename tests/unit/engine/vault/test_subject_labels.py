@@ -16,7 +16,7 @@ from engine.vault.master import Argon2Cost, KeyFile, Passphrase
 from engine.vault.subjects import checked_label, normalized, spellings
 from modeling.encryption.ised_errors import BadInput, DestroyedKey, RevokedKey
 from tests.fixtures.keyrings import to_format
-from utils.text import composed
+from utils.files import composed
 
 # A Vietnamese name: composed, decomposed, and as Vietnamese keyboards type it, which is neither.
 NFC, NFD, MIXED = "set/Hi\u1ebfn", "set/Hie\u0302\u0301n", "set/Hi\u00ea\u0301n"

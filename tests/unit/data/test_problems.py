@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 
 from data.build import check_before_training
 from data.checks import CheckOptions, _fit_problems, check_named
-from data.consistency import (
+from data.problems import (
+    DatasetError,
     check_positives,
     copy_problems,
-    count_positives,
     positive_problems,
+    queries_without_match,
 )
-from data.problems import DatasetError
 from data.records import DatasetSplits, Sample
 from data.registry import load_splits, split_command
 from tests.fixtures import trees
 from tests.fixtures.images import image_splits
 from utils.errors import UserError
+from utils.world import World
 
 PEOPLE = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=20)
 
@@ -38,10 +39,9 @@ def make(people: list[tuple[int, int]], prefix: str = "q") -> list[Sample]:
 def test_counts_match_a_naive_loop(
     query: list[tuple[int, int]], gallery: list[tuple[int, int]], cross: bool
 ) -> None:
-    found = count_positives(make(query), make(gallery, "g"), cross_camera=cross)
+    found = queries_without_match(make(query), make(gallery, "g"), cross_camera=cross)
     naive = [sum(p == q and (c != k or not cross) for p, c in gallery) for q, k in query]
-    assert list(found.counts) == naive
-    assert len(found.without) == naive.count(0)
+    assert [s.path for s in found] == [f"q{i}" for i, count in enumerate(naive) if not count]
 
 
 def test_queries_without_a_match_are_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -195,7 +195,7 @@ def test_a_damaged_evaluation_image_is_an_error_before_the_training(
     ranks = []
     for rank in range(2):  # each rank checks its part
         try:
-            check_before_training(cfg, splits, rank=rank, world_size=2)
+            check_before_training(cfg, splits, World(rank, 2))
         except UserError:
             ranks.append(rank)
     assert len(ranks) == 1
