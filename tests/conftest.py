@@ -1,4 +1,8 @@
-"""Settings and fixtures of all tests: one thread, repeatable examples, skips with a reason."""
+"""Settings and fixtures of all tests: one thread, repeatable examples, skips with a reason.
+
+With pytest-xdist this file is also imported by the process that only distributes the tests. So
+functions import what would load torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,11 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import torch
 
-from configs.loading import load
+from tests.fixtures import forkserver
 from tests.fixtures.devices import mounted
 from tests.fixtures.paths import ROOT, SHARED_DATA
 from tests.fixtures.small_configs import SMALL
-from utils.logger import close_logger
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -28,9 +30,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Until all tests are collected: importing creates objects, and hardly any garbage.
 gc.disable()
 
-# The test processes already use all cores; more threads would only slow them down.
-torch.set_num_threads(1)
-
 # Same examples in every run. No deadlines, which would fail tests on a busy machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
@@ -38,6 +37,10 @@ hypothesis.settings.load_profile("repeatable")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked gpu without a CUDA device, and tests marked data without photographs."""
+    import torch
+
+    # The test processes already use all cores; more threads would only slow them down.
+    torch.set_num_threads(1)
     no_gpu = pytest.mark.skip(reason="no CUDA device")
     no_data = pytest.mark.skip(reason=f"{SHARED_DATA} is missing")
     for item in items:
@@ -48,16 +51,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_data)
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Exclude imported modules and tests from garbage collection; a full one took 0.25 s."""
     gc.collect()
     gc.freeze()
     gc.enable()
+    modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
+    if any(map(forkserver.needs_server, modules)):
+        forkserver.start_server()
 
 
 @pytest.fixture
 def make_cfg(tmp_path: Path) -> Callable[..., CfgNode]:
     """Return ``make_cfg(*overrides)``: a small CPU configuration with its folders in tmp_path."""
+    from configs.loading import load
 
     def make(*overrides: str) -> CfgNode:
         folders = ("OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.ROOT_DIR", str(tmp_path / "sets"))
@@ -83,4 +90,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def _closed_logger() -> Iterator[None]:
     """Close the log file after each test."""
     yield
+    from utils.logger import close_logger
+
     close_logger()

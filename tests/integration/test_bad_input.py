@@ -212,7 +212,7 @@ def test_a_nan_loss(
     run = tmp_path / "run"
     kept = torch.load(run / "nan_batch.pth", weights_only=True)
     assert kept["step"] == steps + 2
-    assert kept["raw"].shape == kept["desensitized"].shape == (8, 3, 32, 32)
+    assert kept["raw"].shape == kept["desensitized"].shape == (16, 3, 32, 32)
     assert kept["losses"]["recovery"] != kept["losses"]["recovery"]
     assert tiny.native(run)["epoch"] == 1
     tiny.run(tmp_path, "SOLVER.RESUME", "True")

@@ -104,7 +104,7 @@ def test_changed_values_are_logged(tmp_path: Path) -> None:
         (("SOLVER.BASE_LR", "0.01"), "SOLVER.BASE_LR 0.00035 -> 0.01"),
         (("SOLVER.STEPS", "(2, 3)"), "-> (2, 3)"),
         (("SOLVER.WEIGHT_DECAY", "0.1"), "-> 0.1"),
-        (("SOLVER.IMS_PER_BATCH", "16"), "SOLVER.IMS_PER_BATCH 8 -> 16"),
+        (("SOLVER.IMS_PER_BATCH", "8"), "SOLVER.IMS_PER_BATCH 16 -> 8"),
     ],
 )
 def test_a_resume_uses_the_new_values(
@@ -115,7 +115,7 @@ def test_a_resume_uses_the_new_values(
     run = tiny.run(tmp_path, "MODEL.MODE", "C", *RESUME, *changes)
     log = (run / "log.txt").read_text("utf-8")
     assert expected in log.partition("Values changed after epoch 1: ")[2].splitlines()[0]
-    batches = 3 if "SOLVER.IMS_PER_BATCH" in changes else 6
+    batches = 6 if "SOLVER.IMS_PER_BATCH" in changes else 3
     assert f"Epoch[2] Iteration[{batches}/{batches}]" in log
     rates = {line["epoch"]: line["train/learning_rate"] for line in _train(tiny.losses(run), 2)}
     assert (rates[2] > 0.003) == ("SOLVER.BASE_LR" in changes)
@@ -148,7 +148,7 @@ def test_with_fewer_checkpoints_a_resume_uses_the_last_one(tmp_path: Path) -> No
     plan = ("SOLVER.MAX_EPOCHS", "3", "SOLVER.CHECKPOINT_PERIOD", "2", *tiny.PERMISSIVE)
     undisturbed = tiny.finished(*plan)
     process = tiny.start(tmp_path, *plan, output="parts", slow_writes_s=0.05)
-    _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 3))
+    _wait_until(process, lambda: tiny.has_epoch(tmp_path / "parts", 3))
     _kill(process)
     assert tiny.native(tmp_path / "parts")["epoch"] == 2
     tiny.run(tmp_path, *plan, *RESUME, output="parts")
@@ -160,7 +160,7 @@ def test_killed_during_a_save(tmp_path: Path) -> None:
     undisturbed = tiny.finished(*tiny.PERMISSIVE)
     process = tiny.start(tmp_path, *tiny.PERMISSIVE, output="parts", slow_writes_s=0.4)
     parts = tmp_path / "parts"
-    _wait_until(process, lambda: _has_epoch(parts, 1))
+    _wait_until(process, lambda: tiny.has_epoch(parts, 1))
     _wait_until(process, lambda: bool(list(parts.glob(".checkpoint_latest.*"))))
     _kill(process)
     assert list(parts.glob(".checkpoint_latest.*"))
@@ -208,7 +208,7 @@ def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
 def test_interrupted_by_ctrl_c(tmp_path: Path) -> None:
     undisturbed = tiny.finished()
     process = tiny.start(tmp_path, output="parts", slow_writes_s=0.1)
-    _wait_until(process, lambda: _has_epoch(tmp_path / "parts", 1))
+    _wait_until(process, lambda: tiny.has_epoch(tmp_path / "parts", 1))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join(ranks.HANGS_S)
@@ -245,10 +245,6 @@ def test_disk_full_during_training(tmp_path: Path, room_kib: int) -> None:
 
 def _resuming(folder: Path) -> tuple[str, ...]:
     return RESUME if (folder / LATEST).exists() else ()
-
-
-def _has_epoch(folder: Path, epoch: int) -> bool:
-    return any(line["epoch"] >= epoch for line in read_metrics(folder / "metrics.jsonl"))
 
 
 def _wait_until(process: BaseProcess, condition: object) -> None:

@@ -189,7 +189,8 @@ def test_log_lines_and_metrics_for_scripts(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     """Loss lines of log.txt in the usual form of this field, and metric names with slashes."""
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "SOLVER.LOG_PERIOD", "4")
+    plan = ("SOLVER.MAX_EPOCHS", "1", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.LOG_PERIOD", "4")
+    run = tiny.run(tmp_path, *plan)
     log = (run / "log.txt").read_text("utf-8")
     number = r"\d+\.\d{3}"
     line = (

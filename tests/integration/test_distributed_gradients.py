@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "noise": ("INPUT.TYPE", "noise", "INPUT.RADIUS", "0.3"),
     "baseline": ("MODEL.MODE", "C"),
 }
-SETTING = ("MODEL.PRETRAIN_CHOICE", "none", "SOLVER.CENTER_LOSS_WEIGHT", "0.05")
+SETTING = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.CENTER_LOSS_WEIGHT", "0.05")
 Tensors = dict[str, dict[str, Tensor]]
 
 
@@ -118,8 +118,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 
     def of(case: str) -> Tensors:
         two, other = (torch.load(folder / f"{case}.{rank}.pt") for rank in (0, 1))
-        alone = folder / "alone"
-        return {"two": two, "other": other, "one": gradients(alone, case)}
+        return {"two": two, "other": other, "one": gradients(folder, case)}
 
     yield of
 
