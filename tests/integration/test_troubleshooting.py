@@ -12,20 +12,11 @@ from functools import cache
 from pathlib import Path
 
 from tests.fixtures.paths import ROOT
+from tests.fixtures.sources import nodes, sources
 
 PAGE = ROOT / "docs" / "TROUBLESHOOTING.md"
-PACKAGES = (
-    "configs", "data", "engine", "layers", "modeling", "securereid", "solver", "tools", "utils",
-)  # fmt: skip
 _ARGUMENT_ERRORS = {"ArgumentTypeError", "error"}  # of argparse
 _VALUE = "..."
-
-
-@cache
-def _nodes() -> dict[Path, list[ast.AST]]:
-    """Return all nodes of the code that this page is about, by file."""
-    files = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
-    return {path: list(ast.walk(ast.parse(path.read_text("utf-8")))) for path in files}
 
 
 @cache
@@ -33,8 +24,8 @@ def _error_classes() -> frozenset[str]:
     """Return the names of ``UserError`` and of all classes that are derived from it."""
     classes = [
         (node.name, {_name(base) for base in node.bases})
-        for nodes in _nodes().values()
-        for node in nodes
+        for path in sources()
+        for node in nodes(path)
         if isinstance(node, ast.ClassDef)
     ]
     names, size = {"UserError"}, 0
@@ -74,10 +65,15 @@ def _arguments(path: Path, node: ast.AST) -> list[ast.expr]:
     return [node.value] if is_rule and node.value is not None else []
 
 
-def _messages() -> Iterator[tuple[str, str]]:
-    """Yield each message with ``file:line`` of its first line in the code."""
-    for path, nodes in _nodes().items():
-        for node in nodes:
+@cache
+def _messages() -> list[tuple[str, str]]:
+    """Return each message with ``file:line`` of its first line in the code."""
+    return list(_yield_messages())
+
+
+def _yield_messages() -> Iterator[tuple[str, str]]:
+    for path in sources():
+        for node in nodes(path):
             for argument in _arguments(path, node):
                 listed = argument.elts if isinstance(argument, ast.List) else [argument]
                 for text in map(_text, listed):
@@ -93,7 +89,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 
 
 def test_messages_are_collected() -> None:
-    assert len(list(_messages())) > 300
+    assert len(_messages()) > 300
     assert {"DatasetError", "KeyringCorrupt", "ParityError"} <= _error_classes()
 
 
@@ -110,7 +106,7 @@ def test_every_message_has_an_entry() -> None:
 
 
 def test_every_pattern_matches_a_message_of_the_code() -> None:
-    texts = (_text(node) for nodes in _nodes().values() for node in nodes)
+    texts = (_text(node) for path in sources() for node in nodes(path))
     code = "\n".join({" ".join(text.split()) for text in texts if text})
     assert not [line for line, pattern in _patterns().items() if not pattern.search(code)]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.paths import ROOT
+from tests.fixtures.sources import PACKAGES, nodes, parsed, sources
 from utils.metric_writer import TRACKERS
 
-FOLDERS = frozenset(path.parent.name for path in ROOT.glob("*/__init__.py"))
+FOLDERS = {*PACKAGES, "tests"}
 # Package -> other packages that it may import. Only tools and tests import `configs`; build
 # functions receive the configuration as an argument.
 ALLOWED = {
@@ -32,18 +32,9 @@ ALLOWED = {
 SCRIPTS = {"data/train_split.py"}
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"))
-
-
-def sources() -> list[Path]:
-    return sorted(p for folder in ALLOWED for p in (ROOT / folder).rglob("*.py"))
-
-
-def imported(tree: ast.AST, own: Path) -> Iterator[tuple[int, str]]:
+def imported(nodes: Iterable[ast.AST], own: Path) -> Iterator[tuple[int, str]]:
     """Yield (line, dotted module) of all imports, also in functions."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -58,10 +49,10 @@ def imported(tree: ast.AST, own: Path) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
 def test_folder_imports_only_what_it_may(folder: str) -> None:
     broken = []
-    for path in (p for p in sources() if p.relative_to(ROOT).parts[0] == folder):
+    for path in sources(folder):
         own = path.relative_to(ROOT)
         allowed = ALLOWED["tools"] if str(own) in SCRIPTS else ALLOWED[folder] | {folder}
-        for line, module in imported(parsed(path), own):
+        for line, module in imported(nodes(path), own):
             top = module.split(".")[0]
             if top in FOLDERS and top not in allowed:
                 broken.append(f"{own}:{line} imports {module}")
@@ -72,8 +63,8 @@ def test_scoring_imports_no_other_engine_module() -> None:
     """Features from any source can be scored without networks, trainers or evaluations."""
     modules = {
         module
-        for path in (ROOT / "engine" / "scoring").rglob("*.py")
-        for _, module in imported(parsed(path), path.relative_to(ROOT))
+        for path in sources("engine/scoring")
+        for _, module in imported(nodes(path), path.relative_to(ROOT))
         if module.startswith("engine.")
     }
     assert modules and all(module.startswith("engine.scoring") for module in modules)
@@ -81,7 +72,7 @@ def test_scoring_imports_no_other_engine_module() -> None:
 
 def test_every_form_of_import_is_seen() -> None:
     text = "import engine.trainer\ndef f():\n    from data import records\nfrom .. import layers\n"
-    names = {module for _, module in imported(ast.parse(text), Path("modeling/sub/x.py"))}
+    names = {module for _, module in imported(ast.walk(ast.parse(text)), Path("modeling/sub/x.py"))}
     assert {"engine.trainer", "data", "data.records", "modeling.layers"} <= names
 
 
@@ -89,9 +80,9 @@ def test_third_party_imports_equal_the_requirements() -> None:
     names = {"PIL": "pillow", "yaml": "pyyaml"}
     used, optional = set(), set()
     for path in sources():
-        own, tree = path.relative_to(ROOT), parsed(path)
-        used |= {module.split(".")[0] for _, module in imported(tree, own)}
-        optional |= optional_imports(tree)
+        own = path.relative_to(ROOT)
+        used |= {module.split(".")[0] for _, module in imported(nodes(path), own)}
+        optional |= optional_imports(path)
     used = {names.get(name, name) for name in used - FOLDERS - set(sys.stdlib_module_names)}
     # tensorboard is imported by torch.utils.tensorboard only
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
@@ -107,10 +98,10 @@ def test_third_party_imports_equal_the_requirements() -> None:
 IMPORTING = ("import_module", "optional_package", "package")
 
 
-def optional_imports(tree: ast.AST) -> set[str]:
+def optional_imports(path: Path) -> set[str]:
     """Return the packages that a module passes to the functions that import by name."""
     packages = set()
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
             name = node.args[0]
             if node.func.id in IMPORTING and isinstance(name, ast.Constant):
@@ -120,10 +111,9 @@ def optional_imports(tree: ast.AST) -> set[str]:
 
 def _extras() -> dict[str, list[tuple[str, str]]]:
     """Return the packages and lower bounds of each extra in setup.py."""
-    tree = parsed(ROOT / "setup.py")
     (value,) = (
         node.value
-        for node in ast.walk(tree)
+        for node in nodes(ROOT / "setup.py")
         if isinstance(node, ast.keyword) and node.arg == "extras_require"
     )
     return {
@@ -147,7 +137,7 @@ def test_files_and_functions_stay_readable() -> None:
         own = path.relative_to(ROOT)
         if text.count("\n") > 500:
             long_files.append(f"{own}: {text.count(chr(10))} lines")
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > 80:
@@ -156,14 +146,14 @@ def test_files_and_functions_stay_readable() -> None:
 
 
 # securereid lists its names in __all__; the modules of tools are the commands that README lists.
-PACKAGES = sorted(
+DESCRIBED = sorted(
     path.parent
     for folder in ALLOWED.keys() - {"securereid", "tools"}
     for path in (ROOT / folder).rglob("__init__.py")
 )
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("package", DESCRIBED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_package_docstrings_list_modules_and_public_names(package: Path) -> None:
     """Each module of the package is named; each other name is defined in one of them."""
     names = set(re.findall(r"`(\w+)`", ast.get_docstring(parsed(package / "__init__.py")) or ""))

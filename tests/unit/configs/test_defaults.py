@@ -14,6 +14,7 @@ from configs.schema import Number
 from configs.validation import cross_field_problems
 from modeling.objectives import GENERATOR_TERMS, PAIR_TERMS, REID_TERMS
 from tests.fixtures.paths import ROOT
+from tests.fixtures.sources import nodes, sources
 from utils.config_tree import get_value
 
 CODE = ("data", "engine", "layers", "modeling", "solver", "tools", "utils")
@@ -30,14 +31,13 @@ def chain(node: ast.AST) -> list[str]:
 
 def keys_read(path: Path) -> Iterator[str]:
     """Yield the configuration keys a file reads, directly or after ``solver = cfg.SOLVER``."""
-    tree = ast.parse(path.read_text("utf-8"))
     alias: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             names = chain(node.value)
             if names and names[-1] in SECTIONS:
                 alias[node.targets[0].id] = names[-1]
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             names = chain(node)
             for start in range(1, len(names)):
@@ -52,7 +52,7 @@ WEIGHTS = {key for _, keys in TERMS for key in keys}
 
 
 def test_every_key_is_read_somewhere() -> None:
-    read = {key for folder in CODE for p in (ROOT / folder).rglob("*.py") for key in keys_read(p)}
+    read = {key for path in sources(*CODE) for key in keys_read(path)}
     read |= WEIGHTS
     unread = sorted(set(KEY_BY_NAME) - read)
     assert not unread, f"keys that nothing reads: {', '.join(unread)}"
@@ -61,14 +61,13 @@ def test_every_key_is_read_somewhere() -> None:
 def test_every_key_that_is_read_exists() -> None:
     """A misspelt key in a rarely used branch is found here, not by a user."""
     unknown = sorted(WEIGHTS - set(KEY_BY_NAME))
-    for folder in CODE:
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                names = chain(node) if isinstance(node, ast.Attribute) else []
-                if len(names) > 2 and names[0] == "cfg" and names[1] in SECTIONS:
-                    key = ".".join(names[1:3])
-                    if key not in KEY_BY_NAME and names[2].isupper():
-                        unknown.append(f"{path.relative_to(ROOT)}:{node.lineno} {key}")
+    for path in sources(*CODE):
+        for node in nodes(path):
+            names = chain(node) if isinstance(node, ast.Attribute) else []
+            if len(names) > 2 and names[0] == "cfg" and names[1] in SECTIONS:
+                key = ".".join(names[1:3])
+                if key not in KEY_BY_NAME and names[2].isupper():
+                    unknown.append(f"{path.relative_to(ROOT)}:{node.lineno} {key}")
     assert not unknown, "\n".join(unknown)
 
 
