@@ -1,11 +1,12 @@
-"""The published command lines, as a shell passes them, on small copies of the data set layouts."""
+"""The published command lines, as a shell passes them, on small copies of the data set layouts.
+
+A shell reads each line. Its python3 is a script that prints the arguments, which are then given to
+the program in this process: a new process takes seconds to import torch.
+"""
 
 from __future__ import annotations
 
-import os
-import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tools import main as command
 SMALL = (
     "MODEL.DEVICE cpu MODEL.NAME resnet18 MODEL.NGF 2 MODEL.NDF 2 UNET.NUM_DOWNS 5 "
     "INPUT.IMG_SIZE '(32, 32)' INPUT.PADDING 2 DATALOADER.NUM_WORKERS 0 DATALOADER.NUM_INSTANCE 2 "
-    "SOLVER.IMS_PER_BATCH 8 SOLVER.MAX_EPOCHS 1 TEST.IMS_PER_BATCH 16"
+    "SOLVER.IMS_PER_BATCH 8 SOLVER.MAX_EPOCHS 1 TEST.IMS_PER_BATCH 64 EVAL.REPORT off"
 )
 # Comes last, so it overrides the configuration file. Tests do not download ImageNet weights.
 NO_WEIGHTS = "MODEL.PRETRAIN_CHOICE none"
@@ -44,6 +45,10 @@ TREES: dict[str, Callable[[Path], Path]] = {
     "cuhk03": trees.cuhk03_raw,
 }
 TYPES = {"market1501": ("mosaic", "24.0"), "msmt17": ("blur", "12.0"), "cuhk03": ("noise", "0.5")}
+TITLES = {"market1501": "Market1501", "msmt17": "MSMT17", "cuhk03": "CUHK03"}
+PYTHON = """#!/bin/sh
+printf '%s\\0' "$@"
+"""
 
 
 @pytest.fixture
@@ -51,31 +56,47 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to a folder that contains the project's folders, as a checkout does."""
     for name in ("configs", "data", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python3").write_text(PYTHON)
+    (tmp_path / "bin/python3").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def _arguments(line: str, script: str) -> list[str]:
-    words = shlex.split(line)
-    assert words[:2] == ["python3", script]
-    return words[2:]
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    first, *words = done.stdout.rstrip("\0").split("\0")
+    assert first == script
+    return words
 
 
-@pytest.mark.parametrize("name", sorted(TREES))
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [("market1501", ["base", "wosu", "full"]), ("msmt17", ["full"]), ("cuhk03", ["base"])],
+)
 def test_every_published_command(
-    project: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    name: str,
+    methods: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """All methods on one data set, and all data sets and desensitizers with one method."""
     tiny.install(monkeypatch)
     TREES[name](project / "D")
     kind, radius = TYPES[name]
     values = {"D": "D", "set": name, "type": kind, "radius": radius}
     assert train_split.main(_arguments(SPLIT.format(**values), "data/train_split.py")) == 0
-    for method, more in METHODS.items():
+    for method in methods:
+        more = METHODS[method]
         train = (TRAIN + more).format(**values, method=method)
         _run(f"{train} {SMALL} {NO_WEIGHTS}")
         folder = project / "log" / name / f"{name}-{method}-{kind}"
         mode = "C" if method == "base" else "GCR"
         _check(folder, f"{name}_val", "val", mode)
+        assert (folder / "epoch_best_net_C.pth").is_file()
+        assert f"=> {TITLES[name]} loaded" in (folder / "log.txt").read_text("utf-8")
         # The training command on the whole data set, with a new OUTPUT_DIR and three more keys.
         test = (TRAIN.replace("_val", "") + more + TEST).format(**values, method=method)
         _run(f"{test} {SMALL} OUTPUT_DIR \"('./log/{name}/{method}-test')\"")
@@ -97,29 +118,3 @@ def _check(folder: Path, dataset: str, split: str, mode: str) -> None:
     assert keys == ({"none"} if mode == "C" else {"none", "right", "wrong", "ciphertext"})
     assert len(result["published_row"].split("/")) == 4
     assert (folder / "config.yml").is_file()
-
-
-def test_a_shell_runs_the_training(project: Path) -> None:
-    """Run the training line in a shell, with a ResNet-18, in a folder that is not the checkout."""
-    trees.market1501(project / "D")
-    kind, radius = TYPES["market1501"]
-    values = {"D": "D", "set": "market1501", "type": kind, "radius": radius, "method": "base"}
-    train = f"{(TRAIN + BASE).format(**values)} {SMALL} {NO_WEIGHTS}"
-    assert train_split.main(_arguments(SPLIT.format(**values), "data/train_split.py")) == 0
-    bin_dir = project / "bin"
-    bin_dir.mkdir()
-    (bin_dir / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    (bin_dir / "python3").chmod(0o755)
-    path = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", train],
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    folder = project / "log/market1501/market1501-base-mosaic"
-    _check(folder, "market1501_val", "val", "C")
-    assert (folder / "epoch_best_net_C.pth").is_file()
-    assert "=> Market1501 loaded" in (folder / "log.txt").read_text("utf-8")
