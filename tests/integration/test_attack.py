@@ -24,7 +24,7 @@ from tests.fixtures.foreign import Colours, export_network, write_card
 from tools import attack, demo, export, frontier, match
 from tools.lib.attacking import checkpoint_config
 
-SMALL = ("--budget", "48", "--epochs", "8", "--keys", "200")
+SMALL = ("--budget", "48", "--epochs", "4", "--keys", "200")
 FOREIGN = ("foreign-card", "foreign-card-adapted")
 CRYPTANALYSIS = (
     "linkage", "brute-force", "known-plaintext", "averaging", "difference", "denoise", "wrong-key",

@@ -157,7 +157,7 @@ def test_budgets_of_the_curve() -> None:
 
 
 def test_the_model_attack_sees_through_a_blur_and_not_through_aead() -> None:
-    scene = make_scene(steps=30)
+    scene = make_scene(steps=16)
     blurred = ATTACKS["model"].run(scene, "anonymized").result
     assert blurred.verdict == FAILS
     assert [point.x for point in blurred.curve] == budgets(len(scene.public))
@@ -186,7 +186,7 @@ def test_the_restorer_sees_through_a_blur_and_not_through_aead(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install_small_restorer(monkeypatch)
-    scene = make_scene(steps=20)
+    scene = make_scene(steps=12)
     blurred = ATTACKS["model-restorer"].run(scene, "anonymized").result
     assert blurred.verdict == FAILS
     assert not blurred.curve
