@@ -14,7 +14,7 @@ from tests.fixtures import tiny
 from tools import export
 from tools import main as command
 
-ON = ("EVAL.REPORT", "on", "SOLVER.MAX_EPOCHS", "1")
+ON = ("SOLVER.MAX_EPOCHS", "1", "EVAL.REPORT", "on")
 OFF = ("EVAL.IMAGES", "off", "SOLVER.MAX_EPOCHS", "1")
 WARNING = "OUTPUT_DIR will contain images of the data set"
 
@@ -35,7 +35,7 @@ def test_no_file_of_a_run_contains_an_image(tmp_path: Path) -> None:
     off = tiny.run(tmp_path, *ON, *OFF)
     assert (off / "report.html").is_file()
     assert _images(off) == []
-    names = {path.name for path in _images(tiny.run(tmp_path, *ON, output="on"))}
+    names = {path.name for path in _images(tiny.finished(*ON))}
     ranks = {f"ranks_{'-'.join(direction)}.png" for direction in DIRECTIONS}
     assert {"pictures.png", "epoch_001.png", "strips.png", "report.html", *ranks} <= names
     assert any(name.startswith("events.") for name in names)
@@ -74,7 +74,8 @@ def test_real_people_give_one_warning(
 def test_a_packed_run_is_a_checkpoint_without_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    run = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "MODEL.MODE", mode)
+    baseline = ("MODEL.MODE", "C") if mode == "C" else ()
+    run = tiny.finished(*baseline, "SOLVER.MAX_EPOCHS", "1")
     packed = tmp_path / "packed"
     assert export.main([str(run), str(packed), "--pack"]) == 0
     assert sorted(path.name for path in packed.iterdir()) == [

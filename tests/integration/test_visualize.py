@@ -72,10 +72,8 @@ def test_options_without_effect_are_refused(
     assert f"{option} has no effect on strips" in capsys.readouterr().err
 
 
-def test_a_run_writes_its_report(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch)
-        folder = tiny.run(tmp_path, "SOLVER.MAX_EPOCHS", "1", "EVAL.REPORT", "on")
+def test_a_run_writes_its_report() -> None:
+    folder = tiny.finished("SOLVER.MAX_EPOCHS", "1", "EVAL.REPORT", "on")
     page = (folder / "report.html").read_text("utf-8")
     assert "When was the supervision upgraded?" in page
     assert page.count("data:image/png") == 5  # stages, and ranked lists of four directions
