@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -29,18 +30,21 @@ Curves = Callable[..., Curve]
 
 
 @pytest.fixture
-def curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Curves:
+def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
     tiny.install(monkeypatch)
-    made: list[Trainer] = []
+    folders = (f"run{number}" for number in itertools.count())
 
-    def train(*overrides: str) -> Curve:
+    def make(*overrides: str) -> Trainer:
         options = ("SOLVER.WARMUP_ITERS", "0", *overrides)
-        config, *words = tiny.arguments(tmp_path, *options, output=f"run{len(made)}")
-        trainer = build_trainer(load(config.split("=")[1], words))
-        made.append(trainer)
-        return curve_of(trainer)
+        config, *words = tiny.arguments(tmp_path, *options, output=next(folders))
+        return build_trainer(load(config.split("=")[1], words))
 
-    return train
+    return make
+
+
+@pytest.fixture
+def curves(make_trainer: Callable[..., Trainer]) -> Curves:
+    return lambda *overrides: curve_of(make_trainer(*overrides))
 
 
 def test_bfloat16_follows_the_float32_curve(
@@ -63,21 +67,41 @@ def test_recomputed_activations_train_the_same(curves: Curves) -> None:
     assert worst_difference(curves(), curves("SOLVER.GRAD_CHECKPOINT", "True")) < 1e-6
 
 
-def test_compiled_networks_train_the_same(curves: Curves, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced completely, with the discriminators frozen and not; the eager backend saves time."""
-    compile_itself, compiled = nn.Module.compile, []
+def test_compiled_networks_train_the_same_with_few_graphs(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced completely, with the discriminators frozen and not.
+
+    There is a graph for each network and set of gradients; torch gives up at eight of one function.
+    The backend, which changes nothing, saves time.
+    """
+    compile_itself = nn.Module.compile
+    compiled: list[str] = []
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
 
     def trace(self: nn.Module) -> None:
         compiled.append(type(self).__name__)
-        compile_itself(self, backend="eager", fullgraph=True)
+        compile_itself(self, backend=backend, fullgraph=True)
 
-    plain = curves()
+    plain = curve_of(make_trainer())
     monkeypatch.setattr(nn.Module, "compile", trace)
     monkeypatch.setattr(device_module, "_missing", lambda device: "")
-    traced = curves("RUNTIME.COMPILE", "on")
+    torch.compiler.reset()
+    trainer = make_trainer("RUNTIME.COMPILE", "on", *tiny.PERMISSIVE)
     networks = ["UNet", "UNet", "PatchDiscriminator", "PatchDiscriminator", "TinyBackbone"]
     assert compiled == [*networks, "AveragePooling"]
-    assert worst_difference(plain, traced) < 1e-5
+    assert worst_difference(plain, curve_of(trainer)) < 1e-5
+    # Raw and anonymized images into C, into a U-Net; discriminators trained and frozen; the
+    # pooling of C.
+    count = len(graphs)
+    assert count <= 8
+    trainer.fit()  # with validations, and a teacher from epoch 2
+    assert trainer.supervision.state.in_force
+    assert len(graphs) == count
 
 
 @pytest.mark.slow
@@ -125,41 +149,14 @@ def test_convolutions_and_norms_get_dense_channels_last_maps(mode: str) -> None:
     assert layouts.recorded >= {"convolution_backward", "native_batch_norm_backward"}
 
 
-def test_few_graphs_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each network and set of gradients; torch gives up at eight of one function."""
-    graphs: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
-        graphs.append("one more")
-        return graph
-
-    tiny.install(monkeypatch)
-    compile_itself = nn.Module.compile
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self: compile_itself(self, backend=backend, fullgraph=True)
-    )
-    monkeypatch.setattr(device_module, "_missing", lambda device: "")
-    torch.compiler.reset()
-    config, *words = tiny.arguments(tmp_path, "RUNTIME.COMPILE", "on", *tiny.PERMISSIVE)
-    trainer = build_trainer(load(config.split("=")[1], words))
-    trainer.networks.train()
-    batches = list(trainer.loader)
-    trainer.step(batches[0])
-    # Raw and anonymized images into C, into a U-Net; discriminators trained and frozen; the
-    # pooling of C.
-    first = len(graphs)
-    assert first <= 8
-    trainer.fit()  # with validations, and a teacher from epoch 2
-    assert trainer.supervision.state.in_force
-    assert len(graphs) == first
-
-
 @pytest.mark.parametrize(("epochs", "compiled"), [("1000", False), ("1000000", True)])
 def test_auto_compiles_long_trainings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: str, compiled: bool
+    make_trainer: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+    epochs: str,
+    compiled: bool,
 ) -> None:
     """The set has 48 images of 32 x 32: a million of the published size are 670,000 epochs."""
-    tiny.install(monkeypatch)
     recorded: list[bool] = []
 
     def resolve(name: str, device: torch.device, *, worth_it: bool) -> bool:
@@ -171,8 +168,7 @@ def test_auto_compiles_long_trainings(
 
     monkeypatch.setattr(device_module, "_missing", lambda device: "")
     monkeypatch.setattr(model, "resolve_compile", resolve)
-    config, *words = tiny.arguments(tmp_path, "SOLVER.MAX_EPOCHS", epochs)
-    trainer = build_trainer(load(config.split("=")[1], words))
+    trainer = make_trainer("SOLVER.MAX_EPOCHS", epochs)
     assert trainer.loader.num_images == 48
     assert recorded == [compiled]
 
