@@ -22,7 +22,7 @@ from engine.vault.index import VectorKeys, read_segments
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject
 from engine.vault.keyring_rows import KeyRow, RowSet
-from engine.vault.master import Argon2Cost, KeyFile, Passphrase
+from engine.vault.master import KeyFile, Passphrase
 from engine.vault.opening import unseal
 from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
 from engine.vault.shares import Share, combine, split
@@ -31,12 +31,11 @@ from modeling.encryption.primitives import derive_key, existing_message_key, hma
 from modeling.encryption.sealed_image import mask_locator, open_image
 from tests.fixtures import format_reader, tiny
 from tests.fixtures.format_reader import Archive, open_export
-from tests.fixtures.keyrings import to_format
+from tests.fixtures.keyrings import CHEAP, to_format
 from tests.fixtures.paths import GOLDEN, ROOT
 from tests.fixtures.protection import make_scene
 from tools import protect as protect_tool
 
-CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
 KEY, SALT, KEY_ID = bytes(range(32)), bytes(range(0x40, 0x60)), bytes(range(0x10, 0x20))
 
 

@@ -17,16 +17,16 @@ from engine.vault import keyring_admin, originals, reveal, sealing_work
 from engine.vault.audit_reader import AuditLog, commands
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import ORIGINAL
-from engine.vault.master import Argon2Cost, Passphrase
+from engine.vault.master import Passphrase
 from engine.vault.originals import image_metadata, original_name
 from modeling.encryption.sealed_image import Metadata, new_file_key
 from modeling.encryption.sealed_original import seal_original
 from tests.fixtures.format_reader import Archive, open_original
+from tests.fixtures.keyrings import CHEAP
 from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools import keyring as keyring_tool
 from tools.protect import main
 
-CHEAP = Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1)
 COUNT = sum(PEOPLE.values())
 _TEMPLATES: list[Scene] = []
 

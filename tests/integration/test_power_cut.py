@@ -23,10 +23,10 @@ from engine.vault.audit_reader import AuditLog
 from engine.vault.erasure import verify_certificate
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
-from engine.vault.master import Argon2Cost, KeyFile, Passphrase
+from engine.vault.master import KeyFile, Passphrase
 from modeling.encryption.ised_errors import DestroyedKey, KeyringError, RevokedKey
 from tests.fixtures import tiny
-from tests.fixtures.keyrings import after, to_format
+from tests.fixtures.keyrings import CHEAP, after, to_format
 from tests.fixtures.protection import Scene, make_scene
 from tools import keyring as keyring_tool
 from tools import protect as protect_tool
@@ -36,7 +36,7 @@ from utils.logger import close_logger
 pytestmark = pytest.mark.slow
 
 SUBJECTS = ("set/1", "set/2", "set/3")
-PHRASE = Passphrase("for the court", Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1))
+PHRASE = Passphrase("for the court", CHEAP)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Paths of a keyring and of its master key."""
+"""A keyring, its path and its master key."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile
 
 
@@ -17,3 +18,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def master(tmp_path: Path) -> KeyFile:
     return KeyFile(tmp_path / "master.key")
+
+
+@pytest.fixture
+def keyring(path: Path, master: KeyFile) -> Keyring:
+    return Keyring.create(path, master)

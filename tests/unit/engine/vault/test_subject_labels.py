@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from engine.vault import keyring_admin, subjects
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import export_subject, import_subject
-from engine.vault.master import Argon2Cost, KeyFile, Passphrase
+from engine.vault.master import KeyFile, Passphrase
 from engine.vault.subjects import checked_label, normalized, spellings
 from modeling.encryption.ised_errors import BadInput, DestroyedKey, RevokedKey
-from tests.fixtures.keyrings import to_format
+from tests.fixtures.keyrings import CHEAP, to_format
 from utils.files import composed
 
 # A Vietnamese name: composed, decomposed, and as Vietnamese keyboards type it, which is neither.
@@ -107,7 +107,7 @@ def test_an_old_tombstone_is_found_by_composed_and_decomposed_labels(
 
 
 def test_an_export_is_imported_under_the_composed_label(keyring: Keyring, tmp_path: Path) -> None:
-    phrase = Passphrase("for the court", Argon2Cost(memory_kib=8 * 1024, iterations=1, lanes=1))
+    phrase = Passphrase("for the court", CHEAP)
     _as_before(keyring, NFD)
     assert export_subject(keyring, NFC, tmp_path / "one.keys", phrase) == 1
     with Keyring.create(tmp_path / "b.db", KeyFile(tmp_path / "b.key")) as other:
