@@ -14,11 +14,10 @@ from modeling.gan import PatchDiscriminator, UNet
 from modeling.reid_network import ReIDNetwork
 from utils.errors import UserError
 
-SIZES = [(64, 32), (96, 48)]
+CASES = [*((name, (64, 32)) for name in REID_DESIGNS), ("resnet18_nl", (96, 48))]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", REID_DESIGNS)
+@pytest.mark.parametrize(("name", "size"), CASES, ids=str)
 def test_every_backbone_runs_both_ways(name: str, size: tuple[int, int]) -> None:
     network = ReIDNetwork(5, name)
     out = network(torch.randn(2, 3, *size))

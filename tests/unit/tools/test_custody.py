@@ -16,20 +16,27 @@ from engine.vault.master import Argon2Cost, KeyFile
 from engine.vault.wrap_command import WrapCommand
 from tools import keyring as tool
 
-# "Encrypts" with a key file, as a stand-in for a key service; counts what it is given.
+# Encrypts with a key file, instead of a key service; records the length of each input. It is not
+# secure, but starts ten times as fast as with the package cryptography.
 SCRIPT = """
 import sys
-from pathlib import Path
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-folder, action = Path(sys.argv[1]), sys.argv[2]
+from hashlib import blake2b
+folder, action = sys.argv[1:]
 content = sys.stdin.buffer.read()
-with (folder / "calls").open("a") as calls:
+with open(folder + "/calls", "a") as calls:
     calls.write(f"{action} {len(content)}\\n")
-cipher = AESGCM((folder / "service.key").read_bytes())
+with open(folder + "/service.key", "rb") as file:
+    key = file.read()
+def mixed(text):
+    return bytes(a ^ b for a, b in zip(text, key, strict=True))
+def tag(text):
+    return blake2b(text, key=key, digest_size=16).digest()
 if action == "wrap":
-    sys.stdout.buffer.write(b"wrapped:" + cipher.encrypt(bytes(12), content, None))
+    sys.stdout.buffer.write(b"wrapped:" + mixed(content) + tag(content))
 else:
-    sys.stdout.buffer.write(cipher.decrypt(bytes(12), content.removeprefix(b"wrapped:"), None))
+    text = mixed(content[8:-16])
+    assert content == b"wrapped:" + content[8:-16] + tag(text)
+    sys.stdout.buffer.write(text)
 """
 
 
@@ -43,7 +50,7 @@ class Service:
         (folder / "service.key").write_bytes(os.urandom(32))
 
     def line(self, action: str) -> str:
-        return shlex.join([sys.executable, str(self.script), str(self.folder), action])
+        return shlex.join([sys.executable, "-IS", str(self.script), str(self.folder), action])
 
     @property
     def unwrap(self) -> list[str]:

@@ -159,6 +159,7 @@ def test_the_timeline_gives_each_decision_with_its_reason(whole_page: str) -> No
     assert f"{kept}the anonymizer of epoch 2" in text
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_the_timeline_names_a_moving_average_as_the_target(tmp_path: Path) -> None:
     make_run(tmp_path / "run", MODEL__TEACHER_EMA=0.5)
     text = text_of(page_of(tmp_path / "run"))
@@ -178,6 +179,7 @@ def test_changed_keys_come_first(whole_page: str) -> None:
     assert text.index("MODEL.VAL_R1 0.5 inf") < text.index("MODEL.DEVICE auto auto")
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_published_numbers_stand_next_to_runs_of_the_published_configuration(
     tmp_path: Path,
 ) -> None:
