@@ -14,13 +14,11 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import multiprocessing
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -46,31 +44,25 @@ from layers.pixels import PixelSpace
 from tools import keyring as keyring_tool
 from tools import protect as protect_tool
 from tools.benchmarks.data import draw_images
-from tools.benchmarks.measuring import PeakMemory
+from tools.benchmarks.measuring import PeakMemory, wall_and_cpu_s
 from tools.lib.command_line import whole_number
 from utils.errors import UserError
+from utils.memory import MIB
 
 _PER_SUBJECT = 2  # images
 _DRAWN = 64  # images with different content; the others are copies
 _SIZE, _DIM = (32, 32), 512  # of the networks
 _RESULTS = 10  # of the search, which needs as many files
 _DATASET, _SEALED, _OLD, _NEW = "photos", "sealed", "master.key", "new.key"
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command costs.
+    """What a command costs."""
 
-    Attributes:
-        wall_s: Duration.
-        cpu_s: CPU time of all threads, which a busy machine changes little.
-        peak_mib: Growth of the memory of its process after the imports.
-    """
-
-    wall_s: float
-    cpu_s: float
-    peak_mib: float
+    wall_s: float  # duration
+    cpu_s: float  # CPU time of all threads, which a busy machine changes little
+    peak_mib: float  # growth of the memory of its process after the imports
 
 
 # Returns an exit code; a function of a module, since a process imports it.
@@ -112,7 +104,7 @@ def _measure(root: Path, files: int) -> dict[str, Any]:
     return {
         "files": files,
         "subjects": subjects,
-        "disk_mib": sum(path.stat().st_size for path in stored) / _MIB,
+        "disk_mib": sum(path.stat().st_size for path in stored) / MIB,
         "steps": {name: asdict(cost) for name, cost in costs.items()},
     }
 
@@ -183,11 +175,10 @@ def _cost_of(name: str, function: Callable[..., int], given: tuple[object, ...])
 def _measured(function: Callable[..., int], given: tuple[object, ...]) -> tuple[int, Cost]:
     """Run a step; return its exit code and cost. Its result is not printed."""
     memory = PeakMemory(torch.device("cpu"))
-    start, cpu = time.perf_counter(), time.process_time()
+    codes: list[int] = []
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        code = function(*given)
-    wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    return code, Cost(wall_s, cpu_s, memory.mib())
+        wall_s, cpu_s = wall_and_cpu_s(lambda: codes.append(function(*given)))
+    return codes[0], Cost(wall_s, cpu_s, memory.mib())
 
 
 def _create_keys(root: Path, subjects: int) -> int:
@@ -255,14 +246,10 @@ def _expire(root: Path) -> int:
 
 def _print(sizes: list[dict[str, Any]]) -> None:
     """Print a table: CPU time, duration and memory of each step at each size."""
-    out = io.StringIO()
-    out.write("CPU s / s / MiB of each step\n")
-    out.write(" " * 26 + "".join(f"{size['files']:>26,} files" for size in sizes) + "\n")
+    print("CPU s / s / MiB of each step")
+    print(" " * 26 + "".join(f"{size['files']:>26,} files" for size in sizes))
     for name in sizes[0]["steps"]:
-        out.write(f"{name:26}")
-        for size in sizes:
-            cost = Cost(**size["steps"][name])
-            out.write(f"{cost.cpu_s:12.2f} /{cost.wall_s:9.2f} /{cost.peak_mib:6.0f}")
-        out.write("\n")
-    print(out.getvalue(), end="")
+        costs = [Cost(**size["steps"][name]) for size in sizes]
+        cells = (f"{c.cpu_s:12.2f} /{c.wall_s:9.2f} /{c.peak_mib:6.0f}" for c in costs)
+        print(f"{name:26}" + "".join(cells))
     print("disk: " + ", ".join(f"{size['disk_mib']:,.0f} MiB" for size in sizes))

@@ -36,15 +36,7 @@ from data.samplers import IdentitySampler
 from data.store import PixelSource, ResidentPixels, StreamedPixels, plan_cache
 from data.transforms import Augmentation
 from layers.pixels import PixelSpace
-from tools.benchmarks.measuring import (
-    Maker,
-    Place,
-    Work,
-    add_measuring_arguments,
-    contest,
-    describe,
-    matrix_product,
-)
+from tools.benchmarks.measuring import Work, add_measuring_arguments, contest
 from tools.lib.command_line import whole_number
 from utils.device import device_name, resolve_device, set_threads
 from utils.memory import keep_freed_memory
@@ -99,7 +91,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; return the numbers."""
     set_threads(arguments.threads)
     device, size = resolve_device(arguments.device), tuple(arguments.size)
-    place = Place(str(device), arguments.threads)
     workers = arguments.threads or torch.get_num_threads()
     numbers: dict[str, Any] = {}
     print(
@@ -113,17 +104,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 folder, kind, (size[0], size[1]), arguments.batch, arguments.cache, str(device),
                 workers,
             )  # fmt: skip
-            contenders: dict[str, Maker] = {
-                "plain": (make_plain, (settings,)),
-                "ours": (make_cached, (settings,)),
-            }
-            ceiling = matrix_product(device, torch.float32)
-            outcome, flops = (
-                contest(place, contenders, ceiling, arguments.repeats),
-                image_flops(kind, settings.size),
-            )
-            print(describe(kind, outcome, flops))
-            numbers[kind] = outcome.numbers(flops)
+            makers = {"plain": (make_plain, (settings,)), "ours": (make_cached, (settings,))}
+            outcome = contest(arguments, torch.float32, image_flops(kind, settings.size), makers)
+            print(f"{kind}\n{outcome}")
+            numbers[kind] = outcome.numbers
     return numbers
 
 
@@ -198,10 +182,14 @@ def make_cached(settings: Settings) -> Work:
 
 def make_plain(settings: Settings) -> Work:
     """Build the published pipeline; one turn is one epoch."""
-    images = PlainImages(
-        settings.paths, settings.size, settings.kind, RADII[settings.kind], _MEAN, _STD, _PADDING
+    loader = DataLoader(
+        PlainImages(settings.paths, settings.size, settings.kind),
+        settings.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
     )
-    loader = plain_batches(images, settings.batch, settings.workers)
     device = torch.device(settings.device)
 
     def work() -> int:
@@ -213,19 +201,10 @@ def make_plain(settings: Settings) -> Work:
 class PlainImages(Dataset):
     """Decodes, desensitizes, augments and normalises an image at each access."""
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        size: tuple[int, int],
-        desensitizer: str,
-        radius: float,
-        mean: Sequence[float],
-        std: Sequence[float],
-        padding: int,
-    ) -> None:
-        self._paths, self._size, self._radius, self._padding = list(paths), size, radius, padding
+    def __init__(self, paths: Sequence[str], size: tuple[int, int], desensitizer: str) -> None:
+        self._paths, self._size, self._radius = list(paths), size, RADII[desensitizer]
         self._desensitize = PLAIN_DESENSITIZERS[desensitizer]
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -239,9 +218,9 @@ class PlainImages(Dataset):
         pair = [raw, self._desensitize(raw, self._radius)]
         if random.random() < 0.5:  # noqa: S311 - as published
             pair = [ImageOps.mirror(image) for image in pair]
-        top, left = (random.randint(0, 2 * self._padding) for _ in range(2))  # noqa: S311
+        top, left = (random.randint(0, 2 * _PADDING) for _ in range(2))  # noqa: S311
         box = (left, top, left + width, top + height)
-        crops = [ImageOps.expand(image, self._padding).crop(box) for image in pair]
+        crops = [ImageOps.expand(image, _PADDING).crop(box) for image in pair]
         images = [(_to_tensor(crop) - self._mean) / self._std for crop in crops]
         if random.random() < 0.5:  # noqa: S311
             self._erase(images)
@@ -260,14 +239,6 @@ class PlainImages(Dataset):
                 for image in images:
                     image[:, top : top + rows, left : left + columns] = self._mean
                 return
-
-
-def plain_batches(images: PlainImages, batch: int, num_workers: int) -> DataLoader:
-    """Return a loader of shuffled batches from worker processes."""
-    return DataLoader(
-        images, batch, shuffle=True, drop_last=True, num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-    )  # fmt: skip
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

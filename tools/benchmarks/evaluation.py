@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from yacs.config import CfgNode
 
@@ -27,19 +27,11 @@ from data.store import decode
 from engine.evaluation import build_evaluator
 from engine.model import build_model
 from engine.scoring.image_quality import QualityAccumulator
-from layers.pixels import PixelSpace
 from modeling.build import CIPHERS, build_cipher
 from modeling.encryption.cipher import KeyState, read_sealed
 from modeling.privacy_networks import PrivacyNetworks
 from tools.benchmarks.data import draw_images
-from tools.benchmarks.measuring import (
-    Maker,
-    Place,
-    Work,
-    contest,
-    describe,
-    matrix_product,
-)
+from tools.benchmarks.measuring import Maker, Work, conditions, contest
 from tools.benchmarks.step import (
     NUM_CLASSES,
     PLAIN,
@@ -49,12 +41,7 @@ from tools.benchmarks.step import (
     random_batch,
 )
 from tools.lib.command_line import whole_number
-from utils.device import (
-    device_name,
-    resolve_device,
-    resolve_precision,
-    set_threads,
-)
+from utils.device import resolve_device, resolve_precision, set_threads
 from utils.errors import UserError
 from utils.memory import keep_freed_memory
 
@@ -72,11 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=whole_number(0), default=0, help="images; 0: TEST.IMS_PER_BATCH"
     )
     parser.add_argument(
-        "--images",
-        type=whole_number(_SHOTS),
-        default=0,
+        "--images", type=whole_number(_SHOTS), default=0,
         help="images in a turn (64 on a CPU, 2048 on a GPU)",
-    )
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -92,28 +77,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError("MODEL.MODE is C; expected GCR, since the pass of all networks is measured")
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
     flops = evaluation_flops(cfg, _embedded(cfg))
-    place = Place(str(device), arguments.threads)
     num_images = arguments.images or _IMAGES.get(device.type, _IMAGES["cpu"])
     with tempfile.TemporaryDirectory() as folder:
         draw_images(Path(folder), num_images)
-        contenders: dict[str, Maker] = {
+        makers: dict[str, Maker] = {
             "plain": (make_plain_pass, (given, folder)),
             "ours": (make_pass, (given, folder)),
             "bare": (make_bare, (given, num_images)),
         }
-        outcome = contest(place, contenders, matrix_product(device, precision), arguments.repeats)
-    title = (
-        f"eval: {Path(arguments.config_file).stem}, batch {cfg.TEST.IMS_PER_BATCH}, "
-        f"{cfg.ISED.SCHEME}, {flops / 1e9:.1f} GFLOP an image, "
-        f"{str(precision).removeprefix('torch.')}, on {device_name(device)}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    print(describe(title, outcome, flops))
+        outcome = contest(arguments, precision, flops, makers)
     ours, bare = outcome.images_per_s["ours"], outcome.images_per_s["bare"]
     print(
+        f"eval: {Path(arguments.config_file).stem}, batch {cfg.TEST.IMS_PER_BATCH}, "
+        f"{cfg.ISED.SCHEME}, {flops / 1e9:.1f} GFLOP an image, "
+        f"{conditions(precision, device)}\n{outcome}\n"
         f"  bare networks     {bare:12,.2f}   the pass has {100 * ours / bare:.0f} % of their speed"
     )
-    return outcome.numbers(flops)
+    return outcome.numbers
 
 
 def make_pass(given: Given, folder: str) -> Work:
@@ -172,12 +152,8 @@ def make_plain_pass(given: Given, folder: str) -> Work:
         quality: dict[str, QualityAccumulator] = {}
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch]
-            pixels = torch.stack(
-                [
-                    torch.from_numpy(decode(sample.path, tuple(cfg.INPUT.IMG_SIZE)).copy())
-                    for sample in part
-                ]
-            )
+            arrays = [decode(sample.path, tuple(cfg.INPUT.IMG_SIZE)) for sample in part]
+            pixels = torch.from_numpy(np.stack(arrays))
             raw, blurred = (
                 model.pixels.normalize(images.to(model.device))
                 for images in (pixels, desensitizer(pixels))
@@ -189,7 +165,9 @@ def make_plain_pass(given: Given, folder: str) -> Work:
             kinds["recovered"] = nets.recovery(opened["right"])
             for images in (raw, kinds["anonymized"], *opened.values()):
                 nets.reid(images).embedding.cpu()
-            _compare(model.pixels, raw, kinds, quality)
+            for kind, images in kinds.items():
+                accumulator = quality.setdefault(kind, QualityAccumulator())
+                accumulator.update(model.pixels.denormalize(raw), model.pixels.denormalize(images))
         for accumulator in quality.values():
             accumulator.result()
         return len(samples)
@@ -206,25 +184,11 @@ def _embedded(cfg: CfgNode) -> int:
     return 4 if CIPHERS[cfg.ISED.SCHEME].secure else 5
 
 
-def _compare(
-    pixels: PixelSpace,
-    raw: torch.Tensor,
-    kinds: dict[str, torch.Tensor],
-    quality: dict[str, QualityAccumulator],
-) -> None:
-    for kind, images in kinds.items():
-        accumulator = quality.setdefault(kind, QualityAccumulator())
-        accumulator.update(pixels.denormalize(raw), pixels.denormalize(images))
-
-
 def _sides(folder: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Return the drawn images as query and gallery of identities under two cameras."""
-    paths: Sequence[Path] = sorted(Path(folder).iterdir())
-    samples = [
-        Sample(
-            str(path), index // _SHOTS, int(index % _SHOTS > 0), f"benchmark/test/{index // _SHOTS}"
-        )
-        for index, path in enumerate(paths)
-    ]
+    samples = []
+    for index, path in enumerate(sorted(Path(folder).iterdir())):
+        pid, shot = divmod(index, _SHOTS)
+        samples.append(Sample(str(path), pid, int(shot > 0), f"benchmark/test/{pid}"))
     query = tuple(sample for sample in samples if not sample.camid)
     return query, tuple(sample for sample in samples if sample.camid)

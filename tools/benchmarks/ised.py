@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,18 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from engine.vault.sealed_folder import publish
 from modeling.encryption import png_format
 from modeling.encryption.aead import AeadCipher, MemoryKeys
-from modeling.encryption.primitives import SubjectKey
-from modeling.encryption.sealed_image import (
-    Metadata,
-    open_image,
-    seal_image,
-)
+from modeling.encryption.sealed_image import Metadata, open_image, seal_image
 from tools.benchmarks.data import photo_like
 from tools.lib.command_line import number
 from utils.logger import Progress
@@ -61,20 +56,22 @@ def _print_speeds(seconds: float) -> dict[str, float]:
     sealed = seal_image(key, pixels, _METADATA)
     content = png_format.encode(sealed)
 
-    def seal_to_png() -> None:
-        png_format.encode(seal_image(key, pixels, _METADATA))
+    def seal_to_png() -> bytes:
+        return png_format.encode(seal_image(key, pixels, _METADATA))
 
     def open_and_verify() -> None:
         read = png_format.decode(content)
         open_image(keys.opening_key(read.chunk), read)
 
     with tempfile.TemporaryDirectory() as folder:
-        count = iter(range(10**9))
+        count = itertools.count()
         steps: dict[str, Callable[[], object]] = {
             "Pillow PNG save, in memory": lambda: image.save(io.BytesIO(), "PNG"),
             "seal": lambda: seal_image(key, pixels, _METADATA),
             "seal + PNG, in memory": seal_to_png,
-            "seal + PNG + write + fsync": lambda: _write(Path(folder), next(count), key, pixels),
+            "seal + PNG + write + fsync": lambda: publish(
+                Path(folder, f"{next(count)}.png"), seal_to_png(), overwrite=False
+            ),
             "read + open + verify, in memory": open_and_verify,
         }
         rates = {
@@ -96,18 +93,11 @@ def _batch_rates(seconds: float) -> dict[str, float]:
     cipher, subjects = AeadCipher(), [f"benchmark/{index % 16}" for index in range(64)]
     images = torch.rand(64, 3, 256, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     sealed = cipher.seal(images, subjects)
-    return {
-        "aead cipher, float batch -> sealed": 64
-        * _rate(lambda: cipher.seal(images, subjects), seconds),
-        "aead cipher, sealed -> float batch": 64
-        * _rate(lambda: cipher.open(sealed, cipher.keys), seconds),
+    steps: dict[str, Callable[[], object]] = {
+        "aead cipher, float batch -> sealed": lambda: cipher.seal(images, subjects),
+        "aead cipher, sealed -> float batch": lambda: cipher.open(sealed, cipher.keys),
     }
-
-
-def _write(folder: Path, number: int, key: SubjectKey, pixels: NDArray[np.uint8]) -> None:
-    """Seal one image to disk."""
-    content = png_format.encode(seal_image(key, pixels, _METADATA))
-    publish(folder / f"{number}.png", content, overwrite=False)
+    return {name: 64 * _rate(step, seconds) for name, step in steps.items()}
 
 
 def _rate(step: Callable[[], object], seconds: float) -> float:

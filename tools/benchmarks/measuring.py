@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import multiprocessing
-import resource
-import sys
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tools.lib.command_line import MAX_THREADS, whole_number
-from utils.device import resolve_device, set_threads
+from utils.device import device_name, precision_name, resolve_device, set_threads
 from utils.errors import UserError, first_line
 from utils.logger import Progress
+from utils.memory import MIB
 
 # Does the work once, and returns the number of its images.
 Work = Callable[[], int]
@@ -32,32 +33,19 @@ Maker = tuple[Callable[..., Work], tuple[object, ...]]
 
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices of the ceiling
 _PRODUCTS = {"cpu": 3, "cuda": 20}
-_PATIENCE_S = 5.0
 _KIB_PER_MIB = 1024
-_BYTES_PER_MIB = 2**20
-_STATUS = Path("/proc/self/status")
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser, device: str = "auto") -> None:
     """Add the arguments of most benchmarks: device, threads and repeats."""
     parser.add_argument("--device", default=device, help=f"auto, cpu, cuda or cuda:N ({device})")
     parser.add_argument(
-        "--threads",
-        type=whole_number(0, MAX_THREADS),
-        default=0,
+        "--threads", type=whole_number(0, MAX_THREADS), default=0,
         help="CPU threads; 0: torch's choice",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--repeats", type=whole_number(1), default=3, help="turns, of which the best counts (3)"
     )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Device and CPU threads (0: torch's choice) of all implementations."""
-
-    device: str
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -67,9 +55,11 @@ class Outcome:
     images_per_s: dict[str, float]  # best turn of each implementation
     peak_mib: dict[str, float]  # peak memory of each implementation
     ceiling: float  # FLOP/s of a matrix product
+    flops: float  # operations per image
 
-    def numbers(self, flops: float) -> dict[str, float]:
-        """Return the content of the JSON file, for ``flops`` operations per image.
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The content of the JSON file.
 
         ``share_of_ceiling`` is relative to a matrix product in the same run; ``peak_mib`` is the
         growth of the memory of this project's process (of the GPU) after its imports.
@@ -79,24 +69,44 @@ class Outcome:
             "images_per_s": ours,
             "plain_images_per_s": plain,
             "ratio": ours / plain,
-            "tflops": flops * ours / 1e12,
-            "share_of_ceiling": flops * ours / self.ceiling,
+            "tflops": self.flops * ours / 1e12,
+            "share_of_ceiling": self.flops * ours / self.ceiling,
             "peak_mib": self.peak_mib["ours"],
         }
 
+    def __str__(self) -> str:
+        n = self.numbers
+        return (
+            f"  images/s          {n['images_per_s']:12,.2f}\n"
+            f"  plain images/s    {n['plain_images_per_s']:12,.2f}   ratio {n['ratio']:.2f}\n"
+            f"  TFLOP/s           {n['tflops']:12.4f}   {100 * n['share_of_ceiling']:.2f} % of a "
+            f"matrix product's {self.ceiling / 1e12:.3f}\n"
+            f"  peak memory (MiB) {n['peak_mib']:12,.0f}   plain {self.peak_mib['plain']:,.0f}"
+        )
+
 
 def contest(
-    place: Place, makers: dict[str, Maker], ceiling: Callable[[], float], repeats: int
+    arguments: argparse.Namespace, precision: torch.dtype, flops: float, makers: Mapping[str, Maker]
 ) -> Outcome:
     """Run all implementations in turns, and measure the ceiling between turns; the best counts.
+
+    Args:
+        arguments: Those of :func:`add_measuring_arguments`.
+        precision: Number type of the ceiling.
+        flops: Operations per image.
+        makers: The implementations by name.
 
     Raises:
         UserError: An implementation failed, for example for lack of memory.
     """
+    device, repeats = resolve_device(arguments.device), arguments.repeats
+    ceiling = matrix_product(device, precision)
     with contextlib.ExitStack() as stack:
         contenders = {
-            name: stack.enter_context(contextlib.closing(Contender(place, make, arguments)))
-            for name, (make, arguments) in makers.items()
+            name: stack.enter_context(
+                contextlib.closing(Contender(str(device), arguments.threads, *maker))
+            )
+            for name, maker in makers.items()
         }
         best, highest = dict.fromkeys(contenders, 0.0), 0.0
         bar = stack.enter_context(Progress(repeats * len(contenders), "Measure", unit="turn"))
@@ -105,20 +115,15 @@ def contest(
             for name, contender in contenders.items():
                 best[name] = max(best[name], contender.images_per_s())
                 bar.update()
-        peaks = {name: contender.finish() for name, contender in contenders.items()}
-    return Outcome(best, peaks, highest)
+        peaks = {name: contender.peak_mib() for name, contender in contenders.items()}
+    return Outcome(best, peaks, highest, flops)
 
 
-def describe(title: str, outcome: Outcome, flops: float) -> str:
-    """Return the outcome as text of a few lines."""
-    n, plain_peak = outcome.numbers(flops), outcome.peak_mib["plain"]
+def conditions(precision: torch.dtype, device: torch.device) -> str:
+    """Return the end of a title: number type, machine, threads and version."""
     return (
-        f"{title}\n"
-        f"  images/s          {n['images_per_s']:12,.2f}\n"
-        f"  plain images/s    {n['plain_images_per_s']:12,.2f}   ratio {n['ratio']:.2f}\n"
-        f"  TFLOP/s           {n['tflops']:12.4f}   {100 * n['share_of_ceiling']:.2f} % of a "
-        f"matrix product's {outcome.ceiling / 1e12:.3f}\n"
-        f"  peak memory (MiB) {n['peak_mib']:12,.0f}   plain {plain_peak:,.0f}"
+        f"{precision_name(precision)}, on {device_name(device)}, {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}"
     )
 
 
@@ -126,7 +131,8 @@ class Contender:
     """One implementation in its process, ready to take turns.
 
     Args:
-        place: Where it runs.
+        device: Where it runs.
+        threads: CPU threads; 0: torch's choice.
         make: Builds the work in that process; a function of a module.
         arguments: Arguments of ``make``.
 
@@ -135,77 +141,67 @@ class Contender:
     """
 
     def __init__(
-        self, place: Place, make: Callable[..., Work], arguments: tuple[object, ...]
+        self, device: str, threads: int, make: Callable[..., Work], arguments: tuple[object, ...]
     ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, place, make, arguments))
-        self._process.start()
-        theirs.close()
-        try:
-            self._answer()
-        except UserError:
-            self.close()
-            raise
+        self._process = ProcessPoolExecutor(
+            1,
+            multiprocessing.get_context("spawn"),
+            signal.signal,  # so that Ctrl-C ends the process without a message
+            (signal.SIGINT, signal.SIG_DFL),
+        )
+        self._work = (device, threads, make, arguments)
+        self.peak_mib()  # builds the work
 
     def images_per_s(self) -> float:
         """Run one turn; return its speed."""
         return self._ask("turn")
 
-    def finish(self) -> float:
-        """End the work; return the peak memory of its process (MiB)."""
-        return self._ask("finish")
+    def peak_mib(self) -> float:
+        """Return the peak memory of the process (MiB)."""
+        return self._ask("peak")
 
     def close(self) -> None:
-        """End the process in any state."""
-        self._pipe.close()
-        self._process.join(_PATIENCE_S)  # it ends when the pipe is closed
-        self._process.terminate()
-        self._process.join()
+        """End the process."""
+        self._process.shutdown()
 
     def _ask(self, request: str) -> float:
-        self._pipe.send(request)
-        return self._answer()
-
-    def _answer(self) -> float:
         try:
-            answer = self._pipe.recv()
-        except EOFError:
-            self._process.join()
+            return self._process.submit(measure, request, *self._work).result()
+        except BrokenProcessPool:
             raise UserError(
-                f"a measuring process ended with status {self._process.exitcode}, perhaps for lack "
-                "of memory; choose a smaller --batch"
+                "a measuring process was killed, perhaps for lack of memory; choose a smaller "
+                "--batch"
             ) from None
-        if isinstance(answer, str):
-            raise UserError(answer)
-        return float(answer)
 
 
-def _serve(
-    pipe: Connection, place: Place, make: Callable[..., Work], arguments: tuple[Any, ...]
-) -> None:
-    """Build the work, run it once to warm up, and then run a turn for each request."""
+def measure(
+    request: str,
+    device: str,
+    threads: int,
+    make: Callable[..., Work],
+    arguments: tuple[object, ...],
+) -> float:
+    """Return the speed of one turn (images/s), or the peak memory (MiB) if ``peak`` is requested.
+
+    Raises:
+        UserError: The work failed, or could not be built.
+    """
     try:
-        device = resolve_device(place.device)
-        set_threads(place.threads)
-        memory = PeakMemory(device)
-        work = make(*arguments)
-        work()
-        pipe.send(0.0)
-        while pipe.recv() == "turn":
-            count = 0
-
-            def turn() -> None:
-                nonlocal count
-                count = work()
-
-            spent = seconds(turn, device)
-            pipe.send(count / spent)
-        pipe.send(memory.mib())
-    except (EOFError, KeyboardInterrupt):
-        return  # the other process has ended, or reports the interrupt
+        work, count, memory = _prepared(device, threads, make, arguments)
+        return memory.mib() if request == "peak" else count / seconds(work, torch.device(device))
     except (UserError, OSError, RuntimeError, MemoryError) as error:
-        pipe.send(f"{type(error).__name__}: {first_line(error)}")
+        raise UserError(f"{type(error).__name__}: {first_line(error)}") from None
+
+
+@functools.cache  # once in each process
+def _prepared(
+    device: str, threads: int, make: Callable[..., Work], arguments: tuple[object, ...]
+) -> tuple[Work, int, PeakMemory]:
+    """Build the work and run it once to warm up; return it with its number of images."""
+    set_threads(threads)
+    memory = PeakMemory(torch.device(device))
+    work = make(*arguments)
+    return work, work(), memory
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -215,6 +211,13 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     _wait(device)
     return time.perf_counter() - start
+
+
+def wall_and_cpu_s(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the duration of work and the CPU time of all threads (s)."""
+    start, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def _wait(device: torch.device) -> None:
@@ -253,10 +256,8 @@ class PeakMemory:
 
     def _peak(self) -> float:
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / _BYTES_PER_MIB
-        if _STATUS.exists():
-            # Not ru_maxrss, which starts at the memory of the parent process.
-            line = next(x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
-            return int(line.split()[1]) / _KIB_PER_MIB
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (_BYTES_PER_MIB if sys.platform == "darwin" else _KIB_PER_MIB)
+            return torch.cuda.max_memory_allocated(self._device) / MIB
+        # Not ru_maxrss, which starts at the memory of the parent process.
+        status = Path("/proc/self/status").read_text("utf-8").splitlines()
+        line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / _KIB_PER_MIB

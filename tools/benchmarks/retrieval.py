@@ -24,10 +24,10 @@ from engine.scoring.retrieval import score_retrieval
 from tools.benchmarks.measuring import PeakMemory, add_measuring_arguments, seconds
 from tools.lib.command_line import MAX_SEED, whole_number
 from utils.device import device_name, exact_float32, resolve_device, set_threads
+from utils.memory import MIB
 
-_MIB = 2**20
-_CHUNK_BYTES = 64 * _MIB
-_CUDA_CHUNK_BYTES = 1024 * _MIB
+_CHUNK_BYTES = 64 * MIB
+_CUDA_CHUNK_BYTES = 1024 * MIB
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     size = SIZES[arguments.size]
     memory = PeakMemory(device)
     query, gallery = random_features(size, arguments.seed, device)
-    features_mib = sum(features.embeddings.nbytes for features in (query, gallery)) / _MIB
+    features_mib = sum(features.embeddings.nbytes for features in (query, gallery)) / MIB
     metrics, matmul = [], []
     for _ in range(arguments.repeats):
         matmul.append(seconds(lambda: bare_product(query, gallery), device))

@@ -15,8 +15,6 @@ import argparse
 import math
 import os
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +26,14 @@ from engine.vault.index import DIGEST_BYTES, IndexWriter, VectorKeys, read_segme
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile
 from engine.vault.search import most_similar
-from tools.benchmarks.measuring import PeakMemory
+from tools.benchmarks.measuring import PeakMemory, wall_and_cpu_s
 from tools.lib.command_line import MAX_THREADS, whole_number
 from utils.device import set_threads
+from utils.memory import MIB
 
 _CPU = torch.device("cpu")
 _RANDOM_ROWS = 1000  # random vectors, repeated: drawing all of them would take longer than the rest
 _RESULTS = 10
-_MIB = 2**20
 _GIB = 2**30
 
 
@@ -84,7 +82,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 writer.add(key_ids[number % len(key_ids)], digest, vectors[number % len(vectors)])
             writer.flush()
 
-        written = _timed(write)
+        written = wall_and_cpu_s(write)
     os.sync()  # not while the following is measured
     memory, opened = PeakMemory(_CPU), np.empty((count, dim), np.float16)
 
@@ -99,10 +97,11 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                     view[row : row + 2 * dim] = keys.open(segment, entry, ciphertext)
                     row += 2 * dim
 
-    unlocked, read_all = _timed(unlock), _timed(read)
+    unlocked, read_all = wall_and_cpu_s(unlock), wall_and_cpu_s(read)
     queries = torch.from_numpy(_unit(np.random.default_rng(1), arguments.queries, dim)).float()
     searches = [
-        _timed(lambda: most_similar(opened, queries, _RESULTS)) for _ in range(arguments.repeats)
+        wall_and_cpu_s(lambda: most_similar(opened, queries, _RESULTS))
+        for _ in range(arguments.repeats)
     ]
     disk_bytes = sum(path.stat().st_size for path in folder.glob("index-*"))
     numbers: dict[str, Any] = {
@@ -112,8 +111,8 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "queries": arguments.queries,
         "threads": torch.get_num_threads(),
         "peak_mib": memory.mib(),
-        "vectors_mib": opened.nbytes / _MIB,
-        "disk_mib": disk_bytes / _MIB,
+        "vectors_mib": opened.nbytes / MIB,
+        "disk_mib": disk_bytes / MIB,
     }
     for clock, name in enumerate(("", "cpu_")):
         numbers |= {
@@ -124,13 +123,6 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             f"{name}search_s": min(search[clock] for search in searches),
         }
     return numbers
-
-
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the duration of work and the CPU time of all threads (s)."""
-    start, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def _unit(rng: np.random.Generator, count: int, dim: int) -> NDArray[np.float16]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
@@ -36,23 +36,10 @@ from modeling.build import build_networks, build_objectives
 from modeling.objectives import discriminator_losses, generator_losses, reid_losses, weighted
 from modeling.privacy_networks import Networks, PrivacyNetworks, frozen
 from solver.optimizers import build_optimizers
-from tools.benchmarks.measuring import (
-    Maker,
-    Place,
-    Work,
-    add_measuring_arguments,
-    contest,
-    describe,
-    matrix_product,
-)
+from tools.benchmarks.measuring import Work, add_measuring_arguments, conditions, contest
 from tools.lib.command_line import whole_number
 from utils.config_tree import changed
-from utils.device import (
-    device_name,
-    resolve_device,
-    resolve_precision,
-    set_threads,
-)
+from utils.device import resolve_device, resolve_precision, set_threads
 from utils.memory import keep_freed_memory
 
 PLAIN = (
@@ -68,10 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=whole_number(0), default=0, help="images; 0: SOLVER.IMS_PER_BATCH"
     )
     parser.add_argument(
-        "--steps",
-        type=whole_number(1),
-        default=0,
-        help="steps in a turn (1 on a CPU, 20 on a GPU)",
+        "--steps", type=whole_number(1), default=0, help="steps in a turn (1 on a CPU, 20 on a GPU)"
     )
     parser.add_argument(
         "--profile", type=Path, metavar="DIR",
@@ -92,20 +76,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     precision = resolve_precision(cfg.RUNTIME.PRECISION, device)
     # A GPU computes asynchronously: a single step would measure its latency.
     steps = arguments.steps or _STEPS.get(device.type, 1)
-    place, work = Place(str(device), arguments.threads), (batch, steps)
-    flops = step_flops(cfg)
-    contenders: dict[str, Maker] = {
-        "plain": (make_plain_step, (given, *work)),
-        "ours": (make_step, (given, *work)),
-    }
-    outcome = contest(place, contenders, matrix_product(device, precision), arguments.repeats)
-    title = (
+    flops, work = step_flops(cfg), (given, batch, steps)
+    makers = {"plain": (make_plain_step, work), "ours": (make_step, work)}
+    outcome = contest(arguments, precision, flops, makers)
+    print(
         f"step: {Path(arguments.config_file).stem}, batch {batch}, {flops / 1e9:.1f} GFLOP an "
-        f"image, {str(precision).removeprefix('torch.')}, on {device_name(device)}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"image, {conditions(precision, device)}\n{outcome}"
     )
-    print(describe(title, outcome, flops))
-    return outcome.numbers(flops)
+    return outcome.numbers
 
 
 def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:
@@ -136,9 +114,8 @@ def make_plain_step(given: tuple[str, tuple[str, ...], str], count: int, steps: 
     config_file, opts, device = given
     cfg = network_config(config_file, (*opts, *PLAIN), device)
     model = build_model(cfg, NUM_CLASSES)
-    nets, objectives = model.nets.train(), build_objectives(
-        cfg, NUM_CLASSES, model.nets.reid.feature_size
-    )  # fmt: skip
+    nets = model.nets.train()
+    objectives = build_objectives(cfg, NUM_CLASSES, nets.reid.feature_size)
     discriminators = list(nets.discriminators)
     others = [network for network in nets.children() if network not in discriminators]
     decay = cfg.SOLVER.WEIGHT_DECAY
@@ -238,10 +215,11 @@ def step_flops(cfg: CfgNode, count: int = 8) -> float:
     cfg = changed(cfg, {"SOLVER.GRAD_CHECKPOINT": False})
     with torch.device("meta"):
         nets = build_networks(cfg, NUM_CLASSES).train()
-        batch, step = _empty_batch(cfg, count), _meta_step(cfg, nets)
+        images, label = torch.empty(count, 3, *cfg.INPUT.IMG_SIZE), torch.empty(count).long()
+        step = _meta_step(cfg, nets)
     # Not on the meta device, since Adam reads its step counts.
     with FlopCounterMode(display=False) as counter:
-        step(batch)
+        step(Batch(images, images, label, label, label, label))
     return counter.get_total_flops() / count
 
 
@@ -256,12 +234,6 @@ def evaluation_flops(cfg: CfgNode, num_embedded: int, count: int = 2) -> float:
             if isinstance(nets, PrivacyNetworks):
                 nets.recovery(nets.anonymizer(raw))
     return counter.get_total_flops() / count
-
-
-def _empty_batch(cfg: CfgNode, count: int) -> Batch:
-    images = torch.empty(count, 3, *cfg.INPUT.IMG_SIZE)
-    label: Tensor = torch.empty(count, dtype=torch.int64)
-    return Batch(images, images, label, label, label, label)
 
 
 def _meta_step(cfg: CfgNode, nets: Networks) -> TrainStep:

@@ -5,9 +5,9 @@ Time and memory are replaced by fixed numbers, so that no assertion depends on a
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tools.benchmarks import (
     search,
     step,
 )
+from utils.errors import UserError
 
 SMALL = (
     "MODEL.NAME", "resnet18", "MODEL.NGF", "2", "MODEL.NDF", "2", "UNET.NUM_DOWNS", "5",
@@ -43,14 +44,16 @@ class InProcess:
 
     speeds: dict[Callable[..., Any], float] = {}
 
-    def __init__(self, place: object, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, device: str, threads: int, make: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> None:
         self.images, self.speed = make(*arguments)(), self.speeds.get(make, 1.0)
         assert self.images > 0
 
     def images_per_s(self) -> float:
         return self.speed
 
-    def finish(self) -> float:
+    def peak_mib(self) -> float:
         return 7.0
 
     def close(self) -> None:
@@ -66,7 +69,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "evaluation_flops", lambda cfg, count: 2e9)
     for module in (step, evaluation, data):
         monkeypatch.setattr(module, "keep_freed_memory", lambda: False)
-        monkeypatch.setattr(module, "matrix_product", lambda *_: lambda: CEILING)
+    monkeypatch.setattr(measuring, "matrix_product", lambda *_: lambda: CEILING)
 
 
 def _check(numbers: dict[str, float], flops: float) -> None:
@@ -109,10 +112,11 @@ def test_data_writes_an_object_for_each_desensitizer(
     assert "noise\n" in capsys.readouterr().out
 
 
-def test_a_contender_runs_in_its_own_process() -> None:
-    place = measuring.Place("cpu", 1)
+def test_a_contender_runs_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "matrix_product", lambda *_: lambda: CEILING)
+    arguments = argparse.Namespace(device="cpu", threads=1, repeats=2)
     three_images = (functools.partial, (len, "abc"))
-    outcome = measuring.contest(place, {"ours": three_images}, lambda: CEILING, 2)
+    outcome = measuring.contest(arguments, torch.float32, 1.0, {"ours": three_images})
     assert outcome.images_per_s["ours"] > 0
     assert set(outcome.peak_mib) == {"ours"}
     assert outcome.ceiling == CEILING
@@ -122,9 +126,8 @@ def test_a_contender_that_cannot_be_built_reports_one_line() -> None:
     def fail() -> Callable[[], int]:
         raise RuntimeError("not enough memory\nand more")
 
-    ours, theirs = multiprocessing.Pipe()
-    measuring._serve(theirs, measuring.Place("cpu", 0), fail, ())
-    assert ours.recv() == "RuntimeError: not enough memory"
+    with pytest.raises(UserError, match="^RuntimeError: not enough memory$"):
+        measuring.measure("turn", "cpu", 0, fail, ())
 
 
 def test_retrieval_writes_the_numbers(
@@ -230,7 +233,7 @@ def test_search_projects_to_more_vectors(
         work()
         return 4.0, 2.0
 
-    monkeypatch.setattr(search, "_timed", timed)
+    monkeypatch.setattr(search, "wall_and_cpu_s", timed)
     sizes = ["--vectors", "20", "--dim", "4", "--subjects", "3", "--threads", "1"]
     numbers = tmp_path / "numbers.json"
     projection = ["--projected", "1000000000", "--memory", "4", "--cores", "2"]
