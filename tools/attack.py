@@ -23,7 +23,7 @@ from engine.attacks.suite import (
     ATTACKS,
     Suite,
     chosen_attacks,
-    chosen_levels,
+    chosen_names,
     read_expectation,
     report,
     unexpected_verdicts,
@@ -71,7 +71,7 @@ def attack(args: argparse.Namespace) -> int:
     """Run attacks, print their results, and return the exit code."""
     foreign = foreign_attacks(args.foreign)
     attacks = chosen_attacks(args.only, foreign)
-    levels = chosen_levels(args.level, LEVELS)
+    levels = tuple(chosen_names(args.level, LEVELS, "level"))
     expected = None if args.expect is None else read_expectation(args.expect)
     with answer(as_json=args.json) as show, joined():
         cfg, start = checkpoint_config(args.checkpoint, args.opts)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from engine.attacks.levels import (
     ImageSet,
     Protector,
     Stored,
+    attacker_subjects,
     seal,
-    seal_with_attacker_keys,
 )
 from engine.attacks.measures import Measure, Result
 from engine.attacks.training import HeldOut, TrainingSetup, train_reid
@@ -29,8 +29,8 @@ from utils.logger import get_logger
 from utils.tensor_files import TensorFileError, read_tensors, save_tensors
 
 NOTHING_ENCRYPTED = "nothing is encrypted at this level, so there is no ciphertext to break"
+UNTRAINED: dict[str, Any] = {"budget": 0, "budget_unit": "no training"}  # of a result
 TRIAL_IMAGES = 128  # held-out public images on which an attacker chooses a method
-_SHOWN = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,29 +43,22 @@ class Outcome:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Attack(Protocol):
-    """An attack. To add one, write a class and add it to ``suite.ATTACKS``.
+class Attack:
+    """Base class of attacks. To add one, write a class and add it to ``suite.ATTACKS``."""
 
-    Attributes:
-        name: Name on the command line and in files.
-        question: The question that the attack answers, in plain words.
-    """
+    name: str  # on the command line and in files
+    question: str  # the question that the attack answers, in plain words
 
-    @property
-    def name(self) -> str: ...  # noqa: D102 - see the class
-    @property
-    def question(self) -> str: ...  # noqa: D102
-
-    def reason_against(self, level: str) -> str:
-        """Return why the attack does not apply to a level; empty if it does."""
-        ...
+    def reason_against(self, level: str) -> str:  # noqa: ARG002
+        """Return why the attack does not apply to a level; empty if it does, as by default."""
+        return ""
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """Attack the private images of a level to which it applies."""
-        ...
+        raise NotImplementedError
 
 
-class CipherAttack:
+class CipherAttack(Attack):
     """Base class of attacks that apply to encrypted levels only."""
 
     def reason_against(self, level: str) -> str:
@@ -73,9 +66,9 @@ class CipherAttack:
         return NOTHING_ENCRYPTED if level in CLEAR_LEVELS else ""
 
 
-def example_images(pids: Tensor) -> Tensor:
-    """Return the indices (K,) of one image each of the first few identities."""
-    indices = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:_SHOWN]]
+def example_images(pids: Tensor, count: int = 2) -> Tensor:
+    """Return the indices (count,) of one image each of the first identities."""
+    indices = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:count]]
     return torch.tensor(indices)
 
 
@@ -96,12 +89,11 @@ def reveals_own_identity(measures: tuple[Measure, ...]) -> bool:
 
 def image_sentence(measures: tuple[Measure, ...], start: str) -> str:
     """Return a sentence on the quality of images, and whether they reveal the identity."""
-    own = (
-        "they reveal the identity"
-        if reveals_own_identity(measures)
-        else "they do not reveal the identity"
+    reveal = "reveal" if reveals_own_identity(measures) else "do not reveal"
+    return (
+        f"{start}, the attacker obtains images at {decibels(measures[0])}; they {reveal} the "
+        "identity."
     )
-    return f"{start}, the attacker obtains images at {decibels(measures[0])}; {own}."
 
 
 _LOGGER = get_logger()
@@ -171,9 +163,9 @@ class AttackContext:
         return self._plain[role, kind]
 
     def imitated(self, role: str, level: str) -> Stored:
-        """Return public or validation images, stored under keys of the attacker."""
+        """Return public or validation images, stored under one key of the attacker per identity."""
         images: ImageSet = getattr(self, role)
-        return seal_with_attacker_keys(level, self.plain(role, level), images.pids)
+        return seal(level, self.plain(role, level), attacker_subjects(images.pids.tolist()))
 
     def unit(self, images: Tensor) -> Tensor:
         """Return normalised images as values in [0, 1], clipped."""
@@ -184,11 +176,9 @@ class AttackContext:
         return self.unit(self.plain("public", level)).mean(0, keepdim=True)
 
     def sides(self, queries: Tensor, gallery: Tensor) -> tuple[Features, Features]:
-        """Return the features of query and gallery, from embeddings of all private images.
+        """Return the features of query and gallery.
 
-        Args:
-            queries: Embeddings (N, D), of which the query images are used.
-            gallery: Embeddings (N, D), of which the gallery images are used.
+        Both arguments are embeddings of all private images (N, D).
         """
         private, mask = self.private, self.private.is_query
         return (
@@ -196,8 +186,16 @@ class AttackContext:
             Features(gallery[~mask], private.pids[~mask], private.camids[~mask]),
         )
 
-    def result(self, attack: str, level: str, sentence: str, **values: Any) -> Result:
-        """Return a result with the values that are common to this run."""
+    def outcome(
+        self,
+        attack: Attack,
+        level: str,
+        sentence: str,
+        *,
+        columns: Mapping[str, Tensor] | None = None,
+        **values: Any,
+    ) -> Outcome:
+        """Return an outcome; fields of its result have by default the values of this run."""
         common: dict[str, Any] = {
             "seed": self.seed,
             "budget": self.settings.budget,
@@ -205,7 +203,7 @@ class AttackContext:
             "num_persons": self.private.num_persons,
             "num_images": len(self.private),
         }
-        return Result(attack, level, sentence, **(common | values))
+        return Outcome(Result(attack.name, level, sentence, **(common | values)), columns or {})
 
     def public_reid(self) -> ReIDNetwork:
         """Return a re-ID network that was trained on raw images of public identities only.
@@ -216,7 +214,12 @@ class AttackContext:
             network = self.factories.reid(self.public.num_persons)
             path = None if self.folder is None else self.folder / "public_reid.pth"
             if path is not None and path.is_file():
-                load_matching(network, read_weights(path), str(path))
+                try:
+                    load_matching(network, read_tensors(path), str(path))
+                except TensorFileError as error:
+                    raise TensorFileError(
+                        f"{error}; delete it to train the network again"
+                    ) from error
                 _LOGGER.info("The network trained on raw images only is loaded from %s", path)
             else:
                 network = self._fit(network, "raw", "Re-ID on raw images")
@@ -231,10 +234,8 @@ class AttackContext:
         return self._fit(network, level, f"Re-ID on {level} images")
 
     def _fit(self, network: ReIDNetwork, level: str, title: str) -> ReIDNetwork:
-        labels = torch.unique(self.public.pids)
-        network = network.to(self.bench.device)
-        objectives = self.factories.objectives(len(labels), network.feature_size)
-        held_out = self.validation
+        network, held_out = network.to(self.bench.device), self.validation
+        objectives = self.factories.objectives(self.public.num_persons, network.feature_size)
         trained = train_reid(
             network,
             self.imitated("public", level).observed,
@@ -248,15 +249,3 @@ class AttackContext:
         _LOGGER.info("%s: best after %d updates, held-out mAP %.1f %%", title, trained.best_step,
                      100 * trained.validation)  # fmt: skip
         return network
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights of an attacker's network that an earlier run saved.
-
-    Raises:
-        TensorFileError: The file is damaged.
-    """
-    try:
-        return read_tensors(path)
-    except TensorFileError as error:
-        raise TensorFileError(f"{error}; delete it to train the network again") from error

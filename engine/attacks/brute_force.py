@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,8 +56,8 @@ class KeyBruteForce(CipherAttack):
     one.
     """
 
-    name: ClassVar[str] = "brute-force"
-    question: ClassVar[str] = "How long until a guessed key opens an image?"
+    name = "brute-force"
+    question = "How long until a guessed key opens an image?"
 
     def reason_against(self, level: str) -> str:
         """See ``Attack``."""
@@ -68,7 +67,7 @@ class KeyBruteForce(CipherAttack):
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         guess = GUESSES[level]
-        indices = _one_image_per_identity(context.private.pids)
+        indices = example_images(context.private.pids, _IMAGES)
         stored, pids = context.stored(level), context.private.pids[indices]
         search = guess.search(stored, indices, context.settings.keys)
         right = [
@@ -86,21 +85,18 @@ class KeyBruteForce(CipherAttack):
             "seconds_per_image": search.seconds / len(indices),
             "expected_years": years,
         }
-        result = context.result(
-            self.name, level, _sentence(sum(right), len(right), search, years, guess),
-            measures=(measure,), budget=search.tried, budget_unit="keys tried for each image",
-            num_persons=len(pids), num_images=len(pids), details=details,
-        )  # fmt: skip
-        return Outcome(result, self._columns(context, stored, search))
-
-    def _columns(self, context: AttackContext, stored: Stored, search: Search) -> dict[str, Tensor]:
         show = example_images(context.private.pids)
-        best = [search.opened.get(int(index), stored.observed[int(index)]) for index in show]
-        return {
+        best = [search.opened.get(index, stored.observed[index]) for index in show.tolist()]
+        columns = {
             "before encryption": context.unit(stored.plain[show]),
             "ciphertext": context.unit(stored.observed[show]),
             "after the search": context.unit(torch.stack(best)),
         }
+        return context.outcome(
+            self, level, _sentence(sum(right), len(right), search, years, guess), columns=columns,
+            measures=(measure,), budget=search.tried, budget_unit="keys tried for each image",
+            num_persons=len(pids), num_images=len(pids), details=details,
+        )  # fmt: skip
 
 
 def search_additive(stored: Stored, indices: Tensor, keys: int) -> Search:
@@ -132,18 +128,17 @@ def search_additive(stored: Stored, indices: Tensor, keys: int) -> Search:
 
 def search_aead(stored: Stored, indices: Tensor, keys: int) -> Search:
     """Try keys that a careless owner might choose; the commitment identifies the right one."""
-    assert stored.sealed is not None
-    start = time.perf_counter()
+    (_, sealed), start = stored.encrypted, time.perf_counter()
     guesses = list(guessable_keys(keys))
     opened = {}
     height, width = stored.plain.shape[-2:]
     with Progress(len(indices) * keys, "Brute force on aead", unit="key") as bar:
         for index in indices.tolist():
-            header = stored.sealed.headers[index]
+            header = sealed.headers[index]
             key = _matching_key(header, guesses)
             bar.update(keys)
             if key is not None:
-                pixels = stored.sealed.payload[index].numpy().tobytes()
+                pixels = sealed.payload[index].numpy().tobytes()
                 image = SealedImage(width, height, header, pixels)
                 plain = torch.from_numpy(open_image(key, image).pixels.copy())
                 opened[index] = plain.permute(2, 0, 1).float().mul(2).sub(255).div(255)
@@ -181,11 +176,6 @@ def _matching_key(header: bytes, guesses: Sequence[bytes]) -> bytes | None:
             continue
         return guess
     return None
-
-
-def _one_image_per_identity(pids: Tensor) -> Tensor:
-    indices = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:_IMAGES]]
-    return torch.tensor(indices)
 
 
 def _sentence(opened: int, images: int, search: Search, years: float, guess: Guess) -> str:

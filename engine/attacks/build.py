@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from yacs.config import CfgNode
 
 from data.build import build_eval_loader, build_splits
@@ -20,7 +19,6 @@ from engine.attacks.training import TrainingSetup
 from engine.checkpoint import LoadedWeights
 from engine.distributed.processes import device_of_rank
 from engine.model import Model, load_pretrained, pretrained_model
-from layers.pixels import PixelSpace
 from modeling.build import build_objectives, build_reid
 from modeling.gan import UNet
 from modeling.privacy_networks import PrivacyNetworks
@@ -94,11 +92,7 @@ def build_context(
 ) -> AttackContext:
     """Load the model in MODEL.PRETRAIN_DIR and decode all images.
 
-    Args:
-        cfg: Configuration of the checkpoint.
-        settings: Seed and budgets.
-        samples: Public and private samples.
-        folder: Folder in which attackers' networks are saved for a resume; None to save none.
+    Attackers' networks are saved in ``folder`` for a resume; None to save none.
 
     Raises:
         UserError: The data or the checkpoint cannot be used.
@@ -132,7 +126,7 @@ def fingerprint(weights: LoadedWeights) -> str:
     for letter, state in sorted(weights.networks.items()):
         for name, value in sorted(state.items()):
             digest.update(f"{letter}/{name}/{tuple(value.shape)}".encode())
-            digest.update(_content(value))
+            digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -187,8 +181,8 @@ def _images(
     raw, desensitized, index = [], [], []
     with Progress(loader.num_images, "Read images") as bar:
         for batch in loader:
-            raw.append(_pixels(batch.raw, model.pixels))
-            desensitized.append(_pixels(batch.desensitized, model.pixels))
+            raw.append(model.pixels.to_uint8(batch.raw))
+            desensitized.append(model.pixels.to_uint8(batch.desensitized))
             index.append(batch.index)
             bar.update(len(batch))
     indices = torch.cat(index).tolist()
@@ -201,11 +195,3 @@ def _images(
         tuple(sample.subject for sample in used),
         torch.tensor([bool(is_query[each]) if is_query else False for each in indices]),
     )
-
-
-def _pixels(images: Tensor, pixels: PixelSpace) -> Tensor:
-    return pixels.to_uint8(images).contiguous()
-
-
-def _content(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().numpy().tobytes()

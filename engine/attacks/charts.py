@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
-from engine.attacks.measures import Measure, Result
+from engine.attacks.measures import Result
 from engine.views import image_grid
 from layers.pixels import PixelSpace
 
@@ -27,22 +26,13 @@ _COLOURS = {
     "aead": "#1f6fb4",
 }
 _DPI = 110
-_UNITS = {
-    "rate": "share",
-    "dB": "dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "r": "correlation",
-    "s": "s",
-}
+_UNITS = {"rate": "share", "ssim": "SSIM", "lpips": "LPIPS", "r": "correlation"}
 
 
 def verdict_chart(results: Sequence[Result], title: str) -> Image.Image:
     """Return a chart of the deciding measures of one attack, with intervals and floors.
 
-    Args:
-        results: Results of one attack at each level; those that do not apply are left out.
-        title: Title of the chart.
+    Levels to which the attack does not apply are left out.
     """
     shown = [result for result in results if result.measures]
     names = list(dict.fromkeys(m.name for r in shown for m in r.measures if m.decides))
@@ -60,8 +50,13 @@ def verdict_chart(results: Sequence[Result], title: str) -> Image.Image:
     losses = any(m.bad_side == "below" for r in shown for m in r.measures)
     floor = "stored values" if losses else "chance"
     figure.legend(
-        handles=_legend(floor), loc="outside lower center", ncols=3, fontsize=8, frameon=False
-    )
+        handles=[
+            Line2D([], [], marker="o", color=_FAILS, label="beyond the floor (fails)"),
+            Line2D([], [], marker="o", color=_HOLDS, label="within the floor (holds)"),
+            Patch(color=_FLOOR, alpha=0.45, label=f"floor: {floor}"),
+        ],
+        loc="outside lower center", ncols=3, fontsize=8, frameon=False,
+    )  # fmt: skip
     return render(figure)
 
 
@@ -76,20 +71,14 @@ def curve_chart(results: Sequence[Result], title: str) -> Image.Image | None:
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for result in shown:
             x = [point.x for point in result.curve]
-            measures = [_measure(point.measures, name) for point in result.curve]
+            measures = [m for point in result.curve for m in point.measures if m.name == name]
             colour = _COLOURS.get(result.level, "black")
-            ax.plot(
-                x, [m.value.value for m in measures], "o-", color=colour, label=result.level, ms=4
-            )
+            values = [m.value.value for m in measures]
+            ax.plot(x, values, "o-", color=colour, label=result.level, ms=4)
             low, high = ([getattr(m.value, end) for m in measures] for end in ("low", "high"))
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(
-            x,
-            [m.floor.value for m in measures],
-            "--",
-            color=_FLOOR,
-            label="guess without the image",
-        )
+        floors = [m.floor.value for m in measures]
+        ax.plot(x, floors, "--", color=_FLOOR, label="guess without the image")
         if x[-1] > 20:
             ax.set_xscale("log", base=2)
         ax.set_xticks(x, [f"{value:g}" for value in x])
@@ -108,9 +97,7 @@ def image_sheet(
 ) -> Image.Image | None:
     """Return a grid of example images, a row for each identity and level; None without images.
 
-    Args:
-        columns: For each level, the images by name, values in [0, 1], each (K, 3, H, W).
-        pixels: Pixel space of the model.
+    ``columns`` contains, for each level, images by name, values in [0, 1], each (K, 3, H, W).
     """
     filled = {level: images for level, images in columns.items() if images}
     if not filled:
@@ -137,7 +124,7 @@ def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:
             continue
         measure, row = measures[0], len(levels)
         levels.append(result.level)
-        unit = _UNITS[measure.unit]
+        unit = _UNITS.get(measure.unit, measure.unit)
         width = max(measure.floor.high - measure.floor.low, 0.0)
         ax.barh(row, width, 0.56, measure.floor.low, color=_FLOOR, alpha=0.45)
         ax.plot([measure.floor.value] * 2, [row - 0.28, row + 0.28], color=_FLOOR, lw=2)
@@ -155,18 +142,6 @@ def _intervals(ax: Axes, name: str, results: Sequence[Result]) -> None:
     ax.use_sticky_edges = False  # keep the ends of bars away from the frame
     ax.margins(x=0.06)
     ax.grid(axis="x", alpha=0.25)
-
-
-def _legend(floor: str) -> list[Artist]:
-    return [
-        Line2D([], [], marker="o", color=_FAILS, label="beyond the floor (fails)"),
-        Line2D([], [], marker="o", color=_HOLDS, label="within the floor (holds)"),
-        Patch(color=_FLOOR, alpha=0.45, label=f"floor: {floor}"),
-    ]
-
-
-def _measure(measures: Sequence[Measure], name: str) -> Measure:
-    return next(measure for measure in measures if measure.name == name)
 
 
 def render(figure: Figure) -> Image.Image:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from engine.attacks.attack import AttackContext, Outcome, percent
+from engine.attacks.attack import UNTRAINED, Attack, AttackContext, Outcome, percent
 from engine.attacks.linkage import search_measures, search_sentence
 from engine.attacks.measures import Measure
 from engine.exporting.onnx_file import start_session
@@ -254,7 +254,7 @@ class Discriminant:
         return ((unit - self.mean) @ self.projection).float()
 
 
-class ForeignReID:
+class ForeignReID(Attack):
     """Searches with a third-party network, unchanged or adapted to the stored images.
 
     Args:
@@ -272,10 +272,6 @@ class ForeignReID:
                 "Does it find identities after a linear discriminant was fitted on public images?"
             )
         self.sha256 = network.sha256
-
-    def reason_against(self, level: str) -> str:  # noqa: ARG002
-        """See ``Attack``: applies to all levels; raw is the control."""
-        return ""
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -297,20 +293,14 @@ class ForeignReID:
                 replace(measure, name=f"recovered_{measure.name}", decides=False)
                 for measure in _measures(context, recovered, raw, discriminant)
             )
-        by_name = {measure.name: measure for measure in measures}
-        return Outcome(
-            context.result(
-                self.name,
-                level,
-                self._sentence(by_name, level),
-                measures=measures,
-                details={
-                    "source": self._network.card.source,
-                    "licence": self._network.card.licence,
-                    "sha256": self.sha256,
-                },
-                **({} if self._adapted else {"budget": 0, "budget_unit": "no training"}),
-            )
+        card = self._network.card
+        return context.outcome(
+            self,
+            level,
+            self._sentence({measure.name: measure for measure in measures}, level),
+            measures=measures,
+            details={"source": card.source, "licence": card.licence, "sha256": self.sha256},
+            **({} if self._adapted else UNTRAINED),
         )
 
     def _embed(self, context: AttackContext, images: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -43,12 +42,7 @@ PAD_REACH = 1.0  # the published pad is uniform in [-1, 1], and so is the range 
 _MEDIAN_CHUNK = 16
 
 
-class Filter(Protocol):
-    """A function from images to images of the same shape."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the filtered images (N, 3, H, W)."""
-        ...
+Filter = Callable[[Tensor], Tensor]  # from images (N, 3, H, W) to images of the same shape
 
 
 def gaussian(images: Tensor, sigma: float) -> Tensor:
@@ -125,8 +119,8 @@ class Averaging(CipherAttack):
     filter is chosen on held-out public images under keys of the attacker.
     """
 
-    name: ClassVar[str] = "averaging"
-    question: ClassVar[str] = "Do several ciphertexts of one identity reveal its image?"
+    name = "averaging"
+    question = "Do several ciphertexts of one identity reveal its image?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -154,15 +148,14 @@ class Averaging(CipherAttack):
             "guess without the image": guess.expand_as(truth[show]),
         }
         measures, most = points[-1].measures, int(points[-1].x)
-        result = context.result(
-            self.name, level,
+        return context.outcome(
+            self, level,
             image_sentence(measures, f"From {most} ciphertexts of one identity, without a key"),
-            measures=measures, num_images=len(target), budget=most,
+            columns=columns, measures=measures, num_images=len(target), budget=most,
             budget_unit="ciphertexts of each identity",
             curve_of="ciphertexts of one identity", curve=tuple(points),
             details={"sigma_px": sigmas},
         )  # fmt: skip
-        return Outcome(result, columns)
 
 
 def image_counts(pids: Tensor) -> range:
@@ -187,12 +180,10 @@ def groups_of(pids: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def remove_shared(observed: Tensor, groups: Tensor, sigma: float) -> Tensor:
-    """Estimate the first image of each group by subtracting what the group shares.
+    """Estimate the first image of each group (T, n) by subtracting what the group shares.
 
-    Args:
-        observed: Observed images, normalised (N, 3, H, W).
-        groups: Indices of n images of one identity, the target first (T, n).
-        sigma: Width of the filter that separates images from the pad (px).
+    The groups are indices of observed images (N, 3, H, W). A filter of width ``sigma`` (px)
+    separates images from the pad.
     """
     estimates = []
     for group in groups:
@@ -225,8 +216,8 @@ _TRIAL_IMAGES = 64
 class Denoisers(CipherAttack):
     """Filters one ciphertext; the best filter is chosen on public images under attacker keys."""
 
-    name: ClassVar[str] = "denoise"
-    question: ClassVar[str] = "Does a noise filter reveal the image in one ciphertext?"
+    name = "denoise"
+    question = "Does a noise filter reveal the image in one ciphertext?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -243,13 +234,6 @@ class Denoisers(CipherAttack):
         guess = context.mean_public("anonymized")
         measures = image_measures(opened, truth, guess, pids, context.seed)
         revealed = "reveals" if reveals_own_identity(measures) else "does not reveal"
-        result = context.result(
-            self.name, level,
-            f"The best of {len(bank)} noise filters ({best}) {revealed} the image: "
-            f"{decibels(measures[0])}.",
-            measures=measures, budget=len(bank), budget_unit="filters tried on public images",
-            details={"best": best, "trial_psnr_db": bank},
-        )  # fmt: skip
         show = example_images(pids)
         columns = {
             "before encryption": truth[show],
@@ -257,7 +241,14 @@ class Denoisers(CipherAttack):
             "filtered": opened[show],
             "guess without the image": guess.expand_as(truth[show]),
         }
-        return Outcome(result, columns)
+        return context.outcome(
+            self, level,
+            f"The best of {len(bank)} noise filters ({best}) {revealed} the image: "
+            f"{decibels(measures[0])}.",
+            columns=columns, measures=measures, budget=len(bank),
+            budget_unit="filters tried on public images",
+            details={"best": best, "trial_psnr_db": bank},
+        )  # fmt: skip
 
 
 def denoise(observed: Tensor, name: str) -> Tensor:
@@ -266,54 +257,26 @@ def denoise(observed: Tensor, name: str) -> Tensor:
     return within_pad(filtered, observed)
 
 
-# (observed target, observed known image, known image) -> target
-Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def subtract(target: Tensor, known: Tensor, plain: Tensor) -> Tensor:
-    """Subtract the key stream that was added to the known image."""
-    return target - (known - plain)
-
-
-def exclusive_or(target: Tensor, known: Tensor, plain: Tensor) -> Tensor:
-    """Remove a key stream that was combined with bytes by exclusive or."""
-    a, b, c = (_bytes(images) for images in (target, known, plain))
-    return _images(a ^ b ^ c)
-
-
-def modular(target: Tensor, known: Tensor, plain: Tensor) -> Tensor:
-    """Remove a key stream that was added to bytes modulo 256."""
-    a, b, c = (_bytes(images).int() for images in (target, known, plain))
-    return _images(((a - b + c) % 256).to(torch.uint8))
-
-
-COMBINATIONS: dict[str, Combine] = {
-    "subtraction": subtract,
-    "exclusive or": exclusive_or,
-    "modular subtraction": modular,
+# Each returns the target, given the observed target, the observed known image and the known image:
+# it removes a key stream that was added to values, combined with bytes by exclusive or, or added to
+# bytes modulo 256.
+COMBINATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "subtraction": lambda target, known, plain: target - (known - plain),
+    "exclusive or": lambda target, known, plain: _images(
+        _bytes(target) ^ _bytes(known) ^ _bytes(plain)
+    ),
+    "modular subtraction": lambda target, known, plain: _images(
+        _bytes(target) - _bytes(known) + _bytes(plain)
+    ),
 }
 
-
-def difference(first: Tensor, second: Tensor) -> Tensor:
-    """Return the difference of two images."""
-    return first - second
-
-
-def modular_difference(first: Tensor, second: Tensor) -> Tensor:
-    """Return the difference of bytes modulo 256, from -128 to 127."""
-    apart = (_bytes(first).int() - _bytes(second).int()) % 256
-    return torch.where(apart > 127, apart - 256, apart).float()
-
-
-def differing_bits(first: Tensor, second: Tensor) -> Tensor:
-    """Return the exclusive or of bytes, as a number."""
-    return (_bytes(first) ^ _bytes(second)).float()
-
-
+# The difference of two images by the inverse of each operation; modular ones are -128 to 127.
 DIFFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "difference": difference,
-    "modular difference": modular_difference,
-    "exclusive or": differing_bits,
+    "difference": lambda first, second: first - second,
+    "modular difference": lambda first, second: (
+        (_bytes(first) - _bytes(second)).view(torch.int8).float()
+    ),
+    "exclusive or": lambda first, second: (_bytes(first) ^ _bytes(second)).float(),
 }
 
 
@@ -332,7 +295,7 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """Return images as bytes (N, 3, H, W)."""
+    """Return images as bytes (N, 3, H, W); sums and differences of bytes are modulo 256."""
     return quantize_pixels(images).permute(0, 3, 1, 2)
 
 
@@ -342,7 +305,6 @@ def _images(pixels: Tensor) -> Tensor:
 
 _PAIRS = 8  # differences per identity
 _PERMUTATIONS = 100
-_BUDGET = {"budget": 1, "budget_unit": "known image of each identity"}
 
 
 class KnownPlaintext(CipherAttack):
@@ -354,8 +316,8 @@ class KnownPlaintext(CipherAttack):
     ciphertexts of other identities.
     """
 
-    name: ClassVar[str] = "known-plaintext"
-    question: ClassVar[str] = "Does one opened image of an identity open the others?"
+    name = "known-plaintext"
+    question = "Does one opened image of an identity open the others?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -374,10 +336,6 @@ class KnownPlaintext(CipherAttack):
             opened, truth, guess, pids[target], context.seed,
             with_others=lambda index: context.unit(_open(stored, target[index], known, method)),
         )  # fmt: skip
-        result = context.result(
-            self.name, level, image_sentence(measures, "With one known image of an identity"),
-            measures=measures, num_images=len(target), details={"algebra": method}, **_BUDGET,
-        )  # fmt: skip
         show = example_images(pids[target])
         columns = {
             "known image": context.unit(stored.plain[known[show]]),
@@ -385,7 +343,11 @@ class KnownPlaintext(CipherAttack):
             "opened with it": opened[show],
             "truth": truth[show],
         }
-        return Outcome(result, columns)
+        return context.outcome(
+            self, level, image_sentence(measures, "With one known image of an identity"),
+            columns=columns, measures=measures, num_images=len(target),
+            details={"algebra": method}, budget=1, budget_unit="known image of each identity",
+        )  # fmt: skip
 
 
 class Difference(CipherAttack):
@@ -394,20 +356,20 @@ class Difference(CipherAttack):
     Both use the same operation, which is chosen on held-out public images.
     """
 
-    name: ClassVar[str] = "difference"
-    question: ClassVar[str] = "Does the difference of two ciphertexts equal that of the images?"
+    name = "difference"
+    question = "Does the difference of two ciphertexts equal that of the images?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         trial = context.imitated("validation", level)
+        trial_pairs = tuple(i[:TRIAL_IMAGES] for i in same_identity(context.validation.pids))
         method = max(
             applicable(DIFFERENCES, trial),
-            key=lambda name: _correlation(trial, context.validation.pids, name),
+            key=lambda name: float(correlation(*_differences(trial, trial_pairs, name)).mean()),
         )
         stored, pids = context.stored(level), context.private.pids
         first, second = same_identity(pids)
-        observed = DIFFERENCES[method](stored.observed[first], stored.observed[second])
-        plain = DIFFERENCES[method](stored.plain[first], stored.plain[second])
+        observed, plain = _differences(stored, (first, second), method)
         value = interval_of(correlation(observed, plain).numpy(), pids[first], context.seed)
         rng = numpy_generator(context.seed, "deals of differences")  # the name is part of the seed
         permuted = [
@@ -419,10 +381,6 @@ class Difference(CipherAttack):
             "The difference of two ciphertexts of an identity correlates with the difference of "
             f"the images by {value.value:.3f} (1: the whole outline, 0: nothing)."
         )
-        result = context.result(
-            self.name, level, sentence, measures=(measure,), num_images=len(first),
-            budget=2, budget_unit="ciphertexts of each identity", details={"algebra": method},
-        )  # fmt: skip
         show = example_images(pids[first])
         columns = {
             "first image": context.unit(stored.plain[first[show]]),
@@ -430,7 +388,10 @@ class Difference(CipherAttack):
             "their difference": _stretched(plain[show]),
             "of ciphertexts": _stretched(observed[show]),
         }
-        return Outcome(result, columns)
+        return context.outcome(
+            self, level, sentence, columns=columns, measures=(measure,), num_images=len(first),
+            budget=2, budget_unit="ciphertexts of each identity", details={"algebra": method},
+        )  # fmt: skip
 
 
 def known_pairs(pids: Tensor) -> tuple[Tensor, Tensor]:
@@ -464,11 +425,14 @@ def _opening_quality(stored: Stored, pids: Tensor, method: str, context: AttackC
     return float(quality(context.unit(stored.plain[target]), opened)[0].mean())
 
 
-def _correlation(stored: Stored, pids: Tensor, method: str) -> float:
-    first, second = (index[:TRIAL_IMAGES] for index in same_identity(pids))
-    observed = DIFFERENCES[method](stored.observed[first], stored.observed[second])
-    plain = DIFFERENCES[method](stored.plain[first], stored.plain[second])
-    return float(correlation(observed, plain).mean())
+def _differences(stored: Stored, pairs: tuple[Tensor, ...], method: str) -> tuple[Tensor, Tensor]:
+    """Return the differences of pairs of images, observed and before encryption."""
+    first, second = pairs
+    observed, plain = (
+        DIFFERENCES[method](images[first], images[second])
+        for images in (stored.observed, stored.plain)
+    )
+    return observed, plain
 
 
 def _stretched(values: Tensor) -> Tensor:

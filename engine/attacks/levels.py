@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -50,19 +51,6 @@ class ImageSet:
         """Number of identities."""
         return len(torch.unique(self.pids))
 
-    def take(self, index: Tensor) -> ImageSet:
-        """Return some of the images, by indices or by a mask."""
-        if index.dtype == torch.bool:
-            index = index.nonzero().squeeze(1)
-        return ImageSet(
-            self.raw[index],
-            self.desensitized[index],
-            self.pids[index],
-            self.camids[index],
-            tuple(self.subjects[each] for each in index.tolist()),
-            self.is_query[index],
-        )
-
 
 @dataclass(frozen=True)
 class AttackSamples:
@@ -87,16 +75,8 @@ def choose_identities(
 ) -> AttackSamples:
     """Choose public and private identities.
 
-    Public identities are the training identities. Private ones have query and gallery images;
-    distractors are not used.
-
-    Args:
-        train: Training samples of the data set.
-        query: Test queries.
-        gallery: Test gallery.
-        budget: Maximum number of public images that an attacker trains on.
-        people: Maximum number of private identities.
-        seed: Seed of the choice.
+    Public identities are the training identities, with at most ``budget`` images. Private ones, at
+    most ``people``, have query and gallery images; distractors are not used.
 
     Raises:
         UserError: There are too few identities or images.
@@ -156,6 +136,12 @@ class Stored:
     cipher: Cipher | None = None
     sealed: Sealed | None = None  # the ciphertexts; None at levels without encryption
 
+    @property
+    def encrypted(self) -> tuple[Cipher, Sealed]:
+        """Cipher and ciphertexts of an encrypted level."""
+        assert self.cipher is not None and self.sealed is not None
+        return self.cipher, self.sealed
+
 
 @dataclass(frozen=True)
 class Protector:
@@ -204,22 +190,13 @@ def attacker_subjects(persons: Sequence[int]) -> tuple[str, ...]:
     return tuple(f"attacker/own/{_FIRST_ATTACKER_IDENTITY + int(person)}" for person in persons)
 
 
-def seal_with_attacker_keys(level: str, plain: Tensor, pids: Tensor) -> Stored:
-    """Store public images as the owner would, with one key of the attacker per identity."""
-    return seal(level, plain, attacker_subjects(pids.tolist()))
-
-
 def fresh_key_observer(level: str) -> Callable[[Tensor], Tensor]:
     """Return a function from plain to observed images; it uses a new key for every image."""
-    count = 0
+    persons = itertools.count()
 
     def observe(plain: Tensor) -> Tensor:
-        nonlocal count
-        if level in CLEAR_LEVELS:
-            return plain
-        persons = range(count, count + len(plain))
-        count += len(plain)
-        return seal(level, plain, attacker_subjects(persons)).observed
+        subjects = attacker_subjects(list(itertools.islice(persons, len(plain))))
+        return seal(level, plain, subjects).observed
 
     return observe
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attacks.attack import AttackContext, CipherAttack, Outcome, percent
+from engine.attacks.attack import UNTRAINED, Attack, AttackContext, CipherAttack, Outcome, percent
 from engine.attacks.key_reuse import high_pass
 from engine.attacks.levels import CLEAR_LEVELS, Stored, file_size
 from engine.attacks.measures import (
@@ -51,17 +51,8 @@ def link_measures(
     own identity and camera: these near-duplicates would take the first ranks, and the floor would
     be lower than chance.
 
-    Args:
-        query: Features of the queries.
-        gallery: Features of the gallery.
-        seed: Seed of bootstrap and permutations.
-        cross_camera: Whether gallery images of a query's own camera are ignored.
-        similarity: Similarities (Q, G); None for the cosine of the embeddings.
-        prefix: Prefix of the measures' names.
-        names: Scores of ``PairRules.scores`` to return.
-
-    Returns:
-        A measure for each name; all of them decide.
+    Returns a deciding measure, named with ``prefix``, for each of the scores ``names`` of
+    ``PairRules.scores``. Without ``similarity`` (Q, G), it is the cosine of the embeddings.
     """
     similarities = cosines(query, gallery) if similarity is None else similarity
     matching = PairRules.of(query, gallery, cross_camera=cross_camera)
@@ -92,13 +83,9 @@ def link_measures(
 def search_measures(
     context: AttackContext, stored: Tensor, raw: Tensor | None
 ) -> tuple[Measure, ...]:
-    """Score searches with stored images: among each other, and in raw images.
+    """Score searches with stored images: among each other, and in raw images if they are given.
 
-    Args:
-        context: The private images.
-        stored: Embeddings of the stored images (N, D).
-        raw: Embeddings of the raw images (N, D), for measures that begin with ``to_raw_``; None
-            for none.
+    Both are embeddings of the private images (N, D). Measures in raw images begin with ``to_raw_``.
     """
     options: dict[str, Any] = {"seed": context.seed, "cross_camera": context.cross_camera}
     measures = link_measures(*context.sides(stored, stored), **options)
@@ -205,18 +192,14 @@ def _permute_within_cameras(query: Features, rng: np.random.Generator) -> Indice
     return order
 
 
-class NoisePrintLinkage:
+class NoisePrintLinkage(Attack):
     """Correlates high-passed images: a pad that images of one identity share is a fingerprint.
 
     Without encryption there is no such pad; the score then comes from similar outlines.
     """
 
-    name: ClassVar[str] = "linkage"
-    question: ClassVar[str] = "Do stored images of one identity share a noise pattern?"
-
-    def reason_against(self, level: str) -> str:  # noqa: ARG002
-        """See ``Attack``."""
-        return ""
+    name = "linkage"
+    question = "Do stored images of one identity share a noise pattern?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -237,15 +220,14 @@ class NoisePrintLinkage:
                 " No noise is added at this level: matches beyond chance come from outlines in the "
                 "image."
             )
-        values = {"measures": measures, "budget": 0, "budget_unit": "no training"}
-        return Outcome(context.result(self.name, level, sentence, **values))
+        return context.outcome(self, level, sentence, measures=measures, **UNTRAINED)
 
 
 class MetadataLinkage(CipherAttack):
     """Compares public headers byte by byte, and file sizes; searches headers for the label."""
 
-    name: ClassVar[str] = "metadata"
-    question: ClassVar[str] = "Do header and size of a file reveal the identity?"
+    name = "metadata"
+    question = "Do header and size of a file reveal the identity?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -259,24 +241,19 @@ class MetadataLinkage(CipherAttack):
             query, gallery, context.seed, similarity=agreement,
             cross_camera=context.cross_camera, names=("rank1", "auc"),
         )  # fmt: skip
-        assert stored.sealed is not None
-        named = [
-            subject.encode() in header
-            for subject, header in zip(context.private.subjects, stored.sealed.headers, strict=True)
-        ]
+        labels = zip(context.private.subjects, stored.encrypted[1].headers, strict=True)
+        named = [subject.encode() in header for subject, header in labels]
         named_share = share_measure("named", named, context.private.pids, context.seed)
         sentence = (
             f"The public part of a file names the identity in {100 * named_share.value.value:.0f} "
             f"% of cases, and links files of one identity in {percent(measures[0])} of searches; "
             f"files have {len(torch.unique(sizes))} different sizes."
         )
-        values = {
-            "measures": (named_share, *measures),
-            "budget": 0,
-            "budget_unit": "no training",
-            "details": {"file_sizes": len(torch.unique(sizes)), "header_bytes": headers.shape[1]},
-        }
-        return Outcome(context.result(self.name, level, sentence, **values))
+        details = {"file_sizes": len(torch.unique(sizes)), "header_bytes": headers.shape[1]}
+        measures = (named_share, *measures)
+        return context.outcome(
+            self, level, sentence, measures=measures, details=details, **UNTRAINED
+        )
 
 
 def noise_print(images: Tensor) -> Tensor:
@@ -287,9 +264,9 @@ def noise_print(images: Tensor) -> Tensor:
 
 def public_bytes(stored: Stored) -> tuple[Tensor, Tensor]:
     """Return header bytes (N, L) and file sizes (N,) of sealed images."""
-    assert stored.sealed is not None
-    headers = stored.sealed.headers
+    _, sealed = stored.encrypted
+    headers = sealed.headers
     longest = max(1, *map(len, headers))  # empty headers are all equal
     table = torch.tensor([list(header.ljust(longest, b"\0")) for header in headers])
-    sizes = [file_size(stored.sealed.at(place)) for place in range(len(headers))]
+    sizes = [file_size(sealed.at(place)) for place in range(len(headers))]
     return table.float(), torch.tensor(sizes)

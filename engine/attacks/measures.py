@@ -107,14 +107,9 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, including the verdict."""
-        content = asdict(self)
-        content["measures"] = [_plain(measure) for measure in self.measures]
-        content["curve"] = [
-            {"x": point.x, "measures": [_plain(measure) for measure in point.measures]}
-            for point in self.curve
-        ]
-        content["details"] = dict(self.details)
-        return content | {"verdict": self.verdict}
+        content = asdict(self) | {"measures": _plain(self.measures), "verdict": self.verdict}
+        content["curve"] = [{"x": at.x, "measures": _plain(at.measures)} for at in self.curve]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Result:
@@ -131,26 +126,21 @@ class Result:
         return cls(**values)
 
 
-def not_applicable(attack: str, level: str, reason: str) -> Result:
-    """Return the result of an attack that does not apply to a level."""
-    return Result(attack, level, reason, applies=False)
-
-
 def exactly(value: float) -> Interval:
     """Return the interval of a number that is known without error."""
     return Interval(value, value, value)
 
 
-def _plain(measure: Measure) -> dict[str, Any]:
-    content = asdict(measure) | {"beyond_floor": measure.beyond_floor}
-    for name in ("value", "floor"):
-        content[name] = {k: _finite(v) for k, v in content[name].items()}
-    return content
-
-
-def _finite(value: float) -> float | None:
-    """Return None for infinity and NaN, which JSON does not have."""
-    return value if math.isfinite(value) else None
+def _plain(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    """Return plain values; JSON has no infinity and NaN, so they become None."""
+    contents = []
+    for measure in measures:
+        content = asdict(measure) | {"beyond_floor": measure.beyond_floor}
+        for name in ("value", "floor"):
+            numbers = content[name].items()
+            content[name] = {key: v if math.isfinite(v) else None for key, v in numbers}
+        contents.append(content)
+    return contents
 
 
 def _measures(contents: Sequence[Mapping[str, Any]]) -> tuple[Measure, ...]:
@@ -189,13 +179,7 @@ def permutation_interval(means: ArrayLike) -> Interval:
 def permute_identities(pids: Tensor, count: int, rng: np.random.Generator) -> Indices:
     """Return, for each permutation and image, the index of an image of another identity.
 
-    Args:
-        pids: Identities (N,).
-        count: Number of permutations.
-        rng: Source of randomness.
-
-    Returns:
-        Indices (count, N).
+    The indices are (count, N) for identities (N,).
     """
     identities = pids.cpu().numpy()
     indices = np.empty((count, len(identities)), np.int64)
@@ -234,11 +218,11 @@ def image_measures(
     *,
     with_others: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Measure, ...]:
-    """Score the images that an attacker made from N stored images.
+    """Score the images (N, 3, H, W), values in [0, 1], that an attacker made from N stored images.
 
     Args:
-        attacked: Images of the attacker, values in [0, 1] (N, 3, H, W).
-        truth: Target images (N, 3, H, W).
+        attacked: Images of the attacker.
+        truth: Target images.
         guess: The best guess without the stored image, such as the mean public image;
             (1, 3, H, W) or (N, 3, H, W).
         pids: Identities (N,).
@@ -275,9 +259,8 @@ def share_measure(
     name: str, values: ArrayLike, pids: Tensor, seed: int, floor: float = 0.0
 ) -> Measure:
     """Return a share of images, or a rate per image, with a floor that is known exactly."""
-    known = Interval(floor, floor, floor)
     value = interval_of(values, pids, seed)
-    return Measure(name, "rate", value, known, decides=True, floor_is_exact=True)
+    return Measure(name, "rate", value, exactly(floor), decides=True, floor_is_exact=True)
 
 
 BACKBONE_FILE = "alexnet-owt-7be5be79.pth"
@@ -304,15 +287,8 @@ def lpips_measure(
 
     Source: R. Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
     Metric", CVPR 2018. torchmetrics contains the weights that LPIPS was trained to, but not those
-    of its AlexNet backbone, which torchvision would download. Nothing is downloaded here.
-
-    Args:
-        attacked: Images of the attacker, values in [0, 1] (N, 3, H, W).
-        truth: Target images (N, 3, H, W).
-        guess: The best guess without the stored image, (1, 3, H, W); its LPIPS is the floor.
-        pids: Identities (N,).
-        seed: Seed of the bootstrap.
-        device: Device of the network.
+    of its AlexNet backbone, which torchvision would download. Nothing is downloaded here. The
+    arguments are those of ``image_measures``; the floor is the LPIPS of the guess.
     """
     value, floor = (
         interval_of(lpips_distances(truth, images.expand_as(truth), device).numpy(), pids, seed)

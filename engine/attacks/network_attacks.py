@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.attacks.attack import (
+    Attack,
     AttackContext,
     Outcome,
     decibels,
@@ -37,22 +37,18 @@ BUDGET_PARTS = (16, 4, 1)
 _LEAST_IMAGES = 8
 
 
-class ModelAttack:
+class ModelAttack(Attack):
     """Trains recovery networks on public pairs (stored, raw), for several data budgets.
 
     At encrypted levels, every image and epoch has a new key of the attacker, so that the network
     learns the scheme and not a key. Scores are on private identities.
     """
 
-    name: ClassVar[str] = "model"
-    question: ClassVar[str] = "Can a network trained on public images reconstruct raw images?"
-    title: ClassVar[str] = "Model attack"  # part of the seed
-    subject: ClassVar[str] = "an attacker's network"
-    parts: ClassVar[tuple[int, ...]] = BUDGET_PARTS
-
-    def reason_against(self, level: str) -> str:  # noqa: ARG002
-        """See ``Attack``: applies to all levels; raw is the control."""
-        return ""
+    name = "model"
+    question = "Can a network trained on public images reconstruct raw images?"
+    title = "Model attack"  # part of the seed
+    subject = "an attacker's network"
+    parts: tuple[int, ...] = BUDGET_PARTS
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
@@ -75,10 +71,11 @@ class ModelAttack:
             columns["all images" if part == 1 else f"1/{part} of them"] = recovered[show]
         columns["guess without the image"] = guess.expand_as(truth[show])
         last = points[-1].measures
-        result = context.result(
-            self.name,
+        return context.outcome(
+            self,
             level,
             _sentence(self.subject, last, context.settings.budget),
+            columns=columns,
             measures=last,
             curve_of="public images the attacker trains on" if len(points) > 1 else "",
             curve=tuple(points) if len(points) > 1 else (),
@@ -89,7 +86,6 @@ class ModelAttack:
                 **({"no_lpips": no_lpips} if no_lpips else {}),
             },
         )
-        return Outcome(result, columns)
 
     def make_network(self, context: AttackContext) -> Callable[[], nn.Module]:
         """Return the function that builds the attacker's network."""
@@ -100,24 +96,17 @@ class ModelAttack:
         return context.bench.steps
 
     def _train(self, context: AttackContext, level: str, budget: int) -> Trained:
-        return train_recovery(
-            self.make_network(context),
-            context.plain("public", level)[:budget],
-            context.plain("public", "raw")[:budget],
-            fresh_key_observer(level),
-            (context.imitated("validation", level).observed, context.plain("validation", "raw")),
-            context.bench,
-            f"{self.title} on {level}, {budget} images",
-        )
+        title = f"{self.title} on {level}, {budget} images"
+        return train_recovery(self.make_network(context), *_pairs(context, level, budget), title)
 
 
 class RestorerAttack(ModelAttack):
     """Trains an image restorer instead of the U-Net, with all public images."""
 
-    name: ClassVar[str] = "model-restorer"
-    question: ClassVar[str] = "Can an image restorer reconstruct raw images?"
-    title: ClassVar[str] = "Restorer"
-    parts: ClassVar[tuple[int, ...]] = (1,)
+    name = "model-restorer"
+    question = "Can an image restorer reconstruct raw images?"
+    title = "Restorer"
+    parts = (1,)
 
     def make_network(self, context: AttackContext) -> Callable[[], nn.Module]:  # noqa: ARG002
         """See :class:`ModelAttack`."""
@@ -127,26 +116,33 @@ class RestorerAttack(ModelAttack):
 class LinearAttack(ModelAttack):
     """Fits a linear regression from stored to raw images instead of a network."""
 
-    name: ClassVar[str] = "model-linear"
-    question: ClassVar[str] = "Can a linear regression reconstruct raw images?"
-    subject: ClassVar[str] = "a linear regression"
-    parts: ClassVar[tuple[int, ...]] = (1,)
+    name = "model-linear"
+    question = "Can a linear regression reconstruct raw images?"
+    subject = "a linear regression"
+    parts = (1,)
 
     def updates(self, context: AttackContext) -> int:  # noqa: ARG002
         """Return 0: the regression has a closed form."""
         return 0
 
     def _train(self, context: AttackContext, level: str, budget: int) -> Trained:
-        linear, penalty, psnr_db = fit_linear(
-            context.plain("public", level)[:budget],
-            context.plain("public", "raw")[:budget],
-            fresh_key_observer(level),
-            (context.imitated("validation", level).observed, context.plain("validation", "raw")),
-            context.bench,
-        )
+        linear, penalty, psnr_db = fit_linear(*_pairs(context, level, budget))
         _LOGGER.info("Linear regression on %s: penalty %g, held-out PSNR %.2f dB", level, penalty,
                      psnr_db)  # fmt: skip
         return Trained(linear, best_step=0, validation=psnr_db)
+
+
+def _pairs(
+    context: AttackContext, level: str, budget: int
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], tuple[Tensor, Tensor], TrainingSetup]:
+    """Return what a network or regression learns from; see ``train_recovery``."""
+    return (
+        context.plain("public", level)[:budget],
+        context.plain("public", "raw")[:budget],
+        fresh_key_observer(level),
+        (context.imitated("validation", level).observed, context.plain("validation", "raw")),
+        context.bench,
+    )
 
 
 def budgets(total: int, parts: tuple[int, ...] = BUDGET_PARTS) -> list[int]:
@@ -169,12 +165,10 @@ def _reid(context: AttackContext, recovered: Tensor) -> tuple[Measure, ...]:
 
 def _sentence(subject: str, measures: tuple[Measure, ...], budget: int) -> str:
     by_name = {measure.name: measure for measure in measures}
-    own = (
-        "they reveal the identity, by "
-        f"{by_name['psnr_own_gain'].value.value:.2f} dB more than images of others"
-        if reveals_own_identity(measures)
-        else "they do not reveal the identity"
-    )
+    own = "they do not reveal the identity"
+    if reveals_own_identity(measures):
+        gain = by_name["psnr_own_gain"].value.value
+        own = f"they reveal the identity, by {gain:.2f} dB more than images of others"
     lpips = by_name.get("lpips")
     distance = f", LPIPS {lpips.value.value:.3f}" if lpips else ""
     return (
@@ -184,19 +178,14 @@ def _sentence(subject: str, measures: tuple[Measure, ...], budget: int) -> str:
     )
 
 
-class _ReIDAttack:
+class _ReIDAttack(Attack):
     """Searches with embeddings of stored images.
 
     There are two searches: in stored images (tracking an identity), and in raw images (naming an
     identity). The measures of the second begin with ``to_raw_``.
     """
 
-    name: ClassVar[str]
-    subject: ClassVar[str]
-
-    def reason_against(self, level: str) -> str:  # noqa: ARG002
-        """See ``Attack``: applies to all levels; raw is the control."""
-        return ""
+    subject: str
 
     def network(self, context: AttackContext, level: str) -> ReIDNetwork:
         """Return the network for a level."""
@@ -211,7 +200,7 @@ class _ReIDAttack:
             raw = bench.embeddings(network, context.plain("private", "raw"))
         measures = search_measures(context, stored, raw)
         sentence = self._sentence({measure.name: measure for measure in measures}, level)
-        return Outcome(context.result(self.name, level, sentence, measures=measures))
+        return context.outcome(self, level, sentence, measures=measures)
 
     def _sentence(self, measures: dict[str, Measure], level: str) -> str:
         text = search_sentence(self.subject, measures, level)
@@ -226,9 +215,9 @@ class _ReIDAttack:
 class PublicReID(_ReIDAttack):
     """Uses a network that was trained on raw images of public identities only."""
 
-    name: ClassVar[str] = "reid-public"
-    question: ClassVar[str] = "Does a re-ID network trained on raw images find identities?"
-    subject: ClassVar[str] = "A network trained on raw images of public identities"
+    name = "reid-public"
+    question = "Does a re-ID network trained on raw images find identities?"
+    subject = "A network trained on raw images of public identities"
 
     def network(self, context: AttackContext, level: str) -> ReIDNetwork:  # noqa: ARG002
         """See :class:`_ReIDAttack`."""
@@ -242,9 +231,9 @@ class TunedReID(_ReIDAttack):
     network may learn to recognise a pad.
     """
 
-    name: ClassVar[str] = "reid-tuned"
-    question: ClassVar[str] = "Does a network trained on images of this level find identities?"
-    subject: ClassVar[str] = "A network trained on public images stored at the same level"
+    name = "reid-tuned"
+    question = "Does a network trained on images of this level find identities?"
+    subject = "A network trained on public images stored at the same level"
 
     def reason_against(self, level: str) -> str:
         """See ``Attack``."""
@@ -261,9 +250,9 @@ class AuthorisedReID(_ReIDAttack):
     On anonymized images this is the purpose of the method, so success there is not a defect.
     """
 
-    name: ClassVar[str] = "reid-authorised"
-    question: ClassVar[str] = "Does the owner's network find identities without a key?"
-    subject: ClassVar[str] = "The owner's network, without a key,"
+    name = "reid-authorised"
+    question = "Does the owner's network find identities without a key?"
+    subject = "The owner's network, without a key,"
 
     def network(self, context: AttackContext, level: str) -> ReIDNetwork:  # noqa: ARG002
         """See :class:`_ReIDAttack`."""
@@ -415,12 +404,7 @@ def fit_linear(
 ) -> tuple[LinearMap, float, float]:
     """Return the map with the best penalty on held-out identities, its penalty and PSNR (dB).
 
-    Args:
-        plain: Public images before encryption, normalised (N, 3, H, W); mirrored ones are added.
-        raw: The raw images of the same samples, normalised.
-        observe: Returns plain images as an outsider sees them, under new keys of the attacker.
-        validation: Images of held-out public identities, observed and raw, both normalised.
-        bench: Device, batch size and pixel space.
+    The arguments are those of ``train_recovery``; mirrored images are added.
     """
     plain, raw = (torch.cat([images, images.flip(-1)]) for images in (plain, raw))
     linear = LinearMap(observe(plain), raw).to(bench.device)

@@ -16,7 +16,7 @@ from engine.attacks.charts import curve_chart, image_sheet, verdict_chart
 from engine.attacks.foreign import PREFIX, ForeignReID
 from engine.attacks.key_reuse import Averaging, Denoisers, Difference, KnownPlaintext
 from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
-from engine.attacks.measures import FAILS, NOT_APPLICABLE, SETTINGS_NAME, Result, not_applicable
+from engine.attacks.measures import FAILS, SETTINGS_NAME, Result
 from engine.attacks.network_attacks import (
     AuthorisedReID,
     LinearAttack,
@@ -59,19 +59,15 @@ def chosen_attacks(names: Sequence[str], foreign: Sequence[Attack] = ()) -> list
         UserError: A name is unknown; the message contains the most similar one.
     """
     known = ATTACKS | {attack.name: attack for attack in foreign}
-    return [known[name] for name in _checked_names(names, list(known), "attack")]
+    return [known[name] for name in chosen_names(names, list(known), "attack")]
 
 
-def chosen_levels(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Return levels by name, in their order; all without names.
+def chosen_names(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    """Return the known names that are in ``names``, in their order; all without names.
 
     Raises:
-        UserError: A name is unknown.
+        UserError: A name is unknown; the message contains the most similar one.
     """
-    return tuple(_checked_names(names, known, "level"))
-
-
-def _checked_names(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name.lower(), known, 1, 0.4)
@@ -130,18 +126,15 @@ def unexpected_verdicts(verdicts: Verdicts, expected: Verdicts) -> list[str]:
     Attacks and levels that were not run are not compared. If nothing can be compared, one line
     states that.
     """
-    compared, lines = 0, []
-    for attack, row in expected.items():
-        for level, verdict in row.items():
-            got = verdicts.get(attack, {}).get(level)
-            if got is None:
-                continue
-            compared += 1
-            if got != verdict:
-                lines.append(f"{attack} on {level}: {got}, expected {verdict}")
+    compared = [
+        (f"{attack} on {level}", verdicts[attack][level], verdict)
+        for attack, row in expected.items()
+        for level, verdict in row.items()
+        if level in verdicts.get(attack, {})
+    ]
     if not compared:
-        lines.append("the expected verdicts contain no attack and level of this run")
-    return lines
+        return ["the expected verdicts contain no attack and level of this run"]
+    return [f"{cell}: {got}, expected {want}" for cell, got, want in compared if got != want]
 
 
 def report(results: Sequence[Result]) -> str:
@@ -152,8 +145,10 @@ def report(results: Sequence[Result]) -> str:
     width = max((len(name) for name in attacks), default=6) + 2
     lines = [f"{'attack':<{width}}" + "".join(f"{level:>15}" for level in levels)]
     for attack in attacks:
-        cells = [_cell(by_cell.get((attack, level))) for level in levels]
-        lines.append(f"{attack:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
+        present = [by_cell[attack, level] for level in levels if (attack, level) in by_cell]
+        verdicts = {result.level: result.verdict for result in present if result.applies}
+        cells = (f"{verdicts.get(level, '-'):>15}" for level in levels)
+        lines.append(f"{attack:<{width}}" + "".join(cells))
     lines += [
         "",
         "holds: the attack reached no more than chance; -: the attack does not apply",
@@ -161,24 +156,17 @@ def report(results: Sequence[Result]) -> str:
     for attack in attacks:
         lines += ["", attack]
         reasons: dict[str, list[str]] = {}
-        for level in levels:
-            result = by_cell.get((attack, level))
-            if result is not None and result.applies:
-                lines.append(f"  {level}: {result.verdict}. {result.sentence}")
-            elif result is not None:
-                reasons.setdefault(result.sentence, []).append(level)
+        present = [by_cell[attack, level] for level in levels if (attack, level) in by_cell]
+        for result in present:
+            if result.applies:
+                lines.append(f"  {result.level}: {result.verdict}. {result.sentence}")
+            else:
+                reasons.setdefault(result.sentence, []).append(result.level)
         for reason, without in reasons.items():
             lines.append(f"  {', '.join(without)}: not applicable: {reason}.")
-        present = [by_cell[attack, level] for level in levels if (attack, level) in by_cell]
         if not any(result.verdict == FAILS for result in present):
             lines.append(_NO_LEVEL_FAILED)
     return "\n".join(lines)
-
-
-def _cell(result: Result | None) -> str:
-    if result is None or result.verdict == NOT_APPLICABLE:
-        return "-"
-    return result.verdict
 
 
 _LOGGER = get_logger()
@@ -198,9 +186,6 @@ class Suite:
         plan: The attacked model and data. The context is built once, and only if an attack is not
             finished.
 
-    Attributes:
-        record: Everything that the numbers depend on, as read from JSON.
-
     Raises:
         UserError: The folder contains results of another checkpoint or other settings.
     """
@@ -209,6 +194,7 @@ class Suite:
         self.folder = folder
         self._plan = plan
         self._context: AttackContext | None = None
+        # everything that the numbers depend on, as read from JSON
         self.record: dict[str, Any] = json.loads(json.dumps(plan.record))
         path = folder / SETTINGS_NAME
         if path.is_file():
@@ -227,9 +213,9 @@ class Suite:
         Several processes may share a folder if they run different attacks.
         """
         for number, attack in enumerate(attacks, 1):
-            finished = self._finished(attack.name)
+            finished = self._read(attack.name)
             if finished is not None:
-                _check_same_network(self._path(attack.name), attack, finished)
+                _check_same_network(self._path(attack.name), attack, finished[0])
                 _LOGGER.info("%d/%d %s: already finished", number, len(attacks), attack.name)
                 continue
             _LOGGER.info("%d/%d %s: %s", number, len(attacks), attack.name, attack.question)
@@ -240,17 +226,8 @@ class Suite:
 
         Writes ``results.json``, ``verdicts.json`` and ``table.txt`` about all finished attacks.
         """
-        self._summarise()
-        return [result for attack in attacks for result in self._finished(attack.name) or ()]
-
-    def versions(self) -> dict[str, dict[str, str]]:
-        """Return versions of software and machine by the name of each finished attack."""
-        contents = {name: self._content(name) for name in self._names()}
-        return {name: each["versions"] for name, each in contents.items() if each is not None}
-
-    def _summarise(self) -> None:
-        """Write the results of all finished attacks, including those of earlier calls."""
-        results = [result for name in self._names() for result in self._finished(name) or ()]
+        finished = self._finished()
+        results = [result for results, _ in finished.values() for result in results]
         content = {
             "settings": self.record,
             "versions": self.versions(),
@@ -259,6 +236,12 @@ class Suite:
         _write_json(self.folder / RESULTS_NAME, content)
         _write_json(self.folder / VERDICTS_NAME, verdicts_of(results))
         write_text(self.folder / TABLE_NAME, report(results) + "\n")
+        chosen = [finished[attack.name] for attack in attacks if attack.name in finished]
+        return [result for results, _ in chosen for result in results]
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """Return versions of software and machine by the name of each finished attack."""
+        return {name: versions for name, (_, versions) in self._finished().items()}
 
     @property
     def context(self) -> AttackContext:
@@ -273,13 +256,14 @@ class Suite:
         for level in self._plan.settings.levels:
             reason = attack.reason_against(level)
             if reason:
-                outcomes[level] = Outcome(not_applicable(attack.name, level, reason))
+                outcomes[level] = Outcome(Result(attack.name, level, reason, applies=False))
                 continue
             outcomes[level] = attack.run(self.context, level)
             result = outcomes[level].result
             _LOGGER.info("%s on %s: %s. %s", attack.name, level, result.verdict, result.sentence)
         results = [outcome.result for outcome in outcomes.values()]
-        self._draw(attack, outcomes)
+        if any(result.applies for result in results):
+            self._draw(attack, outcomes, results)
         # Written last: this file marks the attack as finished.
         _write_json(
             self._path(attack.name),
@@ -292,42 +276,38 @@ class Suite:
             },
         )
 
-    def _draw(self, attack: Attack, outcomes: Mapping[str, Outcome]) -> None:
-        results = [outcome.result for outcome in outcomes.values()]
-        if not any(result.applies for result in results):
-            return
+    def _draw(
+        self, attack: Attack, outcomes: Mapping[str, Outcome], results: Sequence[Result]
+    ) -> None:
         title = f"{attack.name}: {attack.question}"
-        save_image(verdict_chart(results, title), self.folder / f"{attack.name}.png")
         columns = {level: outcome.columns for level, outcome in outcomes.items()}
-        further = {
-            "curve": curve_chart(results, title),
-            "images": image_sheet(columns, self.context.protector.pixels),
+        images = {
+            "": verdict_chart(results, title),
+            "_curve": curve_chart(results, title),
+            "_images": image_sheet(columns, self.context.protector.pixels),
         }
-        for name, image in further.items():
+        for suffix, image in images.items():
             if image is not None:
-                save_image(image, self.folder / f"{attack.name}_{name}.png")
+                save_image(image, self.folder / f"{attack.name}{suffix}.png")
 
-    def _finished(self, name: str) -> list[Result] | None:
-        content = self._content(name)
-        return None if content is None else content["results"]
+    def _finished(self) -> dict[str, tuple[list[Result], dict[str, str]]]:
+        """Return results and versions of all finished attacks, also of earlier calls, by name."""
+        names = [*ATTACKS, *sorted(path.stem for path in self.folder.glob(f"{PREFIX}*.json"))]
+        return {name: content for name in names if (content := self._read(name)) is not None}
 
-    def _content(self, name: str) -> dict[str, Any] | None:
-        """Return results and versions of a finished attack; None if it is not finished."""
+    def _read(self, name: str) -> tuple[list[Result], dict[str, str]] | None:
+        """Return results and versions of an attack; None if it is not finished."""
         path = self._path(name)
         if not path.is_file():
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             results = [Result.from_json(item) for item in content["results"]]
-            return {"results": results, "versions": dict(content["versions"])}
+            return results, dict(content["versions"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete it to run the attack again"
             ) from error
-
-    def _names(self) -> list[str]:
-        """Return the names of all attacks, with the third-party networks in this folder."""
-        return [*ATTACKS, *sorted(path.stem for path in self.folder.glob(f"{PREFIX}*.json"))]
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attacks.attack import AttackContext, CipherAttack, Outcome, decibels, example_images
-from engine.attacks.levels import Stored, is_ised, stores_bytes, through_file
+from engine.attacks.attack import (
+    UNTRAINED,
+    AttackContext,
+    CipherAttack,
+    Outcome,
+    decibels,
+    example_images,
+)
+from engine.attacks.levels import is_ised, stores_bytes, through_file
 from engine.attacks.measures import (
     Measure,
     exactly,
@@ -27,20 +33,18 @@ from modeling.encryption.primitives import WrongKeys
 from modeling.encryption.sealed_image import CHUNK_BYTES, PUBLIC_BYTES
 
 _IMAGES = 200
-_BUDGET = {"budget": 0, "budget_unit": "no training"}
 
 
 class WrongKey(CipherAttack):
     """Opens images with another identity's key, and recovers the result."""
 
-    name: ClassVar[str] = "wrong-key"
-    question: ClassVar[str] = "What does the holder of another identity's key get?"
+    name = "wrong-key"
+    question = "What does the holder of another identity's key get?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         stored, pids = context.stored(level), context.private.pids
-        cipher, sealed = _sealed(stored)
-        opened, images = open_each(cipher, sealed)
+        opened, images = open_each(*stored.encrypted)
         assert context.recovery is not None
         recovered = context.bench.pictures(context.recovery, images)
         right = context.bench.pictures(context.recovery, stored.plain)
@@ -48,13 +52,6 @@ class WrongKey(CipherAttack):
         share = share_measure("opened", opened, pids, context.seed)
         measures = (share, *image_measures(recovered, truth, guess, pids, context.seed))
         refused = 1 - share.value.value
-        result = context.result(
-            self.name, level,
-            f"Another identity's key is rejected for {100 * refused:.0f} % of images; the output "
-            f"of the recovery network is then at {decibels(measures[1])}.",
-            measures=measures,
-            details={"right_key_psnr_db": float(quality(truth, right)[0].mean())}, **_BUDGET,
-        )  # fmt: skip
         show = example_images(pids)
         columns = {
             "raw": truth[show],
@@ -62,19 +59,25 @@ class WrongKey(CipherAttack):
             "then recovered": recovered[show],
             "with the right key": right[show],
         }
-        return Outcome(result, columns)
+        return context.outcome(
+            self, level,
+            f"Another identity's key is rejected for {100 * refused:.0f} % of images; the output "
+            f"of the recovery network is then at {decibels(measures[1])}.",
+            columns=columns, measures=measures,
+            details={"right_key_psnr_db": float(quality(truth, right)[0].mean())}, **UNTRAINED,
+        )  # fmt: skip
 
 
 class Malleability(CipherAttack):
     """Changes ciphertexts in many ways, and repairs the checksums."""
 
-    name: ClassVar[str] = "malleability"
-    question: ClassVar[str] = "Can a stored image be changed without detection?"
+    name = "malleability"
+    question = "Can a stored image be changed without detection?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         pids = context.private.pids[:_IMAGES]
-        cipher, sealed = _sealed(context.stored(level))
+        cipher, sealed = context.stored(level).encrypted
         accepted: dict[str, list[bool]] = {}
         untouched, identities = [], context.private.pids.tolist()
         for index in range(len(pids)):
@@ -93,20 +96,22 @@ class Malleability(CipherAttack):
             "accepted_by_kind": {name: float(np.mean(values)) for name, values in accepted.items()},
             "untouched_accepted": float(np.mean(untouched)),
         }
-        values = {"measures": (measure,), "num_images": len(pids), "details": details}
-        return Outcome(context.result(self.name, level, sentence, **values, **_BUDGET))
+        return context.outcome(
+            self, level, sentence, measures=(measure,), num_images=len(pids), details=details,
+            **UNTRAINED,
+        )  # fmt: skip
 
 
 class StorageRoundTrip(CipherAttack):
     """Writes, reads and opens files, and counts unchanged values."""
 
-    name: ClassVar[str] = "storage"
-    question: ClassVar[str] = "Do files keep every value of the image?"
+    name = "storage"
+    question = "Do files keep every value of the image?"
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         stored, pids = context.stored(level), context.private.pids[:_IMAGES]
-        cipher, sealed = _sealed(stored)
+        cipher, sealed = stored.encrypted
         shares = []
         for index in range(len(pids)):
             opened = cipher.open(through_file(sealed.at(index)), cipher.keys)
@@ -121,16 +126,15 @@ class StorageRoundTrip(CipherAttack):
             f"After writing, reading and opening a file, {100 * value.value:.1f} % of the values "
             "are unchanged."
         )
-        values = {"measures": (measure,), "num_images": len(pids)}
-        return Outcome(context.result(self.name, level, sentence, **values, **_BUDGET))
+        return context.outcome(
+            self, level, sentence, measures=(measure,), num_images=len(pids), **UNTRAINED
+        )
 
 
 def open_each(cipher: Cipher, sealed: Sealed) -> tuple[list[bool], Tensor]:
     """Open every image with another identity's key.
 
-    Returns:
-        Whether each image opened, and the images (N, 3, H, W); the ciphertext of those that did
-        not.
+    Returns whether each image opened, and the images (N, 3, H, W): ciphertexts where it did not.
     """
     wrong, opened, images = WrongKeys(cipher.keys), [], []
     for image in (sealed.at(index) for index in range(len(sealed))):
@@ -147,11 +151,12 @@ def tampered(image: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], S
     """Yield changes of a sealed image: a name, and a function that returns the changed image."""
     spliced = image.payload.clone()
     if stores_bytes(image):
-        half = image.payload.shape[1] // 2
-        spliced[:, half:] = other.payload[:, half:]
+        count, height, width, channels = image.payload.shape
+        spliced[:, height // 2 :] = other.payload[:, height // 2 :]
         yield "bit of a pixel flipped", lambda: through_file(_with(image, flip_bit(image.payload)))
-        if image.payload.shape[1] != image.payload.shape[2]:  # no change to a square
-            yield "sides swapped", lambda: through_file(_with(image, _sides_swapped(image.payload)))
+        if height != width:  # no change to a square
+            swapped = image.payload.reshape(count, width, height, channels)
+            yield "sides swapped", lambda: through_file(_with(image, swapped))
         for name, offset in _header_offsets(image).items():
             header = bytearray(image.headers[0])
             header[offset] ^= 1
@@ -187,21 +192,15 @@ def _header_offsets(image: Sealed) -> dict[str, int]:
 
 def flip_bit(payload: Tensor) -> Tensor:
     """Return bytes with the lowest bit of the middle byte flipped."""
-    changed = payload.clone().reshape(-1)
-    changed[len(changed) // 2] ^= 1
-    return changed.view_as(payload)
+    changed = payload.clone(memory_format=torch.contiguous_format)
+    changed.view(-1)[payload.numel() // 2] ^= 1
+    return changed
 
 
 def _value_changed(payload: Tensor) -> Tensor:
-    changed = payload.clone().reshape(-1)
-    changed[len(changed) // 2] += 0.25
-    return changed.view_as(payload)
-
-
-def _sides_swapped(payload: Tensor) -> Tensor:
-    """Return the same bytes with height and width exchanged."""
-    count, height, width, channels = payload.shape
-    return payload.reshape(count, width, height, channels)
+    changed = payload.clone(memory_format=torch.contiguous_format)
+    changed.view(-1)[payload.numel() // 2] += 0.25
+    return changed
 
 
 def _with(sealed: Sealed, payload: Tensor) -> Sealed:
@@ -231,9 +230,3 @@ def _partner(headers: Sequence[bytes], pids: Sequence[int], index: int) -> int:
     others = [other for other, header in enumerate(headers) if header != headers[index]]
     same = [other for other in others if pids[other] == pids[index]]
     return (same or others or [(index + 1) % len(headers)])[0]
-
-
-def _sealed(stored: Stored) -> tuple[Cipher, Sealed]:
-    if stored.cipher is None or stored.sealed is None:
-        raise ValueError(f"nothing is encrypted at level {stored.level}")
-    return stored.cipher, stored.sealed

@@ -41,28 +41,28 @@ class TrainingSetup:
     steps: int  # updates of each network; the same for every data budget
     seed: int  # seed of start values and batches
 
-    def run(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Return a network's output for images (N, ...), float32 on the CPU, in batches."""
-        return self._in_batches(network, network, images)
-
     def pictures(self, network: nn.Module, images: Tensor) -> Tensor:
         """Return the output of an image network as values in [0, 1]."""
         return self.pixels.denormalize(self.run(network, images)).clamp_(0, 1)
 
     def embeddings(self, network: ReIDNetwork, images: Tensor) -> Tensor:
         """Return embeddings (N, D) of normalised images, float32 on the CPU."""
-        return self._in_batches(network, network.embed, images)
+        return self.run(network, images, network.embed)
 
     @torch.inference_mode()
-    def _in_batches(
-        self, network: nn.Module, function: Callable[[Tensor], Tensor], images: Tensor
+    def run(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        function: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
+        """Return the output of a network, or of its function, for images, float32 on the CPU."""
         was_training = network.training
         network.eval()
         parts = []
         for batch in Progress.over(images.split(self.batch_size), "Embed", unit="batch"):
             with self.autocast():
-                parts.append(function(batch.to(self.device)).float().cpu())
+                parts.append((function or network)(batch.to(self.device)).float().cpu())
         network.train(was_training)
         return torch.cat(parts)
 

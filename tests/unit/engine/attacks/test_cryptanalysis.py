@@ -340,6 +340,6 @@ def test_levels_before_encryption_are_the_images_they_are_named_after() -> None:
 def test_modular_differences_are_those_of_signed_bytes() -> None:
     pairs = torch.cartesian_prod(torch.arange(256), torch.arange(0, 256, 15))
     first, second = (pairs / 127.5 - 1).T.reshape(2, 1, 3, 256, 6)
-    found = key_reuse.modular_difference(first, second)
+    found = key_reuse.DIFFERENCES["modular difference"](first, second)
     expected = [(a - b + 128) % 256 - 128 for a, b in pairs.tolist()]
     assert found.flatten().tolist() == expected

@@ -15,7 +15,6 @@ from engine.attacks.measures import (
     Measure,
     Result,
     exactly,
-    not_applicable,
     share_measure,
 )
 from engine.attacks.suite import report
@@ -81,7 +80,7 @@ def test_an_attack_that_nothing_failed_is_said_to_be_unproven() -> None:
         Result("model", level, "S.", (measure(low, low + 0.1),))
         for level, low in (("aead", 0.4), ("raw", 0.7))
     )
-    absent = not_applicable("model", "desensitized", "so")
+    absent = Result("model", "desensitized", "so", applies=False)
     assert "does not show that the attack works" in report([held, absent])
     assert "does not show" not in report([held, failed, absent])
 
@@ -105,6 +104,6 @@ def test_json_there_and_back() -> None:
 
 
 def test_what_does_not_apply_has_a_reason() -> None:
-    result = not_applicable("brute-force", "raw", "nothing is encrypted")
+    result = Result("brute-force", "raw", "nothing is encrypted", applies=False)
     assert result.verdict == "not applicable"
     assert Result.from_json(result.to_json()) == result
