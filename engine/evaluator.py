@@ -228,8 +228,8 @@ def _gathered(own: _Share) -> _Share:
         [gather_rows(_joined(own.camids, no_number))],
         refused,
         {
-            kind: QualityAccumulator.of_rows(
-                gather_rows(own.quality.get(kind, QualityAccumulator()).rows())
+            kind: QualityAccumulator(
+                [gather_rows(own.quality.get(kind, QualityAccumulator()).rows())]
             )
             for kind in kinds
         },

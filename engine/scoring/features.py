@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +19,13 @@ _BLOCK_ROWS = 4096
 class Features:
     """Embeddings, identities and cameras of N images; arrays and lists become tensors.
 
-    Attributes:
-        embeddings: Feature after the BNNeck (N, D), any floating type, scale and device.
-        pids: Identity numbers (N,); -1 marks junk, which every score ignores.
-        camids: Camera numbers (N,).
-
     Raises:
         UserError: The shapes or types of the three do not fit together.
     """
 
-    embeddings: Tensor
-    pids: Tensor
-    camids: Tensor
+    embeddings: Tensor  # feature after the BNNeck (N, D), any floating type, scale and device
+    pids: Tensor  # identity numbers (N,); -1 marks junk, which every score ignores
+    camids: Tensor  # camera numbers (N,)
 
     def __post_init__(self) -> None:
         for name in ("embeddings", "pids", "camids"):
@@ -72,8 +66,8 @@ class UnitFeatures:
         """Compute the norms of all rows."""
         matrix = features.embeddings
         with exact_float32(matrix.device):
-            parts = [_inverse_norm(rows) for rows in _blocks(matrix)]
-            inverse = torch.cat(parts) if parts else matrix.new_zeros(0, dtype=torch.float32)
+            parts = [_inverse_norm(rows.float()) for rows in matrix.split(_BLOCK_ROWS)]
+            inverse = torch.cat(parts)
             broken = inverse == 0
             return cls(matrix, inverse, broken, _is_constant(features, inverse, broken))
 
@@ -87,12 +81,6 @@ class UnitFeatures:
         rows = self.embeddings.index_select(0, index).float()
         rows *= self.inverse_norm.index_select(0, index).unsqueeze(1)
         return rows.masked_fill_(self.broken.index_select(0, index).unsqueeze(1), 0.0)
-
-
-def _blocks(matrix: Tensor) -> Iterator[Tensor]:
-    """Yield the rows of a matrix as float32, one block at a time."""
-    for start in range(0, len(matrix), _BLOCK_ROWS):
-        yield matrix[start : start + _BLOCK_ROWS].float()
 
 
 def _inverse_norm(rows: Tensor) -> Tensor:
@@ -109,11 +97,8 @@ def _is_constant(features: Features, inverse: Tensor, broken: Tensor) -> bool:
     if len(valid) < 2 or len(torch.unique(features.pids[valid.to(features.pids.device)])) < 2:
         return False
     reference = features.embeddings[valid[0]].float() * inverse[valid[0]]
-    start = 0
-    for rows in _blocks(features.embeddings):
-        stop = start + len(rows)
-        same = (rows @ reference) * inverse[start:stop] >= _SAME_COSINE
-        if not bool((same | broken[start:stop]).all()):
-            return False
-        start = stop
-    return True
+    parts = (part.split(_BLOCK_ROWS) for part in (features.embeddings, inverse, broken))
+    return all(
+        bool(((rows.float() @ reference * scale >= _SAME_COSINE) | invalid).all())
+        for rows, scale, invalid in zip(*parts, strict=True)
+    )

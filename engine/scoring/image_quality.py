@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,10 +44,8 @@ class QualityAccumulator:
     GPU.
     """
 
-    def __init__(self) -> None:
-        self._error: list[Tensor] = []
-        self._ssim: list[Tensor] = []
-        self._values: list[int] = []
+    def __init__(self, rows: Sequence[Tensor] = ()) -> None:
+        self._rows = list(rows)  # as returned by :meth:`rows`, for each batch
 
     @torch.no_grad()
     def update(self, raw: Tensor, image: Tensor) -> None:
@@ -59,31 +58,22 @@ class QualityAccumulator:
         Raises:
             UserError: The arguments are not floating-point batches of the same shape.
         """
-        self._error.append(mean_squared_error(raw, image))
-        self._ssim.append(structural_similarity(raw, image))
-        self._values += [raw[0].numel()] * len(raw) if len(raw) else []
+        error, ssim = mean_squared_error(raw, image), structural_similarity(raw, image)
+        if len(raw):
+            values = torch.full_like(error, raw[0].numel(), dtype=torch.float64)
+            self._rows.append(torch.stack([error.double(), ssim.double(), values], 1))
 
     def add(self, other: QualityAccumulator) -> None:
         """Append the images of another accumulator."""
-        self._error += other._error
-        self._ssim += other._ssim
-        self._values += other._values
+        self._rows += other._rows
 
     def rows(self) -> Tensor:
         """Return squared error, SSIM and number of values of each image, float64 (N, 3)."""
-        return torch.stack(self._collected(), 1) if self._values else torch.zeros(0, 3).double()
-
-    @classmethod
-    def of_rows(cls, rows: Tensor) -> QualityAccumulator:
-        """Return an accumulator with the images of :meth:`rows`."""
-        accumulator = cls()
-        accumulator._error, accumulator._ssim = [rows[:, 0].float()], [rows[:, 1].float()]
-        accumulator._values = rows[:, 2].long().tolist()
-        return accumulator
+        return torch.cat([torch.zeros(0, 3).double(), *(rows.cpu() for rows in self._rows)])
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._values)
+        return sum(map(len, self._rows))
 
     def result(self) -> ImageQuality:
         """Return the scores of all images.
@@ -91,7 +81,7 @@ class QualityAccumulator:
         Raises:
             UserError: No image was added.
         """
-        error, ssim, values = self._collected()
+        error, ssim, values = self._columns()
         weights = values / values.sum()  # larger images have a larger weight
         return ImageQuality(float(_psnr_db((error * weights).sum())), float((ssim * weights).sum()))
 
@@ -101,15 +91,13 @@ class QualityAccumulator:
         Raises:
             UserError: No image was added.
         """
-        error, ssim, _ = self._collected()
+        error, ssim, _ = self._columns()
         return ImageQualities(_psnr_db(error), ssim)
 
-    def _collected(self) -> tuple[Tensor, Tensor, Tensor]:
-        if not self._values:
+    def _columns(self) -> tuple[Tensor, ...]:
+        if not len(self):
             raise UserError("no image was added; the quality of no images is undefined")
-        error = torch.cat([part.cpu() for part in self._error]).double()
-        ssim = torch.cat([part.cpu() for part in self._ssim]).double()
-        return error, ssim, torch.tensor(self._values, dtype=torch.float64)
+        return self.rows().unbind(1)
 
 
 def mean_squared_error(raw: Tensor, image: Tensor) -> Tensor:
@@ -164,13 +152,9 @@ def _blur(maps: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)  # cached: must also serve callers that want gradients
 def _band(size: int, device: torch.device) -> Tensor:
     """Return the symmetric matrix (size, size) that blurs an axis of that length."""
-    with torch.inference_mode(False):  # cached: must also serve callers that want gradients
-        return _make_band(size, device)
-
-
-def _make_band(size: int, device: torch.device) -> Tensor:
     place = torch.arange(size, dtype=torch.float64)
     distance = (place[:, None] - place[None, :]).abs()
     reach = _WINDOW // 2

@@ -150,7 +150,11 @@ def read_queries(folder: Path) -> QueryTable:
         try:
             rows = csv.DictReader(file)
             if "direction" in (names := rows.fieldnames or ()) and "key" not in names:
-                raise _earlier_version(path)
+                raise UserError(
+                    f"{path} was written by an earlier version without key states; evaluate again "
+                    "with EVAL.DETAILS on (for a demo or a reproduced table: delete "
+                    f"{path.parent} and run the same command)"
+                )
             for row in rows:
                 if "protected" in row["direction"]:
                     accesses.add(Access(row["key"], row["scheme"]))
@@ -167,14 +171,6 @@ def read_queries(folder: Path) -> QueryTable:
                 f"{path} is not a table of per-query results ({error!r}); {_REMEDY}"
             ) from error
     return QueryTable(access, directions)
-
-
-def _earlier_version(path: Path) -> UserError:
-    return UserError(
-        f"{path} was written by an earlier version without key states; evaluate again with "
-        f"EVAL.DETAILS on (for a demo or a reproduced table: delete {path.parent} and run the same "
-        "command)"
-    )
 
 
 def access_warning(tables: Mapping[str, QueryTable]) -> str:
@@ -207,7 +203,10 @@ def mean_of(tables: Sequence[QueryTable]) -> QueryTable:
                 f"trainings were tested with {first.access} and with {table.access}; evaluate all "
                 "with the same TEST.RETRIEVE_WITH_KEY and ISED.SCHEME"
             )
-        if _queries(table) != _queries(first):
+        if any(
+            table.directions.get(way, {}).keys() != first.directions.get(way, {}).keys()
+            for way in table.directions | first.directions
+        ):
             raise UserError(f"trainings were tested with different queries; {_REMEDY}")
     directions = {
         way: {
@@ -221,10 +220,6 @@ def mean_of(tables: Sequence[QueryTable]) -> QueryTable:
         for way, queries in first.directions.items()
     }
     return QueryTable(first.access, directions)
-
-
-def _queries(table: QueryTable) -> dict[str, set[str]]:
-    return {direction: set(queries) for direction, queries in table.directions.items()}
 
 
 def paired_differences(
@@ -242,15 +237,10 @@ def paired_differences(
             f"{len(first)} queries cannot be compared with {len(second)}{example}; {_REMEDY}"
         )
     paths = sorted(first)
-    change = np.array(
-        [
-            (
-                second[path].rank1 - first[path].rank1,
-                second[path].average_precision - first[path].average_precision,
-            )
-            for path in paths
-        ]
+    before, after = (
+        np.array([(side[path].rank1, side[path].average_precision) for path in paths])
+        for side in (first, second)
     )
     pids = [first[path].pid for path in paths]
-    rank1, mean_ap = bootstrap_ratios(change, np.ones(len(paths)), pids, seed=seed)
+    rank1, mean_ap = bootstrap_ratios(after - before, np.ones(len(paths)), pids, seed=seed)
     return {"rank1": rank1, "mAP": mean_ap}

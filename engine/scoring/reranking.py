@@ -15,7 +15,6 @@ Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Enc
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -31,14 +30,8 @@ from engine.scoring.ranking import RankCollector, query_chunks, worst_rows
 from engine.scoring.retrieval import RetrievalScores, scores_of_ranks
 from utils.device import exact_float32
 from utils.errors import UserError
-from utils.logger import Progress, get_logger
-from utils.memory import (
-    MIB,
-    WORTH_TELLING,
-    memory_budget_mib,
-    require_memory,
-    tell_memory,
-)
+from utils.logger import Progress
+from utils.memory import MIB, memory_budget_mib, require_memory, tell_memory
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -84,13 +77,9 @@ def score_reranked(
     valid = query.pids.cpu().numpy() != JUNK_PID
     renumbered = replace(matching, queries=(np.cumsum(valid) - 1)[matching.queries])
     reranker = Reranker(
-        _without_junk(query),
-        gallery,
-        k1=k1,
-        k2=k2,
-        lambda_value=lambda_value,
+        _without_junk(query), gallery, k1=k1, k2=k2, lambda_value=lambda_value,
         memory_mib=memory_mib,
-    )
+    )  # fmt: skip
     images = reranker.images
     collector = RankCollector(matching, images.gallery.broken)
     rows = max(1, int(_CHUNK_MIB * MIB / (16 * images.num_gallery)))
@@ -107,17 +96,10 @@ def score_reranked(
 
 
 class Reranker:
-    """Re-ranked distances of queries (Q) to a gallery (G).
+    """Re-ranked distances of queries (Q) to a gallery (G), both without junk.
 
-    The constructor finds the neighbours and computes the weights, which takes most of the time.
-
-    Args:
-        query: Query set without junk.
-        gallery: Gallery without junk.
-        k1: Neighbours that can be reciprocal.
-        k2: Neighbours whose weights are averaged.
-        lambda_value: Weight of the original distance.
-        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
+    The constructor finds the neighbours and computes the weights, which takes most of the time. Its
+    arguments are those of ``score_reranked``.
 
     Raises:
         UserError: A parameter is out of range, a set is empty, the feature sizes differ, or the
@@ -163,19 +145,13 @@ class Reranker:
         return original.add_(torch.as_tensor(jaccard).to(images.device), alpha=1 - self._lambda)
 
     def _prepare(self, k1: int, k2: int) -> None:
-        images, count = self.images, len(self.images)
-        with Progress(count * (count + TILE) // 2, "Re-rank: neighbours", unit="pair") as bar:
-            neighbors = nearest_neighbors(
-                images, max(k1 + 1, k2), on_tile=self._keep, on_done=_with_estimate(bar, count)
-            )
+        images = self.images
+        neighbors = nearest_neighbors(images, max(k1 + 1, k2), on_tile=self._keep)
         # The furthest image of a row is at distance 1. If all images are equal, only rounding
         # errors are left, and dividing by them would amplify them.
         lowest = neighbors.lowest
         scale = np.where(lowest < 1.0, 2.0 * (1.0 - lowest), np.float32(1.0))
-        weights = reciprocal_weights(images, neighbors, k1=k1, scale=scale)
-        if k2 > 1:
-            weights = averaged(weights, neighbors.index[:, :k2])
-        self._weights = weights
+        self._weights = weights = reciprocal_weights(images, neighbors, k1=k1, k2=k2, scale=scale)
         # Rows are images, columns the gallery: which gallery images have weight on an image.
         self._of_gallery = weights[images.num_query :].T.tocsr()
         self._scale = scale[: images.num_query]
@@ -205,19 +181,19 @@ class Reranker:
 
 
 def reciprocal_weights(
-    images: Images, neighbors: Neighbors, *, k1: int, scale: Floats
+    images: Images, neighbors: Neighbors, *, k1: int, k2: int, scale: Floats
 ) -> csr_array:
     """Return each image's weights over the images that are reciprocally close to it.
+
+    These are exp(-distance / scale) over the expanded reciprocal set, each row normalised to 1 and
+    averaged over the rows of its first k2 neighbours, itself included, float32 (N, N).
 
     Args:
         images: For the similarities of pairs that are not near neighbours.
         neighbors: At least k1 + 1 neighbours of each image, itself included.
         k1: Neighbours that can be reciprocal.
+        k2: Neighbours whose weights are averaged.
         scale: Largest distance of each image (N,).
-
-    Returns:
-        exp(-distance / scale) over the expanded reciprocal set, each row normalised to 1, float32
-        (N, N).
     """
     ranked = neighbors.index[:, : k1 + 1]
     core = _reciprocal(ranked)
@@ -232,26 +208,21 @@ def reciprocal_weights(
     weights = (weights / sums[owner]).astype(np.float32)
     from scipy.sparse import csr_array  # noqa: PLC0415 - every command would load it
 
-    return csr_array((weights, members, offsets_of(lengths)), shape=(len(core), len(core)))
-
-
-def averaged(weights: csr_array, neighbors: Indices) -> csr_array:
-    """Return each row's mean over the rows of its first neighbours, itself included (N, k2)."""
-    from scipy.sparse import csr_array  # noqa: PLC0415
-
-    count, number = neighbors.shape
-    share = np.full(neighbors.size, 1 / number, np.float32)
-    starts = np.arange(0, neighbors.size + 1, number)
-    return csr_array((share, neighbors.reshape(-1), starts), shape=(count, count)) @ weights
+    square = (len(core), len(core))
+    result = csr_array((weights, members, offsets_of(lengths)), shape=square)
+    if k2 == 1:
+        return result
+    first = neighbors.index[:, :k2]
+    share = np.full(first.size, 1 / first.shape[1], np.float32)
+    starts = np.arange(0, first.size + 1, first.shape[1])
+    return csr_array((share, first.reshape(-1), starts), shape=square) @ result
 
 
 def overlaps(weights: csr_array, row: int, of_gallery: csr_array) -> NDArray[np.float64]:
     """Return the sum of minima of one row of weights with the weights of each gallery image (G,).
 
-    Args:
-        weights: Weights of all images (N, N).
-        row: Which image is compared.
-        of_gallery: Weights of the gallery, one row for each column of ``weights`` (N, G).
+    ``weights`` are those of all images (N, N); ``of_gallery`` has a row for each of their columns
+    (N, G).
     """
     part = slice(weights.indptr[row], weights.indptr[row + 1])
     others = of_gallery[weights.indices[part]]
@@ -300,7 +271,10 @@ def _similarities(images: Images, neighbors: Neighbors, owner: Indices, members:
         is_known = missing & (known[position] == pairs)
         result[is_known] = values[position[is_known]]
         missing &= ~is_known
-    result[missing] = pair_similarities(images, owner[missing], members[missing])
+    places = np.flatnonzero(missing)
+    for part in np.split(places, range(TILE, len(places), TILE)):
+        product = images.unit_rows(owner[part]) * images.unit_rows(members[part])
+        result[part] = product.sum(1).cpu().numpy()
     return result
 
 
@@ -311,21 +285,6 @@ def _without_junk(images: Features) -> Features:
     on_device = keep.to(images.embeddings.device)
     camids = images.camids[keep.to(images.camids.device)]
     return Features(images.embeddings[on_device], images.pids[keep], camids)
-
-
-def _with_estimate(bar: Progress, count: int) -> Callable[[int], None]:
-    """Return a function that updates the bar; its first call logs the expected total time."""
-    start = time.perf_counter()
-    logged = [count * count < WORTH_TELLING]
-
-    def done(pairs: int) -> None:
-        bar.update(pairs)
-        if not logged[0]:
-            logged[0] = True
-            total = count * count / 2 / pairs * (time.perf_counter() - start)
-            get_logger().info("Re-ranking: about %.0f s", total * 1.2)
-
-    return done
 
 
 def _check(query: Features, gallery: Features, k1: int, k2: int, lambda_value: float) -> None:
@@ -348,11 +307,9 @@ def _check(query: Features, gallery: Features, k1: int, k2: int, lambda_value: f
 
 
 class Images:
-    """N query and gallery images under one numbering, queries first.
+    """N query and gallery images under one numbering: queries 0..Q-1, then the gallery.
 
-    Args:
-        query: Queries, numbers 0..Q-1.
-        gallery: Gallery, numbers Q..N-1, on the device that computes the products.
+    Products are computed on the device of the gallery.
     """
 
     def __init__(self, query: UnitFeatures, gallery: UnitFeatures) -> None:
@@ -401,45 +358,30 @@ class Neighbors:
 def nearest_neighbors(
     images: Images,
     keep: int,
-    *,
     on_tile: Callable[[slice, slice, Tensor], None] = lambda *_: None,
-    on_done: Callable[[int], None] = lambda _: None,
 ) -> Neighbors:
-    """Return the nearest neighbours of every image.
+    """Return the ``keep`` nearest neighbours of every image, at most all N.
 
-    Args:
-        images: Query and gallery.
-        keep: Number of neighbours (K), at most N.
-        on_tile: Called with every tile of similarities: rows, columns, values. Rows come before
-            columns, so the tiles cover query x gallery completely.
-        on_done: Called with the number of similarities computed since the last call.
+    ``on_tile`` is called with rows, columns and values of every tile of similarities. Rows come
+    before columns, so the tiles cover query x gallery completely.
     """
-    keep = min(keep, len(images))
-    best = _Best(len(images), keep, images.device)
+    count = len(images)
+    best = _Best(count, min(keep, count), images.device)
     blocks = images.blocks()
-    for number, (start, stop) in enumerate(blocks):
-        rows = images.unit_rows(np.arange(start, stop))
-        for first, last in blocks[number:]:
-            columns = rows if first == start else images.unit_rows(np.arange(first, last))
-            tile = rows @ columns.t()
-            on_tile(slice(start, stop), slice(first, last), tile)
-            best.add(slice(start, stop), tile, first)
-            if first != start:
-                best.add(slice(first, last), tile.t().contiguous(), start)
-            on_done(tile.numel())
+    with Progress(count * (count + TILE) // 2, "Re-rank: neighbours", unit="pair") as bar:
+        for number, (start, stop) in enumerate(blocks):
+            rows = images.unit_rows(np.arange(start, stop))
+            for first, last in blocks[number:]:
+                columns = rows if first == start else images.unit_rows(np.arange(first, last))
+                tile = rows @ columns.t()
+                on_tile(slice(start, stop), slice(first, last), tile)
+                best.add(slice(start, stop), tile, first)
+                if first != start:
+                    best.add(slice(first, last), tile.t().contiguous(), start)
+                bar.update(tile.numel())
     return Neighbors(
         best.index.cpu().numpy(), best.similarity.cpu().numpy(), best.lowest.cpu().numpy()
     )
-
-
-def pair_similarities(images: Images, left: Indices, right: Indices) -> NDArray[np.float32]:
-    """Return the cosine of each pair of images (P,)."""
-    result = np.empty(len(left), np.float32)
-    for start in range(0, len(left), TILE):
-        part = slice(start, start + TILE)
-        product = images.unit_rows(left[part]) * images.unit_rows(right[part])
-        result[part] = product.sum(1).cpu().numpy()
-    return result
 
 
 class _Best:

@@ -39,32 +39,21 @@ class QueryResults:
 
 @dataclass(frozen=True, eq=False)
 class RetrievalScores:
-    """Scores of one query set in one gallery; rates in [0, 1].
+    """Scores of one query set in one gallery; rates in [0, 1]."""
 
-    Attributes:
-        cmc: Share of queries with a match among the first k images, k = 1..50, float64 (50,).
-        mAP: Mean average precision.
-        mINP: Mean inverse negative penalty: matches / rank of the hardest match.
-        num_queries: Queries that were scored.
-        num_gallery: Gallery images without junk.
-        num_skipped: Queries without a valid match, left out.
-        skipped: The same by reason (``engine.scoring.matching.SKIP_REASONS``).
-        degenerate: Features are NaN, infinite, zero, or the same for everybody: the scores say
-            nothing, and are the worst that such features allow.
-        cross_camera: Whether images of the query's own camera were ignored.
-        per_query: Results of each query.
-    """
-
+    # share of queries with a match among the first k images, k = 1..50, float64 (50,)
     cmc: Floats
-    mAP: float  # noqa: N815 - the name in the literature
-    mINP: float  # noqa: N815
-    num_queries: int
-    num_gallery: int
-    num_skipped: int
-    skipped: dict[str, int]
+    mAP: float  # noqa: N815 - mean average precision, under its name in the literature
+    mINP: float  # noqa: N815 - mean inverse negative penalty: matches / rank of the hardest match
+    num_queries: int  # queries that were scored
+    num_gallery: int  # gallery images without junk
+    num_skipped: int  # queries without a valid match, left out
+    skipped: dict[str, int]  # the same by reason (``engine.scoring.matching.SKIP_REASONS``)
+    # Features are NaN, infinite, zero, or the same for all identities: the scores mean nothing, and
+    # are the worst that such features allow.
     degenerate: bool
-    cross_camera: bool
-    per_query: QueryResults
+    cross_camera: bool  # whether images of the query's own camera were ignored
+    per_query: QueryResults  # results of each query
 
     @property
     def rank1(self) -> float:
@@ -91,19 +80,19 @@ def score_retrieval(
 ) -> RetrievalScores:
     """Score queries in a gallery by cosine distance.
 
-    Gallery images of the query's person and camera are ignored, junk (pid -1) is dropped, ties go
-    to the earlier gallery image, and queries without a match are left out and counted. A short
+    Gallery images of the query's identity and camera are ignored, junk (pid -1) is left out, ties
+    go to the earlier gallery image, and queries without a match are left out and counted. A short
     gallery pads the CMC curve with its last value.
 
     Args:
         query: Query set.
-        gallery: Gallery; products are made in float32 on its device.
+        gallery: Gallery; products are computed in float32 on its device.
         cross_camera: False also counts images of the query's own camera, for single-camera sets.
-        memory_mib: Most memory to use besides the features (MiB); None: what is free.
+        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
-        UserError: No query has a valid match (it says which rule removed them), the feature
-            sizes differ, or the gallery is too large for the memory.
+        UserError: No query has a valid match (the message counts the reasons), the feature sizes
+            differ, or the gallery is too large for the memory.
 
     Example:
         >>> gallery = Features(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), [7, 8], [1, 1])
@@ -111,11 +100,10 @@ def score_retrieval(
         >>> scores.rank1, scores.mAP, scores.num_skipped
         (1.0, 1.0, 0)
     """
-    names = ("query", "gallery")
-    scores = score_directions(
-        {names[0]: query}, {names[1]: gallery}, cross_camera=cross_camera, memory_mib=memory_mib
-    )
-    return scores[names]
+    (scores,) = score_directions(
+        {"query": query}, {"gallery": gallery}, cross_camera=cross_camera, memory_mib=memory_mib
+    ).values()
+    return scores
 
 
 def score_directions(
@@ -127,7 +115,7 @@ def score_directions(
 ) -> dict[tuple[str, str], RetrievalScores]:
     """Score every query set in every gallery, e.g. raw and protected in raw and protected.
 
-    The sets of one side show the same images. Rules and norms are worked out once, and each gallery
+    The sets of one side show the same images. Matches and norms are computed once, and each gallery
     is multiplied once, with all queries together.
 
     Returns:
@@ -136,28 +124,27 @@ def score_directions(
     Raises:
         UserError: As for ``score_retrieval``, or the sets of a side are not of the same images.
     """
-    _check(queries, "query")
-    _check(galleries, "gallery")
-    sizes = {one.embeddings.shape[1] for side in (queries, galleries) for one in side.values()}
+    query, gallery = _same_images(queries, "query"), _same_images(galleries, "gallery")
+    sets = (*queries.values(), *galleries.values())
+    sizes = {features.embeddings.shape[1] for features in sets}
     if len(sizes) > 1:
         raise UserError(
             f"features have sizes {sorted(sizes)}; expected one size: take query and gallery from "
             "the same network"
         )
-    query, gallery = next(iter(queries.values())), next(iter(galleries.values()))
     matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
+    scores = {}
     with torch.inference_mode():
-        unit = {name: UnitFeatures.of(one) for name, one in queries.items()}
-        scores = {}
+        units = [UnitFeatures.of(features) for features in queries.values()]
         for target, features in galleries.items():
-            found = UnitFeatures.of(features)
-            ranks = rank_matches(tuple(unit.values()), found, matching, memory_mib=memory_mib)
-            for name, one in zip(queries, ranks, strict=True):
+            unit = UnitFeatures.of(features)
+            ranks = rank_matches(units, unit, matching, memory_mib=memory_mib)
+            for name, query_unit, its_ranks in zip(queries, units, ranks, strict=True):
                 scores[name, target] = scores_of_ranks(
-                    one,
+                    its_ranks,
                     matching,
                     query,
-                    degenerate=unit[name].degenerate or found.degenerate,
+                    degenerate=query_unit.degenerate or unit.degenerate,
                     cross_camera=cross_camera,
                 )
     return {(name, target): scores[name, target] for name in queries for target in galleries}
@@ -171,17 +158,12 @@ def scores_of_ranks(
     degenerate: bool,
     cross_camera: bool,
 ) -> RetrievalScores:
-    """Turn the ranks of all matches into scores.
+    """Return the scores of the ranks of all matches.
 
-    Args:
-        ranks: 1-based, laid out like ``matching.matches.values``, ascending within a query.
-        matching: What each query had to find.
-        query: The query set.
-        degenerate: Passed on.
-        cross_camera: Passed on.
+    Ranks begin at 1 and have the layout of ``matching.matches.values``, ascending within a query.
     """
     starts, counts = matching.matches.offsets[:-1], matching.matches.lengths
-    found = np.arange(len(ranks)) - np.repeat(starts, counts) + 1
+    matches_so_far = np.arange(len(ranks)) - np.repeat(starts, counts) + 1
     last = ranks[starts + counts - 1]
     per_query = QueryResults(
         index=matching.queries,
@@ -190,12 +172,11 @@ def scores_of_ranks(
         num_matches=counts,
         first_rank=ranks[starts],
         last_rank=last,
-        average_precision=np.add.reduceat(found / ranks, starts) / counts,
+        average_precision=np.add.reduceat(matches_so_far / ranks, starts) / counts,
         inverse_negative_penalty=counts / last,
     )
-    hits = np.bincount(np.minimum(per_query.first_rank, CMC_LENGTH + 1), minlength=CMC_LENGTH + 2)
     return RetrievalScores(
-        cmc=np.cumsum(hits[1 : CMC_LENGTH + 1]) / len(per_query),
+        cmc=cmc_of(per_query.first_rank),
         mAP=float(per_query.average_precision.mean()),
         mINP=float(per_query.inverse_negative_penalty.mean()),
         num_queries=len(per_query),
@@ -208,16 +189,24 @@ def scores_of_ranks(
     )
 
 
-def _check(sets: Mapping[str, Features], side: str) -> None:
+def cmc_of(ranks: Indices) -> Floats:
+    """Return the share of ranks of at most k, k = 1..50, float64 (50,)."""
+    hits = np.bincount(np.minimum(ranks, CMC_LENGTH + 1).reshape(-1), minlength=CMC_LENGTH + 2)
+    return np.cumsum(hits[1 : CMC_LENGTH + 1]) / ranks.size
+
+
+def _same_images(sets: Mapping[str, Features], side: str) -> Features:
+    """Return one of the sets, for identities and cameras; raise unless all have the same."""
     if not sets:
         raise UserError(f"no {side} features were given; expected at least one set of them")
     (first_name, first), *others = sets.items()
-    for name, one in others:
-        if not (
-            torch.equal(one.pids.cpu(), first.pids.cpu())
-            and torch.equal(one.camids.cpu(), first.camids.cpu())
+    for name, features in others:
+        if not all(
+            torch.equal(getattr(features, field).cpu(), getattr(first, field).cpu())
+            for field in ("pids", "camids")
         ):
             raise UserError(
                 f"{side} sets {first_name!r} and {name!r} differ in pids or cameras; expected the "
                 "same images in the same order"
             )
+    return first

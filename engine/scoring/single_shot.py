@@ -19,7 +19,7 @@ from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.intervals import Interval, bootstrap_ratios
 from engine.scoring.matching import JUNK_PID, Indices, Matching
 from engine.scoring.ranking import product_chunks, worst_rows
-from engine.scoring.retrieval import CMC_LENGTH
+from engine.scoring.retrieval import CMC_LENGTH, cmc_of
 from utils.memory import MIB
 
 _CANDIDATE_BYTES = 32  # of one query and gallery image: position, similarity, comparison, its sum
@@ -96,9 +96,8 @@ def score_single_shot(
                 ranks[chosen, draw] = _ranks_in_draw(similarity, columns[draw], *positions)
     ranks[worst_rows(unit, target, matching)] = len(identities)
     ranks[target.broken.cpu().numpy()[match]] = len(identities)
-    hits = np.bincount(np.minimum(ranks, CMC_LENGTH + 1).reshape(-1), minlength=CMC_LENGTH + 2)
     return SingleShotScores(
-        cmc=np.cumsum(hits[1 : CMC_LENGTH + 1]) / ranks.size,
+        cmc=cmc_of(ranks),
         ranks=ranks,
         query_pid=query_pid,
         num_identities=len(identities),
@@ -109,11 +108,8 @@ def score_single_shot(
 def _ranks_in_draw(similarity: Tensor, columns: Tensor, own: Tensor, match: Tensor) -> Indices:
     """Return the rank of each query's match in a drawn gallery (R,).
 
-    Args:
-        similarity: Of R queries and all gallery images (R, G).
-        columns: The drawn image of each identity (I,).
-        own: Position of the query's identity in ``columns`` (R, 1).
-        match: The image that represents the query's identity (R, 1).
+    ``columns`` (I,) are the drawn images. ``match`` (R, 1) represents the query's identity, whose
+    position in ``columns`` is ``own`` (R, 1). Similarities are to all gallery images (R, G).
     """
     candidates = columns.expand(len(similarity), -1).clone()
     candidates.scatter_(1, own, match)

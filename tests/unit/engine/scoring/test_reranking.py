@@ -163,8 +163,7 @@ def test_features_of_two_sizes_are_refused():
 
 
 def test_long_runs_print_their_estimate_first(caplog, monkeypatch):
-    for module in (reranking, memory):
-        monkeypatch.setattr(module, "WORTH_TELLING", 1)
+    monkeypatch.setattr(memory, "WORTH_TELLING", 1)
     query, gallery = clustered(0)
     logger = logging.getLogger("reid_baseline")
     monkeypatch.setattr(logger, "propagate", True)
@@ -174,7 +173,6 @@ def test_long_runs_print_their_estimate_first(caplog, monkeypatch):
     text = " ".join(caplog.messages)
     assert re.search(r"Scoring \d+ queries in \d+ gallery images, \d+ at a time: about \d", text)
     assert "MiB besides the features" in text
-    assert re.search(r"about \d+ s", text)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
