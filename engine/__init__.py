@@ -5,7 +5,7 @@
 - `trainer`: `Trainer`: train an epoch, validate, upgrade, save; `LossGuard`.
 - `train_step`: `JointStep`, `BaselineStep`: from a batch to its losses.
 - `supervision`: `Supervision`, `UpgradePolicy`: the anonymization target and its upgrades.
-- `evaluation`: `build_evaluation`; `evaluator`: `Evaluator`: all scores from one pass.
+- `evaluation`: `Evaluator`, `build_evaluation`: all scores from one pass.
 - `views`: `Views`, `ViewMaker`: anonymized, encrypted, decrypted and recovered images of a batch.
 - `report`: `EvalReport`, `Results`: tables, log lines and results.json; `details`: `ScoreDetails`.
 - `model`: `Model`, `build_model`, `pretrained_model`.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data.records import Sample
-from engine.evaluator import Extraction, Scores
+from engine.evaluation import Extraction, Scores
 from engine.report import DIRECTIONS
 from engine.scoring.features import Features
 from engine.scoring.intervals import PER_QUERY_NAME, Access, Interval, retrieval_intervals

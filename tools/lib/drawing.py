@@ -14,8 +14,7 @@ from yacs.config import CfgNode
 from data.build import build_eval_loader
 from data.loaders import EvalLoader
 from data.records import Batch, Sample
-from engine.evaluation import build_evaluation
-from engine.evaluator import Evaluator, Extraction
+from engine.evaluation import Evaluator, Extraction, build_evaluation
 from engine.scoring.retrieval import score_retrieval
 from engine.views import image_grid, save_image
 from engine.visualization import (

@@ -26,8 +26,7 @@ from engine.details import (
     save_details,
 )
 from engine.distributed.processes import all_gather, from_main, is_main, locked_by_main, world
-from engine.evaluation import Evaluation, build_evaluation
-from engine.evaluator import Extraction, Scored
+from engine.evaluation import Evaluation, Extraction, Scored, build_evaluation
 from engine.report import DIRECTIONS, RESULTS_NAME, EvalReport, Results
 from engine.scoring.intervals import PER_QUERY_NAME, Access
 from engine.train_step import BatchTooLarge

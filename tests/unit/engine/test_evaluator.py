@@ -15,8 +15,7 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
-from engine.evaluation import build_evaluator, build_image_grid
-from engine.evaluator import Evaluator
+from engine.evaluation import Evaluator, build_evaluator, build_image_grid
 from engine.model import Model, build_model
 from engine.report import DIRECTIONS, EvalReport
 from engine.scoring.image_quality import QualityAccumulator

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.loading import load
 from engine import model
 from engine.build import build_trainer
-from engine.evaluator import Evaluator, Extraction
+from engine.evaluation import Evaluator, Extraction
 from engine.report import EvalReport
 from engine.trainer import Trainer
 from tests.fixtures import tiny
