@@ -6,11 +6,11 @@
 - `train_step`: `JointStep`, `BaselineStep`: from a batch to its losses.
 - `supervision`: `Supervision`, `UpgradePolicy`: the anonymization target and its upgrades.
 - `evaluation`: `Evaluator`, `build_evaluation`: all scores from one pass.
-- `views`: `Views`, `ViewMaker`: anonymized, encrypted, decrypted and recovered images of a batch.
+- `views`: `Views`, `ViewMaker`: anonymized, encrypted, decrypted and recovered images of a batch;
+  `image_grid`, `draw_ranked_lists`, `activation_maps`: images for people.
 - `report`: `EvalReport`, `Results`: tables, log lines and results.json; `details`: `ScoreDetails`.
 - `model`: `Model`, `build_model`, `pretrained_model`.
 - `checkpoint`: `find_weights`, `save_native`, `RunFolder`: the checkpoints in OUTPUT_DIR.
-- `visualization`: `draw_ranked_lists`, `activation_maps`.
 
 `scoring` computes scores, `attacks` measures protection, `vault` manages keys and sealed folders,
 `distributed` runs several processes, `exporting` writes ONNX files.

@@ -52,7 +52,7 @@ _PER_QUERY = (
 class ScoreDetails:
     """Retrieval, verification and single-shot scores of one query set in one gallery."""
 
-    retrieval: RetrievalScores  # retrieval, with the result of each query
+    retrieval: RetrievalScores  # with the result of each query
     # whether two images show the same identity, over all pairs; None if no pair shows different
     # ones
     verification: VerificationScores | None
@@ -60,19 +60,12 @@ class ScoreDetails:
     # retrieval after re-ranking; None if it was not asked for
     reranked: RetrievalScores | None = None
 
-    def to_json(self, *, per_query: bool = True) -> dict[str, Any]:
-        """Return plain numbers: rates with 95 % intervals over identities, and curves."""
-        content = dict(self._rates)
-        if per_query:
-            queries = self.retrieval.per_query
-            content["per_query"] = {
-                name: getattr(queries, name).tolist() for name in queries.__dataclass_fields__
-            }
-        return content
-
     @cached_property
-    def _rates(self) -> dict[str, Any]:
-        """Everything but the queries; cached, so that file and table show the same resampling."""
+    def rates(self) -> dict[str, Any]:
+        """Plain numbers: rates with 95 % intervals over identities, and curves.
+
+        Cached, so that file and table show the same resampling.
+        """
         retrieval = retrieval_intervals(self.retrieval)
         single = self.single_shot.intervals()
         content: dict[str, Any] = {
@@ -105,15 +98,8 @@ def score_details(
 ) -> ScoreDetails:
     """Return the retrieval, verification and single-shot scores of one direction.
 
-    Args:
-        query: Query set.
-        gallery: Gallery.
-        cross_camera: Whether images of the query's own camera are ignored.
-        memory_mib: Memory limit in addition to the features (MiB); None for the free memory.
-        seed: Seed of the single-shot galleries.
-
-    Raises:
-        UserError: As for ``score_retrieval`` and ``score_verification``.
+    ``seed`` is that of the single-shot galleries. The other arguments and errors are those of
+    ``score_retrieval``.
     """
     try:
         verification = score_verification(
@@ -166,8 +152,8 @@ def detail_directions(
     Args:
         extraction: Features of query and gallery.
         key: Key state of the protected images, as in ``results.json``.
-        cross_camera: Whether images of the query's own camera are ignored.
-        seed: Seed of the single-shot galleries.
+        cross_camera: As for ``score_details``.
+        seed: As for ``score_details``.
         reranked: Scores of the same directions after re-ranking, if it was asked for.
     """
     return {
@@ -188,10 +174,7 @@ def save_details(
     folder: Path,
 ) -> None:
     """Write ``details.json``, and ``per_query.csv`` with a row for each query and direction."""
-    content = {
-        name: asdict(access.of(name)) | scores.to_json(per_query=False)
-        for name, scores in details.items()
-    }
+    content = {name: asdict(access.of(name)) | scores.rates for name, scores in details.items()}
     _save_json(content, folder / DETAILS_NAME)
     with (
         atomic_write(folder / PER_QUERY_NAME) as temporary,
@@ -216,7 +199,7 @@ def details_table(details: Mapping[str, ScoreDetails], access: Access) -> str:
         f"{'95 % intervals over people':<28}" + "".join(f"{name:>24}" for name in head),
     ]
     for name, scores in details.items():
-        content = scores.to_json(per_query=False)
+        content = scores.rates
         verification = content["verification"]
         cells = (
             content["retrieval"]["rank1"],

@@ -16,15 +16,16 @@ from data.loaders import EvalLoader
 from data.records import Batch, Sample
 from engine.evaluation import Evaluator, Extraction, build_evaluation
 from engine.scoring.retrieval import score_retrieval
-from engine.views import image_grid, save_image
-from engine.visualization import (
+from engine.views import (
     Pixels,
     RankedList,
     activation_maps,
     choose_queries,
     draw_ranked_lists,
+    image_grid,
     overlay,
     rank_gallery,
+    save_image,
 )
 from modeling.build import CIPHERS
 from modeling.encryption.cipher import read_sealed

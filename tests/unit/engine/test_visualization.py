@@ -10,7 +10,7 @@ import torch
 
 from engine.scoring.features import Features
 from engine.scoring.retrieval import score_retrieval
-from engine.visualization import (
+from engine.views import (
     RankedList,
     activation_maps,
     choose_queries,
