@@ -39,13 +39,7 @@ from engine.distributed.processes import (
     locked_by_main,
     share,
 )
-from tools.lib.attacking import (
-    add_foreign,
-    add_settings,
-    checkpoint_config,
-    make_plan,
-    prepare_output,
-)
+from tools.lib.attacking import add_settings, checkpoint_config, make_plan, prepare_output
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of
 from utils.device import set_threads
 from utils.logger import setup_logger
@@ -71,7 +65,7 @@ def attack(args: argparse.Namespace) -> int:
     """Run attacks, print their results, and return the exit code."""
     foreign = foreign_attacks(args.foreign)
     attacks = chosen_attacks(args.only, foreign)
-    levels = tuple(chosen_names(args.level, LEVELS, "level"))
+    levels = chosen_names(args.level, LEVELS, "level")
     expected = None if args.expect is None else read_expectation(args.expect)
     with answer(as_json=args.json) as show, joined():
         cfg, start = checkpoint_config(args.checkpoint, args.opts)
@@ -81,9 +75,7 @@ def attack(args: argparse.Namespace) -> int:
             return 0
         verdicts = verdicts_of(results)
         unexpected = [] if expected is None else unexpected_verdicts(verdicts, expected)
-        show(
-            {"results": [result.to_json() for result in results], "unexpected": unexpected},
-        )
+        show({"results": [result.to_json() for result in results], "unexpected": unexpected})
     for line in unexpected:
         print(f"unexpected: {line}", file=sys.stderr)
     return int(bool(unexpected))
@@ -94,7 +86,7 @@ def _run(
     cfg: CfgNode,
     start: str,
     attacks: Sequence[Attack],
-    levels: tuple[str, ...],
+    levels: Sequence[str],
 ) -> list[Result] | None:
     """Run attacks, divided among the processes of the run; return None in all but the first."""
     output = from_main(lambda: prepare_output(args.output))
@@ -141,7 +133,6 @@ def main(argv: list[str] | None = None) -> int:
         "--level", action="append", default=[], metavar="NAME",
         help="attack this level; may be given several times (default: all)",
     )  # fmt: skip
-    add_foreign(parser)
     add_settings(parser)
     add_json(parser)
     parser.add_argument(

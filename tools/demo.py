@@ -34,6 +34,11 @@ _MEANING = {
     "without": "joint model, no supervision upgradation",
     "full": "joint model with supervision upgradation",
 }
+_NEXT_STEPS = """
+
+Report: {}    scores, images, curves and upgradation on one page
+Next:   make attack    what attackers achieve against each protection
+        python3 tools/visualize.py ranks {}    ranked lists of queries"""
 _EXAMPLES = """examples:
   python3 tools/demo.py                         the full method
   python3 tools/demo.py --compare               base, without and full, with their differences
@@ -81,12 +86,6 @@ def _flops(cfg: CfgNode) -> float:
     )
 
 
-def train_and_test(experiment: Experiment) -> Outcome:
-    """Train one method and score it on the test set, which influences no choice."""
-    start = time.monotonic()
-    return Outcome(experiment.run(), time.monotonic() - start, experiment)
-
-
 def comparison(outcomes: Mapping[str, Outcome]) -> str:
     """Return the scores of the methods side by side, and intervals of their differences."""
     names = list(next(iter(outcomes.values())).results.rank1)
@@ -109,25 +108,20 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
     for method, outcome in outcomes.items():
         lines.append(f"{method}: {_MEANING[method]}; {outcome.seconds / 60:.1f} minutes")
     if "full" in outcomes:
-        lines += _reading(outcomes["full"])
-    return "\n".join(lines)
-
-
-def _reading(full: Outcome) -> list[str]:
-    psnr_db = full.results.psnr_db
-    gain = psnr_db["recovered"] - psnr_db["anonymized"]
-    matched = full.results.rank1["protected->protected"]
-    lines = [
-        "",
-        f"For {matched:.0%} of the anonymized queries the closest image in the anonymized gallery",
-        "shows the same person.",
-    ]
-    if gain > 0:  # a shortened demo learns no recovery
+        results = outcomes["full"].results
+        matched = results.rank1["protected->protected"]
         lines += [
-            f"Recovered images are {gain:.1f} dB closer to raw than anonymized ones, so the key to",
-            "an anonymized image is the key to the raw image (docs/ISED.md).",
+            "",
+            f"For {matched:.0%} of the anonymized queries the closest image in the anonymized "
+            "gallery\nshows the same person.",
         ]
-    return lines
+        gain = results.psnr_db["recovered"] - results.psnr_db["anonymized"]
+        if gain > 0:  # a shortened demo learns no recovery
+            lines.append(
+                f"Recovered images are {gain:.1f} dB closer to raw than anonymized ones, so the "
+                "key to\nan anonymized image is the key to the raw image (docs/ISED.md)."
+            )
+    return "\n".join(lines)
 
 
 def report(outcomes: Mapping[str, Outcome], output: Path) -> Path:
@@ -140,35 +134,20 @@ def report(outcomes: Mapping[str, Outcome], output: Path) -> Path:
     return write_report(folders, output / REPORT_NAME, title="The method on synthetic people")
 
 
-def next_steps(report_path: Path, checkpoint: Path) -> str:
-    """Return the path of the report and two commands to try next."""
-    return "\n".join(
-        [
-            "",
-            f"Report: {report_path}    scores, images, curves and upgradation on one page",
-            "Next:   make attack    what attackers achieve against each protection",
-            f"        python3 tools/visualize.py ranks {checkpoint}    ranked lists of queries",
-        ]
-    )
-
-
 def _as_json(outcomes: Mapping[str, Outcome], report_path: Path) -> dict[str, object]:
     """Return the path of the report, and the results.json of each method."""
-    folders = {name: outcome.experiment.test_folder for name, outcome in outcomes.items()}
-    return {
-        "report": str(report_path),
-        "methods": {
-            name: json.loads((folder / RESULTS_NAME).read_text("utf-8"))
-            for name, folder in folders.items()
-        },
+    results = {
+        name: (outcome.experiment.test_folder / RESULTS_NAME).read_text("utf-8")
+        for name, outcome in outcomes.items()
     }
+    methods = {name: json.loads(text) for name, text in results.items()}
+    return {"report": str(report_path), "methods": methods}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
     parser = Parser(
-        description="Train and test the method on the synthetic data set.",
-        epilog=_EXAMPLES,
+        description="Train and test the method on the synthetic data set.", epilog=_EXAMPLES
     )
     parser.add_argument(
         "--compare", action="store_true", help="also train the methods base and without"
@@ -184,8 +163,7 @@ def main(argv: list[str] | None = None) -> int:
             outcomes = run()
             path = report(outcomes, args.output)
             checkpoint = list(outcomes.values())[-1].experiment.folder
-            text = f"{summary(outcomes)}\n{next_steps(path, checkpoint)}"
-            show(_as_json(outcomes, path), text)
+            show(_as_json(outcomes, path), summary(outcomes) + _NEXT_STEPS.format(path, checkpoint))
 
     def run() -> dict[str, Outcome]:
         refuse_sharing("tools/demo.py")
@@ -194,14 +172,17 @@ def main(argv: list[str] | None = None) -> int:
         }
         for experiment in experiments.values():
             experiment.check_folder()
-        remaining = [
-            experiment for experiment in experiments.values() if not experiment.is_finished
-        ]
+        remaining = [each for each in experiments.values() if not each.is_finished]
         if remaining:
             print("Measuring the speed of this machine.", flush=True)
             minutes = expected_seconds(remaining) / 60
             print(f"Expected time on this machine: about {max(1, round(minutes))} minutes.")
-        return {name: train_and_test(each) for name, each in experiments.items()}
+        outcomes = {}
+        for name, experiment in experiments.items():
+            start = time.monotonic()
+            results = experiment.run()
+            outcomes[name] = Outcome(results, time.monotonic() - start, experiment)
+        return outcomes
 
     return exit_code_of(work, "interrupted; the same command resumes the demo")
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,7 @@ from engine.attacks.suite import Suite, chosen_attacks
 from engine.distributed.processes import refuse_sharing
 from engine.scoring.intervals import Interval
 from engine.views import save_image
-from tools.lib.attacking import (
-    add_foreign,
-    add_settings,
-    checkpoint_config,
-    make_plan,
-    prepare_output,
-)
+from tools.lib.attacking import add_settings, checkpoint_config, make_plan, prepare_output
 from tools.lib.command_line import Parser, Show, add_json, answer, exit_code_of, number
 from utils.device import set_threads
 from utils.errors import UserError
@@ -73,19 +67,10 @@ class FrontierPoint:
     unauthorised_floor: Interval  # its score by chance
     unauthorised_attack: str  # name of that attack
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-
-def attacks_of(level: str) -> tuple[str, ...]:
-    """Return the names of the attacks that a point of a level needs."""
-    return (UTILITY[level], *ATTACKERS)
-
 
 def frontier_point(name: str, level: str, results: Sequence[Result]) -> FrontierPoint:
-    """Return the point of the results of ``attacks_of(level)`` and of third-party networks."""
-    by_attack: Mapping[str, Result] = {result.attack: result for result in results}
+    """Return the point of the results of the attacks on a level, and of third-party networks."""
+    by_attack = {result.attack: result for result in results}
     recovery = by_attack["model"].measure("ssim")
     networks = {
         attack: result.measure("rank1")
@@ -192,38 +177,27 @@ def protections(
 
 def _name(path: Path, all_paths: Sequence[Path]) -> str:
     """Return the folder's name, with its parent's name if two folders have the same."""
-    same = [other for other in all_paths if other.resolve().name == path.resolve().name]
-    full = path.resolve()
-    return full.name if len(same) == 1 else f"{full.parent.name}-{full.name}"
+    full, names = path.resolve(), [other.resolve().name for other in all_paths]
+    return full.name if names.count(full.name) == 1 else f"{full.parent.name}-{full.name}"
 
 
 def measure(
     protection: Protection, args: argparse.Namespace
 ) -> tuple[FrontierPoint, dict[str, Any]]:
-    """Run the attacks of one point, or read them from its folder.
-
-    Returns:
-        The point, and its folder, settings and versions.
-    """
+    """Run the attacks of one point, or read them; return it and its folder, settings, versions."""
     cfg, start = checkpoint_config(protection.checkpoint, protection.overrides)
     set_threads(cfg.RUNTIME.THREADS)
     suite = Suite(args.output / protection.folder, make_plan(cfg, start, (protection.level,), args))
     loading.dump(cfg, suite.folder / "config.yml")
     foreign = foreign_attacks(args.foreign)
-    names = [*attacks_of(protection.level), *(attack.name for attack in foreign)]
+    names = [UTILITY[protection.level], *ATTACKERS, *(attack.name for attack in foreign)]
     results = suite.run(chosen_attacks(names, foreign))
     origin = {"folder": protection.folder, "settings": suite.record, "versions": suite.versions()}
     return frontier_point(protection.name, protection.level, results), origin
 
 
-def frontier(args: argparse.Namespace) -> None:
+def frontier(args: argparse.Namespace, show: Show) -> None:
     """Measure all points and draw them."""
-    refuse_sharing("tools/frontier.py")
-    with locked_folder(args.output), answer(as_json=args.json) as show:
-        _frontier(args, show)
-
-
-def _frontier(args: argparse.Namespace, show: Show) -> None:
     logger = setup_logger(args.output)
     wanted = protections(args.checkpoint, args.strength, args.opts)
     for protection in wanted:
@@ -231,12 +205,9 @@ def _frontier(args: argparse.Namespace, show: Show) -> None:
     measured = [measure(protection, args) for protection in wanted]
     points = [point for point, _ in measured]
     save_image(frontier_chart(points), args.output / "frontier.png")
-    content = [point.to_json() | origin for point, origin in measured]
-    for name, text in (
-        ("frontier.json", json.dumps(content, indent=2)),
-        ("table.txt", table(points)),
-    ):
-        write_text(args.output / name, text + "\n")
+    content = [asdict(point) | origin for point, origin in measured]
+    write_text(args.output / "frontier.json", json.dumps(content, indent=2) + "\n")
+    write_text(args.output / "table.txt", table(points) + "\n")
     logger.info("\n%s", table(points))
     logger.info("The chart is %s", args.output / "frontier.png")
     show(content)
@@ -244,10 +215,7 @@ def _frontier(args: argparse.Namespace, show: Show) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = Parser(
-        description=__doc__,
-        epilog=_EXAMPLES,
-    )
+    parser = Parser(description=__doc__, epilog=_EXAMPLES)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, nargs="+", metavar="DIR",
         help="OUTPUT_DIRs of trainings with MODEL.MODE GCR",
@@ -260,7 +228,6 @@ def main(argv: list[str] | None = None) -> int:
         "--output", type=Path, default=Path("frontier"), metavar="DIR",
         help="folder for results (default: frontier)",
     )  # fmt: skip
-    add_foreign(parser)
     add_settings(parser)
     add_json(parser)
     parser.add_argument(
@@ -271,7 +238,13 @@ def main(argv: list[str] | None = None) -> int:
     first_key = next((i for i, word in enumerate(given) if _KEY.fullmatch(word)), len(given))
     args = parser.parse_args(given[:first_key])
     args.opts = [*args.opts, *given[first_key:]]
-    return exit_code_of(lambda: frontier(args), "interrupted; the same command continues")
+
+    def work() -> None:
+        refuse_sharing("tools/frontier.py")
+        with locked_folder(args.output), answer(as_json=args.json) as show:
+            frontier(args, show)
+
+    return exit_code_of(work, "interrupted; the same command continues")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,23 +65,15 @@ device failed, 2 wrong input, 130 interrupted.
 """
 
 
-@dataclass(frozen=True)
-class Desensitizer:
-    """INPUT.TYPE and INPUT.RADIUS, from the command line: a type, or TYPE:RADIUS."""
-
-    kind: str
-    radius: float
-
-    @classmethod
-    def parse(cls, text: str) -> Desensitizer:
-        """Read ``mosaic`` (at the published strength) or ``mosaic:12``."""
-        kind, colon, radius = text.partition(":")
-        try:
-            return cls(kind, float(radius) if colon else STRENGTHS[kind])
-        except (KeyError, ValueError):
-            raise argparse.ArgumentTypeError(
-                f"got {text!r}, expected {', '.join(STRENGTHS)}, or TYPE:RADIUS, with commas"
-            ) from None
+def _desensitizer(text: str) -> tuple[str, float]:
+    """Return INPUT.TYPE and INPUT.RADIUS of ``mosaic`` (published strength) or ``mosaic:12``."""
+    kind, colon, radius = text.partition(":")
+    try:
+        return kind, float(radius) if colon else STRENGTHS[kind]
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected {', '.join(STRENGTHS)}, or TYPE:RADIUS, with commas"
+        ) from None
 
 
 def _several(read: Callable[[str], _Value]) -> Callable[[str], list[_Value]]:
@@ -118,9 +109,9 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
     # As on the published command lines; the configuration files contain no MODEL.VAL_R1.
     val_r1 = VAL_R1 if math.inf == cfg.MODEL.VAL_R1 else cfg.MODEL.VAL_R1
     return [
-        _row(args, dataset, desensitizer, method, val_r1)
+        _row(args, dataset, kind, radius, method, val_r1)
         for dataset in args.datasets or [cfg.DATASETS.NAMES]
-        for desensitizer in args.desensitizers or [Desensitizer(cfg.INPUT.TYPE, cfg.INPUT.RADIUS)]
+        for kind, radius in args.desensitizers or [(cfg.INPUT.TYPE, cfg.INPUT.RADIUS)]
         for method in args.methods
     ]
 
@@ -128,31 +119,28 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
 def _row(
     args: argparse.Namespace,
     dataset: str,
-    desensitizer: Desensitizer,
+    kind: str,
+    radius: float,
     method: str,
     val_r1: float | str,
 ) -> Row:
-    kind, radius = desensitizer.kind, desensitizer.radius
     folder = args.output / re.sub(r"[^\w-]+", "-", dataset)
 
     def experiment(
-        config: Path, opts: Sequence[str], seed: int, own: tuple[str, ...]
+        config: Path, opts: Sequence[str], seed: int, strength: float, enough: float | str
     ) -> Experiment:
         name = f"{kind}-{radius:g}-{method}-seed{seed}"
-        values = (*opts, *own, "INPUT.TYPE", kind, "SOLVER.SEED", str(seed))
+        values = (*opts, "INPUT.RADIUS", str(strength))
+        values += ("MODEL.VAL_R1", str(enough)) if method == "full" else ()
+        values += ("INPUT.TYPE", kind, "SOLVER.SEED", str(seed))
         values += ("DATASETS.NAMES", f"{dataset}_val" if dataset in NAMES else dataset)
         return Experiment(config, method, folder / name, values, dataset)
 
-    def own(strength: float, enough: float | str) -> tuple[str, ...]:
-        rest = ("MODEL.VAL_R1", str(enough)) if method == "full" else ()
-        return ("INPUT.RADIUS", str(strength), *rest)
-
     experiments = {
-        seed: experiment(args.config_file, args.opts, seed, own(radius, val_r1))
-        for seed in args.seeds
+        seed: experiment(args.config_file, args.opts, seed, radius, val_r1) for seed in args.seeds
     }
     seed, first = next(iter(experiments.items()))
-    published = experiment(CONFIG, (), seed, own(STRENGTHS.get(kind, radius), VAL_R1))
+    published = experiment(CONFIG, (), seed, STRENGTHS.get(kind, radius), VAL_R1)
     return Row(dataset, kind, radius, method, experiments, tuple(first.differences_from(published)))
 
 
@@ -212,22 +200,17 @@ def _prepare(experiments: Sequence[Experiment]) -> None:
         )  # fmt: skip
         if dataset != "synthetic":  # it is created if it is missing
             load_data(request)
-        if dataset in NAMES:
-            _ensure_split(request)
-
-
-def _ensure_split(request: LoadRequest) -> None:
-    split = request.root / f"{request.name}_val"
-    if split.exists():
-        return
-    try:
-        make_split(
-            request.root, request.name, msmt17_protocol=request.msmt17_protocol,
-            cuhk03_kind=request.cuhk03_kind,
-        )  # fmt: skip
-    except UserError:
-        if not split.exists():  # otherwise another command that shares the work created it
-            raise
+        split = request.root / f"{dataset}_val"
+        if dataset not in NAMES or split.exists():
+            continue
+        try:
+            make_split(
+                request.root, dataset, msmt17_protocol=request.msmt17_protocol,
+                cuhk03_kind=request.cuhk03_kind,
+            )  # fmt: skip
+        except UserError:
+            if not split.exists():  # otherwise another command that shares the work created it
+                raise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -266,18 +249,13 @@ def _parser() -> Parser:
         help="values of DATASETS.NAMES without _val; default: the one configured",
     )  # fmt: skip
     add(
-        "--desensitizers", type=_several(Desensitizer.parse), metavar="TYPE[:RADIUS][,TYPE]",
+        "--desensitizers", type=_several(_desensitizer), metavar="TYPE[:RADIUS][,TYPE]",
         help="blur, mosaic, noise, at the published strength; default: the one configured",
     )  # fmt: skip
     add("--methods", type=_several(_method), default=list(METHODS), metavar="METHOD[,METHOD]",
         help="of base, without, full (all three)")  # fmt: skip
-    add(
-        "--seeds",
-        type=_several(whole_number(0, MAX_SEED)),
-        default=[1],
-        metavar="N[,N]",
-        help="(1)",
-    )
+    add("--seeds", type=_several(whole_number(0, MAX_SEED)), default=[1], metavar="N[,N]",
+        help="(1)")  # fmt: skip
     add("--output", type=Path, default=Path("log/reproduce"), help="folder (log/reproduce)")
     add("--plan", action="store_true", help="list the trainings and their state; run none")
     add_json(parser)

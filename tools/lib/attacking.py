@@ -45,6 +45,11 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str]) -> tuple[CfgNo
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the options that the numbers of attacks depend on."""
     parser.add_argument(
+        "--foreign", type=Path, action="append", default=[], metavar="CARD",
+        help="also attack with a third-party re-ID network (ONNX) that a JSON card describes; may "
+        "be given several times",
+    )  # fmt: skip
+    parser.add_argument(
         "--budget", type=whole_number(16, 10**6), metavar="N",
         help="public images that an attacker trains on (default: all, at most 4096)",
     )  # fmt: skip
@@ -61,23 +66,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="keys that the brute force tries for each image (default: 10000)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed",
-        type=whole_number(0, 2**31 - 1),
-        default=1,
+        "--seed", type=whole_number(0, 2**31 - 1), default=1,
         help="seed of all random choices (default: 1)",
-    )
-
-
-def add_foreign(parser: argparse.ArgumentParser) -> None:
-    """Add the option for third-party networks."""
-    parser.add_argument(
-        "--foreign", type=Path, action="append", default=[], metavar="CARD",
-        help="also attack with a third-party re-ID network (ONNX) that a JSON card describes; may "
-        "be given several times",
     )  # fmt: skip
 
 
-def make_plan(cfg: CfgNode, start: str, levels: tuple[str, ...], args: argparse.Namespace) -> Plan:
+def make_plan(cfg: CfgNode, start: str, levels: Sequence[str], args: argparse.Namespace) -> Plan:
     """Plan attacks, and record every value that can change their numbers.
 
     Raises:

@@ -91,34 +91,22 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
 
 def number(low: float, high: float | None = None) -> Callable[[str], float]:
     """Return the ``type`` of an argument that is a number from ``low`` to ``high``."""
-    return _bounded(_finite, "a number", low, high)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
+    return _bounded(float, "a number", low, high)
 
 
 def _bounded(
     convert: Callable[[str], _Number], kind: str, low: float, high: float | None
 ) -> Callable[[str], _Number]:
+    allowed = f"of {low} or more" if high is None else f"from {low} to {high}"
+
     def read(text: str) -> _Number:
-        try:
+        with contextlib.suppress(ValueError):
             value = convert(text)
-        except ValueError:
-            raise _refused(text, kind, low, high) from None
-        if value < low or (high is not None and value > high):
-            raise _refused(text, kind, low, high)
-        return value
+            if low <= value < math.inf and (high is None or value <= high):
+                return value
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {kind} {allowed}")
 
     return read
-
-
-def _refused(text: str, kind: str, low: float, high: float | None) -> argparse.ArgumentTypeError:
-    allowed = f"of {low} or more" if high is None else f"from {low} to {high}"
-    return argparse.ArgumentTypeError(f"got {text!r}, expected {kind} {allowed}")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
