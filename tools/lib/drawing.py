@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from data.build import build_eval_loader
 from data.loaders import EvalLoader
-from data.records import Batch, Sample
+from data.records import Batch
 from engine.evaluation import Evaluator, Extraction, build_evaluation
 from engine.scoring.retrieval import score_retrieval
 from engine.views import (
@@ -37,13 +37,10 @@ from utils.seeding import numpy_generator
 
 
 class Drawing:
-    """Draws images of the queries and gallery of one evaluation.
+    """Draws images of the queries and gallery of one evaluation, as PNG files in a folder.
 
-    Args:
-        cfg: Configuration of the evaluation.
-        output: Folder for the PNG files; created if missing.
-        evaluator: The evaluator of this configuration; None to build it.
-        extraction: Its features; None to compute them if ranked lists are drawn.
+    The evaluator and its features are computed if they are not given; the features only if ranked
+    lists are drawn.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class Drawing:
 
     @cached_property
     def _features(self) -> Extraction:
-        """Features of the whole split; one pass, and only if ranked lists are drawn."""
+        """Features of the whole split."""
         return self._evaluator.extract() if self._extraction is None else self._extraction
 
     def chosen(self, names: Sequence[str], count: int | None) -> list[int]:
@@ -124,9 +121,8 @@ class Drawing:
                 [queries[query][ranked.query] for ranked in lists],
                 [[galleries[gallery][index] for index in ranked.gallery] for ranked in lists],
             )
-            path = self._output / f"ranks_{'-'.join(sides)}.png"
-            save_image(sheet, path)
-            paths.append(path)
+            paths.append(self._output / f"ranks_{'-'.join(sides)}.png")
+            save_image(sheet, paths[-1])
         return paths
 
     def _ranked(
@@ -162,10 +158,7 @@ class Drawing:
                 drawn = torch.from_numpy(overlaid).permute(0, 3, 1, 2).float() / 255
                 columns.setdefault(name, []).append(images.cpu())
                 columns.setdefault(f"{name}: response", []).append(pixels.normalize(drawn))
-        path = self._output / "maps.png"
-        grid = image_grid({name: torch.cat(parts) for name, parts in columns.items()}, pixels)
-        save_image(grid, path)
-        return path
+        return self._saved_grid("maps.png", columns)
 
     def strips(self, chosen: Sequence[int]) -> Path:
         """Draw every stage of some queries; returns the file.
@@ -176,10 +169,8 @@ class Drawing:
         networks = self._evaluator.networks
         if not isinstance(networks, PrivacyNetworks):
             raise UserError("the checkpoint is of MODEL.MODE C, which anonymizes no images")
-        samples = self._samples(self._evaluator.query, chosen)
         columns: dict[str, list[Tensor]] = {}
-        for batch in self._loaded(samples):
-            subjects = [samples[index].subject for index in batch.index.tolist()]
+        for batch, subjects in self._loaded(self._evaluator.query, chosen):
             with torch.inference_mode(), self._evaluator.autocast():
                 anonymized = networks.anonymizer(batch.raw).float()
                 stages = {"raw": batch.raw, "desensitized": batch.desensitized}
@@ -194,12 +185,13 @@ class Drawing:
                 stages["recovered"] = networks.recovery(stages["opened"]).float()
             for name, images in stages.items():
                 columns.setdefault(name, []).append(images.cpu())
-        path = self._output / "strips.png"
-        grid = image_grid(
-            {name: torch.cat(parts) for name, parts in columns.items()}, self._evaluator.pixels
-        )
-        save_image(grid, path)
-        return path
+        return self._saved_grid("strips.png", columns)
+
+    def _saved_grid(self, name: str, columns: Mapping[str, list[Tensor]]) -> Path:
+        """Write a grid of the batches of each column, and return the file."""
+        grid = {column: torch.cat(parts) for column, parts in columns.items()}
+        save_image(image_grid(grid, self._evaluator.pixels), self._output / name)
+        return self._output / name
 
     def _state(self, side: str, key: str) -> str:
         """Return the name of a side's images: ``raw``, or a key state of protected images."""
@@ -207,21 +199,20 @@ class Drawing:
             return "raw"
         return key if self._evaluator.template.headline_key != "none" else "none"
 
-    def _samples(self, loader: EvalLoader, indices: Sequence[int]) -> list[Sample]:
+    def _loaded(
+        self, loader: EvalLoader, indices: Sequence[int]
+    ) -> Iterator[tuple[Batch, list[str]]]:
+        """Yield the images at some indices in batches, with their subject labels."""
         usable = loader.source.usable.tolist()
-        return [loader.samples[usable[index]] for index in indices]
-
-    def _loaded(self, samples: Sequence[Sample]) -> Iterator[Batch]:
+        samples = [loader.samples[usable[index]] for index in indices]
         with Progress(len(samples), "Draw") as bar:
             for batch in build_eval_loader(self._cfg, samples, self._device):
-                yield batch
+                yield batch, [samples[index].subject for index in batch.index.tolist()]
                 bar.update(len(batch))
 
     def _batches(self, loader: EvalLoader, indices: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Yield raw images and those of every key state, by name, in batches."""
-        samples = self._samples(loader, indices)
-        for batch in self._loaded(samples):
-            subjects = [samples[index].subject for index in batch.index.tolist()]
+        for batch, subjects in self._loaded(loader, indices):
             with torch.inference_mode(), self._evaluator.autocast():
                 views = self._evaluator.views(batch, subjects)
             yield {"raw": batch.raw, **views.protected}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ _KINDS = {
     "GCR": "An anonymizer, a recovery network and a re-ID network that were trained together.",
     "C": "A re-ID network that was trained on raw and on desensitized images.",
 }
+_HIDDEN = "they may show real people; --with-images includes them."
+_TOO_LARGE = "the page would exceed 5 MB."
 _DAMAGED = (ValueError, LookupError, TypeError, AttributeError)
 
 
@@ -56,13 +59,9 @@ def write_report(
     sections = [
         _checked_section(run, budget) for run in Progress.over(runs, "Write the report", unit="run")
     ]
-    names = ", ".join(run.folder.name or str(run.folder) for run in runs)
-    page = _template("report.html.jinja", autoescape=True).render(
-        title=title or f"SecureReID: {names}",
-        runs=sections,
-        directions=_NAMES,
-    )
-    write_text(path, page)
+    title = title or "SecureReID: " + ", ".join(section["name"] for section in sections)
+    template = _template("report.html.jinja", autoescape=True)
+    write_text(path, template.render(title=title, runs=sections, directions=_NAMES))
     return path
 
 
@@ -82,9 +81,7 @@ def report_of_run(folder: Path) -> None:
 def write_model_card(folder: Path, path: Path) -> None:
     """Write a model card (Markdown) with the scores of a run and gaps for what only people know.
 
-    Args:
-        folder: Output folder of a training or an evaluation.
-        path: The Markdown file; never replaced, because people edit it.
+    An existing file is never replaced, because people edit it.
 
     Raises:
         UserError: The file exists, or the folder contains no evaluation or a damaged file.
@@ -353,6 +350,7 @@ def _attack_table(attacks: Mapping[str, Any]) -> dict[str, Any] | None:
     levels = list(dict.fromkeys(result["level"] for result in results))
     names = list(dict.fromkeys(result["attack"] for result in results))
     cells = {(result["attack"], result["level"]): result for result in results}
+    verdicts = {cell: result["verdict"] for cell, result in cells.items() if result["applies"]}
     sentences = [
         {
             "name": name,
@@ -365,17 +363,16 @@ def _attack_table(attacks: Mapping[str, Any]) -> dict[str, Any] | None:
         for name in names
     ]
     rows = [
-        {"name": name, "cells": [_verdict_cell(cells.get((name, level))) for level in levels]}
+        {
+            "name": name,
+            "cells": [
+                {"text": verdicts.get(cell, "-"), "style": verdicts.get(cell, "unused")}
+                for cell in ((name, level) for level in levels)
+            ],
+        }
         for name in names
     ]
     return {"levels": levels, "rows": rows, "sentences": sentences}
-
-
-def _verdict_cell(result: Mapping[str, Any] | None) -> dict[str, str]:
-    if result is None or not result["applies"]:
-        return {"text": "-", "style": "unused"}
-    verdict = result["verdict"]
-    return {"text": verdict, "style": verdict if verdict in ("holds", "fails") else "unused"}
 
 
 def _config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -384,17 +381,15 @@ def _config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, value in config.items():
         key = KEY_BY_NAME.get(name)
         default = key.default if key else ""
-        changed = key is None or not _same(value, default)
+        same = key is not None and _plain(value) == _plain(default)
         rows.append(
-            {"name": name, "value": str(value), "default": str(default), "changed": changed}
+            {"name": name, "value": str(value), "default": str(default), "changed": not same}
         )
     return sorted(rows, key=lambda row: not row["changed"])
 
 
-def _same(value: Any, default: Any) -> bool:
-    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
-        return list(value) == list(default)
-    return bool(value == default)
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value  # YAML has no tuples
 
 
 # ---- images
@@ -404,36 +399,29 @@ class _ImageBudget:
     """Embeds images until a page is full; counts those that are left out, with the reason."""
 
     def __init__(self, num_bytes: int, *, with_images: bool) -> None:
-        self._left = num_bytes
-        self._with_images = with_images
-        self._hidden: dict[Path, int] = {}
-        self._too_large: dict[Path, int] = {}
+        self._left, self._with_images = num_bytes, with_images
+        self._left_out: Counter[tuple[Path, str]] = Counter()  # images by folder and reason
 
     def embed(self, run: RunFiles, path: Path, caption: str) -> list[dict[str, str]]:
         """Return the image as a list of one entry for the template, or an empty list."""
         if not path.is_file():
             return []
         if run.shows_real_people and not self._with_images:
-            self._hidden[run.folder] = self._hidden.get(run.folder, 0) + 1
+            self._left_out[run.folder, _HIDDEN] += 1
             return []
         encoded = base64.b64encode(path.read_bytes()).decode("ascii")
         if len(encoded) > self._left:
-            self._too_large[run.folder] = self._too_large.get(run.folder, 0) + 1
+            self._left_out[run.folder, _TOO_LARGE] += 1
             return []
         self._left -= len(encoded)
         return [{"source": f"data:image/png;base64,{encoded}", "caption": caption}]
 
     def notes_of(self, run: RunFiles) -> list[str]:
         """Return a note for each reason why images of this run were left out."""
-        notes = []
-        if hidden := self._hidden.get(run.folder):
-            notes.append(
-                f"{hidden} images were left out because they may show real people; "
-                "--with-images includes them."
-            )
-        if large := self._too_large.get(run.folder):
-            notes.append(f"{large} images were left out because the page would exceed 5 MB.")
-        return notes
+        counts = ((self._left_out[run.folder, reason], reason) for reason in (_HIDDEN, _TOO_LARGE))
+        return [
+            f"{count} images were left out because {reason}" for count, reason in counts if count
+        ]
 
 
 def _images(

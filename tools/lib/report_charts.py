@@ -111,7 +111,7 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
     Returns:
         ``sentence``, ``charts`` and ``rows`` for the template; None without validations.
     """
-    names = {
+    names = {  # in the order of the fields of Validation
         "rank1": "eval/raw->protected/rank1",
         "psnr": "privacy/anonymized/psnr",
         "psnr_desensitized": "privacy/desensitized/psnr",
@@ -130,21 +130,13 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         float(config.get("MODEL.PSNR", 1.0)),
         float(config.get("MODEL.SSIM", 0.05)),
     )
-    count, in_force = (
-        by_epoch(run.metrics, "upgrade/count"),
-        by_epoch(run.metrics, "upgrade/in_force"),
-    )
+    count, in_force = (by_epoch(run.metrics, f"upgrade/{name}") for name in ("count", "in_force"))
     rows, upgrades, needed, last_count = [], [], [], 0.0
     ema = float(config.get("MODEL.TEACHER_EMA", 0.0))
     for epoch in epochs:
-        validation = Validation(
-            series["rank1"][epoch],
-            series["psnr"][epoch],
-            series["psnr_desensitized"][epoch],
-            series["ssim"][epoch],
-            series["ssim_desensitized"][epoch],
-            rank1_raw.get(epoch, math.nan),
-        )
+        scores = [points[epoch] for points in series.values()]
+        scores.append(rank1_raw.get(epoch, math.nan))
+        validation = Validation(*scores)
         needed.append(policy.threshold(validation))
         upgraded = count.get(epoch, last_count) > last_count
         last_count = count.get(epoch, last_count)
@@ -209,20 +201,14 @@ def _timeline_charts(
     needed: list[float],
     upgrades: Sequence[int],
 ) -> list[str]:
+    private = {
+        name: [series[f"{name}_desensitized"][epoch] + margin for epoch in epochs]
+        for name, margin in (("psnr", policy.psnr_margin_db), ("ssim", policy.ssim_margin))
+    }
     panels = (
         ("Rank-1, raw->protected (%): above the line", "rank1", 100.0, needed),
-        (
-            "PSNR of anonymized images (dB): below the line",
-            "psnr",
-            1.0,
-            [series["psnr_desensitized"][e] + policy.psnr_margin_db for e in epochs],
-        ),
-        (
-            "SSIM of anonymized images: below the line",
-            "ssim",
-            1.0,
-            [series["ssim_desensitized"][e] + policy.ssim_margin for e in epochs],
-        ),
+        ("PSNR of anonymized images (dB): below the line", "psnr", 1.0, private["psnr"]),
+        ("SSIM of anonymized images: below the line", "ssim", 1.0, private["ssim"]),
     )
     charts = []
     for title, name, scale, limit in panels:

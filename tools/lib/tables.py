@@ -180,10 +180,9 @@ def _images(summary: Summary) -> tuple[str, ...]:
 
 
 def _compared(first: Summary, second: Summary) -> tuple[list[tuple[str, ...]], str]:
-    """Return second minus first in rank-1 and mAP, over the seeds that both have.
+    """Return rows of second minus first in rank-1 and mAP, over the seeds that both have.
 
-    Returns:
-        The rows, none if they share no seed; and in words what differs besides the methods.
+    Also returns in words what differs in addition to the methods.
     """
     seeds = [seed for seed in first.results if seed in second.results]
     if not seeds:
@@ -321,13 +320,10 @@ def _check_rules(folders: Sequence[Path]) -> None:
     rules: dict[bool, Path] = {}
     for folder in folders:
         path = folder / DETAILS_NAME
-        if path.is_file():
-            with contextlib.suppress(
-                ValueError, LookupError, TypeError
-            ):  # not written by this program
-                rules.setdefault(
-                    json.loads(path.read_text("utf-8"))["raw->raw"]["cross_camera"], folder
-                )
+        # Files that this program did not write are skipped.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            content = json.loads(path.read_text("utf-8"))
+            rules.setdefault(content["raw->raw"]["cross_camera"], folder)
     if len(rules) > 1:
         values = " and ".join(f"{folder} with {rule}" for rule, folder in sorted(rules.items()))
         raise UserError(f"TEST.CROSS_CAMERA differs: {values}; evaluate both with the same value")
