@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,7 @@ _METRIC_DEFINITION = (
 
 @dataclass(frozen=True)
 class RetrievalRow:
-    """Scores of one direction under one key state; rates in [0, 1].
-
-    ``refused`` is set if a wrong key opened no image; the scores are then those of the ciphertext.
-    """
+    """Scores of one direction under one key state; rates in [0, 1]."""
 
     query: str
     gallery: str
@@ -55,23 +52,17 @@ class RetrievalRow:
     num_gallery: int
     num_skipped: int = 0
     degenerate: bool = False
-    refused: bool = False
+    refused: bool = False  # a wrong key opened no image; the scores are those of the ciphertext
 
     @classmethod
     def of(
         cls, direction: tuple[str, str], key: str, scores: RetrievalScores, *, refused: bool = False
     ) -> RetrievalRow:
         """Return the row of one scored direction."""
-        names = ("rank1", "rank5", "rank10", "mAP", "mINP", "num_queries", "num_gallery")
+        own = ("query", "gallery", "key", "refused")
+        names = (field.name for field in fields(cls) if field.name not in own)
         values = {name: getattr(scores, name) for name in names}
-        return cls(
-            *direction,
-            key,
-            **values,
-            num_skipped=scores.num_skipped,
-            degenerate=scores.degenerate,
-            refused=refused,
-        )
+        return cls(*direction, key, refused=refused, **values)
 
     @property
     def name(self) -> str:
@@ -105,10 +96,7 @@ class EvalReport:
             KeyError: The direction was not scored under that key state.
         """
         wanted = (query, gallery, "none" if (query, gallery) == ("raw", "raw") else key)
-        for row in self.retrieval:
-            if (row.query, row.gallery, row.key) == wanted:
-                return row
-        raise KeyError(wanted)
+        return {(row.query, row.gallery, row.key): row for row in self.retrieval}[wanted]
 
     @property
     def rank1(self) -> float:
@@ -170,8 +158,7 @@ class EvalReport:
 
     def save(self, path: Path) -> None:
         """Write ``results.json`` atomically."""
-        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        write_text(path, text)
+        write_text(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
 
     def table(self) -> str:
         """Return the tables for a terminal."""
@@ -188,7 +175,8 @@ class EvalReport:
             f"{'image quality against raw':<30}{'PSNR dB':>9}{'SSIM':>9}",
             *(
                 f"  {kind:<28}{quality.psnr_db:>9.2f}{quality.ssim:>9.3f}"
-                for kind, quality in _ordered(self.image_quality)
+                for kind in IMAGE_KINDS
+                if (quality := self.image_quality.get(kind))
             ),
             "",
             "rank-1, raw->raw / raw->protected / protected->raw / protected->protected: "
@@ -199,11 +187,14 @@ class EvalReport:
     def log_lines(self) -> list[str]:
         """Return the log lines that scripts parse: raw->protected, under the headline's key."""
         row = self.row("raw", "protected", self.headline_key)
-        lines = [f"Validation Results - Epoch: {self.epoch}", f"mINP: {row.mINP:.1%}"]
-        lines.append(f"mAP: {row.mAP:.1%}")
-        for rank, rate in ((1, row.rank1), (5, row.rank5), (10, row.rank10)):
-            lines.append(f"CMC curve, Rank-{rank:<3}:{rate:.1%}")
-        return lines
+        return [
+            f"Validation Results - Epoch: {self.epoch}",
+            f"mINP: {row.mINP:.1%}",
+            f"mAP: {row.mAP:.1%}",
+            f"CMC curve, Rank-1  :{row.rank1:.1%}",
+            f"CMC curve, Rank-5  :{row.rank5:.1%}",
+            f"CMC curve, Rank-10 :{row.rank10:.1%}",
+        ]
 
 
 def _finite(value: float) -> float | None:
@@ -218,11 +209,6 @@ def _row_json(row: RetrievalRow) -> dict[str, Any]:
         if not content[flag]:
             del content[flag]
     return content
-
-
-def _ordered(quality: dict[str, ImageQuality]) -> Iterable[tuple[str, ImageQuality]]:
-    known = [kind for kind in IMAGE_KINDS if kind in quality]
-    return ((kind, quality[kind]) for kind in known)
 
 
 def _retrieval_lines(title: str, rows: Iterable[RetrievalRow]) -> list[str]:
@@ -244,19 +230,13 @@ def _retrieval_lines(title: str, rows: Iterable[RetrievalRow]) -> list[str]:
 
 @dataclass(frozen=True)
 class Results:
-    """The numbers of one ``results.json``.
+    """The numbers of one ``results.json``."""
 
-    Attributes:
-        rank1, mAP: By direction, such as ``raw->protected``; in [0, 1], for the headline's key.
-        psnr_db, ssim: Quality against raw, by kind of image.
-        versions: Versions of the software, and the machine.
-    """
-
-    rank1: Mapping[str, float]
-    mAP: Mapping[str, float]  # noqa: N815 - the name in results.json
-    psnr_db: Mapping[str, float]
+    rank1: Mapping[str, float]  # by direction, in [0, 1], for the headline's key
+    mAP: Mapping[str, float]  # noqa: N815 - the same; the name in results.json
+    psnr_db: Mapping[str, float]  # quality against raw, by kind of image
     ssim: Mapping[str, float]
-    versions: Mapping[str, str]
+    versions: Mapping[str, str]  # versions of the software, and the machine
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -273,7 +253,11 @@ class Results:
             return cls(
                 {name: float(row["rank1"]) for name, row in rows.items()},
                 {name: float(row["mAP"]) for name, row in rows.items()},
-                {kind: _psnr_db(scores) for kind, scores in quality.items()},
+                # null means the infinite PSNR of equal images
+                {
+                    kind: math.inf if scores["psnr_db"] is None else float(scores["psnr_db"])
+                    for kind, scores in quality.items()
+                },
                 {kind: float(scores["ssim"]) for kind, scores in quality.items()},
                 content["versions"],
             )
@@ -298,11 +282,6 @@ def headline_row(content: Mapping[str, Any], query: str, gallery: str) -> Mappin
     }
     row: Mapping[str, Any] = rows.get(content["headline_key"]) or rows["none"]
     return row
-
-
-def _psnr_db(quality: Mapping[str, Any]) -> float:
-    """Return a PSNR; null means the infinite PSNR of equal images."""
-    return math.inf if quality["psnr_db"] is None else float(quality["psnr_db"])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from data.people.appearance import draw_people
@@ -30,7 +29,6 @@ from engine.exporting import onnx_file
 from engine.exporting.onnx_file import (
     DEFAULT_OPSET,
     INPUT,
-    SUFFIX,
     VERBS,
     ExportError,
     Graph,
@@ -175,10 +173,14 @@ def sample_images(model: Anonymizer) -> list[Pixels]:
 
     Synthetic people (raw and anonymized), noise, a black and a white image.
     """
-    people = [model.resized(image) for image in _synthetic_people()]
-    rng = np.random.default_rng(_SEED)
-    noise = rng.integers(0, 256, (2, *people[0].shape), dtype=np.uint8)
-    extremes = [np.full_like(people[0], value) for value in (0, 255)]
+    people = []
+    for number, person in enumerate(draw_people(_SEED, _NUM_PEOPLE)):
+        rng = np.random.default_rng([_SEED, number])
+        track = draw_track(build_camera(_SEED, number)[0], rng)
+        people.append(model.resized(photograph(person, _SEED, number, track, rng)))
+    shape = people[0].shape
+    noise = np.random.default_rng(_SEED).integers(0, 256, (2, *shape), dtype=np.uint8)
+    extremes = [np.full(shape, value, np.uint8) for value in (0, 255)]
     return [*people, *model.anonymize(people), *noise, *extremes]
 
 
@@ -187,17 +189,16 @@ def check_parity(
 ) -> Parity:
     """Compare a file with its network on batches of several sizes.
 
-    Args:
-        verb: ``anonymize``, ``recover`` or ``embed``.
-        run: Runs the file on uint8 images (N, H, W, 3).
-        model: The networks, in float32.
-        images: From ``sample_images``.
+    ``run`` runs the file on uint8 images (N, H, W, 3). The networks are in float32; the images are
+    those of ``sample_images``.
 
     Raises:
         ParityError: They differ by more than rounding.
         UserError: The output of the network itself contains NaN or infinity.
     """
-    output = np.concatenate([run(batch) for batch in _batches(images)])
+    ends = np.cumsum(_BATCHES)
+    batches = [np.stack(images[end - n : end]) for end, n in zip(ends, _BATCHES, strict=True)]
+    output = np.concatenate([run(batch) for batch in batches])
     expected = np.asarray(getattr(model, verb)(images))
     if (output.shape, output.dtype) != (expected.shape, expected.dtype):
         raise ParityError(
@@ -220,22 +221,6 @@ def check_parity(
     return parity
 
 
-def _synthetic_people() -> list[Image.Image]:
-    images = []
-    for number, person in enumerate(draw_people(_SEED, _NUM_PEOPLE)):
-        rng = np.random.default_rng([_SEED, number])
-        track = draw_track(build_camera(_SEED, number)[0], rng)
-        images.append(photograph(person, _SEED, number, track, rng))
-    return images
-
-
-def _batches(images: list[Pixels]) -> list[Pixels]:
-    """Return the images as arrays (N, H, W, 3) with the batch sizes in ``_BATCHES``."""
-    ends = np.cumsum(_BATCHES)
-    assert ends[-1] == len(images)
-    return [np.stack(images[end - n : end]) for end, n in zip(ends, _BATCHES, strict=True)]
-
-
 @dataclass(frozen=True)
 class Exported:
     """An exported file."""
@@ -253,14 +238,10 @@ def export(
     opset: int = DEFAULT_OPSET,
     overwrite: bool = False,
 ) -> list[Exported]:
-    """Write a file for each verb; if one fails, none is saved.
+    """Write a file such as ``anonymize.onnx`` for each verb; if one fails, none is saved.
 
-    Args:
-        checkpoint: OUTPUT_DIR of a training in mode GCR, or official files of the published size.
-        output: Folder for ``anonymize.onnx`` and the others.
-        verbs: The files to write.
-        opset: Version of the ONNX operators.
-        overwrite: Replace existing files.
+    The checkpoint is the OUTPUT_DIR of a training in mode GCR, or official files of the published
+    size. ``opset`` is the version of the ONNX operators.
 
     Raises:
         UserError: The checkpoint is missing, damaged, of mode C or contains NaN, a file exists, or
@@ -269,7 +250,7 @@ def export(
         WriteError: A file could not be written.
     """
     onnx_file.packages()  # fail before the checkpoint is read
-    paths = {verb: output / f"{verb}{SUFFIX}" for verb in verbs}
+    paths = {verb: output / f"{verb}.onnx" for verb in verbs}
     if not overwrite:
         _check_free(list(paths.values()))
     weights = find_joint_weights(checkpoint)
@@ -292,16 +273,11 @@ def export(
 
 
 def pack(checkpoint: Path, output: Path, *, overwrite: bool = False) -> list[Path]:
-    """Copy what a run consists of, without images of its data set: weights and text files.
+    """Copy what a run consists of, without images of its data set, and return the files.
 
-    Args:
-        checkpoint: OUTPUT_DIR of a training in any mode, or official files.
-        output: Folder for the best weights, or else the latest, as a native file, and for
-            ``config.yml``, ``results.json`` and ``calibration.json`` if they exist.
-        overwrite: Replace existing files.
-
-    Returns:
-        The files.
+    These are the best weights, or else the latest, as a native file, and ``config.yml``,
+    ``results.json`` and ``calibration.json`` if they exist. The checkpoint is the OUTPUT_DIR of a
+    training in any mode, or official files.
 
     Raises:
         UserError: There is no checkpoint, or a file exists.

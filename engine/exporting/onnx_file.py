@@ -25,18 +25,14 @@ INPUT = "pixels"
 
 
 class ImageGraph(nn.Module):
-    """The anonymizer or the recovery network on 8-bit images.
+    """The anonymizer or the recovery network on 8-bit images."""
 
-    Attributes:
-        output: Name of the output.
-        shape: Shape of the output; N is any number of images.
-    """
-
-    output = "images"
+    output = "images"  # name of the output
 
     def __init__(self, network: nn.Module, space: PixelSpace, size: tuple[int, int]) -> None:
         super().__init__()
         self.network, self.space = network, space
+        # shape of the output; N is any number of images
         self.shape: tuple[str | int, ...] = ("N", *size, 3)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -50,10 +46,6 @@ class EmbeddingGraph(nn.Module):
 
     The classifier is not exported: it is not needed, and its size reveals the number of training
     identities.
-
-    Attributes:
-        output: Name of the output.
-        shape: Shape of the output; N is any number of images.
     """
 
     output = "embeddings"
@@ -79,7 +71,6 @@ def graph_of(verb: str, model: Anonymizer) -> Graph:
     return ImageGraph(network, model.pixels, model.size).eval()
 
 
-SUFFIX = ".onnx"
 OPSETS = (13, 20)
 DEFAULT_OPSET = 17
 _ERRORS_ONLY = 3  # onnxruntime's log level

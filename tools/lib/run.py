@@ -123,12 +123,9 @@ def _write_details(
         key = evaluator.template.headline_key
         access = Access() if key == "none" else Access(key, cfg.ISED.SCHEME)
         details = detail_directions(
-            extraction,
-            key,
-            cross_camera=cross_camera,
-            seed=cfg.SOLVER.SEED,
+            extraction, key, cross_camera=cross_camera, seed=cfg.SOLVER.SEED,
             reranked=scored.reranked,
-        )
+        )  # fmt: skip
         save_details(details, access, evaluator.query_samples, output_dir)
         get_logger().info("\n%s", details_table(details, access))
 
@@ -291,17 +288,12 @@ class Experiment:
     @cached_property
     def test(self) -> CfgNode:
         """Configuration of the test."""
-        return loading.load(
-            self.config,
-            [
-                *self.overrides,
-                *METHODS[self.method],
-                *(("DATASETS.NAMES", self.test_dataset) if self.test_dataset else ()),
-                *("TEST.EVALUATE_ONLY", "on", "SOLVER.RESUME", "False", "EVAL.DETAILS", "on"),
-                *("MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(self.folder)),
-                *("OUTPUT_DIR", str(self.test_folder)),
-            ],
-        )
+        values = ["TEST.EVALUATE_ONLY", "on", "SOLVER.RESUME", "False", "EVAL.DETAILS", "on"]
+        values += ["MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(self.folder)]
+        values += ["OUTPUT_DIR", str(self.test_folder)]
+        if self.test_dataset:
+            values += ["DATASETS.NAMES", self.test_dataset]
+        return loading.load(self.config, [*self.overrides, *METHODS[self.method], *values])
 
     @property
     def is_finished(self) -> bool:
