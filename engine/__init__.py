@@ -10,8 +10,9 @@
   `image_grid`, `draw_ranked_lists`, `activation_maps`: images for people.
 - `report`: `EvalReport`, `Results`: tables, log lines and results.json; `details`: `ScoreDetails`.
 - `model`: `Model`, `build_model`, `pretrained_model`.
+- `export`: `export`, `check_parity`: ONNX files that equal the networks.
 - `checkpoint`: `find_weights`, `save_native`, `RunFolder`: the checkpoints in OUTPUT_DIR.
 
 `scoring` computes scores, `attacks` measures protection, `vault` manages keys and sealed folders,
-`distributed` runs several processes, `exporting` writes ONNX files.
+`distributed` runs several processes.
 """

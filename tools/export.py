@@ -12,8 +12,7 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 from engine.distributed.processes import refuse_sharing
-from engine.exporting.export import export, pack
-from engine.exporting.onnx_file import DEFAULT_OPSET, OPSETS, VERBS
+from engine.export import DEFAULT_OPSET, OPSETS, VERBS, export, pack
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown, whole_number
 from utils.files import locked_folder
 

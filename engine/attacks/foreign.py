@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.attacks.attack import UNTRAINED, Attack, AttackContext, Outcome, percent
 from engine.attacks.linkage import search_measures, search_sentence
 from engine.attacks.measures import Measure
-from engine.exporting.onnx_file import start_session
+from engine.export import start_session
 from utils.errors import UserError, first_line, optional_package
 from utils.logger import Progress
 

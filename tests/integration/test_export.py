@@ -17,10 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from engine import export as exporting
 from engine.api import Anonymizer
-from engine.exporting import export as exporting
-from engine.exporting import onnx_file
-from engine.exporting.onnx_file import VERBS, Graph, ImageGraph
+from engine.export import VERBS, Graph, ImageGraph
 from layers.pixels import PixelSpace
 from tests.fixtures import tiny
 from tests.fixtures.exporting import save_random_model
@@ -170,14 +169,14 @@ def _change_a_weight(path: Path) -> None:
 
 def _damage(monkeypatch: pytest.MonkeyPatch, verb: str, damage: Callable[[Path], None]) -> None:
     """Change the file of a verb after it is written and before it is compared."""
-    label = onnx_file.label
+    label = exporting.label
 
     def damaged(graph: Graph, path: Path, metadata: dict[str, str]) -> None:
         label(graph, path, metadata)
         if metadata["verb"] == verb:
             damage(path)
 
-    monkeypatch.setattr(onnx_file, "label", damaged)
+    monkeypatch.setattr(exporting, "label", damaged)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -253,8 +252,8 @@ def test_a_network_that_onnx_cannot_express_is_an_error(tmp_path: Path) -> None:
             return torch.linalg.svd(pixels.float())[1]
 
     graph = Decomposed(torch.nn.Identity(), PixelSpace((0, 0, 0), (1, 1, 1)), (8, 8))
-    with pytest.raises(onnx_file.ExportError, match=r"with ONNX opset 17 \(.*try another --opset"):
-        onnx_file.write(graph, (8, 8), tmp_path / "x.onnx", 17)
+    with pytest.raises(exporting.ExportError, match=r"with ONNX opset 17 \(.*try another --opset"):
+        exporting.write_graph(graph, (8, 8), tmp_path / "x.onnx", 17)
 
 
 def test_a_file_that_does_not_run_is_not_saved(

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from engine import export as parity
 from engine.api import Anonymizer, Pixels, find_joint_weights
 from engine.checkpoint import official_path
-from engine.exporting import export as parity
-from engine.exporting.export import (
+from engine.export import (
+    VERBS,
     EmbeddingParity,
     ImageParity,
     ParityError,
     check_parity,
     describe,
+    graph_of,
     weights_sha256,
 )
-from engine.exporting.onnx_file import VERBS, graph_of
 from tests.fixtures.exporting import save_random_model
 from utils.errors import UserError, optional_package
 
