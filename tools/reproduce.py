@@ -33,7 +33,7 @@ from tools.lib.command_line import (
     whole_number,
 )
 from tools.lib.run import METHODS, Experiment
-from tools.lib.tables import Row, Table
+from tools.lib.tables import Row, Summary, markdown, summaries
 from utils.errors import UserError
 from utils.files import locked_folder, write_text
 from utils.logger import get_logger
@@ -161,9 +161,9 @@ def plan(rows: Sequence[Row]) -> list[dict[str, str]]:
     return experiments
 
 
-def work_through(rows: Sequence[Row], output: Path) -> Table:
+def work_through(rows: Sequence[Row], output: Path) -> list[Summary]:
     """Run unfinished experiments, one seed of every row before the next; return the table."""
-    table = Table.of(rows)  # before the trainings, so that damaged results are reported first
+    table = summaries(rows)  # before the trainings, so that damaged results are reported first
     left = [
         (row, seed)
         for seed in rows[0].experiments
@@ -180,13 +180,14 @@ def work_through(rows: Sequence[Row], output: Path) -> Table:
                 done, len(left), hours, hours / done * (len(left) - done),
             )  # fmt: skip
         row.experiments[seed].run()
-        table = _saved(Table.of(rows), output)
+        table = _saved(summaries(rows), output)
     return table if left else _saved(table, output)
 
 
-def _saved(table: Table, output: Path) -> Table:
-    write_text(output / "reproduction.json", json.dumps(table.to_json(), indent=2) + "\n")
-    write_text(output / "reproduction.md", table.markdown)
+def _saved(table: list[Summary], output: Path) -> list[Summary]:
+    content = [summary.to_json() for summary in table]
+    write_text(output / "reproduction.json", json.dumps(content, indent=2) + "\n")
+    write_text(output / "reproduction.md", markdown(table))
     return table
 
 
@@ -236,8 +237,8 @@ def _reproduce(args: argparse.Namespace, show: Show) -> int:
     with locked_folder(args.output):
         table = work_through(rows, args.output)
     path = shown(str(args.output / "reproduction.md"))
-    show(table.to_json(), f"\n{table.markdown}\nin {path}")
-    return 0 if all(summary.agrees for summary in table.summaries) else 1
+    show([summary.to_json() for summary in table], f"\n{markdown(table)}\nin {path}")
+    return 0 if all(summary.agrees for summary in table) else 1
 
 
 def _parser() -> Parser:

@@ -3,7 +3,7 @@
 - `suite`: `ATTACKS`, `Suite`: attacks by name, their verdicts and files.
 - `attack`: `Attack`, `CipherAttack`: the interface; `AttackContext`: what all attacks of a run
   share.
-- `build`: `build_context`: from the configuration of a checkpoint.
+- `build`: `plan_attacks`: from the configuration of a checkpoint.
 - `levels`: `LEVELS`, `Protector`: what is stored at each level.
 - `measures`: `Result`, `Measure`: a score with its floor, interval and verdict; `lpips_measure`.
 - `training`: `TrainingSetup`, `train_recovery`, `train_reid`: networks of an attacker.

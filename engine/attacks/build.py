@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,38 +45,33 @@ class Plan:
     make_context: Callable[[Path | None], AttackContext]
 
 
-def plan_attacks(
-    cfg: CfgNode,
-    *,
-    seed: int,
-    budget: int | None,
-    epochs: int,
-    people: int,
-    levels: Sequence[str],
-    keys: int,
-    start: str,
-) -> Plan:
+def plan_attacks(cfg: CfgNode, settings: Settings) -> Plan:
     """Read the data set and the weights, and check that they allow the attacks.
 
-    ``cfg`` is the configuration of the checkpoint, with MODEL.PRETRAIN_CHOICE self; the other
-    arguments are those of ``Settings``. Without a budget it is all public images, at most 4,096.
+    ``cfg`` is the configuration of the checkpoint, with MODEL.PRETRAIN_CHOICE self. A budget of 0
+    means all public images, at most 4,096.
 
     Raises:
         UserError: The checkpoint has no anonymizer, or the data set too few identities or images.
     """
-    check_anonymizer(cfg)
+    if cfg.MODEL.MODE != "GCR":
+        raise UserError(
+            f"{cfg.MODEL.PRETRAIN_DIR} is a training of mode {cfg.MODEL.MODE}, which has no "
+            "anonymizer to attack; expected a training with MODEL.MODE GCR"
+        )
     splits = build_splits(cfg)
 
-    def choose(count: int) -> AttackSamples:
+    def choose(budget: int) -> AttackSamples:
         return choose_identities(
-            splits.train, splits.query, splits.gallery, budget=count, people=people, seed=seed
-        )
+            splits.train, splits.query, splits.gallery,
+            budget=budget, people=settings.people, seed=settings.seed,
+        )  # fmt: skip
 
-    if budget is None:
+    if not settings.budget:
         held_out = {sample.pid for sample in choose(1).validation}
-        budget = min(_DEFAULT_BUDGET, sum(sample.pid not in held_out for sample in splits.train))
-    settings = Settings(seed, budget, epochs, people, tuple(levels), keys, start)
-    samples = choose(budget)
+        public = sum(sample.pid not in held_out for sample in splits.train)
+        settings = replace(settings, budget=min(_DEFAULT_BUDGET, public))
+    samples = choose(settings.budget)
     with naming_keys("MODEL.DEVICE", "MODEL.DEVICE_ID"):
         device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
     return Plan(
@@ -128,15 +123,6 @@ def fingerprint(weights: LoadedWeights) -> str:
             digest.update(f"{letter}/{name}/{tuple(value.shape)}".encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def check_anonymizer(cfg: CfgNode) -> None:
-    """Raise if the checkpoint is a baseline."""
-    if cfg.MODEL.MODE != "GCR":
-        raise UserError(
-            f"{cfg.MODEL.PRETRAIN_DIR} is a training of mode {cfg.MODEL.MODE}, which has no "
-            "anonymizer to attack; expected a training with MODEL.MODE GCR"
-        )
 
 
 def _record(
@@ -193,5 +179,5 @@ def _images(
         torch.tensor([sample.pid for sample in used]),
         torch.tensor([sample.camid for sample in used]),
         tuple(sample.subject for sample in used),
-        torch.tensor([bool(is_query[each]) if is_query else False for each in indices]),
+        torch.tensor([bool(is_query) and is_query[each] for each in indices]),
     )

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from configs import loading
 from configs.loading import values_of_a_result
+from engine.attacks.attack import Settings
 from engine.attacks.build import Plan, plan_attacks
 from engine.attacks.measures import SETTINGS_NAME
 from tools.lib.command_line import whole_number
@@ -77,10 +78,10 @@ def make_plan(cfg: CfgNode, start: str, levels: Sequence[str], args: argparse.Na
     Raises:
         UserError: As for ``plan_attacks``.
     """
-    plan = plan_attacks(
-        cfg, seed=args.seed, budget=args.budget, epochs=args.epochs, people=args.people,
-        levels=levels, keys=args.keys, start=start,
-    )  # fmt: skip
+    settings = Settings(
+        args.seed, args.budget or 0, args.epochs, args.people, tuple(levels), args.keys, start
+    )
+    plan = plan_attacks(cfg, settings)
     values = values_of_a_result(cfg)
     del values["MODEL.PRETRAIN_DIR"]  # the weights themselves are recorded
     return replace(plan, record=values | plan.record)

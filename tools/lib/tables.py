@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -93,32 +92,44 @@ class Summary:
         """Whether no mean is farther from the published number than the tolerance."""
         return all(abs(off) <= TOLERANCE[self.row.dataset] for off in self.off() or ())
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers for scripts, rates in [0, 1]."""
+        row, published = self.row, self.row.published()
+        directions = {
+            name: {
+                "rank1": [results.rank1[name] for results in self.results.values()],
+                "mAP": [results.mAP[name] for results in self.results.values()],
+                "rank1_published": None if published is None else published[index],
+            }
+            for index, name in enumerate(_NAMES)
+        }
+        return {
+            "dataset": row.dataset,
+            "desensitizer": row.desensitizer,
+            "radius": row.radius,
+            "method": row.method,
+            "seeds": list(self.results),
+            "retrieval": directions,
+            "tolerance_points": TOLERANCE.get(row.dataset) if published is not None else None,
+            "agrees": self.agrees if published is not None else None,
+            "folders": {seed: str(row.experiments[seed].test_folder) for seed in self.results},
+        }
 
-@dataclass(frozen=True)
-class Table:
-    """All rows with at least one finished seed."""
 
-    summaries: Sequence[Summary]  # in the order of the command line
+def summaries(rows: Sequence[Row]) -> list[Summary]:
+    """Return the summaries of all rows with at least one finished seed.
 
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> Table:
-        """Read the finished results.
+    Raises:
+        UserError: Results are damaged.
+    """
+    finished = [Summary(row, row.finished()) for row in rows]
+    return [summary for summary in finished if summary.results]
 
-        Raises:
-            UserError: Results are damaged.
-        """
-        summaries = [Summary(row, row.finished()) for row in rows]
-        return cls([summary for summary in summaries if summary.results])
 
-    @cached_property
-    def markdown(self) -> str:
-        """Markdown with a section for each data set and desensitizer."""
-        sections = groupby(self.summaries, lambda summary: _title(summary.row))
-        return "\n\n".join(_section(title, list(group)) for title, group in sections) + "\n"
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return the same numbers for scripts, rates in [0, 1]."""
-        return [_as_json(summary) for summary in self.summaries]
+def markdown(table: Sequence[Summary]) -> str:
+    """Return Markdown with a section for each data set and desensitizer."""
+    sections = groupby(table, lambda summary: _title(summary.row))
+    return "\n\n".join(_section(title, list(group)) for title, group in sections) + "\n"
 
 
 def _title(row: Row) -> str:
@@ -228,28 +239,6 @@ def _mixed_versions(summary: Summary) -> str:
     }
     mixed = [f"{name} {' and '.join(each)}" for name, each in versions.items() if len(each) > 1]
     return f"{summary.row.method} mixes {', '.join(mixed)} over its seeds" if mixed else ""
-
-
-def _as_json(summary: Summary) -> dict[str, Any]:
-    row, published = summary.row, summary.row.published()
-    directions = {}
-    for index, name in enumerate(_NAMES):
-        directions[name] = {
-            "rank1": [results.rank1[name] for results in summary.results.values()],
-            "mAP": [results.mAP[name] for results in summary.results.values()],
-            "rank1_published": None if published is None else published[index],
-        }
-    return {
-        "dataset": row.dataset,
-        "desensitizer": row.desensitizer,
-        "radius": row.radius,
-        "method": row.method,
-        "seeds": list(summary.results),
-        "retrieval": directions,
-        "tolerance_points": TOLERANCE.get(row.dataset) if published is not None else None,
-        "agrees": summary.agrees if published is not None else None,
-        "folders": {seed: str(row.experiments[seed].test_folder) for seed in summary.results},
-    }
 
 
 @dataclass(frozen=True)
