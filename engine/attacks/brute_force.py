@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -154,17 +155,18 @@ GUESSES = {
 
 
 def guessable_keys(count: int) -> Iterator[bytes]:
-    """Yield 32-byte keys that are easy to guess: numbers, their digests, and digests of labels."""
-    for index in range(count):
-        number, form = divmod(index, 4)
-        if form == 0:
-            yield number.to_bytes(KEY_BYTES, "big")
-        elif form == 1:
-            yield str(number).encode().rjust(KEY_BYTES, b"0")
-        elif form == 2:
-            yield sha256(str(number).encode()).digest()
-        else:
-            yield sha256(f"{number:04d}".encode()).digest()
+    """Return 32-byte keys that are easy to guess: numbers, their digests, and digests of labels."""
+    forms = (
+        key
+        for number in itertools.count()
+        for key in (
+            number.to_bytes(KEY_BYTES, "big"),
+            str(number).encode().rjust(KEY_BYTES, b"0"),
+            sha256(str(number).encode()).digest(),
+            sha256(f"{number:04d}".encode()).digest(),
+        )
+    )
+    return itertools.islice(forms, count)
 
 
 def _matching_key(header: bytes, guesses: Sequence[bytes]) -> bytes | None:
@@ -182,9 +184,7 @@ def _sentence(opened: int, images: int, search: Search, years: float, guess: Gue
     text = f"Guessed keys opened {opened} of {images} images"
     if opened:
         return f"{text}, in {1000 * search.seconds / images:.1f} ms each."
+    text += f" after {search.tried} guesses for each"
     if guess.any_of_them:
-        return (
-            f"{text} after {search.tried} guesses for each; at this speed the right key is "
-            f"expected after {years:.0e} years."
-        )
-    return f"{text} after {search.tried} guesses for each."
+        text += f"; at this speed the right key is expected after {years:.0e} years"
+    return f"{text}."

@@ -89,25 +89,20 @@ def read_card(path: Path) -> Card:
         check(key, is_list and (key == "mean" or 0 not in values), "three numbers, no scale of 0")
     batch = content["batch"]
     check("batch", batch is None or _is_count(batch), "a number of images, or null for any number")
+    values = {key: content[key] for key in ("height", "width", "channels", "batch")}
     return Card(
-        path.parent / str(content["file"]),
-        str(content["source"]),
-        str(content["licence"]),
-        content["height"],
-        content["width"],
-        content["channels"],
-        float(content["range"]),
-        tuple(map(float, content["mean"])),
-        tuple(map(float, content["scale"])),
-        batch,
+        path=path.parent / str(content["file"]),
+        source=str(content["source"]),
+        licence=str(content["licence"]),
+        range=float(content["range"]),
+        mean=tuple(map(float, content["mean"])),
+        scale=tuple(map(float, content["scale"])),
+        **values,
     )
 
 
 class ForeignNetwork:
     """A third-party network, run by onnxruntime on the CPU.
-
-    Attributes:
-        sha256: Digest of the ONNX file.
 
     Raises:
         UserError: The file is missing or is not what the card describes.
@@ -123,7 +118,7 @@ class ForeignNetwork:
                 f"network {card.path} cannot be read ({error.strerror}); the file in a card is "
                 "relative to the card's folder"
             ) from None
-        self.sha256 = sha256(content).hexdigest()
+        self.sha256 = sha256(content).hexdigest()  # of the ONNX file
         try:
             self._session = start_session(runtime, content)
         except Exception as error:  # the runtime's errors have no common base class
@@ -150,7 +145,8 @@ class ForeignNetwork:
                 inputs = np.stack([self._input(image) for image in batch])
                 if self.card.batch:  # fill up the last batch
                     inputs = np.concatenate([inputs, inputs[:1].repeat(size - len(batch), 0)])
-                parts.append(self._run(inputs)[: len(batch)])
+                (output,) = self._run(inputs)
+                parts.append(output.reshape(len(inputs), -1)[: len(batch)].astype(np.float32))
                 bar.update(len(batch))
         return torch.from_numpy(np.concatenate(parts))
 
@@ -166,9 +162,12 @@ class ForeignNetwork:
         values = (values - np.array(card.mean, np.float32)) / np.array(card.scale, np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1))
 
-    def _run(self, inputs: Floats) -> Floats:
-        (output,) = self._session.run(None, {self._session.get_inputs()[0].name: inputs})
-        return np.asarray(output, np.float32).reshape(len(inputs), -1)
+    def _run(self, inputs: Floats) -> list[Floats]:
+        """Return all outputs of the network."""
+        outputs: list[Floats] = self._session.run(
+            None, {self._session.get_inputs()[0].name: inputs}
+        )
+        return outputs
 
     def _check_input(self) -> None:
         card, inputs = self.card, self._session.get_inputs()
@@ -196,7 +195,7 @@ class ForeignNetwork:
         count = self.card.batch or 2
         inputs = np.zeros((count, 3, self.card.height, self.card.width), np.float32)
         try:
-            outputs = self._session.run(None, {self._session.get_inputs()[0].name: inputs})
+            outputs = self._run(inputs)
         except Exception as error:  # see above
             raise UserError(
                 f"onnxruntime cannot run {self.card.path} on {count} images "
@@ -257,10 +256,7 @@ class Discriminant:
 class ForeignReID(Attack):
     """Searches with a third-party network, unchanged or adapted to the stored images.
 
-    Args:
-        network: The network.
-        name: Name of the card.
-        adapted: Fit a linear discriminant on the public images as stored.
+    An adapted one has a linear discriminant that is fitted on the public images as stored.
     """
 
     def __init__(self, network: ForeignNetwork, name: str, *, adapted: bool) -> None:

@@ -202,11 +202,15 @@ def quality(truth: Tensor, images: Tensor) -> tuple[Floats, Floats]:
     if not len(truth):
         return np.zeros(0), np.zeros(0)
     accumulator = QualityAccumulator()
-    finite = images.nan_to_num(0.5, posinf=1.0, neginf=0.0).expand_as(truth).clamp(0, 1)
-    accumulator.update(truth.clamp(0, 1), finite)
+    accumulator.update(truth.clamp(0, 1), _visible(images).expand_as(truth))
     scores = accumulator.per_image()
     psnr = np.minimum(scores.psnr_db.cpu().numpy(), PSNR_CAP_DB)
     return psnr, scores.ssim.cpu().numpy()
+
+
+def _visible(images: Tensor) -> Tensor:
+    """Return images with values in [0, 1]; NaN becomes grey."""
+    return images.nan_to_num(0.5, posinf=1.0, neginf=0.0).clamp(0, 1)
 
 
 def image_measures(
@@ -302,8 +306,7 @@ def lpips_distances(truth: Tensor, images: Tensor, device: torch.device) -> Tens
     """Return the LPIPS (N,) of images (N, 3, H, W) with values in [0, 1]; NaN counts as grey."""
     metric = _lpips_network().to(device)
     metric.reset()
-    images = images.nan_to_num(0.5, posinf=1.0, neginf=0.0).clamp(0, 1)
-    for one, other in zip(truth.clamp(0, 1).split(64), images.split(64), strict=True):
+    for one, other in zip(truth.clamp(0, 1).split(64), _visible(images).split(64), strict=True):
         metric.update(one.to(device), other.to(device))
     scores: Tensor = metric.compute()
     return scores.reshape(-1).cpu()

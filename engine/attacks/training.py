@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -147,17 +148,10 @@ def train_reid(
     *,
     cross_camera: bool = True,
 ) -> Trained:
-    """Train a re-ID network.
+    """Train a re-ID network on normalised images (N, 3, H, W) of identities (N,).
 
-    Args:
-        network: The network to train; its classifier has one class per identity of ``pids``.
-        images: Normalised images (N, 3, H, W).
-        pids: Identities (N,).
-        validation: Held-out public images.
-        objectives: Identity losses.
-        bench: Device and length of the training.
-        title: Title of the progress bar.
-        cross_camera: As in the evaluation.
+    Its classifier has one class per identity. The title is that of the progress bar, and part of
+    the seed.
 
     Raises:
         UserError: There are too few identities for a batch.
@@ -168,19 +162,14 @@ def train_reid(
     sampler = IdentitySampler(
         pids.tolist(), batch_size=batch, num_instances=_INSTANCES, seed=seed % 2**31
     )
-    optimizer = Adam(
-        [p for p in network.parameters() if p.requires_grad], lr=REID_RATE,
-        weight_decay=_WEIGHT_DECAY,
-    )  # fmt: skip
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    optimizer = Adam(trainable, lr=REID_RATE, weight_decay=_WEIGHT_DECAY)
     generator = torch_generator(seed, "flips")
-    plans: dict[int, Tensor] = {}
+    plan = lru_cache(1)(sampler.plan)
 
     def update(step: int) -> Tensor:
         epoch, number = divmod(step, len(sampler))
-        if epoch not in plans:
-            plans.clear()
-            plans[epoch] = sampler.plan(epoch)
-        index = plans[epoch][number]
+        index = plan(epoch)[number]
         flip = torch.rand(len(index), 1, 1, 1, generator=generator) < 0.5
         chosen = torch.where(flip, images[index].flip(-1), images[index])
         with bench.autocast():

@@ -41,16 +41,9 @@ def rank_matches(
 ) -> list[Indices]:
     """Return the rank of every match of every scored query, for several query sets.
 
-    Args:
-        queries: Query sets of the same images, e.g. raw and protected.
-        gallery: Gallery (G, D).
-        matching: The matches and the ignored images of each query.
-        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
-
-    Returns:
-        For each query set the ranks, from 1, int64. The layout is that of
-        ``matching.matches.values``, but ranks ascend within a query. Matches whose features are
-        broken or constant get the worst possible ranks.
+    The query sets are of the same images, e.g. raw and protected. For each of them the ranks begin
+    at 1, int64, in the layout of ``matching.matches.values``, but ascending within a query. Matches
+    whose features are broken or constant get the worst possible ranks.
 
     Raises:
         UserError: One query alone does not fit into memory.
@@ -75,10 +68,8 @@ def worst_rows(query: UnitFeatures, gallery: UnitFeatures, matching: Matching) -
 class RankCollector:
     """Ranks the matches of all scored queries, some queries at a time.
 
-    Args:
-        matching: The matches of each query.
-        broken: Gallery images that are ranked last, bool (G,), on the device of the similarities.
-        scale: Factors that turn products into cosines (G,); None if the rows are cosines.
+    Broken gallery images (G,) are ranked last. ``scale`` (G,) turns products into cosines; None if
+    the rows are cosines.
     """
 
     def __init__(self, matching: Matching, broken: Tensor, scale: Tensor | None = None) -> None:

@@ -148,9 +148,8 @@ class VerificationScores:
         bounds = np.nanquantile(resampled, BOUNDS, axis=0)
         values = np.array([self.area_under_roc(), self.equal_error_rate()])
         low, high = np.clip(bounds + values - rates(np.ones(len(identities))), 0.0, 1.0)
-        intervals = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
-        names = ("area_under_roc", "equal_error_rate")
-        return {name: Interval(*part) for name, part in zip(names, intervals, strict=True)}
+        area, error = np.stack([values, low, high], 1).tolist()
+        return {"area_under_roc": Interval(*area), "equal_error_rate": Interval(*error)}
 
 
 def score_verification(
@@ -231,13 +230,9 @@ def threshold_of(bins: int | Indices) -> NDArray[np.float64]:
 
 
 def area_and_equal_error(false: Floats, true: Floats) -> tuple[float, float]:
-    """Return the area under a ROC curve and its equal error rate.
+    """Return the area under a ROC curve, ascending from 0 to 1, and its equal error rate.
 
     The area is a sum of trapezoids, which counts ties between the two kinds half.
-
-    Args:
-        false: False positive rates from 0 to 1, ascending.
-        true: True positive rates at the same thresholds.
 
     Example:
         >>> area_and_equal_error(np.array([0, 0, 1.0]), np.array([0, 1.0, 1.0]))
@@ -263,10 +258,7 @@ class Calibration:
 def calibrate(validation: VerificationScores, *, false_positive_rate: float = 1e-3) -> Calibration:
     """Choose the threshold with the most true positives at a false positive rate.
 
-    Args:
-        validation: Scores of the validation split. A threshold chosen on test data would make the
-            test rates meaningless.
-        false_positive_rate: Share of impostor pairs that may be accepted.
+    It is chosen on the validation split: chosen on test data, it would make test rates meaningless.
 
     Raises:
         UserError: The features are degenerate, or there are too few pairs to measure such a rate.
@@ -285,13 +277,9 @@ def calibrate(validation: VerificationScores, *, false_positive_rate: float = 1e
     first_bin = validation.bin_at(false_positive_rate)
     true, false = validation.rates_at(first_bin)
     return Calibration(
-        float(threshold_of(first_bin)),
-        false_positive_rate,
-        false,
-        true,
-        validation.num_genuine,
-        validation.num_impostor,
-    )
+        float(threshold_of(first_bin)), false_positive_rate, false, true,
+        validation.num_genuine, validation.num_impostor,
+    )  # fmt: skip
 
 
 def _sampled_columns(num_query: int, num_gallery: int) -> Indices:
