@@ -89,12 +89,7 @@ class ScoreDetails:
 
 
 def score_details(
-    query: Features,
-    gallery: Features,
-    *,
-    cross_camera: bool = True,
-    memory_mib: float | None = None,
-    seed: int = 1,
+    query: Features, gallery: Features, *, cross_camera: bool = True, seed: int = 1
 ) -> ScoreDetails:
     """Return the retrieval, verification and single-shot scores of one direction.
 
@@ -102,18 +97,14 @@ def score_details(
     ``score_retrieval``.
     """
     try:
-        verification = score_verification(
-            query, gallery, cross_camera=cross_camera, memory_mib=memory_mib
-        )
+        verification = score_verification(query, gallery, cross_camera=cross_camera)
     except NoImpostorPairs as error:
         get_logger().warning("Verification rates are left out of the details: %s", error)
         verification = None
     return ScoreDetails(
-        score_retrieval(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib),
+        score_retrieval(query, gallery, cross_camera=cross_camera),
         verification,
-        score_single_shot(
-            query, gallery, seed=seed, cross_camera=cross_camera, memory_mib=memory_mib
-        ),
+        score_single_shot(query, gallery, seed=seed, cross_camera=cross_camera),
     )
 
 

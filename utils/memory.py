@@ -79,9 +79,9 @@ def _container_mib() -> float:
     return max(0, int(limit) - used + cached) / MIB
 
 
-def memory_budget_mib(device: torch.device, limit_mib: float | None) -> float:
-    """Return the memory (MiB) that may be used: the given limit, or 90 % of the free memory."""
-    return available_mib(device) * 0.9 if limit_mib is None else limit_mib
+def memory_budget_mib(device: torch.device) -> float:
+    """Return the memory (MiB) that may be used: 90 % of the free memory."""
+    return available_mib(device) * 0.9
 
 
 def tell_memory(what: str, needed_mib: float, num_similarities: int) -> None:

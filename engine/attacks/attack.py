@@ -11,14 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attacks.levels import (
-    CLEAR_LEVELS,
-    ImageSet,
-    Protector,
-    Stored,
-    attacker_subjects,
-    seal,
-)
+from engine.attacks.levels import CLEAR_LEVELS, ImageSet, Protector, Stored, attacker_subjects, seal
 from engine.attacks.measures import Measure, Result
 from engine.attacks.training import HeldOut, TrainingSetup, train_reid
 from engine.scoring.features import Features

@@ -149,10 +149,7 @@ def report(results: Sequence[Result]) -> str:
         verdicts = {result.level: result.verdict for result in present if result.applies}
         cells = (f"{verdicts.get(level, '-'):>15}" for level in levels)
         lines.append(f"{attack:<{width}}" + "".join(cells))
-    lines += [
-        "",
-        "holds: the attack reached no more than chance; -: the attack does not apply",
-    ]
+    lines += ["", "holds: the attack reached no more than chance; -: the attack does not apply"]
     for attack in attacks:
         lines += ["", attack]
         reasons: dict[str, list[str]] = {}

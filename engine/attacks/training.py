@@ -52,10 +52,7 @@ class TrainingSetup:
 
     @torch.inference_mode()
     def run(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        function: Callable[[Tensor], Tensor] | None = None,
+        self, network: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """Return the output of a network, or of its function, for images, float32 on the CPU."""
         was_training = network.training

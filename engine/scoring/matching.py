@@ -70,21 +70,13 @@ class Matching:
     skipped: dict[str, int]  # number of queries skipped for each of ``SKIP_REASONS``
 
     @classmethod
-    def of(
-        cls,
-        query: Features,
-        gallery: Features,
-        *,
-        cross_camera: bool = True,
-        memory_mib: float | None = None,
-    ) -> Matching:
+    def of(cls, query: Features, gallery: Features, *, cross_camera: bool = True) -> Matching:
         """Apply the junk and same-camera rules.
 
         Args:
             query: Query set; only pids and cameras are read.
             gallery: Gallery; only pids and cameras are read.
             cross_camera: Ignore gallery images of the query's identity and camera.
-            memory_mib: Memory limit (MiB); None: the free memory.
 
         Raises:
             UserError: No query remains (the message counts the reasons), or the pairs of images
@@ -100,7 +92,7 @@ class Matching:
         require_memory(
             f"Listing {pairs:,} pairs of images of one identity",
             pairs * _PAIR_BYTES / MIB,
-            memory_budget_mib(torch.device("cpu"), memory_mib),
+            memory_budget_mib(torch.device("cpu")),
             "score fewer images of each identity or free memory",
         )
         same_pid = order[spans(first, counts)]

@@ -33,11 +33,7 @@ Row = NDArray[np.float32]
 
 @torch.inference_mode()
 def rank_matches(
-    queries: Sequence[UnitFeatures],
-    gallery: UnitFeatures,
-    matching: Matching,
-    *,
-    memory_mib: float | None = None,
+    queries: Sequence[UnitFeatures], gallery: UnitFeatures, matching: Matching
 ) -> list[Indices]:
     """Return the rank of every match of every scored query, for several query sets.
 
@@ -49,7 +45,7 @@ def rank_matches(
         UserError: One query alone does not fit into memory.
     """
     collectors = [RankCollector(matching, gallery.broken, gallery.inverse_norm) for _ in queries]
-    for chosen, blocks in product_chunks(queries, gallery, matching, memory_mib=memory_mib):
+    for chosen, blocks in product_chunks(queries, gallery, matching):
         for collector, block in zip(collectors, blocks, strict=True):
             collector.add(chosen, block)
     return [
@@ -197,7 +193,6 @@ def product_chunks(
     gallery: UnitFeatures,
     matching: Matching,
     *,
-    memory_mib: float | None = None,
     caller_mib: float = 0.0,
     caller_row_bytes: int = 0,
 ) -> Iterator[tuple[Indices, tuple[Tensor, ...]]]:
@@ -207,7 +202,6 @@ def product_chunks(
         queries: Query sets of the same images; they are multiplied together.
         gallery: Gallery (G, D), on the device that computes the products.
         matching: The queries to score.
-        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
         caller_mib: Part of the memory that the caller needs (MiB).
         caller_row_bytes: Memory that the caller needs for each row of products (bytes).
 
@@ -220,7 +214,7 @@ def product_chunks(
         UserError: One query alone does not fit into memory.
     """
     device = gallery.embeddings.device
-    budget = memory_budget_mib(device, memory_mib)
+    budget = memory_budget_mib(device)
     most = _chunk_rows(queries, gallery, budget, caller_mib, caller_row_bytes)
     rows = min(most, len(matching.queries))
     shape = (rows * len(queries), len(gallery.embeddings))

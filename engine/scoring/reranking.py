@@ -54,7 +54,6 @@ def score_reranked(
     k2: int = 6,
     lambda_value: float = 0.3,
     cross_camera: bool = True,
-    memory_mib: float | None = None,
 ) -> RetrievalScores:
     """Return retrieval scores after k-reciprocal re-ranking.
 
@@ -67,18 +66,16 @@ def score_reranked(
         k2: Neighbours whose weights are averaged; 1 turns this off.
         lambda_value: Weight of the original distance, 0 to 1.
         cross_camera: Ignore gallery images of the query's identity and camera.
-        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
         UserError: As for ``score_retrieval``, or a parameter is out of range.
     """
     gallery = _without_junk(gallery)
-    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera)
     valid = query.pids.cpu().numpy() != JUNK_PID
     renumbered = replace(matching, queries=(np.cumsum(valid) - 1)[matching.queries])
     reranker = Reranker(
         _without_junk(query), gallery, k1=k1, k2=k2, lambda_value=lambda_value,
-        memory_mib=memory_mib,
     )  # fmt: skip
     images = reranker.images
     collector = RankCollector(matching, images.gallery.broken)
@@ -114,13 +111,12 @@ class Reranker:
         k1: int = 20,
         k2: int = 6,
         lambda_value: float = 0.3,
-        memory_mib: float | None = None,
     ) -> None:
         _check(query, gallery, k1, k2, lambda_value)
         with torch.inference_mode():
             self.images = Images(UnitFeatures.of(query), UnitFeatures.of(gallery))
             self._lambda = lambda_value
-            self._kept = self._room_for_similarities(k1, memory_mib)
+            self._kept = self._room_for_similarities(k1)
             with exact_float32(self.images.device):
                 self._prepare(k1, k2)
 
@@ -161,10 +157,10 @@ class Reranker:
         if self._kept is not None and rows.start < start <= columns.start:
             self._kept[rows, columns.start - start : columns.stop - start] = tile
 
-    def _room_for_similarities(self, k1: int, memory_mib: float | None) -> Tensor | None:
+    def _room_for_similarities(self, k1: int) -> Tensor | None:
         """Check the memory; return an array for query x gallery if there is plenty."""
         images, count = self.images, len(self.images)
-        budget = memory_budget_mib(images.device, memory_mib)
+        budget = memory_budget_mib(images.device)
         dim = images.gallery.embeddings.shape[1]
         tile = min(TILE, count)
         # Tiles with their neighbours; then, for each image, k1 + 1 neighbours in several arrays,
@@ -356,9 +352,7 @@ class Neighbors:
 
 
 def nearest_neighbors(
-    images: Images,
-    keep: int,
-    on_tile: Callable[[slice, slice, Tensor], None] = lambda *_: None,
+    images: Images, keep: int, on_tile: Callable[[slice, slice, Tensor], None] = lambda *_: None
 ) -> Neighbors:
     """Return the ``keep`` nearest neighbours of every image, at most all N.
 

@@ -72,11 +72,7 @@ class RetrievalScores:
 
 
 def score_retrieval(
-    query: Features,
-    gallery: Features,
-    *,
-    cross_camera: bool = True,
-    memory_mib: float | None = None,
+    query: Features, gallery: Features, *, cross_camera: bool = True
 ) -> RetrievalScores:
     """Score queries in a gallery by cosine distance.
 
@@ -88,7 +84,6 @@ def score_retrieval(
         query: Query set.
         gallery: Gallery; products are computed in float32 on its device.
         cross_camera: False also counts images of the query's own camera, for single-camera sets.
-        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
         UserError: No query has a valid match (the message counts the reasons), the feature sizes
@@ -101,17 +96,13 @@ def score_retrieval(
         (1.0, 1.0, 0)
     """
     (scores,) = score_directions(
-        {"query": query}, {"gallery": gallery}, cross_camera=cross_camera, memory_mib=memory_mib
+        {"query": query}, {"gallery": gallery}, cross_camera=cross_camera
     ).values()
     return scores
 
 
 def score_directions(
-    queries: Mapping[str, Features],
-    galleries: Mapping[str, Features],
-    *,
-    cross_camera: bool = True,
-    memory_mib: float | None = None,
+    queries: Mapping[str, Features], galleries: Mapping[str, Features], *, cross_camera: bool = True
 ) -> dict[tuple[str, str], RetrievalScores]:
     """Score every query set in every gallery, e.g. raw and protected in raw and protected.
 
@@ -132,13 +123,13 @@ def score_directions(
             f"features have sizes {sorted(sizes)}; expected one size: take query and gallery from "
             "the same network"
         )
-    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera)
     scores = {}
     with torch.inference_mode():
         units = [UnitFeatures.of(features) for features in queries.values()]
         for target, features in galleries.items():
             unit = UnitFeatures.of(features)
-            ranks = rank_matches(units, unit, matching, memory_mib=memory_mib)
+            ranks = rank_matches(units, unit, matching)
             for name, query_unit, its_ranks in zip(queries, units, ranks, strict=True):
                 scores[name, target] = scores_of_ranks(
                     its_ranks,
@@ -151,12 +142,7 @@ def score_directions(
 
 
 def scores_of_ranks(
-    ranks: Indices,
-    matching: Matching,
-    query: Features,
-    *,
-    degenerate: bool,
-    cross_camera: bool,
+    ranks: Indices, matching: Matching, query: Features, *, degenerate: bool, cross_camera: bool
 ) -> RetrievalScores:
     """Return the scores of the ranks of all matches.
 

@@ -46,13 +46,7 @@ class SingleShotScores:
 
 
 def score_single_shot(
-    query: Features,
-    gallery: Features,
-    *,
-    draws: int = 10,
-    seed: int = 1,
-    cross_camera: bool = True,
-    memory_mib: float | None = None,
+    query: Features, gallery: Features, *, draws: int = 10, seed: int = 1, cross_camera: bool = True
 ) -> SingleShotScores:
     """Score queries in random galleries with one image for each identity.
 
@@ -62,12 +56,11 @@ def score_single_shot(
         draws: Number of drawn galleries.
         seed: Seed of the draws.
         cross_camera: Ignore gallery images of the query's identity and camera.
-        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
         UserError: As for ``score_retrieval``.
     """
-    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera)
     rng = np.random.default_rng(seed)
     gallery_pid = gallery.pids.cpu().numpy()
     query_pid = query.pids.cpu().numpy()[matching.queries]
@@ -83,7 +76,6 @@ def score_single_shot(
             (unit,),
             target,
             matching,
-            memory_mib=memory_mib,
             caller_mib=3 * drawn.nbytes / MIB,
             caller_row_bytes=_CANDIDATE_BYTES * len(identities),
         ):

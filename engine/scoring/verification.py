@@ -153,11 +153,7 @@ class VerificationScores:
 
 
 def score_verification(
-    query: Features,
-    gallery: Features,
-    *,
-    cross_camera: bool = True,
-    memory_mib: float | None = None,
+    query: Features, gallery: Features, *, cross_camera: bool = True
 ) -> VerificationScores:
     """Compare every query with every gallery image.
 
@@ -165,12 +161,11 @@ def score_verification(
         query: Query set.
         gallery: Gallery.
         cross_camera: Leave out genuine pairs from one camera.
-        memory_mib: Memory limit in addition to the features (MiB); None: the free memory.
 
     Raises:
         UserError: As for ``score_retrieval``, or there is no impostor pair.
     """
-    matching = Matching.of(query, gallery, cross_camera=cross_camera, memory_mib=memory_mib)
+    matching = Matching.of(query, gallery, cross_camera=cross_camera)
     with torch.inference_mode():
         unit, target = UnitFeatures.of(query), UnitFeatures.of(gallery)
         device = target.embeddings.device
@@ -182,7 +177,7 @@ def score_verification(
         own_bytes = _HISTOGRAM_BYTES + _VALUE_BYTES * max(_BLOCK_VALUES, len(gallery))
         own_bytes += 2 * sampled.nbytes
         for chosen, (block,) in product_chunks(
-            (unit,), target, matching, memory_mib=memory_mib, caller_mib=own_bytes / MIB
+            (unit,), target, matching, caller_mib=own_bytes / MIB
         ):
             rows = max(1, _BLOCK_VALUES // block.shape[1])
             for start in range(0, len(chosen), rows):

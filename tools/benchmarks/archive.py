@@ -208,10 +208,7 @@ def _search(root: Path) -> int:
 
 @contextmanager
 def _recorded(root: Path, master: str, name: str) -> Iterator[Keyring]:
-    with (
-        Keyring.open(root / "keys.db", KeyFile(root / master)) as keyring,
-        recorded(keyring, name),
-    ):
+    with Keyring.open(root / "keys.db", KeyFile(root / master)) as keyring, recorded(keyring, name):
         yield keyring
 
 

@@ -146,13 +146,19 @@ def test_a_gallery_of_one_image():
     [
         ({"k1": 0}, "at least 1"),
         ({"lambda_value": 1.5}, "lambda from 0 to 1"),
-        ({"memory_mib": 1.0}, r"needs about [\d,]+ MiB of memory but 1 MiB may be used"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options, words):
     query, gallery = clustered(0)
     with pytest.raises(UserError, match=words):
         score_reranked(features(query), features(gallery), **options)
+
+
+def test_a_set_that_does_not_fit_is_refused(monkeypatch):
+    query, gallery = clustered(0)
+    monkeypatch.setattr(memory, "available_mib", lambda _: 1 / 0.9)
+    with pytest.raises(UserError, match=r"needs about [\d,]+ MiB of memory but 1 MiB may be used"):
+        score_reranked(features(query), features(gallery))
 
 
 def test_features_of_two_sizes_are_refused():

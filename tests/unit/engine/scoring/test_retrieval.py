@@ -348,8 +348,9 @@ def test_sizes_that_do_not_fit_are_refused_with_the_estimate(monkeypatch):
         Features(torch.eye(3), [1, 2, 3], [0] * 3),
         Features(torch.ones(3000, 3), range(3000), [1] * 3000),
     )
+    monkeypatch.setattr(memory, "available_mib", lambda _: 1e-3)
     with pytest.raises(UserError, match=r"among 3000 gallery images needs about .* MiB"):
-        score_retrieval(query, gallery, memory_mib=1e-3)
+        score_retrieval(query, gallery)
     monkeypatch.setattr(memory, "available_mib", lambda _: 1e-9)
     with pytest.raises(UserError, match="free memory"):
         score_retrieval(query, gallery)
@@ -358,10 +359,11 @@ def test_sizes_that_do_not_fit_are_refused_with_the_estimate(monkeypatch):
 @pytest.mark.parametrize(
     "score", [score_retrieval, score_reranked, score_single_shot, score_verification]
 )
-def test_more_pairs_of_one_identity_than_fit_are_refused_before_they_are_listed(score):
+def test_more_pairs_of_one_identity_than_fit_are_refused_before_they_are_listed(score, monkeypatch):
+    monkeypatch.setattr(memory, "available_mib", lambda _: 100 / 0.9)
     one_person = Features(torch.ones(2000, 1), [1] * 2000, [0] * 2000)
     with pytest.raises(UserError, match=r"4,000,000 pairs of images .* about 183 MiB .* 100 MiB"):
-        score(one_person, one_person, cross_camera=False, memory_mib=100)
+        score(one_person, one_person, cross_camera=False)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from engine.scoring.retrieval import score_retrieval
 from engine.scoring.single_shot import score_single_shot
 from engine.scoring.verification import BINS, calibrate, score_verification
 from tests.fixtures.naive_retrieval import unit
+from utils import memory
 from utils.errors import UserError
 
 
@@ -95,12 +96,15 @@ def test_verification_does_not_depend_on_chunks_or_type(monkeypatch):
     assert half.area_under_roc() == pytest.approx(whole.area_under_roc(), abs=1e-3)
 
 
-def test_memory_of_histograms_counts_too():
+def test_memory_of_histograms_counts_too(monkeypatch):
     query, gallery = (features(part) for part in clustered(3, num_query=400, num_gallery=600))
-    with pytest.raises(UserError, match="40 MiB may be used"):
-        score_verification(query, gallery, memory_mib=40)
-    whole, tight = (score_verification(query, gallery, memory_mib=m) for m in (None, 60))
+    whole = score_verification(query, gallery)
+    monkeypatch.setattr(memory, "available_mib", lambda _: 60 / 0.9)
+    tight = score_verification(query, gallery)
     assert np.array_equal(whole.impostor, tight.impostor)
+    monkeypatch.setattr(memory, "available_mib", lambda _: 40 / 0.9)
+    with pytest.raises(UserError, match="40 MiB may be used"):
+        score_verification(query, gallery)
 
 
 def test_rows_are_fewer_where_the_caller_needs_memory_for_each(monkeypatch):
@@ -116,7 +120,8 @@ def test_rows_are_fewer_where_the_caller_needs_memory_for_each(monkeypatch):
         Features(torch.randn(n, 4), torch.arange(n), torch.full((n,), camera))
         for n, camera in ((300, 0), (4000, 1))
     )
-    score_single_shot(query, gallery, draws=1, memory_mib=4)
+    monkeypatch.setattr(memory, "available_mib", lambda _: 4 / 0.9)
+    score_single_shot(query, gallery, draws=1)
     row_bytes = 4 * (len(gallery) + 12) + 32 * len(gallery)
     assert max(sizes) * row_bytes < 4 * 2**20
     assert sum(sizes) == len(query)
