@@ -223,7 +223,9 @@ def _gathered(own: _Share) -> _Share:
         _add_counts(refused, counts)
 
     def rows(parts: Sequence[Tensor], *size: int, dtype: torch.dtype = torch.int64) -> list[Tensor]:
-        return [gather_rows(torch.cat(list(parts)) if parts else torch.zeros(0, *size, dtype=dtype))]
+        return [
+            gather_rows(torch.cat(list(parts)) if parts else torch.zeros(0, *size, dtype=dtype))
+        ]
 
     quality = {kind: own.quality.get(kind, QualityAccumulator()).rows() for kind in kinds}
     return _Share(

@@ -4,7 +4,7 @@
 - `attack`: `Attack`, `CipherAttack`: the interface; `AttackContext`: what all attacks of a run
   share.
 - `build`: `plan_attacks`: from the configuration of a checkpoint.
-- `levels`: `LEVELS`, `Protector`: what is stored at each level.
+- `levels`: `LEVELS`, `seal`: what is stored at each level.
 - `measures`: `Result`, `Measure`: a score with its floor, interval and verdict; `lpips_measure`.
 - `training`: `TrainingSetup`, `train_recovery`, `train_reid`: networks of an attacker.
 - `charts`: figures; `foreign`: `foreign_attacks`: third-party re-ID networks.

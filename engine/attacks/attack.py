@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attacks.levels import CLEAR_LEVELS, ImageSet, Protector, Stored, attacker_subjects, seal
+from engine.attacks.levels import CLEAR_LEVELS, ImageSet, Stored, attacker_subjects, seal
 from engine.attacks.measures import Measure, Result
 from engine.attacks.training import HeldOut, TrainingSetup, train_reid
 from engine.scoring.features import Features
@@ -123,9 +123,9 @@ class AttackContext:
     public: ImageSet  # images that attackers train on
     validation: ImageSet  # images of held-out public identities, on which attackers choose methods
     private: ImageSet  # images that attacks are scored on
-    protector: Protector  # computes the stored images
+    anonymizer: nn.Module  # the public anonymizer
     reid: ReIDNetwork  # the owner's re-ID network
-    recovery: nn.Module | None  # the owner's recovery network; None if the checkpoint has none
+    recovery: nn.Module  # the owner's recovery network
     factories: NetworkFactories  # functions that build attackers' networks
     bench: TrainingSetup  # device and length of attackers' trainings
     cross_camera: bool = True  # TEST.CROSS_CAMERA
@@ -148,11 +148,18 @@ class AttackContext:
         return self._stored[level]
 
     def plain(self, role: str, level: str) -> Tensor:
-        """Return the images of a role (public, validation, private) before encryption."""
+        """Return the images of a role (public, validation, private) before encryption.
+
+        They are normalised, float32, on the CPU.
+        """
         kind = level if level in ("raw", "desensitized") else "anonymized"
         if (role, kind) not in self._plain:
             images: ImageSet = getattr(self, role)
-            self._plain[role, kind] = self.protector.plain(images, kind)
+            given = images.desensitized if kind == "desensitized" else images.raw
+            plain = self.bench.pixels.normalize(given)
+            if kind == "anonymized":
+                plain = self.bench.run(self.anonymizer, plain, title="Anonymize")
+            self._plain[role, kind] = plain
         return self._plain[role, kind]
 
     def imitated(self, role: str, level: str) -> Stored:
@@ -162,7 +169,7 @@ class AttackContext:
 
     def unit(self, images: Tensor) -> Tensor:
         """Return normalised images as values in [0, 1], clipped."""
-        return self.protector.pixels.denormalize(images).clamp_(0, 1)
+        return self.bench.pixels.denormalize(images).clamp_(0, 1)
 
     def mean_public(self, level: str) -> Tensor:
         """Return the mean public image of a level before encryption, in [0, 1], (1, 3, H, W)."""

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from data.build import build_eval_loader, build_splits
 from data.records import DatasetSplits, Sample
 from engine.attacks.attack import AttackContext, NetworkFactories, Settings
-from engine.attacks.levels import AttackSamples, ImageSet, Protector, choose_identities
+from engine.attacks.levels import AttackSamples, ImageSet, choose_identities
 from engine.attacks.training import TrainingSetup
 from engine.checkpoint import LoadedWeights
 from engine.distributed.processes import device_of_rank
@@ -94,18 +94,16 @@ def build_context(
     """
     model = pretrained_model(cfg, load_pretrained(cfg))
     nets = model.nets.eval()
-    joint = nets if isinstance(nets, PrivacyNetworks) else None
+    assert isinstance(nets, PrivacyNetworks)  # checked in ``plan_attacks``
     steps = -(-settings.budget // BATCH) * settings.epochs
     return AttackContext(
         settings=settings,
         public=_images(cfg, samples.public, model),
         validation=_images(cfg, samples.validation, model),
         private=_images(cfg, samples.private, model, samples.is_query),
-        protector=Protector(
-            joint.anonymizer if joint else None, model.device, model.autocast, model.pixels, BATCH
-        ),
+        anonymizer=nets.anonymizer,
         reid=nets.reid,
-        recovery=joint.recovery if joint else None,
+        recovery=nets.recovery,
         factories=_factories(cfg, settings.start),
         bench=TrainingSetup(
             model.device, model.autocast, model.pixels, BATCH, steps, settings.seed

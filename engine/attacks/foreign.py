@@ -278,7 +278,7 @@ class ForeignReID(Attack):
             public = self._embed(context, context.imitated("public", level).observed)
             discriminant = Discriminant.fit(public, context.public.pids)
         measures = _measures(context, stored, None if level == "raw" else raw, discriminant)
-        if level == "anonymized" and context.recovery is not None:
+        if level == "anonymized":
             images = context.bench.run(context.recovery, context.stored(level).observed)
             recovered = self._embed(context, images)
             if discriminant is not None:
@@ -301,7 +301,7 @@ class ForeignReID(Attack):
 
     def _embed(self, context: AttackContext, images: Tensor) -> Tensor:
         """Return embeddings of normalised images, rounded to 8 bits as in a file."""
-        pixels = context.protector.pixels.to_uint8(images)
+        pixels = context.bench.pixels.to_uint8(images)
         return self._network.embed(pixels, self.name)
 
     def _sentence(self, measures: dict[str, Measure], level: str) -> str:

@@ -11,18 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.records import Sample
-from engine.train_step import Autocast
-from layers.pixels import PixelSpace
 from modeling.build import CIPHERS
 from modeling.encryption.additive import NotSecureWarning
 from modeling.encryption.cipher import Cipher, Sealed
 from modeling.encryption.png_format import decode, encode
 from modeling.encryption.sealed_image import MAGIC, SealedImage
 from utils.errors import UserError
-from utils.logger import Progress
 from utils.seeding import numpy_generator
 
 MIN_IDENTITIES = 6
@@ -141,32 +138,6 @@ class Stored:
         """Cipher and ciphertexts of an encrypted level."""
         assert self.cipher is not None and self.sealed is not None
         return self.cipher, self.sealed
-
-
-@dataclass(frozen=True)
-class Protector:
-    """Computes the images of a level from raw ones."""
-
-    anonymizer: nn.Module | None  # the public anonymizer; None if the checkpoint has none
-    device: torch.device  # device of the anonymizer
-    autocast: Autocast  # context that it runs in
-    pixels: PixelSpace  # pixel space of the images
-    batch_size: int  # images per batch
-
-    @torch.inference_mode()
-    def plain(self, images: ImageSet, level: str) -> Tensor:
-        """Return the images of a level before encryption, normalised, float32, on the CPU."""
-        if level in ("raw", "desensitized"):
-            return self.pixels.normalize(images.raw if level == "raw" else images.desensitized)
-        if self.anonymizer is None:
-            raise ValueError(f"level {level} needs an anonymizer")
-        parts = []
-        batches = self.pixels.normalize(images.raw).split(self.batch_size)
-        for batch in Progress.over(batches, "Anonymize", unit="batch"):
-            with self.autocast():
-                anonymized = self.anonymizer(batch.to(self.device))
-            parts.append(anonymized.float().cpu())
-        return torch.cat(parts)
 
 
 def seal(level: str, plain: Tensor, subjects: Sequence[str]) -> Stored:

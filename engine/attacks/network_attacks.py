@@ -154,7 +154,7 @@ def budgets(total: int, parts: tuple[int, ...] = BUDGET_PARTS) -> list[int]:
 def _reid(context: AttackContext, recovered: Tensor) -> tuple[Measure, ...]:
     """Score recovered images (N, 3, H, W) as queries in a gallery of raw images."""
     network = context.public_reid()
-    normalised = context.protector.pixels.normalize(recovered)
+    normalised = context.bench.pixels.normalize(recovered)
     queries = context.bench.embeddings(network, normalised)
     raw = context.bench.embeddings(network, context.plain("private", "raw"))
     query, gallery = context.sides(queries, raw)

@@ -281,7 +281,7 @@ class Suite:
         images = {
             "": verdict_chart(results, title),
             "_curve": curve_chart(results, title),
-            "_images": image_sheet(columns, self.context.protector.pixels),
+            "_images": image_sheet(columns, self.context.bench.pixels),
         }
         for suffix, image in images.items():
             if image is not None:

@@ -45,7 +45,6 @@ class WrongKey(CipherAttack):
         """See ``Attack``."""
         stored, pids = context.stored(level), context.private.pids
         opened, images = open_each(*stored.encrypted)
-        assert context.recovery is not None
         recovered = context.bench.pictures(context.recovery, images)
         right = context.bench.pictures(context.recovery, stored.plain)
         truth, guess = context.unit(context.plain("private", "raw")), context.mean_public("raw")

@@ -52,13 +52,18 @@ class TrainingSetup:
 
     @torch.inference_mode()
     def run(
-        self, network: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor] | None = None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        function: Callable[[Tensor], Tensor] | None = None,
+        *,
+        title: str = "Embed",
     ) -> Tensor:
         """Return the output of a network, or of its function, for images, float32 on the CPU."""
         was_training = network.training
         network.eval()
         parts = []
-        for batch in Progress.over(images.split(self.batch_size), "Embed", unit="batch"):
+        for batch in Progress.over(images.split(self.batch_size), title, unit="batch"):
             with self.autocast():
                 parts.append((function or network)(batch.to(self.device)).float().cpu())
         network.train(was_training)

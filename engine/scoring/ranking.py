@@ -79,11 +79,21 @@ class RankCollector:
         """Rank the matches of some queries; ``similarity`` (R, G) is overwritten."""
         matches = self._matching.matches.take(chosen)
         hidden = self._matching.ignored.take(chosen)
-        if similarity.device.type == "cpu":
-            ranks = self._rank_by_bisection(similarity, matches, hidden)
-        else:
-            ranks = self._rank_by_comparing(similarity, matches, hidden)
+        if self._scale is not None:
+            similarity.mul_(self._scale)
+        similarity.index_fill_(1, self._broken, _BROKEN)
+        similarity.index_fill_(1, self._junk, -torch.inf)
         owner = np.repeat(np.arange(len(chosen)), matches.lengths)
+        broken = self._is_broken[matches.values]
+        hidden_owner = np.repeat(np.arange(len(chosen)), hidden.lengths)
+        for rows, columns, value in (
+            (hidden_owner, hidden.values, -torch.inf),
+            (owner[broken], matches.values[broken], _BROKEN_MATCH),
+        ):
+            index = [torch.as_tensor(part, device=similarity.device) for part in (rows, columns)]
+            similarity.index_put_(tuple(index), similarity.new_tensor(value))
+        on_cpu = similarity.device.type == "cpu"
+        ranks = (_ranks_by_sorting if on_cpu else _ranks_by_comparing)(similarity, matches)
         self._ranks[self._matching.matches.positions(chosen)] = ranks[np.lexsort((ranks, owner))]
 
     def result(self, worst: Indices) -> Indices:
@@ -95,60 +105,35 @@ class RankCollector:
             self._ranks[first:stop] = last - np.arange(stop - first)[::-1]
         return self._ranks
 
-    def _rank_by_bisection(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
-        """Sort one row after the other, while it is in the cache."""
-        scale = None if self._scale is None else self._scale.numpy()
-        broken, junk = self._broken.numpy(), self._junk.numpy()
-        products, ranks = similarity.numpy(), np.empty(len(matches.values), np.int64)
 
-        def rank(rows: Indices) -> None:
-            row, spare = np.empty((2, products.shape[1]), np.float32)
-            for index in rows.tolist():
-                with np.errstate(invalid="ignore"):  # infinity of a broken image times 0
-                    np.multiply(products[index], 1.0 if scale is None else scale, out=row)
-                row[broken] = _BROKEN
-                row[junk] = -np.inf
-                row[hidden[index]] = -np.inf
-                targets = matches[index]
-                if len(broken):
-                    row[targets[self._is_broken[targets]]] = _BROKEN_MATCH
-                result = _ranks_in_row(row, targets, spare)
-                ranks[matches.offsets[index] : matches.offsets[index + 1]] = result
+def _ranks_by_sorting(similarity: Tensor, matches: Ragged) -> Indices:
+    """Return the ranks of all matches, on the CPU: each row is sorted while it is in the cache."""
+    table, ranks = similarity.numpy(), np.empty(len(matches.values), np.int64)
 
-        rows = np.arange(len(matches))
-        if products.size < _WORTH_THREADS:
-            rank(rows)
-            return ranks
-        parts = np.array_split(rows, torch.get_num_threads())
-        with ThreadPoolExecutor(len(parts)) as pool:  # sorting releases the interpreter lock
-            list(pool.map(rank, parts))
+    def rank(rows: Indices) -> None:
+        spare = np.empty(table.shape[1], np.float32)
+        for index in rows.tolist():
+            part = slice(matches.offsets[index], matches.offsets[index + 1])
+            ranks[part] = _ranks_in_row(table[index], matches.values[part], spare)
+
+    rows = np.arange(len(matches))
+    if table.size < _WORTH_THREADS:
+        rank(rows)
         return ranks
+    parts = np.array_split(rows, torch.get_num_threads())
+    with ThreadPoolExecutor(len(parts)) as pool:  # sorting releases the interpreter lock
+        list(pool.map(rank, parts))
+    return ranks
 
-    def _rank_by_comparing(self, similarity: Tensor, matches: Ragged, hidden: Ragged) -> Indices:
-        """Compare one match of every row at a time: the GPU is awaited once, at the end."""
-        device = similarity.device
-        if self._scale is not None:
-            similarity.mul_(self._scale)
-        similarity.index_fill_(1, self._broken, _BROKEN)
-        similarity.index_fill_(1, self._junk, -torch.inf)
-        every = np.ones(len(hidden.values), np.bool_)
-        for part, chosen, value in (
-            (hidden, every, -torch.inf),
-            (matches, self._is_broken[matches.values], _BROKEN_MATCH),
-        ):
-            owner = np.repeat(np.arange(len(part)), part.lengths)
-            where = (owner[chosen], part.values[chosen])
-            similarity.index_put_(
-                tuple(torch.as_tensor(index, device=device) for index in where),
-                similarity.new_tensor(value),
-            )
 
-        lengths = matches.lengths
-        real = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
-        padded = np.zeros(real.shape, np.int64)
-        padded[real] = matches.values
-        ranks = _ranks_of_columns(similarity, torch.as_tensor(padded, device=device))
-        return np.asarray(ranks.cpu().numpy()[real], np.int64)
+def _ranks_by_comparing(similarity: Tensor, matches: Ragged) -> Indices:
+    """Return the ranks of all matches; a GPU is awaited once, at the end."""
+    lengths = matches.lengths
+    real = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    padded = np.zeros(real.shape, np.int64)
+    padded[real] = matches.values
+    ranks = _ranks_of_columns(similarity, torch.as_tensor(padded, device=similarity.device))
+    return np.asarray(ranks.cpu().numpy()[real], np.int64)
 
 
 def _ranks_of_columns(similarity: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from hashlib import sha256
@@ -28,7 +27,6 @@ from engine.attacks.key_reuse import (
 )
 from engine.attacks.levels import (
     ImageSet,
-    Protector,
     Stored,
     attacker_subjects,
     fresh_key_observer,
@@ -329,12 +327,12 @@ def test_levels_before_encryption_are_the_images_they_are_named_after() -> None:
     images = ImageSet(raw, desensitized, ones, ones, ("x/test/1",) * 5, ones.bool())
     halves = nn.Module()
     halves.forward = lambda batch: batch / 2
-    protector = Protector(halves, torch.device("cpu"), nullcontext, space, batch_size=2)
-    assert torch.equal(protector.plain(images, "raw"), space.normalize(raw))
-    assert torch.equal(protector.plain(images, "desensitized"), space.normalize(desensitized))
-    assert torch.equal(protector.plain(images, "anonymized"), space.normalize(raw) / 2)
-    with pytest.raises(ValueError, match="needs an anonymizer"):
-        replace(protector, anonymizer=None).plain(images, "aead")
+    scene = make_scene()
+    bench = replace(scene.bench, pixels=space, batch_size=2)
+    scene = replace(scene, private=images, anonymizer=halves, bench=bench)
+    assert torch.equal(scene.plain("private", "raw"), space.normalize(raw))
+    assert torch.equal(scene.plain("private", "desensitized"), space.normalize(desensitized))
+    assert torch.equal(scene.plain("private", "anonymized"), space.normalize(raw) / 2)
 
 
 def test_modular_differences_are_those_of_signed_bytes() -> None:

@@ -24,8 +24,7 @@ from utils.errors import UserError
 def counting(request, monkeypatch):
     """The algorithm for CPUs, and on the CPU the one for GPUs."""
     if request.param == "comparing":
-        collector = ranking.RankCollector
-        monkeypatch.setattr(collector, "_rank_by_bisection", collector._rank_by_comparing)
+        monkeypatch.setattr(ranking, "_ranks_by_sorting", ranking._ranks_by_comparing)
     return request.param
 
 
