@@ -59,10 +59,14 @@ class CipherAttack(Attack):
         return NOTHING_ENCRYPTED if level in CLEAR_LEVELS else ""
 
 
+def images_by_identity(pids: Tensor) -> list[Tensor]:
+    """Return the indices of the images of each identity, in ascending order of both."""
+    return [(pids == pid).nonzero().squeeze(1) for pid in torch.unique(pids)]
+
+
 def example_images(pids: Tensor, count: int = 2) -> Tensor:
     """Return the indices (count,) of one image each of the first identities."""
-    indices = [int((pids == pid).nonzero()[0]) for pid in torch.unique(pids)[:count]]
-    return torch.tensor(indices)
+    return torch.stack([own[0] for own in images_by_identity(pids)[:count]])
 
 
 def percent(measure: Measure) -> str:

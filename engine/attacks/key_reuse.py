@@ -23,6 +23,7 @@ from engine.attacks.attack import (
     decibels,
     example_images,
     image_sentence,
+    images_by_identity,
     reveals_own_identity,
 )
 from engine.attacks.levels import MIN_IDENTITIES, Stored, stores_bytes
@@ -170,11 +171,12 @@ def groups_of(pids: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     The target is the first of its group. Identities with fewer than ``count`` images are left out.
     """
-    rows = []
-    for pid in torch.unique(pids):
-        mine = (pids == pid).nonzero().squeeze(1)
-        if len(mine) >= count:
-            rows += [mine.roll(-start)[:count] for start in range(min(_TARGETS, len(mine)))]
+    rows = [
+        own.roll(-start)[:count]
+        for own in images_by_identity(pids)
+        if len(own) >= count
+        for start in range(min(_TARGETS, len(own)))
+    ]
     groups = torch.stack(rows)
     return groups[:, 0], groups
 
@@ -396,22 +398,15 @@ class Difference(CipherAttack):
 
 def known_pairs(pids: Tensor) -> tuple[Tensor, Tensor]:
     """Return indices of images to open, and of the known image of each one's identity."""
-    target, known = [], []
-    for pid in torch.unique(pids):
-        own = (pids == pid).nonzero().squeeze(1)
-        target.append(own[1:])
-        known.append(own[:1].expand(len(own) - 1))
-    return torch.cat(target), torch.cat(known)
+    identities = images_by_identity(pids)
+    known = [own[:1].expand(len(own) - 1) for own in identities]
+    return torch.cat([own[1:] for own in identities]), torch.cat(known)
 
 
 def same_identity(pids: Tensor) -> tuple[Tensor, Tensor]:
     """Return indices of pairs of images of one identity, some pairs for each identity."""
-    firsts, seconds = [], []
-    for pid in torch.unique(pids):
-        own = (pids == pid).nonzero().squeeze(1)[: _PAIRS + 1]
-        firsts.append(own[:-1])
-        seconds.append(own[1:])
-    return torch.cat(firsts), torch.cat(seconds)
+    identities = [own[: _PAIRS + 1] for own in images_by_identity(pids)]
+    return torch.cat([own[:-1] for own in identities]), torch.cat([own[1:] for own in identities])
 
 
 def _open(stored: Stored, target: Tensor, known: Tensor, method: str) -> Tensor:

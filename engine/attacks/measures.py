@@ -203,9 +203,8 @@ def quality(truth: Tensor, images: Tensor) -> tuple[Floats, Floats]:
         return np.zeros(0), np.zeros(0)
     accumulator = QualityAccumulator()
     accumulator.update(truth.clamp(0, 1), _visible(images).expand_as(truth))
-    scores = accumulator.per_image()
-    psnr = np.minimum(scores.psnr_db.cpu().numpy(), PSNR_CAP_DB)
-    return psnr, scores.ssim.cpu().numpy()
+    psnr_db, ssim = accumulator.per_image()
+    return np.minimum(psnr_db.numpy(), PSNR_CAP_DB), ssim.numpy()
 
 
 def _visible(images: Tensor) -> Tensor:

@@ -102,17 +102,16 @@ def read_expectation(path: Path) -> Verdicts:
         UserError: The file is missing or has another form.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Verdicts = json.loads(path.read_text(encoding="utf-8"))
+        is_table = all(isinstance(v, str) for row in content.values() for v in row.values())
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; expected a {VERDICTS_NAME} that a run has written"
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from error
-    is_table = isinstance(content, dict) and all(
-        isinstance(row, dict) and all(isinstance(v, str) for v in row.values())
-        for row in content.values()
-    )
+    except AttributeError:  # not a table of tables
+        is_table = False
     if not is_table:
         raise UserError(
             f"{path} is not a table of verdicts; expected {{attack: {{level: verdict}}}}"

@@ -29,14 +29,6 @@ class ImageQuality:
     ssim: float  # mean over images, channels and pixels
 
 
-@dataclass(frozen=True, eq=False)
-class ImageQualities:
-    """PSNR and SSIM of each of N images, in the order in which they were added."""
-
-    psnr_db: Tensor  # float64 (N,), dB
-    ssim: Tensor  # float64 (N,)
-
-
 class QualityAccumulator:
     """Collects batches. The result does not depend on the batch size.
 
@@ -85,14 +77,14 @@ class QualityAccumulator:
         weights = values / values.sum()  # larger images have a larger weight
         return ImageQuality(float(_psnr_db((error * weights).sum())), float((ssim * weights).sum()))
 
-    def per_image(self) -> ImageQualities:
-        """Return the scores of each image.
+    def per_image(self) -> tuple[Tensor, Tensor]:
+        """Return PSNR (dB) and SSIM of each image, float64 (N,), in the order of ``update``.
 
         Raises:
             UserError: No image was added.
         """
         error, ssim, _ = self._columns()
-        return ImageQualities(_psnr_db(error), ssim)
+        return _psnr_db(error), ssim
 
     def _columns(self) -> tuple[Tensor, ...]:
         if not len(self):

@@ -321,19 +321,15 @@ class Images:
     def unit_rows(self, numbers: Indices) -> Tensor:
         """Return the unit vectors of some images (len(numbers), D), float32 on the device."""
         is_query = numbers < self.num_query
-        if is_query.all():
-            return self._rows(self.query, numbers)
-        if not is_query.any():
-            return self._rows(self.gallery, numbers - self.num_query)
         rows = torch.empty(len(numbers), self.gallery.embeddings.shape[1], device=self.device)
-        mask = torch.as_tensor(is_query, device=self.device)
-        rows[mask] = self._rows(self.query, numbers[is_query])
-        rows[~mask] = self._rows(self.gallery, numbers[~is_query] - self.num_query)
+        for part, chosen, first in (
+            (self.query, is_query, 0),
+            (self.gallery, ~is_query, self.num_query),
+        ):
+            index = torch.as_tensor(numbers[chosen] - first, device=part.embeddings.device)
+            mask = torch.as_tensor(chosen, device=self.device)
+            rows[mask] = part.unit_rows(index).to(self.device)
         return rows
-
-    def _rows(self, part: UnitFeatures, positions: Indices) -> Tensor:
-        index = torch.as_tensor(positions, device=part.embeddings.device)
-        return part.unit_rows(index).to(self.device)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the ranges of numbers that tiles span; a range never mixes query and gallery."""

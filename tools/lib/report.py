@@ -30,6 +30,7 @@ CARD_NAME = "MODEL_CARD.md"
 MAX_IMAGE_BYTES = 3_500_000  # of all embedded images, so that a page stays below 5 MB
 
 _NAMES = tuple("->".join(direction) for direction in DIRECTIONS)
+_SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _KEYS = ("right", "wrong", "ciphertext")
 _KINDS = {
     "GCR": "An anonymizer, a recovery network and a re-ID network that were trained together.",
@@ -268,19 +269,11 @@ def _directions(run: RunFiles) -> list[dict[str, str]]:
     for name, direction in zip(_NAMES, DIRECTIONS, strict=True):
         row = headline_row(run.results, *direction)
         intervals = run.details.get(name, {}).get("retrieval", {})
-        table.append(
-            {
-                "name": name,
-                "rank1": percent(row["rank1"]),
-                "rank5": percent(row["rank5"]),
-                "rank10": percent(row["rank10"]),
-                "map": percent(row["mAP"]),
-                "minp": percent(row["mINP"]),
-                "rank1_interval": _interval(intervals.get("rank1")),
-                "map_interval": _interval(intervals.get("mAP")),
-                "published": "",
-            }
-        )
+        cells = {"name": name, "published": ""}
+        cells |= {score.lower(): percent(row[score]) for score in _SCORES}
+        for score in ("rank1", "mAP"):
+            cells[f"{score.lower()}_interval"] = _interval(intervals.get(score))
+        table.append(cells)
     return table
 
 
@@ -311,16 +304,14 @@ def _key_states(run: RunFiles) -> dict[str, Any] | None:
         (row["query"] + "->" + row["gallery"], row["key"]): row
         for row in run.results.get("retrieval", ())
     }
-    keys = [key for key in _KEYS if any(name_key[1] == key for name_key in rows)]
+    keys = [key for key in _KEYS if key in {key for _, key in rows}]
     if not keys:
         return None
-    return {
-        "states": keys,
-        "rows": [
-            {"name": name, "cells": [_key_cell(rows.get((name, key))) for key in keys]}
-            for name in _NAMES[1:]
-        ],
-    }
+    table = [
+        {"name": name, "cells": [_key_cell(rows.get((name, key))) for key in keys]}
+        for name in _NAMES[1:]
+    ]
+    return {"states": keys, "rows": table}
 
 
 def _key_cell(row: Mapping[str, Any] | None) -> str:
