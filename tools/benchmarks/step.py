@@ -15,13 +15,11 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
@@ -29,12 +27,13 @@ from yacs.config import CfgNode
 from configs.loading import load
 from data.records import Batch
 from engine.build import build_step
-from engine.model import build_model, compile_model
+from engine.model import Model, build_model, compile_model
 from engine.supervision import Supervision, UpgradePolicy
-from engine.train_step import BaselineStep, JointStep, TrainStep, phases_of
+from engine.train_step import TrainStep
 from modeling.build import build_networks, build_objectives
 from modeling.objectives import discriminator_losses, generator_losses, reid_losses, weighted
-from modeling.privacy_networks import Networks, PrivacyNetworks, frozen
+from modeling.privacy_networks import PrivacyNetworks, frozen
+from modeling.reid_network import PUBLISHED_PIXELS
 from solver.optimizers import build_optimizers
 from tools.benchmarks.measuring import Work, add_measuring_arguments, conditions, contest
 from tools.lib.command_line import whole_number
@@ -92,12 +91,8 @@ def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -
     cfg = network_config(*given)
     model = build_model(cfg, NUM_CLASSES)
     compile_model(cfg, model)
-    objectives = build_objectives(cfg, NUM_CLASSES, model.nets.reid.feature_size)
-    centers = nn.Identity() if objectives.centers is None else objectives.centers
-    centers.to(model.device)
-    optimizers = build_optimizers(cfg, model.nets.official_networks, objectives.centers)
     torch.backends.cudnn.benchmark = cfg.RUNTIME.CUDNN_BENCHMARK
-    step = build_step(model, objectives, optimizers, Supervision(UpgradePolicy()))
+    step = _step_of(cfg, model)
     batch = random_batch(cfg, count, model.device)
     model.nets.train()
 
@@ -107,6 +102,14 @@ def make_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -
         return steps * count
 
     return work
+
+
+def _step_of(cfg: CfgNode, model: Model) -> TrainStep:
+    objectives = build_objectives(cfg, NUM_CLASSES, model.nets.reid.feature_size)
+    if objectives.centers is not None:
+        objectives.centers.to(model.device)
+    optimizers = build_optimizers(cfg, model.nets.official_networks, objectives.centers)
+    return build_step(model, objectives, optimizers, Supervision(UpgradePolicy()))
 
 
 def make_plain_step(given: tuple[str, tuple[str, ...], str], count: int, steps: int) -> Work:
@@ -216,7 +219,8 @@ def step_flops(cfg: CfgNode, count: int = 8) -> float:
     with torch.device("meta"):
         nets = build_networks(cfg, NUM_CLASSES).train()
         images, label = torch.empty(count, 3, *cfg.INPUT.IMG_SIZE), torch.empty(count).long()
-        step = _meta_step(cfg, nets)
+        model = Model(nets, images.device, torch.float32, PUBLISHED_PIXELS)
+        step = _step_of(cfg, model)
     # Not on the meta device, since Adam reads its step counts.
     with FlopCounterMode(display=False) as counter:
         step(Batch(images, images, label, label, label, label))
@@ -234,12 +238,3 @@ def evaluation_flops(cfg: CfgNode, num_embedded: int, count: int = 2) -> float:
             if isinstance(nets, PrivacyNetworks):
                 nets.recovery(nets.anonymizer(raw))
     return counter.get_total_flops() / count
-
-
-def _meta_step(cfg: CfgNode, nets: Networks) -> TrainStep:
-    objectives = build_objectives(cfg, NUM_CLASSES, nets.reid.feature_size)
-    optimizers = build_optimizers(cfg, nets.official_networks, objectives.centers)
-    settings = (objectives, optimizers, contextlib.nullcontext, phases_of(nets, objectives))
-    if isinstance(nets, PrivacyNetworks):
-        return JointStep(*settings, nets=nets, supervision=Supervision(UpgradePolicy()))
-    return BaselineStep(*settings)
