@@ -324,10 +324,15 @@ class KnownPlaintext(CipherAttack):
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
         trial = context.imitated("validation", level)
-        method = max(
-            applicable(COMBINATIONS, trial),
-            key=lambda name: _opening_quality(trial, context.validation.pids, name, context),
-        )
+        pairs = known_pairs(context.validation.pids)
+        trial_target, trial_known = (index[:TRIAL_IMAGES] for index in pairs)
+        trial_truth = context.unit(trial.plain[trial_target])
+
+        def trial_psnr(name: str) -> float:
+            opened = context.unit(_open(trial, trial_target, trial_known, name))
+            return float(quality(trial_truth, opened)[0].mean())
+
+        method = max(applicable(COMBINATIONS, trial), key=trial_psnr)
         stored, pids = context.stored(level), context.private.pids
         target, known = known_pairs(pids)
         opened = context.unit(_open(stored, target, known, method))
@@ -412,12 +417,6 @@ def same_identity(pids: Tensor) -> tuple[Tensor, Tensor]:
 def _open(stored: Stored, target: Tensor, known: Tensor, method: str) -> Tensor:
     observed = stored.observed
     return COMBINATIONS[method](observed[target], observed[known], stored.plain[known])
-
-
-def _opening_quality(stored: Stored, pids: Tensor, method: str, context: AttackContext) -> float:
-    target, known = (index[:TRIAL_IMAGES] for index in known_pairs(pids))
-    opened = context.unit(_open(stored, target, known, method))
-    return float(quality(context.unit(stored.plain[target]), opened)[0].mean())
 
 
 def _differences(stored: Stored, pairs: tuple[Tensor, ...], method: str) -> tuple[Tensor, Tensor]:

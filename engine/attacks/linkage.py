@@ -203,7 +203,9 @@ class NoisePrintLinkage(Attack):
 
     def run(self, context: AttackContext, level: str) -> Outcome:
         """See ``Attack``."""
-        prints = noise_print(context.stored(level).observed)
+        observed = context.stored(level).observed
+        prints = torch.cat([high_pass(part).flatten(1) for part in observed.split(64)])
+        prints -= prints.mean(1, keepdim=True)
         measures = link_measures(
             *context.sides(prints, prints),
             context.seed,
@@ -254,12 +256,6 @@ class MetadataLinkage(CipherAttack):
         return context.outcome(
             self, level, sentence, measures=measures, details=details, **UNTRAINED
         )
-
-
-def noise_print(images: Tensor) -> Tensor:
-    """Return the high-passed images as zero-mean vectors (N, D)."""
-    prints = torch.cat([high_pass(part).flatten(1) for part in images.split(64)])
-    return prints - prints.mean(1, keepdim=True)
 
 
 def public_bytes(stored: Stored) -> tuple[Tensor, Tensor]:

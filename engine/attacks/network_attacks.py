@@ -178,86 +178,77 @@ def _sentence(subject: str, measures: tuple[Measure, ...], budget: int) -> str:
     )
 
 
-class _ReIDAttack(Attack):
+class ReIDAttack(Attack):
     """Searches with embeddings of stored images.
 
     There are two searches: in stored images (tracking an identity), and in raw images (naming an
     identity). The measures of the second begin with ``to_raw_``.
+
+    Args:
+        name: See ``Attack``.
+        question: See ``Attack``.
+        subject: The network, as the sentence of a result calls it.
+        network: Returns the network for a level.
+        reason_on_raw: Why the attack does not apply to raw images; empty if it does.
     """
 
-    subject: str
-
-    def network(self, context: AttackContext, level: str) -> ReIDNetwork:
-        """Return the network for a level."""
-        raise NotImplementedError
-
-    def run(self, context: AttackContext, level: str) -> Outcome:
-        """See ``Attack``."""
-        network, bench = self.network(context, level), context.bench
-        stored = bench.embeddings(network, context.stored(level).observed)
-        raw = None
-        if level != "raw":
-            raw = bench.embeddings(network, context.plain("private", "raw"))
-        measures = search_measures(context, stored, raw)
-        sentence = self._sentence({measure.name: measure for measure in measures}, level)
-        return context.outcome(self, level, sentence, measures=measures)
-
-    def _sentence(self, measures: dict[str, Measure], level: str) -> str:
-        text = search_sentence(self.subject, measures, level)
-        if "to_raw_rank1" in measures:
-            text += (
-                f"; among raw images in {percent(measures['to_raw_rank1'])} "
-                f"(mAP {percent(measures['to_raw_mAP'])})"
-            )
-        return text + "."
-
-
-class PublicReID(_ReIDAttack):
-    """Uses a network that was trained on raw images of public identities only."""
-
-    name = "reid-public"
-    question = "Does a re-ID network trained on raw images find identities?"
-    subject = "A network trained on raw images of public identities"
-
-    def network(self, context: AttackContext, level: str) -> ReIDNetwork:  # noqa: ARG002
-        """See :class:`_ReIDAttack`."""
-        return context.public_reid()
-
-
-class TunedReID(_ReIDAttack):
-    """Uses that network after training on public images as stored at the level.
-
-    At encrypted levels each public identity has one key of the attacker, as with the owner: a
-    network may learn to recognise a pad.
-    """
-
-    name = "reid-tuned"
-    question = "Does a network trained on images of this level find identities?"
-    subject = "A network trained on public images stored at the same level"
+    def __init__(
+        self,
+        name: str,
+        question: str,
+        subject: str,
+        network: Callable[[AttackContext, str], ReIDNetwork],
+        reason_on_raw: str = "",
+    ) -> None:
+        self.name, self.question = name, question
+        self._subject, self._network, self._reason_on_raw = subject, network, reason_on_raw
 
     def reason_against(self, level: str) -> str:
         """See ``Attack``."""
-        return "on raw images this is reid-public" * (level == "raw")
+        return self._reason_on_raw if level == "raw" else ""
 
-    def network(self, context: AttackContext, level: str) -> ReIDNetwork:
-        """See :class:`_ReIDAttack`."""
-        return context.tuned_reid(level)
+    def run(self, context: AttackContext, level: str) -> Outcome:
+        """See ``Attack``."""
+        network, bench, raw = self._network(context, level), context.bench, None
+        stored = bench.embeddings(network, context.stored(level).observed)
+        if level != "raw":
+            raw = bench.embeddings(network, context.plain("private", "raw"))
+        measures = search_measures(context, stored, raw)
+        by_name = {measure.name: measure for measure in measures}
+        sentence = search_sentence(self._subject, by_name, level)
+        if raw is not None:
+            sentence += (
+                f"; among raw images in {percent(by_name['to_raw_rank1'])} "
+                f"(mAP {percent(by_name['to_raw_mAP'])})"
+            )
+        return context.outcome(self, level, f"{sentence}.", measures=measures)
 
 
-class AuthorisedReID(_ReIDAttack):
-    """Uses the owner's network on stored images, without a key.
-
-    On anonymized images this is the purpose of the method, so success there is not a defect.
-    """
-
-    name = "reid-authorised"
-    question = "Does the owner's network find identities without a key?"
-    subject = "The owner's network, without a key,"
-
-    def network(self, context: AttackContext, level: str) -> ReIDNetwork:  # noqa: ARG002
-        """See :class:`_ReIDAttack`."""
-        return context.reid
-
+REID_ATTACKS = (
+    # On anonymized images this is the purpose of the method, so success there is not a defect.
+    ReIDAttack(
+        "reid-authorised",
+        "Does the owner's network find identities without a key?",
+        "The owner's network, without a key,",
+        lambda context, _: context.reid,
+    ),
+    ReIDAttack(
+        "reid-public",
+        "Does a re-ID network trained on raw images find identities?",
+        "A network trained on raw images of public identities",
+        lambda context, _: context.public_reid(),
+    ),
+    # The network of reid-public after training on public images as stored at the level. If they are
+    # encrypted, each public identity has one key of the attacker, as with the owner: a network may
+    # learn to recognise a pad.
+    ReIDAttack(
+        "reid-tuned",
+        "Does a network trained on images of this level find identities?",
+        "A network trained on public images stored at the same level",
+        AttackContext.tuned_reid,
+        reason_on_raw="on raw images this is reid-public",
+    ),
+)
 
 _WIDTH = 24  # channels of the restorer at the full size
 _ENCODER = (1, 1, 2, 2)  # blocks at each scale; each scale halves the size and doubles the width

@@ -18,12 +18,10 @@ from engine.attacks.key_reuse import Averaging, Denoisers, Difference, KnownPlai
 from engine.attacks.linkage import MetadataLinkage, NoisePrintLinkage
 from engine.attacks.measures import FAILS, SETTINGS_NAME, Result
 from engine.attacks.network_attacks import (
-    AuthorisedReID,
+    REID_ATTACKS,
     LinearAttack,
     ModelAttack,
-    PublicReID,
     RestorerAttack,
-    TunedReID,
 )
 from engine.attacks.tampering import Malleability, StorageRoundTrip, WrongKey
 from engine.views import save_image
@@ -42,9 +40,7 @@ _ALL: tuple[Attack, ...] = (
     Malleability(),
     StorageRoundTrip(),
     MetadataLinkage(),
-    AuthorisedReID(),
-    PublicReID(),
-    TunedReID(),
+    *REID_ATTACKS,
     ModelAttack(),
     RestorerAttack(),
     LinearAttack(),
@@ -211,7 +207,13 @@ class Suite:
         for number, attack in enumerate(attacks, 1):
             finished = self._read(attack.name)
             if finished is not None:
-                _check_same_network(self._path(attack.name), attack, finished[0])
+                if isinstance(attack, ForeignReID) and any(
+                    result.details.get("sha256") != attack.sha256 for result in finished[0]
+                ):
+                    raise UserError(
+                        f"{self._path(attack.name)} contains results of another network with this "
+                        "name; rename the card, or choose another --output"
+                    )
                 _LOGGER.info("%d/%d %s: already finished", number, len(attacks), attack.name)
                 continue
             _LOGGER.info("%d/%d %s: %s", number, len(attacks), attack.name, attack.question)
@@ -307,17 +309,6 @@ class Suite:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
-
-
-def _check_same_network(path: Path, attack: Attack, results: Sequence[Result]) -> None:
-    """Raise if a finished attack used another file for the same third-party network."""
-    if isinstance(attack, ForeignReID) and any(
-        result.details.get("sha256") != attack.sha256 for result in results
-    ):
-        raise UserError(
-            f"{path} contains results of another network with this name; rename the card, or "
-            "choose another --output"
-        )
 
 
 def _check_same(path: Path, now: Mapping[str, Any]) -> None:

@@ -80,10 +80,10 @@ class Malleability(CipherAttack):
         accepted: dict[str, list[bool]] = {}
         untouched, identities = [], context.private.pids.tolist()
         for index in range(len(pids)):
-            untouched.append(_opens(cipher, sealed.at(index)))
+            untouched.append(_opens(cipher, partial(sealed.at, index)))
             partner = _partner(sealed.headers, identities, index)
             for name, changed in tampered(sealed.at(index), sealed.at(partner)):
-                accepted.setdefault(name, []).append(_accepts(cipher, changed))
+                accepted.setdefault(name, []).append(_opens(cipher, changed))
         share = np.array(list(accepted.values()), dtype=float).mean(0)
         measure = share_measure("accepted", share, pids, context.seed)
         sentence = (
@@ -152,7 +152,12 @@ def tampered(image: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], S
     if stores_bytes(image):
         count, height, width, channels = image.payload.shape
         spliced[:, height // 2 :] = other.payload[:, height // 2 :]
-        yield "bit of a pixel flipped", lambda: through_file(_with(image, flip_bit(image.payload)))
+        yield (
+            "bit of a pixel flipped",
+            lambda: through_file(
+                _with(image, changed_middle(image.payload, lambda value: value ^ 1))
+            ),
+        )
         if height != width:  # no change to a square
             swapped = image.payload.reshape(count, width, height, channels)
             yield "sides swapped", lambda: through_file(_with(image, swapped))
@@ -164,7 +169,10 @@ def tampered(image: Sealed, other: Sealed) -> Iterator[tuple[str, Callable[[], S
     else:
         half = image.payload.shape[2] // 2
         spliced[:, :, half:] = other.payload[:, :, half:]
-        yield "value of a pixel changed", lambda: _with(image, _value_changed(image.payload))
+        yield (
+            "value of a pixel changed",
+            lambda: _with(image, changed_middle(image.payload, lambda value: value + 0.25)),
+        )
         yield "sign of an image flipped", lambda: _with(image, -image.payload)
     yield "half of another image", lambda: through_file(_with(image, spliced))
     if image.headers != other.headers:
@@ -189,16 +197,11 @@ def _header_offsets(image: Sealed) -> dict[str, int]:
     return {} if last < 0 else {"first header byte": 0, "last header byte": last}
 
 
-def flip_bit(payload: Tensor) -> Tensor:
-    """Return bytes with the lowest bit of the middle byte flipped."""
+def changed_middle(payload: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a payload in which the middle value is changed."""
     changed = payload.clone(memory_format=torch.contiguous_format)
-    changed.view(-1)[payload.numel() // 2] ^= 1
-    return changed
-
-
-def _value_changed(payload: Tensor) -> Tensor:
-    changed = payload.clone(memory_format=torch.contiguous_format)
-    changed.view(-1)[payload.numel() // 2] += 0.25
+    values = changed.view(-1)
+    values[len(values) // 2] = change(values[len(values) // 2])
     return changed
 
 
@@ -206,16 +209,9 @@ def _with(sealed: Sealed, payload: Tensor) -> Sealed:
     return replace(sealed, payload=payload)
 
 
-def _accepts(cipher: Cipher, change: Callable[[], Sealed]) -> bool:
+def _opens(cipher: Cipher, changed: Callable[[], Sealed]) -> bool:
     try:
-        return _opens(cipher, change())
-    except IsedError:
-        return False
-
-
-def _opens(cipher: Cipher, sealed: Sealed) -> bool:
-    try:
-        cipher.open(sealed, cipher.keys)
+        cipher.open(changed(), cipher.keys)
     except IsedError:
         return False
     return True

@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on_with_the_same_network(
     """Ctrl-C in the second attack: the first is kept, and so is the network that it trained."""
     only = ("--only", "reid-public", "--only", "reid-tuned", "--level", "raw", "--level", "aead")
     with monkeypatch.context() as patch:
-        patch.setattr(type(ATTACKS["reid-tuned"]), "run", _interrupt)
+        patch.setattr(ATTACKS["reid-tuned"], "run", _interrupt)
         assert attack.main(command(checkpoint, tmp_path, *only)) == 130
     assert (tmp_path / "reid-public.json").is_file()
     assert not (tmp_path / "results.json").exists()

@@ -221,7 +221,8 @@ class PlainImages(Dataset):
         top, left = (random.randint(0, 2 * _PADDING) for _ in range(2))  # noqa: S311
         box = (left, top, left + width, top + height)
         crops = [ImageOps.expand(image, _PADDING).crop(box) for image in pair]
-        images = [(_to_tensor(crop) - self._mean) / self._std for crop in crops]
+        arrays = (np.array(crop).transpose(2, 0, 1).astype(np.float32) / 255 for crop in crops)
+        images = [(torch.from_numpy(array) - self._mean) / self._std for array in arrays]
         if random.random() < 0.5:  # noqa: S311
             self._erase(images)
         return images[0], images[1]
@@ -239,10 +240,6 @@ class PlainImages(Dataset):
                 for image in images:
                     image[:, top : top + rows, left : left + columns] = self._mean
                 return
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image).transpose(2, 0, 1).astype(np.float32) / 255)
 
 
 def _mosaic(image: Image.Image, radius: float) -> Image.Image:

@@ -20,7 +20,7 @@ from configs.defaults import KEY_BY_NAME
 from configs.published import STRENGTHS, published_rank1
 from engine.report import DIRECTIONS, IMAGE_KINDS, headline_row
 from tools.lib.report_charts import cmc_chart, percent, training_curves, upgrade_timeline
-from tools.lib.run_files import RunFiles, read_run
+from tools.lib.run_files import RunFiles, is_of_real_people, read_run
 from utils.errors import UserError
 from utils.files import write_text
 from utils.logger import Progress, get_logger
@@ -177,8 +177,11 @@ def _section(run: RunFiles, budget: _ImageBudget) -> dict[str, Any]:
 
 def _summary(run: RunFiles) -> str:
     """Return two sentences: what re-ID reaches, and what privacy costs or attackers achieve."""
+    if run.attacks and not run.results:
+        return _attack_summary(run)
     if not run.results:
-        return _attack_summary(run) if run.attacks else _training_summary(run)
+        epoch = run.metrics[-1].get("epoch", "?")
+        return f"Training reached epoch {epoch} and has not been evaluated yet."
     both, crossed, raw = (
         f"{100 * headline_row(run.results, *direction)['rank1']:.1f} %"
         for direction in (("protected", "protected"), ("raw", "protected"), ("raw", "raw"))
@@ -216,11 +219,6 @@ def _attack_summary(run: RunFiles) -> str:
         f"Of the attacks that apply, these many reached no more than chance: {', '.join(counts)}. "
         "A level holds only if every attack on it does."
     )
-
-
-def _training_summary(run: RunFiles) -> str:
-    last = run.metrics[-1]
-    return f"Training reached epoch {last.get('epoch', '?')} and has not been evaluated yet."
 
 
 def _split(run: RunFiles) -> str:
@@ -397,7 +395,7 @@ class _ImageBudget:
         """Return the image as a list of one entry for the template, or an empty list."""
         if not path.is_file():
             return []
-        if run.shows_real_people and not self._with_images:
+        if is_of_real_people(run.dataset) and not self._with_images:
             self._left_out[run.folder, _HIDDEN] += 1
             return []
         encoded = base64.b64encode(path.read_bytes()).decode("ascii")

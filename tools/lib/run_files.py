@@ -38,11 +38,6 @@ class RunFiles:
         names = self.config.get("DATASETS.NAMES") or settings.get("DATASETS.NAMES")
         return str(self.results.get("dataset") or names or "")
 
-    @property
-    def shows_real_people(self) -> bool:
-        """Whether the images of this run may show real people: all but the synthetic set do."""
-        return is_of_real_people(self.dataset)
-
 
 def is_of_real_people(dataset: str) -> bool:
     """Return whether a data set may show real people: all but the synthetic set do."""
@@ -60,7 +55,7 @@ def read_run(folder: Path) -> RunFiles:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected the output folder of a run")
-    config = _read_config(folder / "config.yml")
+    config = folder / "config.yml"
     results = _read_json(folder / RESULTS_NAME)
     attack_folder = folder if "settings" in results else folder / "attacks"
     attacks = _read_json(attack_folder / RESULTS_NAME)
@@ -74,7 +69,13 @@ def read_run(folder: Path) -> RunFiles:
         )
     details = _read_json(folder / "details.json")
     return RunFiles(
-        folder, config, results, details, metrics, attacks, attack_folder if attacks else None
+        folder,
+        recorded_values(config) if config.exists() else {},
+        results,
+        details,
+        metrics,
+        attacks,
+        attack_folder if attacks else None,
     )
 
 
@@ -99,8 +100,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} does not contain a JSON object; delete it or make it again")
     return content
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Return the values of a config.yml by dotted key; empty if it does not exist."""
-    return recorded_values(path) if path.exists() else {}

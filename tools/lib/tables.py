@@ -128,12 +128,8 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
 
 def markdown(table: Sequence[Summary]) -> str:
     """Return Markdown with a section for each data set and desensitizer."""
-    sections = groupby(table, lambda summary: _title(summary.row))
+    sections = groupby(table, lambda s: f"{s.row.dataset}, {s.row.desensitizer} {s.row.radius:g}")
     return "\n\n".join(_section(title, list(group)) for title, group in sections) + "\n"
-
-
-def _title(row: Row) -> str:
-    return f"{row.dataset}, {row.desensitizer} {row.radius:g}"
 
 
 def _section(title: str, group: Sequence[Summary]) -> str:
