@@ -78,16 +78,11 @@ def frontier_point(name: str, level: str, results: Sequence[Result]) -> Frontier
         if attack == "reid-public" or attack.startswith(PREFIX)
     }
     strongest = max(networks, key=lambda attack: networks[attack].value.value)
+    utility, network = by_attack[UTILITY[level]].measure("rank1"), networks[strongest]
     return FrontierPoint(
-        name,
-        level,
-        by_attack[UTILITY[level]].measure("rank1").value,
-        recovery.value,
-        recovery.floor,
-        networks[strongest].value,
-        networks[strongest].floor,
+        name, level, utility.value, recovery.value, recovery.floor, network.value, network.floor,
         strongest,
-    )
+    )  # fmt: skip
 
 
 def frontier_chart(points: Sequence[FrontierPoint]) -> Image.Image:

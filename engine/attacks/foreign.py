@@ -89,16 +89,10 @@ def read_card(path: Path) -> Card:
         check(key, is_list and (key == "mean" or 0 not in values), "three numbers, no scale of 0")
     batch = content["batch"]
     check("batch", batch is None or _is_count(batch), "a number of images, or null for any number")
-    values = {key: content[key] for key in ("height", "width", "channels", "batch")}
-    return Card(
-        path=path.parent / str(content["file"]),
-        source=str(content["source"]),
-        licence=str(content["licence"]),
-        range=float(content["range"]),
-        mean=tuple(map(float, content["mean"])),
-        scale=tuple(map(float, content["scale"])),
-        **values,
-    )
+    values = {key: content[key] for key in _KEYS if key != "file"}
+    for key in ("mean", "scale"):
+        values[key] = tuple(map(float, values[key]))
+    return Card(path.parent / str(content["file"]), **values)
 
 
 class ForeignNetwork:

@@ -24,6 +24,7 @@ from engine.attacks.network_attacks import (
     RestorerAttack,
 )
 from engine.attacks.tampering import Malleability, StorageRoundTrip, WrongKey
+from engine.report import RESULTS_NAME
 from engine.views import save_image
 from utils.errors import UserError
 from utils.files import ensure_folder, write_text
@@ -163,7 +164,6 @@ def report(results: Sequence[Result]) -> str:
 
 _LOGGER = get_logger()
 
-RESULTS_NAME = "results.json"
 TABLE_NAME = "table.txt"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from configs.published import TOLERANCE, published_rank1
@@ -59,23 +60,12 @@ class Summary:
     row: Row  # the row
     results: Mapping[int, Results]  # results by seed, of at least one finished seed
 
-    def rank1(self, name: str) -> Spread:
-        """Return rank-1 of a direction, in [0, 1]."""
-        return Spread.of([results.rank1[name] for results in self.results.values()])
+    def values(self, score: str, name: str) -> list[float]:
+        """Return a score of each seed, one of the fields of ``Results``.
 
-    def mean_ap(self, name: str) -> Spread:
-        """Return mAP of a direction, in [0, 1]."""
-        return Spread.of([results.mAP[name] for results in self.results.values()])
-
-    def quality(self, kind: str) -> tuple[Spread, Spread] | None:
-        """Return PSNR (dB) and SSIM of a kind of image; None if the method has no such images."""
-        all_results = list(self.results.values())
-        if kind not in all_results[0].psnr_db:
-            return None
-        return (
-            Spread.of([results.psnr_db[kind] for results in all_results]),
-            Spread.of([results.ssim[kind] for results in all_results]),
-        )
+        The name is that of a direction or of a kind of image.
+        """
+        return [getattr(results, score)[name] for results in self.results.values()]
 
     def off(self) -> list[float] | None:
         """Return mean minus published rank-1 in points; None if nothing is published."""
@@ -83,7 +73,7 @@ class Summary:
         if published is None:
             return None
         return [
-            100 * (self.rank1(name).mean - rate)
+            100 * (fmean(self.values("rank1", name)) - rate)
             for name, rate in zip(_NAMES, published, strict=True)
         ]
 
@@ -97,8 +87,8 @@ class Summary:
         row, published = self.row, self.row.published()
         directions = {
             name: {
-                "rank1": [results.rank1[name] for results in self.results.values()],
-                "mAP": [results.mAP[name] for results in self.results.values()],
+                "rank1": self.values("rank1", name),
+                "mAP": self.values("mAP", name),
                 "rank1_published": None if published is None else published[index],
             }
             for index, name in enumerate(_NAMES)
@@ -168,7 +158,8 @@ def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _rates(summary: Summary) -> list[tuple[str, ...]]:
     """Return a row of scores and, if anything is published, rows of published numbers."""
     scores = (
-        f"{summary.rank1(n).text(scale=100)} / {summary.mean_ap(n).text(scale=100)}" for n in _NAMES
+        " / ".join(Spread.of(summary.values(s, n)).text(scale=100) for s in ("rank1", "mAP"))
+        for n in _NAMES
     )
     lines = [(summary.row.method, ", ".join(map(str, summary.results)), *scores)]
     published, off = summary.row.published(), summary.off()
@@ -181,8 +172,13 @@ def _rates(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def _images(summary: Summary) -> tuple[str, ...]:
-    qualities = (summary.quality(kind) for kind in _IMAGES)
-    cells = (f"{pair[0].text()} dB, {pair[1].text(2)}" if pair else "" for pair in qualities)
+    cells = []
+    for kind in _IMAGES:
+        if all(kind in results.psnr_db for results in summary.results.values()):
+            psnr_db, ssim = (Spread.of(summary.values(s, kind)) for s in ("psnr_db", "ssim"))
+            cells.append(f"{psnr_db.text()} dB, {ssim.text(2)}")
+        else:
+            cells.append("")
     return (summary.row.method, *cells)
 
 
@@ -202,13 +198,10 @@ def _compared(first: Summary, second: Summary) -> tuple[list[tuple[str, ...]], s
     lines = []
     for score, label in (("rank1", "rank-1"), ("mAP", "mAP")):
         ahead = [
-            sum(
-                getattr(second.results[seed], score)[name]
-                > getattr(first.results[seed], score)[name]
-                for seed in seeds
-            )
+            sum(getattr(second.results[s], score)[name] > getattr(first.results[s], score)[name]
+                for s in seeds)
             for name in _NAMES
-        ]
+        ]  # fmt: skip
         cells = (
             f"{points(intervals[score])}, {count} of {len(seeds)}"
             for intervals, count in zip(by_direction, ahead, strict=True)
