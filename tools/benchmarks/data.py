@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +26,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
 
-from data.desensitize import make_desensitizer
-from data.loaders import TrainLoader
-from data.records import Sample
-from data.samplers import IdentitySampler
-from data.store import PixelSource, ResidentPixels, StreamedPixels, plan_cache
-from data.transforms import Augmentation
-from layers.pixels import PixelSpace
+from configs.loading import load
+from configs.published import STRENGTHS
+from data.build import build_train_loader
+from data.records import DatasetSplits, Sample
 from tools.benchmarks.measuring import Work, add_measuring_arguments, contest
 from tools.lib.command_line import whole_number
 from utils.device import device_name, resolve_device, set_threads
 from utils.memory import keep_freed_memory
 
-RADII = {"mosaic": 24.0, "blur": 12.0, "noise": 0.5}  # published strengths
-_MEAN, _STD, _PADDING = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5), 10
 _SMALL = (64, 128)  # width and height of Market-1501's files, px
-_INSTANCES, _SHOTS = 4, 8
+_SHOTS = 8
 _EPOCHS = {"cuda": 20}  # a GPU would take 30 ms for one epoch of the default size
 # For each value of an image: divide by 255, subtract the mean, divide by the deviation; for noise:
 # multiply by the deviation, add the value, round, clamp.
@@ -52,27 +46,13 @@ _NORMALISE_FLOPS, _NOISE_FLOPS = 3, 4
 _ERASING_ATTEMPTS = 100
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of both pipelines."""
-
-    folder: str  # folder of the image files
-    kind: str  # desensitizer
-    size: tuple[int, int]  # height and width, px
-    batch: int  # images in a batch
-    mode: str  # CACHE.MODE
-    device: str  # device of the batches
-    workers: int  # worker processes of the plain pipeline, and of CACHE.MODE stream
-
-    @property
-    def paths(self) -> list[str]:
-        """The image files."""
-        return sorted(str(path) for path in Path(self.folder).iterdir())
+# The image files, and ``KEY VALUE ...`` of the configuration of both pipelines.
+Given = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's arguments."""
-    parser.add_argument("--type", choices=sorted(RADII), help="one desensitizer only")
+    parser.add_argument("--type", choices=sorted(STRENGTHS), help="one desensitizer only")
     parser.add_argument(
         "--images", type=whole_number(1), default=1600, help="images to draw (1600)"
     )
@@ -99,19 +79,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         draw_images(Path(folder), arguments.images)
+        paths = tuple(sorted(str(path) for path in Path(folder).iterdir()))
         for kind in [arguments.type] if arguments.type else ["mosaic", "blur", "noise"]:
-            settings = Settings(
-                folder, kind, (size[0], size[1]), arguments.batch, arguments.cache, str(device),
-                workers,
-            )  # fmt: skip
-            makers = {"plain": (make_plain, (settings,)), "ours": (make_cached, (settings,))}
-            outcome = contest(arguments, torch.float32, image_flops(kind, settings.size), makers)
+            values = {
+                "MODEL.MODE": "C",
+                "MODEL.DEVICE": device,
+                "INPUT.TYPE": kind,
+                "INPUT.RADIUS": STRENGTHS[kind],
+                "INPUT.IMG_SIZE": size,
+                "SOLVER.IMS_PER_BATCH": arguments.batch,
+                "CACHE.MODE": arguments.cache,
+                "DATALOADER.NUM_WORKERS": workers,
+            }
+            given = (paths, tuple(str(word) for pair in values.items() for word in pair))
+            makers = {"plain": (make_plain, (given,)), "ours": (make_cached, (given,))}
+            outcome = contest(arguments, torch.float32, image_flops(kind, size), makers)
             print(f"{kind}\n{outcome}")
             numbers[kind] = outcome.numbers
     return numbers
 
 
-def image_flops(kind: str, size: tuple[int, int]) -> float:
+def image_flops(kind: str, size: Sequence[int]) -> float:
     """Return the floating-point operations of one raw and one desensitized image."""
     each = 2 * _NORMALISE_FLOPS + (_NOISE_FLOPS if kind == "noise" else 0)
     return float(each * 3 * size[0] * size[1])
@@ -132,46 +120,16 @@ def photo_like(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.ui
     return np.clip(smooth + grain, 0, 255).astype(np.uint8)
 
 
-def make_cached(settings: Settings) -> Work:
+def make_cached(given: Given) -> Work:
     """Build this project's loader; one turn is one epoch, on a GPU several."""
     keep_freed_memory()
-    device, paths = torch.device(settings.device), settings.paths
-    desensitizer = make_desensitizer(settings.kind, RADII[settings.kind])
-    plan = plan_cache(
-        len(paths), settings.size, device, mode=settings.mode,
-        with_desensitized=desensitizer.cacheable,
-    )  # fmt: skip
-    print(f"  {settings.kind}: {plan.reason}", file=sys.stderr, flush=True)
-    source: PixelSource
-    if plan.mode == "stream":
-        by_workers = desensitizer if desensitizer.cacheable and device.type == "cpu" else None
-        source = StreamedPixels(
-            paths, settings.size, num_workers=settings.workers, desensitizer=by_workers,
-            pin_memory=device.type != "cpu",
-        )  # fmt: skip
-    else:
-        where, on_host = (device, False) if plan.mode == "device" else ("cpu", True)
-        source = resident = ResidentPixels(
-            paths, settings.size, device=where, pin_memory=on_host and device.type != "cpu"
-        )
-        if plan.keep_desensitized:
-            resident.keep_desensitized(desensitizer)
+    cfg = load(overrides=given[1])
+    device = torch.device(cfg.MODEL.DEVICE)
     samples = [
         Sample(path, index // _SHOTS, 0, f"benchmark/train/{index // _SHOTS}")
-        for index, path in enumerate(paths)
+        for index, path in enumerate(given[0])
     ]
-    pids = [sample.pid for sample in samples]
-    loader = TrainLoader(
-        source, samples, {pid: pid for pid in pids},
-        sampler=IdentitySampler(
-            pids, batch_size=settings.batch, num_instances=_INSTANCES, seed=1
-        ),
-        desensitizer=desensitizer,
-        augmentation=Augmentation(PixelSpace(_MEAN, _STD), padding=_PADDING),
-        seed=1,
-        device=device,
-    )  # fmt: skip
-
+    loader = build_train_loader(cfg, DatasetSplits("benchmark", train=tuple(samples)), device)
     epochs = _EPOCHS.get(device.type, 1)
 
     def work() -> int:
@@ -180,17 +138,14 @@ def make_cached(settings: Settings) -> Work:
     return work
 
 
-def make_plain(settings: Settings) -> Work:
+def make_plain(given: Given) -> Work:
     """Build the published pipeline; one turn is one epoch."""
+    cfg = load(overrides=given[1])
+    workers, device = cfg.DATALOADER.NUM_WORKERS, torch.device(cfg.MODEL.DEVICE)
     loader = DataLoader(
-        PlainImages(settings.paths, settings.size, settings.kind),
-        settings.batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-    )
-    device = torch.device(settings.device)
+        PlainImages(given[0], cfg.INPUT), cfg.SOLVER.IMS_PER_BATCH, shuffle=True, drop_last=True,
+        num_workers=workers, persistent_workers=workers > 0,
+    )  # fmt: skip
 
     def work() -> int:
         return sum(len([images.to(device) for images in pair][0]) for pair in loader)
@@ -201,10 +156,13 @@ def make_plain(settings: Settings) -> Work:
 class PlainImages(Dataset):
     """Decodes, desensitizes, augments and normalises an image at each access."""
 
-    def __init__(self, paths: Sequence[str], size: tuple[int, int], desensitizer: str) -> None:
-        self._paths, self._size, self._radius = list(paths), size, RADII[desensitizer]
-        self._desensitize = PLAIN_DESENSITIZERS[desensitizer]
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+    def __init__(self, paths: Sequence[str], settings: CfgNode) -> None:
+        self._paths, self._settings = paths, settings
+        self._desensitize = PLAIN_DESENSITIZERS[settings.TYPE]
+        self._mean, self._std = (
+            torch.tensor(values).view(3, 1, 1)
+            for values in (settings.PIXEL_MEAN, settings.PIXEL_STD)
+        )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -212,15 +170,16 @@ class PlainImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the raw and the desensitized image, normalised (3, H, W)."""
-        height, width = self._size
+        height, width = self._settings.IMG_SIZE
         with Image.open(self._paths[index]) as image:
             raw = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        pair = [raw, self._desensitize(raw, self._radius)]
+        pair = [raw, self._desensitize(raw, self._settings.RADIUS)]
         if random.random() < 0.5:  # noqa: S311 - as published
             pair = [ImageOps.mirror(image) for image in pair]
-        top, left = (random.randint(0, 2 * _PADDING) for _ in range(2))  # noqa: S311
+        padding = self._settings.PADDING
+        top, left = (random.randint(0, 2 * padding) for _ in range(2))  # noqa: S311
         box = (left, top, left + width, top + height)
-        crops = [ImageOps.expand(image, _PADDING).crop(box) for image in pair]
+        crops = [ImageOps.expand(image, padding).crop(box) for image in pair]
         arrays = (np.array(crop).transpose(2, 0, 1).astype(np.float32) / 255 for crop in crops)
         images = [(torch.from_numpy(array) - self._mean) / self._std for array in arrays]
         if random.random() < 0.5:  # noqa: S311
@@ -229,7 +188,7 @@ class PlainImages(Dataset):
 
     def _erase(self, images: list[Tensor]) -> None:
         """Fill one rectangle with the mean, in both images."""
-        height, width = self._size
+        height, width = self._settings.IMG_SIZE
         for _ in range(_ERASING_ATTEMPTS):
             area = random.uniform(0.02, 0.4) * height * width  # noqa: S311
             aspect = random.uniform(0.3, 3.3)  # noqa: S311
