@@ -15,7 +15,6 @@ Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Enc
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -142,7 +141,7 @@ class Reranker:
 
     def _prepare(self, k1: int, k2: int) -> None:
         images = self.images
-        neighbors = nearest_neighbors(images, max(k1 + 1, k2), on_tile=self._keep)
+        neighbors = nearest_neighbors(images, max(k1 + 1, k2), self._kept)
         # The furthest image of a row is at distance 1. If all images are equal, only rounding
         # errors are left, and dividing by them would amplify them.
         lowest = neighbors.lowest
@@ -151,11 +150,6 @@ class Reranker:
         # Rows are images, columns the gallery: which gallery images have weight on an image.
         self._of_gallery = weights[images.num_query :].T.tocsr()
         self._scale = scale[: images.num_query]
-
-    def _keep(self, rows: slice, columns: slice, tile: Tensor) -> None:
-        start = self.images.num_query
-        if self._kept is not None and rows.start < start <= columns.start:
-            self._kept[rows, columns.start - start : columns.stop - start] = tile
 
     def _room_for_similarities(self, k1: int) -> Tensor | None:
         """Check the memory; return an array for query x gallery if there is plenty."""
@@ -347,13 +341,10 @@ class Neighbors:
     lowest: NDArray[np.float32]  # cosine to the least similar of all N images, float32 (N,)
 
 
-def nearest_neighbors(
-    images: Images, keep: int, on_tile: Callable[[slice, slice, Tensor], None] = lambda *_: None
-) -> Neighbors:
+def nearest_neighbors(images: Images, keep: int, kept: Tensor | None = None) -> Neighbors:
     """Return the ``keep`` nearest neighbours of every image, at most all N.
 
-    ``on_tile`` is called with rows, columns and values of every tile of similarities. Rows come
-    before columns, so the tiles cover query x gallery completely.
+    The similarities of queries and gallery are written to ``kept`` (Q, G), if it is given.
     """
     count = len(images)
     best = _Best(count, min(keep, count), images.device)
@@ -364,7 +355,9 @@ def nearest_neighbors(
             for first, last in blocks[number:]:
                 columns = rows if first == start else images.unit_rows(np.arange(first, last))
                 tile = rows @ columns.t()
-                on_tile(slice(start, stop), slice(first, last), tile)
+                if kept is not None and start < images.num_query <= first:
+                    offset = images.num_query
+                    kept[start:stop, first - offset : last - offset] = tile
                 best.add(slice(start, stop), tile, first)
                 if first != start:
                     best.add(slice(first, last), tile.t().contiguous(), start)
