@@ -130,10 +130,11 @@ class Evaluator:
                 gallery = self._pass(self.gallery, "gallery")
         finally:
             self.networks.train(was_training)
-        quality: dict[str, QualityAccumulator] = {}
-        for share in (query, gallery):
-            for kind, accumulator in share.quality.items():
-                quality.setdefault(kind, QualityAccumulator()).add(accumulator)
+        qualities = (query.quality, gallery.quality)
+        quality = {
+            kind: QualityAccumulator([side[kind].rows() for side in qualities if kind in side])
+            for kind in qualities[0] | qualities[1]
+        }
         results = {kind: images.result() for kind, images in quality.items() if len(images)}
         return Extraction(query.side(), gallery.side(), results)
 

@@ -55,10 +55,6 @@ class QualityAccumulator:
             values = torch.full_like(error, raw[0].numel(), dtype=torch.float64)
             self._rows.append(torch.stack([error.double(), ssim.double(), values], 1))
 
-    def add(self, other: QualityAccumulator) -> None:
-        """Append the images of another accumulator."""
-        self._rows += other._rows
-
     def rows(self) -> Tensor:
         """Return squared error, SSIM and number of values of each image, float64 (N, 3)."""
         return torch.cat([torch.zeros(0, 3).double(), *(rows.cpu() for rows in self._rows)])
