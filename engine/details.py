@@ -93,7 +93,7 @@ def score_details(
 ) -> ScoreDetails:
     """Return the retrieval, verification and single-shot scores of one direction.
 
-    ``seed`` is that of the single-shot galleries. The other arguments and errors are those of
+    ``seed`` draws the single-shot galleries. For the other arguments and errors see
     ``score_retrieval``.
     """
     try:

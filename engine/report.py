@@ -52,7 +52,7 @@ class RetrievalRow:
     num_gallery: int
     num_skipped: int = 0
     degenerate: bool = False
-    refused: bool = False  # a wrong key opened no image; the scores are those of the ciphertext
+    refused: bool = False  # a wrong key opened no image; scores of the ciphertext
 
     @classmethod
     def of(

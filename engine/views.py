@@ -109,7 +109,7 @@ def images_by_kind(
 ) -> dict[str, Tensor]:
     """Return the images of some batches in every kind, raw first, each (images, 3, H, W).
 
-    The batches are those of a loader over ``samples``, which may leave some of them out.
+    The batches come from a loader over ``samples``, which may leave some of them out.
     """
     images_of: dict[str, list[Tensor]] = {}
     for batch in batches:

@@ -152,8 +152,8 @@ def train_reid(
 ) -> Trained:
     """Train a re-ID network on normalised images (N, 3, H, W) of identities (N,).
 
-    Its classifier has one class per identity. The title is that of the progress bar, and part of
-    the seed.
+    Its classifier has one class per identity. The progress bar shows the title, which is
+    also part of the seed.
 
     Raises:
         UserError: There are too few identities for a batch.

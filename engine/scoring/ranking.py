@@ -37,7 +37,7 @@ def rank_matches(
 ) -> list[Indices]:
     """Return the rank of every match of every scored query, for several query sets.
 
-    The query sets are of the same images, e.g. raw and protected. For each of them the ranks begin
+    The query sets show the same images, e.g. raw and protected. For each of them the ranks begin
     at 1, int64, in the layout of ``matching.matches.values``, but ascending within a query. Matches
     whose features are broken or constant get the worst possible ranks.
 

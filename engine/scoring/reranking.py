@@ -211,7 +211,7 @@ def reciprocal_weights(
 def overlaps(weights: csr_array, row: int, of_gallery: csr_array) -> NDArray[np.float64]:
     """Return the sum of minima of one row of weights with the weights of each gallery image (G,).
 
-    ``weights`` are those of all images (N, N); ``of_gallery`` has a row for each of their columns
+    ``weights`` contains all images (N, N); ``of_gallery`` has a row for each of their columns
     (N, G).
     """
     part = slice(weights.indptr[row], weights.indptr[row + 1])

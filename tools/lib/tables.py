@@ -63,7 +63,7 @@ class Summary:
     def values(self, score: str, name: str) -> list[float]:
         """Return a score of each seed, one of the fields of ``Results``.
 
-        The name is that of a direction or of a kind of image.
+        The name identifies a direction or a kind of image.
         """
         return [getattr(results, score)[name] for results in self.results.values()]
 
