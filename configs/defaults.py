@@ -119,6 +119,9 @@ KEYS: tuple[Key, ...] = (
     Key("INPUT.TYPE", "mosaic", DESENSITIZERS, "conventional desensitization method"),
     Key("INPUT.RADIUS", 24.0, Number(low=0, high=4096, above=True),
         "its strength: mosaic tile (px, whole), blur radius (px), standard deviation of the noise"),
+    Key("INPUT.DESENSITIZE", "before", OneOf(("before", "after")),
+        "desensitize training images before they are flipped and cropped, as published, or after; "
+        "only then can the anonymizer see where the tiles of a mosaic begin"),
     # ---- data
     Key("DATASETS.NAMES", "synthetic", Text("the name of one data set", r"(?s).*\S.*"),
         "data set, such as market1501_val, folder:PATH or csv:FILE"),

@@ -117,6 +117,7 @@ def build_train_loader(
         splits.label_of,
         sampler=sampler,
         desensitizer=desensitizer,
+        desensitize=cfg.INPUT.DESENSITIZE,
         augmentation=augmentation,
         seed=cfg.SOLVER.SEED,
         device=device,
@@ -170,8 +171,10 @@ def _source(
     """Return the images of a list: those of a living loader, or newly decoded ones."""
     paths = tuple(sample.path for sample in samples)
     size = (int(cfg.INPUT.IMG_SIZE[0]), int(cfg.INPUT.IMG_SIZE[1]))
+    # Whether the source desensitizes: not where each epoch of a training has other crops.
+    early = desensitizer.cacheable and not (for_training and cfg.INPUT.DESENSITIZE == "after")
     # Training reads desensitized images in every epoch. Evaluation is rare: they are not kept.
-    keep = desensitizer.cacheable and for_training
+    keep = early and for_training
     key = (
         paths, size, device, cfg.CACHE.MODE, cfg.CACHE.LIMIT_MIB, cfg.CACHE.SKIP_BAD,
         cfg.INPUT.TYPE, cfg.INPUT.RADIUS,
@@ -199,7 +202,7 @@ def _source(
             size,
             num_workers=workers,
             skip_bad=skip_bad,
-            desensitizer=desensitizer if desensitizer.cacheable else None,
+            desensitizer=desensitizer if early else None,
             pin_memory=on_gpu,
         )
     else:

@@ -31,7 +31,7 @@ _NOISE_CHUNK = 4  # images whose intermediate values fit into a CPU's second-lev
 
 
 class Desensitizer(ABC):
-    """Removes the appearance of people from resized 8-bit images, before augmentation."""
+    """Removes the appearance of people from resized 8-bit images."""
 
     # Whether the result depends on the image alone and is worth keeping. Such methods run on the
     # CPU.

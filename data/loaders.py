@@ -43,7 +43,8 @@ class TrainLoader:
     label_of: Mapping[int, int]  # class index by pid
     _: KW_ONLY
     sampler: IdentitySampler  # plans batches of the usable samples of the source
-    desensitizer: Desensitizer  # applied before augmentation, unless the source has done it
+    desensitizer: Desensitizer  # applied unless the source has done it
+    desensitize: str  # "before" or "after" images are flipped and cropped
     augmentation: Augmentation  # applied with the same draw to raw and desensitized images
     seed: int  # of augmentation and noise
     device: torch.device  # of the batches
@@ -74,9 +75,15 @@ class TrainLoader:
             size = (pixels[0].shape[2], pixels[0].shape[3])
             draw = self.augmentation.draw(count, size, generator)[part]
             keys = draw_keys(count, generator)[part] if self.desensitizer.keyed else None
-            on_device = _on_device(pixels, self.device, self.desensitizer, keys)
-            draw = draw.to(on_device[0].device)
-            raw, desensitized = (self.augmentation(images, draw) for images in on_device)
+            if self.desensitize == "after":
+                pixels = self.augmentation.move(pixels[0], draw), None
+            images = _on_device(pixels, self.device, self.desensitizer, keys)
+            draw = draw.to(images[0].device)
+            if self.desensitize == "before":
+                images = tuple(self.augmentation.move(image, draw) for image in images)
+            raw, desensitized = (
+                self.augmentation.normalize_and_erase(image, draw) for image in images
+            )
             yield _batch(raw, desensitized, self._identities, indices)
 
 

@@ -83,17 +83,21 @@ class Augmentation:
 
         The parameters are copied to the device of the images if necessary.
         """
-        fill = self.pixel_space.mean_on(images.device)
+        return self.normalize_and_erase(self.move(images, draw), draw)
+
+    def move(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
+        """Flip, pad with zeros and crop uint8 images (B, 3, H, W); the size stays the same."""
         if images.device.type != "cpu":
-            draw = draw.to(images.device)
-            moved = _move_by_windows(images, draw, self.padding)
-            return _erase_by_mask(self.pixel_space.normalize(moved), draw.box, fill)
-        augmented = torch.empty(images.shape)
-        for start in range(0, len(images), _CPU_CHUNK):
-            part = slice(start, start + _CPU_CHUNK)
-            moved = _move_by_slices(images[part], draw[part], self.padding)
-            self.pixel_space.normalize(moved, out=augmented[part])
-        return _erase_by_slices(augmented, draw.box, fill)
+            return _move_by_windows(images, draw.to(images.device), self.padding)
+        return _move_by_slices(images, draw, self.padding)
+
+    def normalize_and_erase(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
+        """Normalise uint8 images (B, 3, H, W) returned by :meth:`move`, and erase rectangles."""
+        fill = self.pixel_space.mean_on(images.device)
+        normalised = normalize_batch(images, self.pixel_space)
+        if images.device.type != "cpu":
+            return _erase_by_mask(normalised, draw.to(images.device).box, fill)
+        return _erase_by_slices(normalised, draw.box, fill)
 
 
 def normalize_batch(images: Tensor, pixel_space: PixelSpace) -> Tensor:

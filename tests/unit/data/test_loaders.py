@@ -9,6 +9,7 @@ import torch
 
 from configs.defaults import default_config
 from data.build import _SOURCES, build_eval_loader, build_train_loader
+from data.desensitize import make_desensitizer
 from data.store import ResidentPixels, StreamedPixels
 from layers.pixels import PixelSpace
 from tests.fixtures.images import image_splits
@@ -78,6 +79,20 @@ def test_raw_and_desensitized_images_of_a_batch_belong_together(splits):
         assert torch.equal(batch.raw, space.normalize(loader.source.raw[batch.index]))
         tiles = batch.raw[:, :, ::8, ::8].repeat_interleave(8, 2).repeat_interleave(8, 3)
         assert torch.equal(batch.desensitized, tiles)
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+@pytest.mark.parametrize("name", ["mosaic", "blur"])
+def test_images_can_be_desensitized_after_flip_and_crop(splits, name, mode):
+    cfg = _config(
+        INPUT__TYPE=name, INPUT__RADIUS=RADII[name], INPUT__RE_PROB=0.0, CACHE__MODE=mode,
+        INPUT__DESENSITIZE="after",
+    )  # fmt: skip
+    space = PixelSpace(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    desensitize = make_desensitizer(name, RADII[name], seed=1)
+    for batch in build_train_loader(cfg, splits, CPU):
+        crops = space.denormalize(batch.raw).mul(255).round().to(torch.uint8)
+        assert torch.equal(batch.desensitized, space.normalize(desensitize(crops)))
 
 
 @pytest.mark.parametrize("name", RADII)

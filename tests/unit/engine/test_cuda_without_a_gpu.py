@@ -169,6 +169,7 @@ def test_batches_never_make_the_host_wait(
         _Resident(len(samples), both=both), samples, {pid: pid for pid in range(6)},
         sampler=IdentitySampler([s.pid for s in samples], batch_size=8, num_instances=4),
         desensitizer=make_desensitizer(kind, RADII[kind]),
+        desensitize="before",
         augmentation=Augmentation(space), seed=1, device=CUDA,
     )  # fmt: skip
     batches = iter(loader)
