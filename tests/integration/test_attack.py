@@ -103,7 +103,7 @@ def test_curves_run_over_budgets_and_images(full_run: Path) -> None:
     model = read(full_run / "model.json")["results"]
     assert [[point["x"] for point in result["curve"]] for result in model] == [[8, 12, 48]] * 5
     averaging = read(full_run / "averaging.json")["results"][-1]
-    assert [point["x"] for point in averaging["curve"]] == list(range(1, 9))
+    assert [point["x"] for point in averaging["curve"]] == list(range(1, 5))
 
 
 def test_pictures_can_be_opened(full_run: Path) -> None:
@@ -180,7 +180,7 @@ def test_expectation(
     [
         (("--only", "linkages"), "did you mean linkage?"),
         (("--level", "aed"), "did you mean aead?"),
-        (("--budget", "5000"), "have 160 images that are not held out"),
+        (("--budget", "5000"), "have 80 images that are not held out"),
         (("--expect", "nowhere.json"), "nowhere.json does not exist"),
         (("SYNTHETIC.IDENTITIES", "4"), "expected at least 6"),
         (("INPUT.TIPE", "blur"), "did you mean INPUT.TYPE"),
