@@ -53,19 +53,13 @@ Entry = dict[str, Any]
 
 @dataclass
 class KeyUse:
-    """What a command did with the keys of a keyring.
+    """What a command did with the keys of a keyring."""
 
-    Attributes:
-        keys: Ids of the keys that were unwrapped or written.
-        files: Number of files that were sealed or opened, by key id.
-        failed: Number of files that failed.
-        result: `done`, unless the command sets another word.
-    """
-
-    keys: set[bytes] = field(default_factory=set)
+    keys: set[bytes] = field(default_factory=set)  # ids of the keys that were unwrapped or written
+    # files that were sealed or opened, by key id
     files: Counter[bytes] = field(default_factory=Counter)
-    failed: int = 0
-    result: str = "done"
+    failed: int = 0  # files that failed
+    result: str = "done"  # `done`, unless the command sets another word
 
 
 def log_path(keyring: Path) -> Path:

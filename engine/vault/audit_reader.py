@@ -130,32 +130,24 @@ class AuditLog:
 
 @dataclass(frozen=True)
 class Command:
-    """One command in the log: the entry before it, and the entry after it.
+    """One command in the log: the entry before it, and the entry after it."""
 
-    Attributes:
-        entry: Number of the first entry.
-        time: When it began.
-        user, login, host: Who ran it; the login only if it is another user.
-        command: Its name.
-        result: `done`, `confirmed` (`expire`), `interrupted`, or the class of the error; None if it
-            is running or was killed.
-        files, failed, subjects: Numbers of files and subjects.
-        keys: Number of files by key id in hexadecimal; 0 for a key used for other purposes.
-        more_keys: Number of keys that are not listed.
-    """
-
-    entry: int
-    time: datetime
+    entry: int  # the first entry
+    time: datetime  # when it began
+    # who ran it; the login only if it is another user
     user: str
     host: str
-    command: str
+    command: str  # its name
     login: str | None = None
+    # `done`, `confirmed` (`expire`), `interrupted`, or the class of the error; None if it is
+    # running or was killed
     result: str | None = None
     files: int = 0
     failed: int = 0
     subjects: int = 0
+    # files by key id in hexadecimal; 0 for a key used for other purposes
     keys: dict[str, int] = field(default_factory=dict)
-    more_keys: int = 0
+    more_keys: int = 0  # keys that are not listed
 
     def is_named(self, name: str) -> bool:
         """Return whether the name of the command ends with these words."""

@@ -62,19 +62,12 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Segment:
-    """One file of an index. Its table is opened, its vectors are not.
-
-    Attributes:
-        path: The file.
-        dim: Dimensions of its vectors.
-        network: Digest of the network that computed them, see `Anonymizer.embedding_digest`.
-        table: For each vector: SHA-256 of its sealed file, id of its key, and nonce.
-    """
+    """One file of an index. Its table is opened, its vectors are not."""
 
     path: Path
-    dim: int
-    network: bytes
-    table: bytes
+    dim: int  # dimensions of its vectors
+    network: bytes  # digest of the network that computed them, see `Anonymizer.embedding_digest`
+    table: bytes  # for each vector: SHA-256 of its sealed file, id of its key, and nonce
 
     @classmethod
     def read(cls, path: Path, key: bytes) -> Segment:

@@ -53,27 +53,16 @@ _MAX_EXPORT_BYTES = 1 << 20  # about 6,000 keys
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """One key in the output of `list`; contains no secret except the label.
+    """One key in the output of `list`; contains no secret except the label."""
 
-    Attributes:
-        subject: Label; None after the key was destroyed.
-        key_id: Id of the key in hexadecimal.
-        generation: 1 for a subject's first key.
-        state: active, retired, revoked or destroyed.
-        imported: Whether it came from another keyring.
-        created: Day on which it was created or imported.
-        purpose: image or original.
-        used: Last day on which it was used to seal; its creation counts too.
-    """
-
-    subject: str | None
-    key_id: str
-    generation: int
-    state: str
-    imported: bool
-    created: datetime.date
-    purpose: str
-    used: datetime.date
+    subject: str | None  # label; None after the key was destroyed
+    key_id: str  # id of the key in hexadecimal
+    generation: int  # 1 for a subject's first key
+    state: str  # active, retired, revoked or destroyed
+    imported: bool  # it came from another keyring
+    created: datetime.date  # day on which it was created or imported
+    purpose: str  # image or original
+    used: datetime.date  # last day on which it was used to seal; its creation counts too
 
 
 def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:

@@ -32,32 +32,24 @@ _LENGTH = struct.Struct(">I").pack
 
 @dataclass(frozen=True)
 class HeadRow:
-    """The single row about the keyring itself.
-
-    Attributes:
-        kdf_data: Salt of Argon2id, or the wrapped master key of a wrap command; else empty.
-        audit_count, audit_hash: Number of entries in the audit log, and hash of the last one.
-    """
+    """The single row about the keyring itself."""
 
     format: int
     keyring_id: bytes
     kdf: str
     kdf_params: str
-    kdf_data: bytes
+    kdf_data: bytes  # salt of Argon2id, or the wrapped master key of a wrap command; else empty
     root_wrap: bytes
     epoch: int
     rows_mac: bytes
+    # entries in the audit log, and hash of the last one
     audit_count: int = 0
     audit_hash: bytes = bytes(32)
 
 
 @dataclass(frozen=True)
 class KeyRow:
-    """One key, or the tombstone of a destroyed key.
-
-    Attributes:
-        used_day: Last day on which the key was used to seal; its creation counts too.
-    """
+    """One key, or the tombstone of a destroyed key."""
 
     key_id: bytes
     subject_tag: bytes
@@ -68,7 +60,7 @@ class KeyRow:
     wrapped: bytes | None
     created_day: int
     purpose: str
-    used_day: int
+    used_day: int  # last day on which the key was used to seal; its creation counts too
 
     def to_bytes(self, number: int = FORMAT) -> bytes:
         """Return an unambiguous encoding for a format: different rows have different encodings."""

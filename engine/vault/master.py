@@ -46,12 +46,9 @@ _ROOT_VERSION = 1
 
 @dataclass(frozen=True)
 class Argon2Limits:
-    """Bounds of stored Argon2id parameters, checked before memory or time is spent.
+    """Bounds of stored Argon2id parameters, checked before memory or time is spent."""
 
-    Attributes:
-        memory_kib, iterations, lanes: Smallest and largest value.
-    """
-
+    # smallest and largest value
     memory_kib: tuple[int, int]
     iterations: tuple[int, int]
     lanes: tuple[int, int]
@@ -64,16 +61,10 @@ EXPORT_LIMITS = Argon2Limits((8 * 1024, 512 * 1024), (1, 8), (1, 8))
 
 @dataclass(frozen=True)
 class Argon2Cost:
-    """Cost of one guess at a passphrase.
+    """Cost of one guess at a passphrase."""
 
-    Attributes:
-        memory_kib: Memory in KiB; 256 MiB by default.
-        iterations: Passes over the memory.
-        lanes: Independent lanes.
-    """
-
-    memory_kib: int = 256 * 1024
-    iterations: int = 3
+    memory_kib: int = 256 * 1024  # 256 MiB
+    iterations: int = 3  # passes over the memory
     lanes: int = 4
 
     def __str__(self) -> str:
@@ -105,11 +96,7 @@ class Argon2Cost:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """A master key in a file of 32 random bytes that only its owner may read.
-
-    Attributes:
-        path: The file.
-    """
+    """A master key in a file of 32 random bytes that only its owner may read."""
 
     path: Path
     kdf: ClassVar[str] = KDF_FILE
@@ -146,15 +133,12 @@ class KeyFile:
 
 @dataclass(frozen=True, repr=False)
 class Passphrase:
-    """A master key that Argon2id derives from a passphrase.
+    """A master key that Argon2id derives from a passphrase."""
 
-    Attributes:
-        text: The passphrase, at least 8 characters. Kept in Unicode form NFC, since systems differ
-            in how they encode an accent that is typed.
-        cost: Cost of a guess, for a new keyring. An existing keyring stores its own.
-    """
-
+    # the passphrase, at least 8 characters. Kept in Unicode form NFC, since systems differ in how
+    # they encode an accent that is typed.
     text: str
+    # cost of a guess, for a new keyring. An existing keyring stores its own.
     cost: Argon2Cost = field(default_factory=Argon2Cost)
     kdf: ClassVar[str] = KDF_ARGON2ID
 
@@ -218,13 +202,9 @@ class Passphrase:
 
 @dataclass(frozen=True)
 class KeyShares:
-    """A master key file of which several people have shares (`keyring shares create`).
+    """A master key file of which several people have shares (`keyring shares create`)."""
 
-    Attributes:
-        paths: Files of the shares, as many as are needed.
-    """
-
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...]  # files of the shares, as many as are needed
     kdf: ClassVar[str] = KDF_FILE
 
     def new_key(self) -> tuple[str, bytes, bytes]:

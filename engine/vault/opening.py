@@ -58,21 +58,13 @@ from utils.logger import Progress
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """The result of opening one file.
-
-    Attributes:
-        path: The sealed file.
-        image: Its content, or None after an error.
-        error: Why it could not be opened or used.
-        digest: SHA-256 of the sealed file in hexadecimal.
-        header: Its header chunk.
-    """
+    """The result of opening one file."""
 
     path: Path
-    image: OpenedImage | None = None
-    error: IsedError | None = None
-    digest: str = ""
-    header: bytes = b""
+    image: OpenedImage | None = None  # its content, or None after an error
+    error: IsedError | None = None  # why it could not be opened or used
+    digest: str = ""  # SHA-256 of the sealed file in hexadecimal
+    header: bytes = b""  # its header chunk
 
 
 class MissingManifest(IsedError):  # noqa: N818 - the same naming as in ised_errors
@@ -131,19 +123,12 @@ def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[OpenedFile]:
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How opened images are converted.
+    """How opened images are converted."""
 
-    Attributes:
-        pixels: Pixel space of the networks that made them.
-        model: Recovers them; None leaves them anonymized.
-        exact: Write the stored bytes unchanged instead of converting them to colours.
-        batch: Images per batch of the recovery network.
-    """
-
-    pixels: PixelSpace
-    model: Anonymizer | None = None
-    exact: bool = False
-    batch: int = 32
+    pixels: PixelSpace  # pixel space of the networks that made them
+    model: Anonymizer | None = None  # recovers them; None leaves them anonymized
+    exact: bool = False  # write the stored bytes unchanged instead of converting them to colours
+    batch: int = 32  # images per batch of the recovery network
 
 
 class OutputFolder:

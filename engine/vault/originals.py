@@ -34,17 +34,11 @@ ORIGINAL_SUFFIX = SUFFIX
 
 @dataclass(frozen=True)
 class OpenedOriginal:
-    """A sealed source file that was opened.
+    """A sealed source file that was opened."""
 
-    Attributes:
-        original: Its content and metadata.
-        public: Public header of the sealed file, 88 bytes.
-        digest: SHA-256 of the sealed file in hexadecimal.
-    """
-
-    original: Original
-    public: bytes
-    digest: str
+    original: Original  # its content and metadata
+    public: bytes  # public header of the sealed file, 88 bytes
+    digest: str  # SHA-256 of the sealed file in hexadecimal
 
 
 def original_name(image_name: str) -> str:

@@ -49,25 +49,16 @@ MAX_BATCH = 64  # the output folder is synced once per batch
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one entry of the source folder.
-
-    Attributes:
-        path: Relative path.
-        state: ``sealed``, ``present`` (the output existed already) or ``failed``.
-        name: Name of the output file.
-        digests: SHA-256 (hexadecimal) by name of the output and of the sealed source file.
-        sealed_original: Whether this run sealed the source file.
-        error: The reason of a failure.
-        had_exif: Whether the source had EXIF data, which was not kept.
-    """
+    """The result for one entry of the source folder."""
 
     path: str
-    state: str
-    name: str = ""
+    state: str  # `sealed`, `present` (the output existed already) or `failed`
+    name: str = ""  # name of the output file
+    # SHA-256 (hexadecimal) by name of the output and of the sealed source file
     digests: Mapping[str, str] = field(default_factory=dict)
-    sealed_original: bool = False
-    error: IsedError | None = None
-    had_exif: bool = False
+    sealed_original: bool = False  # this run sealed the source file
+    error: IsedError | None = None  # the reason of a failure
+    had_exif: bool = False  # the source had EXIF data, which was not kept
 
 
 Report = Callable[[Outcome], None]
@@ -75,25 +66,16 @@ Report = Callable[[Outcome], None]
 
 @dataclass(frozen=True)
 class ProtectOptions:
-    """Names, subjects and speed of a protect run.
+    """Names, subjects and speed of a protect run."""
 
-    Attributes:
-        dataset: Name that output names and subject labels depend on.
-        subject_of: Function from a relative path to its subject label.
-        batch: Images per batch, 1 to MAX_BATCH.
-        workers: Processes that read and seal; 0 does everything in this process.
-        overwrite: Replace existing outputs.
-        keep_original: Also seal the source files, each under its subject's key for originals.
-        index: Also write the embeddings of sealed images to the index, for `search`.
-    """
-
-    dataset: str
-    subject_of: SubjectOf
-    batch: int = 32
-    workers: int = 2
-    overwrite: bool = False
+    dataset: str  # name that output names and subject labels depend on
+    subject_of: SubjectOf  # function from a relative path to its subject label
+    batch: int = 32  # images per batch, 1 to MAX_BATCH
+    workers: int = 2  # processes that read and seal; 0 does everything in this process
+    overwrite: bool = False  # replace existing outputs
+    # also seal the source files, each under its subject's key for originals
     keep_original: bool = False
-    index: bool = True
+    index: bool = True  # also write the embeddings of sealed images to the index, for `search`
 
     def __post_init__(self) -> None:
         """Raise UsageError if the data set name is not allowed or a number is out of range."""
@@ -106,28 +88,18 @@ class ProtectOptions:
 
 @dataclass
 class Summary:
-    """The counts of a protect run. Every entry of the source folder is counted exactly once.
-
-    Attributes:
-        sealed, present, failed: Numbers of outcomes.
-        left_out: Number of files that are not images.
-        not_reached: Number of images that an interrupted run did not reach.
-        originals: Number of source files that were sealed.
-        exif: Number of sealed images whose source had EXIF data, which was not kept.
-        exit_code: 0, or the highest exit code of a failure: 1 or 5.
-        interrupted: Whether the run was asked to stop.
-        digests: SHA-256 (hexadecimal) by name of the outputs that are sealed or present.
-    """
+    """The counts of a protect run. Every entry of the source folder is counted exactly once."""
 
     sealed: int = 0
     present: int = 0
     failed: int = 0
-    left_out: int = 0
-    not_reached: int = 0
-    originals: int = 0
-    exif: int = 0
-    exit_code: int = 0
-    interrupted: bool = False
+    left_out: int = 0  # files that are not images
+    not_reached: int = 0  # images that an interrupted run did not reach
+    originals: int = 0  # source files that were sealed
+    exif: int = 0  # sealed images whose source had EXIF data, which was not kept
+    exit_code: int = 0  # highest exit code of a failure: 1 or 5
+    interrupted: bool = False  # the run was asked to stop
+    # SHA-256 (hexadecimal) by name of the outputs that are sealed or present
     digests: dict[str, str] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
@@ -282,21 +254,13 @@ _Sealed = list[dict[str, str] | IsedError]
 
 @dataclass(frozen=True)
 class _Item:
-    """One image to complete.
-
-    Attributes:
-        job: The image.
-        task: What a worker seals.
-        source: The source at network size; None if the sealed image exists.
-        present: SHA-256 (hexadecimal) by name of the outputs that exist already.
-        key_id: Id of the key that seals the image; empty if the sealed image exists.
-    """
+    """One image to complete."""
 
     job: _Job
-    task: SealTask
-    source: SourceImage | None
-    present: Mapping[str, str]
-    key_id: bytes
+    task: SealTask  # what a worker seals
+    source: SourceImage | None  # the source at network size; None if the sealed image exists
+    present: Mapping[str, str]  # SHA-256 (hexadecimal) by name of the outputs that exist already
+    key_id: bytes  # id of the key that seals the image; empty if the sealed image exists
 
 
 # The items of a batch, the embeddings of their images by output name, and the sealing.

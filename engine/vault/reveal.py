@@ -46,21 +46,13 @@ _MAX_LINE_BYTES = 1 << 14  # longer than the first line with any label
 
 @dataclass(frozen=True)
 class Revealed:
-    """The result for one sealed file.
+    """The result for one sealed file."""
 
-    Attributes:
-        sealed: The sealed image or sealed source file.
-        content: ``original``, ``recovered`` or ``anonymized``; '' after an error.
-        output: Relative path of the file that was written.
-        metadata: Metadata of the source.
-        error: Why it could not be opened or written.
-    """
-
-    sealed: Path
-    content: str = ""
-    output: str = ""
-    metadata: Metadata | None = None
-    error: IsedError | None = None
+    sealed: Path  # the sealed image or sealed source file
+    content: str = ""  # `original`, `recovered` or `anonymized`; '' after an error
+    output: str = ""  # relative path of the file that was written
+    metadata: Metadata | None = None  # metadata of the source
+    error: IsedError | None = None  # why it could not be opened or written
 
     def to_json(self) -> str:
         """Return the entry in the list of contents."""

@@ -39,13 +39,10 @@ class Manifest:
 
     Reveals what no single file can: a file that is missing, was added, or was replaced by another
     valid one. It does not reveal that the whole folder was rolled back with its own manifest.
-
-    Attributes:
-        dataset: Data set of the last run.
-        files: SHA-256 in hexadecimal of each file by name.
     """
 
-    dataset: str
+    dataset: str  # data set of the last run
+    # SHA-256 in hexadecimal of each file by name
     files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, key: bytes) -> None:

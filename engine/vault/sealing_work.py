@@ -33,34 +33,22 @@ from utils.files import sync_folder
 
 @dataclass(frozen=True)
 class WorkSettings:
-    """The settings that all batches of a run share.
-
-    Attributes:
-        source, target: Folders.
-        size: Height and width of the networks' images.
-        overwrite: Replace outputs that exist already.
-    """
+    """The settings that all batches of a run share."""
 
     source: Path
     target: Path
-    size: tuple[int, int]
-    overwrite: bool
+    size: tuple[int, int]  # height and width of the networks' images
+    overwrite: bool  # replace outputs that exist already
 
 
 @dataclass(frozen=True)
 class SealTask:
-    """An anonymized image to seal, its source file, or both.
+    """An anonymized image to seal, its source file, or both."""
 
-    Attributes:
-        name: Name of the sealed image.
-        metadata: Metadata of both files.
-        key: Key of the one file of the image; None if it exists already.
-        original_key: Key of the one file of the source; None if it is not sealed.
-    """
-
-    name: str
-    metadata: Metadata
-    key: FileKey | None
+    name: str  # name of the sealed image
+    metadata: Metadata  # metadata of both files
+    key: FileKey | None  # key of the one file of the image; None if it exists already
+    # key of the one file of the source; None if it is not sealed
     original_key: FileKey | None = None
 
 

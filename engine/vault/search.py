@@ -62,66 +62,41 @@ _BLOCK_ROWS = 2048
 
 @dataclass(frozen=True)
 class Match:
-    """A search result.
-
-    Attributes:
-        file: The sealed file.
-        path: Path of its source.
-        similarity: Cosine of the two embeddings.
-    """
+    """A search result."""
 
     file: Path
-    path: str
-    similarity: float
+    path: str  # path of its source
+    similarity: float  # cosine of the two embeddings
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query image.
-
-    Attributes:
-        path: The image.
-        kind: ``raw``, or ``protected`` for a sealed file.
-        vector: Unit embedding, float32 (D,).
-    """
+    """A query image."""
 
     path: Path
-    kind: str
-    vector: Tensor
+    kind: str  # `raw`, or `protected` for a sealed file
+    vector: Tensor  # unit embedding, float32 (D,)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The embeddings of a folder, in memory.
+    """The embeddings of a folder, in memory."""
 
-    Attributes:
-        files: Sealed file of each row.
-        vectors: Unit embeddings, float16 (N, D).
-        unusable: Files without an embedding, with the reason.
-        listed: SHA-256 in hexadecimal of the files by name, according to the manifest.
-    """
-
-    files: Sequence[Path]
-    vectors: NDArray[np.float16]
-    unusable: Sequence[OpenedFile]
+    files: Sequence[Path]  # sealed file of each row
+    vectors: NDArray[np.float16]  # unit embeddings, float16 (N, D)
+    unusable: Sequence[OpenedFile]  # files without an embedding, with the reason
+    # SHA-256 in hexadecimal of the files by name, according to the manifest
     listed: Mapping[str, str]
 
 
 @dataclass
 class IndexSummary:
-    """The counts of `complete_index`.
+    """The counts of `complete_index`."""
 
-    Attributes:
-        present: Number of images that had a vector.
-        added: Number of images whose vector was added.
-        failed: Images that cannot be opened.
-        interrupted: Whether the run was asked to stop.
-    """
-
-    present: int = 0
-    added: int = 0
-    failed: list[OpenedFile] = field(default_factory=list)
-    interrupted: bool = False
+    present: int = 0  # images that had a vector
+    added: int = 0  # images whose vector was added
+    failed: list[OpenedFile] = field(default_factory=list)  # images that cannot be opened
+    interrupted: bool = False  # the run was asked to stop
 
 
 def load_gallery(

@@ -41,23 +41,14 @@ _MAX_TEXT_BYTES = 1024
 
 @dataclass(frozen=True)
 class Share:
-    """One share of a key.
+    """One share of a key."""
 
-    Attributes:
-        set_id: 16 random bytes, the same in all shares of one split.
-        commitment: Keyed hash that only the right key reproduces.
-        number: Position of this share, from 1.
-        count: Number of shares.
-        needed: Number of shares that give the key.
-        value: 32 bytes.
-    """
-
-    set_id: bytes
-    commitment: bytes
-    number: int
-    count: int
-    needed: int
-    value: bytes = field(repr=False)
+    set_id: bytes  # 16 random bytes, the same in all shares of one split
+    commitment: bytes  # keyed hash that only the right key reproduces
+    number: int  # position of this share, from 1
+    count: int  # shares
+    needed: int  # shares that give the key
+    value: bytes = field(repr=False)  # 32 bytes
 
     def to_text(self) -> str:
         """Return the content of the file of this share: ASCII lines that can also be printed."""

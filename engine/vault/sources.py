@@ -52,36 +52,25 @@ _FAX = frozenset(("tiff_ccitt", "group3", "group4", "tiff_raw_16"))
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image at the size of the networks.
+    """An image at the size of the networks."""
 
-    Attributes:
-        pixels: uint8 (H, W, 3).
-        sha256: SHA-256 of the file, 32 bytes.
-        height, width: Size after EXIF orientation, before resizing.
-        had_exif: Whether the file has EXIF data, which is not kept.
-    """
-
-    pixels: NDArray[np.uint8]
-    sha256: bytes
+    pixels: NDArray[np.uint8]  # uint8 (H, W, 3)
+    sha256: bytes  # SHA-256 of the file, 32 bytes
+    # size after EXIF orientation, before resizing
     height: int
     width: int
-    had_exif: bool
+    had_exif: bool  # the file has EXIF data, which is not kept
 
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """The entries below a folder, as sorted relative paths. Each entry is in exactly one field.
-
-    Attributes:
-        root: The folder.
-        images: Files to read.
-        failed: Entries that cannot be read, such as broken links, with the reason.
-        left_out: Other files: litter of operating systems, and files without an image suffix.
-    """
+    """The entries below a folder, as sorted relative paths. Each entry is in exactly one field."""
 
     root: Path
-    images: Sequence[str]
+    images: Sequence[str]  # files to read
+    # entries that cannot be read, such as broken links, with the reason
     failed: Mapping[str, BadInput]
+    # other files: litter of operating systems, and files without an image suffix
     left_out: Sequence[str]
 
 

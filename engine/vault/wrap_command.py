@@ -24,14 +24,10 @@ class WrapCommand:
 
     The commands read standard input, write standard output, and are not run in a shell. So a key
     service or a smart card protects the keyring, and sees neither the root nor any other key.
-
-    Attributes:
-        unwrap_line: Command line that returns the master key for the wrapped key.
-        wrap_line: Command line that wraps a master key; only for a new master.
     """
 
-    unwrap_line: str
-    wrap_line: str | None = None
+    unwrap_line: str  # command line that returns the master key for the wrapped key
+    wrap_line: str | None = None  # command line that wraps a master key; only for a new master
     kdf: ClassVar[str] = KDF_COMMAND
 
     def new_key(self) -> tuple[str, bytes, bytes]:

@@ -20,36 +20,23 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Threshold:
-    """The lowest similarity of a match.
+    """The lowest similarity of a match."""
 
-    Attributes:
-        similarity: The threshold; None to list all results.
-        rates: Share of genuine and of impostor pairs of the validation split that it accepts.
-    """
-
-    similarity: float | None = None
+    similarity: float | None = None  # the threshold; None to list all results
+    # share of genuine and of impostor pairs of the validation split that it accepts
     rates: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of one query.
-
-    Attributes:
-        query: The query image.
-        matches: Results above the threshold, the most similar first.
-        unusable: Results whose files cannot be opened.
-        threshold: The threshold.
-        highest: Highest similarity of the folder, also below the threshold.
-        searched: Number of images that were compared.
-    """
+    """The result of one query."""
 
     query: Path
-    matches: Sequence[Match]
-    unusable: Sequence[OpenedFile]
+    matches: Sequence[Match]  # results above the threshold, the most similar first
+    unusable: Sequence[OpenedFile]  # results whose files cannot be opened
     threshold: Threshold
-    highest: float
-    searched: int
+    highest: float  # highest similarity of the folder, also below the threshold
+    searched: int  # images that were compared
 
     @property
     def false_matches(self) -> float | None:
