@@ -59,25 +59,17 @@ def __getattr__(name: str) -> Any:
 
 
 def train(cfg: CfgNode) -> EvalReport | None:
-    """Train a model and evaluate its best checkpoint; writes everything to OUTPUT_DIR.
+    """Train a model and evaluate its best checkpoint; write everything to OUTPUT_DIR.
 
-    Args:
-        cfg: From ``load_config``.
-
-    Returns:
-        The report; None in all processes but the first of a distributed run.
+    Return the report, or None in all processes but the first of a distributed run.
     """
     return _run(cfg, "off")
 
 
 def evaluate(cfg: CfgNode) -> EvalReport | None:
-    """Evaluate the checkpoint in MODEL.PRETRAIN_DIR; writes the results to OUTPUT_DIR.
+    """Evaluate the checkpoint in MODEL.PRETRAIN_DIR, with MODEL.PRETRAIN_CHOICE self.
 
-    Args:
-        cfg: From ``load_config``, with MODEL.PRETRAIN_CHOICE self.
-
-    Returns:
-        The report; None in all processes but the first of a distributed run.
+    Write the results to OUTPUT_DIR. Return the report, or None as in `train`.
     """
     return _run(cfg, "on")
 

@@ -40,8 +40,7 @@ from engine.vault import erasure, keyring_admin
 from engine.vault.audit import recorded
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import IMAGE, ORIGINAL
-from engine.vault.master import KeyFile, Passphrase
-from engine.vault.wrap_command import WrapCommand
+from engine.vault.master import KeyFile, Passphrase, WrapCommand
 from modeling.encryption.ised_errors import UsageError, WrongMaster
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown
 from tools.lib.custody import Run, add_custody_commands
@@ -126,11 +125,10 @@ def _parser(*, label_from_file: bool) -> Parser:
             nargs = "+" if several else None
             sub.add_argument("subject", nargs=nargs, help="subject label, as `list` shows it")
         sub.add_argument(
-            "--subject-file",
-            action="append" if several else "store",
+            "--subject-file", action="append" if several else "store",
             help="file whose first line is the label, instead of the argument; - for standard "
             "input, before any passphrase" + several * "; may be repeated",
-        )
+        )  # fmt: skip
         return sub
 
     command("init", _init).add_argument(
@@ -141,10 +139,9 @@ def _parser(*, label_from_file: bool) -> Parser:
     add_json(listing)
     rotate = subject_command("rotate", _rotate)
     rotate.add_argument(
-        "--original",
-        action="store_true",
+        "--original", action="store_true",
         help="only the key for source files, also after it was destroyed",
-    )
+    )  # fmt: skip
     revoke = subject_command("revoke", _revoke)
     revoke.add_argument("--undo", action="store_true", help="allow the keys again")
     destroy = subject_command("destroy", _destroy, several=True)
@@ -169,36 +166,26 @@ def _parser(*, label_from_file: bool) -> Parser:
 
 
 def _add_erasure_options(destroy: Parser, expire: Parser, verify: Parser) -> None:
-    """Add the options of `destroy`, `expire` and `verify-certificate`."""
     destroy.add_argument(
-        "--original-only",
-        action="store_true",
+        "--original-only", action="store_true",
         help="only the keys for source files; the anonymized images still open",
-    )
+    )  # fmt: skip
     destroy.add_argument(
         "--certificate", type=Path, help="file to create: a signed statement of what was destroyed"
     )
     destroy.add_argument(
-        "--folder",
-        type=Path,
-        action="append",
-        default=[],
+        "--folder", type=Path, action="append", default=[],
         help="sealed folder whose files the certificate lists; may be repeated",
-    )
+    )  # fmt: skip
     expire.add_argument(
-        "--older-than",
-        type=_days,
-        required=True,
-        metavar="AGE",
+        "--older-than", type=_days, required=True, metavar="AGE",
         help="days, weeks or years of 365 days: 30d, 8w, 2y",
-    )
+    )  # fmt: skip
     expire.add_argument(
-        "--by",
-        choices=("used", "created"),
-        default="used",
+        "--by", choices=("used", "created"), default="used",
         help="count the age from the last use to seal: no file younger than AGE is lost; or from "
         "the creation of the key: no file older than AGE remains (default: used)",
-    )
+    )  # fmt: skip
     expire.add_argument("--dry-run", action="store_true", help="only list what would be destroyed")
     add_json(expire)
     for sub in (destroy, expire):
@@ -206,20 +193,15 @@ def _add_erasure_options(destroy: Parser, expire: Parser, verify: Parser) -> Non
     add_json(verify)
     verify.add_argument("certificate", type=Path, help="file that `destroy --certificate` made")
     verify.add_argument(
-        "--public-key",
-        type=_public_key,
-        metavar="KEY",
+        "--public-key", type=_public_key, metavar="KEY",
         help="what `public-key` printed; --keyring and the master are then not needed",
-    )
+    )  # fmt: skip
 
 
 def _init(arguments: argparse.Namespace) -> None:
     """Create a keyring, and its master key file if that does not exist."""
     master = master_from(arguments, confirm=True)
-    with (
-        Keyring.create(arguments.keyring, master) as keyring,
-        recorded(keyring, arguments.action),
-    ):
+    with Keyring.create(arguments.keyring, master) as keyring, recorded(keyring, arguments.action):
         print(shown(f"made {arguments.keyring}"))
     if isinstance(master, KeyFile):
         kept = "keep a copy elsewhere, without it nothing opens again"
@@ -318,8 +300,7 @@ def _expire(arguments: argparse.Namespace) -> None:
 def _confirm_expiry(keyring: Keyring, count: int, days: int, yes: bool) -> None:
     """Ask before keys expire, and enter a person's yes into the audit log.
 
-    Raises:
-        UsageError: The answer is not yes, or the clock may be wrong and no person is asked.
+    If the clock may be wrong, this fails unless a person is asked.
     """
     if problem := erasure.clock_problem(keyring, days):
         advice = "check the clock: if it is or was wrong, keys are destroyed too early"
@@ -359,11 +340,7 @@ def _print_public_key(arguments: argparse.Namespace) -> None:
 
 
 def _confirm(question: str, yes: bool) -> None:
-    """Ask on the terminal unless `yes` is set.
-
-    Raises:
-        UsageError: The answer is not yes.
-    """
+    """Ask on the terminal unless `yes` is set."""
     if not yes and (not sys.stdin.isatty() or input(shown(f"{question} [yes] ")) != "yes"):
         raise UsageError("nothing was destroyed; answer yes, or pass --yes")
 
@@ -445,7 +422,6 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _file_passphrase(arguments: argparse.Namespace, *, confirm: bool) -> Passphrase:
-    """Return the passphrase of exported keys."""
     if arguments.file_passphrase_file is not None:
         return Passphrase(read_passphrase(arguments.file_passphrase_file))
     prompt = f"passphrase of {arguments.file}: "

@@ -33,7 +33,6 @@ split. Exit code: 0 the same person, 1 not the same person, 2 an error, 130 inte
 
 
 def _cosine(text: str) -> float:
-    """Read a threshold from the command line."""
     try:
         return number(-1, HIGHEST_THRESHOLD)(text)
     except argparse.ArgumentTypeError:
@@ -43,11 +42,7 @@ def _cosine(text: str) -> float:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return a raw or anonymized image.
-
-    Raises:
-        UserError: The file is missing, is not an image, or is sealed.
-    """
+    """Return a raw or anonymized image; raise UserError if it cannot be read, or is sealed."""
     if not path.exists():
         raise UserError(f"{path} does not exist; expected an image")
     if path.is_file():
@@ -80,7 +75,6 @@ def compare(args: argparse.Namespace) -> bool:
 
 
 def _similarity(args: argparse.Namespace) -> float:
-    """Return the cosine similarity of the two embeddings."""
     model = Anonymizer.from_checkpoint(args.checkpoint, device=args.device)
     first, second = (model.embed(read_image(path)) for path in (args.first, args.second))
     similarity = float((first @ second.T).item())
@@ -94,10 +88,7 @@ def _similarity(args: argparse.Namespace) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    parser = Parser(
-        description=__doc__,
-        epilog=_EXAMPLES,
-    )
+    parser = Parser(description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("first", type=Path, help="query image")
     parser.add_argument("second", type=Path, help="gallery image")
     parser.add_argument("--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training")

@@ -29,6 +29,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -56,7 +57,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         verify_folder,
         write_opened,
     )
-    from engine.vault.protect import MAX_BATCH, Outcome, ProtectOptions, Summary, protect_folder
+    from engine.vault.protect import MAX_BATCH, ProtectOptions, Summary, protect_folder
     from engine.vault.reveal import CONTENTS_NAME, reveal
     from engine.vault.sealed_folder import check_apart
     from engine.vault.search import IndexSummary, complete_index, load_gallery, query_embedding
@@ -85,7 +86,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         read_label,
         secrets_of,
     )
-    from tools.lib.search_results import Thresholds, search_results
+    from tools.lib.search_results import search_results, threshold_of
     from utils.files import WriteError, locked_folder
     from utils.logger import Progress
 
@@ -119,7 +120,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    """Return the command line."""
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -168,10 +168,9 @@ def _parser() -> Parser:
         sub.add_argument("--overwrite", action="store_true", help="replace existing files")
     verifying = command("verify", _verify, ("sealed", "folder of sealed images"))
     verifying.add_argument(
-        "--accept",
-        action="store_true",
+        "--accept", action="store_true",
         help="afterwards write a new manifest of the files that can be opened now",
-    )
+    )  # fmt: skip
     finding = command("search", _search)
     finding.add_argument("query", type=Path, nargs="+", help="images, raw or sealed")
     finding.add_argument("sealed", type=Path, help=sealed[1])
@@ -188,7 +187,6 @@ def _parser() -> Parser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that choose the networks."""
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="OUTPUT_DIR of a training in mode GCR"
     )
@@ -200,7 +198,6 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_protect_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `protect`."""
     parser.add_argument(
         "--subject-from", default="folder", choices=SUBJECT_SOURCES,
         help="whose key: the image's folder (default), a regular expression on its path, a "
@@ -213,11 +210,10 @@ def _add_protect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", help="name in labels and output names (the input's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument(
-        "--keep-original",
-        action="store_true",
+        "--keep-original", action="store_true",
         help="also seal the source files, under another key of the subject: a person with that key "
         "has the photographs themselves (docs/OPERATING.md)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--index", action=argparse.BooleanOptionalAction, default=True,
         help="also write an encrypted embedding of each image, for search (default: --index)",
@@ -239,12 +235,8 @@ def _protect(arguments: argparse.Namespace) -> int:
     """Anonymize every image below a folder and seal it."""
     _check_paths(arguments, arguments.input)
     dataset = arguments.dataset or arguments.input.resolve().name
-    rule = subject_rule(
-        arguments.subject_from,
-        dataset,
-        pattern=arguments.subject_regex,
-        table=arguments.subject_csv,
-    )
+    pattern, table = arguments.subject_regex, arguments.subject_csv
+    rule = subject_rule(arguments.subject_from, dataset, pattern=pattern, table=table)
     options = ProtectOptions(
         dataset,
         rule,
@@ -265,9 +257,9 @@ def _protect(arguments: argparse.Namespace) -> int:
         model = _load_model(arguments)
         with finishing() as stop, Progress(total, "Protect") as bar:
 
-            def report(outcome: Outcome) -> None:
+            def report(path: str, error: IsedError | None) -> None:
                 bar.update()
-                failures.add(outcome.path, outcome.error)
+                failures.add(path, error)
 
             summary = protect_folder(
                 source, arguments.output, model, keyring, options, report=report, stop=stop
@@ -333,12 +325,9 @@ def _reveal(arguments: argparse.Namespace) -> int:
             keyring.use.failed = failures.count
         done = ", ".join(f"{count} {content}" for content, count in counts.items())
         contents = arguments.output / CONTENTS_NAME
-        lines = (
-            shown(f"{arguments.output}: {done}, {failures.count} failed"),
-            shown(f"list of contents: {contents}"),
-        )
+        text = shown(f"{arguments.output}: {done}, {failures.count} failed")
         content = {"output": arguments.output, "contents": contents, **counts}
-        show(content | failures.as_json(), "\n".join(lines))
+        show(content | failures.as_json(), f"{text}\n{shown(f'list of contents: {contents}')}")
     return failures.exit_code
 
 
@@ -368,25 +357,24 @@ def _search(arguments: argparse.Namespace) -> int:
             try:
                 queries.append(query_embedding(path, keyring, model))
             except IsedError as error:
-                if error.stops:
-                    raise
-                failures.add(path, error)
+                failures.add(path, error.of_one_file())
         results, unusable = [], []
         if queries:
             dim = len(queries[0].vector)
             gallery = load_gallery(arguments.sealed, keyring, model, dim, note=_print_note)
-            thresholds = Thresholds(arguments.checkpoint, arguments.threshold, note=_print_note)
+            thresholds = {
+                kind: threshold_of(kind, arguments.threshold, arguments.checkpoint, _print_note)
+                for kind in dict.fromkeys(query.kind for query in queries)
+            }
             results = list(search_results(queries, gallery, keyring, thresholds, arguments.k))
             unusable = [*gallery.unusable, *(file for each in results for file in each.unusable)]
         keyring.use.failed = len(unusable)
     for file in unusable:
         failures.add(file.path, file.error)
-    lines = (
-        line
-        for result in results
-        for line in ([shown(f"{result.query}:")] if len(arguments.query) > 1 else [])
-        + result.lines()
-    )
+    lines = []
+    for result in results:
+        heading = [shown(f"{result.query}:")] if len(arguments.query) > 1 else []
+        lines += heading + result.lines()
     with answer(as_json=arguments.json) as show:
         show([result.as_json() for result in results], "\n".join(lines))
     return failures.exit_code
@@ -406,13 +394,11 @@ def _index(arguments: argparse.Namespace) -> int:
                 keyring.use.result = "interrupted"
         for file in summary.failed:
             failures.add(file.path, file.error)
-        counts = {"added": summary.added, "present": summary.present}
+        content = {"folder": arguments.sealed, "added": summary.added, "present": summary.present}
+        content |= {"interrupted": summary.interrupted, **failures.as_json()}
         text = f"{summary.added} added, {summary.present} already present, {failures.count} failed"
-        show(
-            {"folder": arguments.sealed, **counts, "interrupted": summary.interrupted}
-            | failures.as_json(),
-            shown(f"index of {arguments.sealed}: {text}") + f"\n{_CONTINUES}" * summary.interrupted,
-        )
+        more = f"\n{_CONTINUES}" * summary.interrupted
+        show(content, shown(f"index of {arguments.sealed}: {text}") + more)
     return 130 if summary.interrupted else failures.exit_code
 
 
@@ -426,15 +412,14 @@ def _complete_index(folder: Path, keyring: Keyring, model: Anonymizer, batch: in
 
 
 def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
-    """Open sealed images and write them into the output folder."""
     _check_paths(arguments, arguments.sealed)
     files, failures = sealed_files(arguments.sealed), FileErrors()
     folder = OutputFolder(arguments.output, overwrite=arguments.overwrite)
+    options = replace(options, original_size=arguments.original_size)
     with answer(as_json=arguments.json) as show:
         with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
-            for file in write_opened(
-                unseal(files, keyring), folder, options, original_size=arguments.original_size
-            ):
+            opened = unseal(files, keyring.opening_key)
+            for file in write_opened(opened, folder, options):
                 bar.update()
                 failures.add(file.path, file.error)
             keyring.use.failed = failures.count
@@ -457,7 +442,6 @@ def _check_paths(arguments: argparse.Namespace, source: Path) -> None:
 
 
 def _load_model(arguments: argparse.Namespace) -> Anonymizer:
-    """Load the networks of the command line."""
     device = str(device_of_rank(arguments.device))
     return Anonymizer.from_checkpoint(arguments.checkpoint, device=device)
 
@@ -465,7 +449,6 @@ def _load_model(arguments: argparse.Namespace) -> Anonymizer:
 def _summary_text(
     summary: Summary, arguments: argparse.Namespace, rate: float, left_out: Sequence[str]
 ) -> str:
-    """Return the counts of a protect run as text."""
     counts = (
         f"{summary.sealed} sealed, {summary.present} already present, {summary.failed} failed, "
         f"{summary.left_out} left out"

@@ -138,6 +138,18 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
+def read_at_most(path: str | os.PathLike[str], limit: int) -> bytes | None:
+    """Return the content of a regular file; None, unread, if it has more bytes than a limit.
+
+    A large sparse file costs an attacker nothing, but would fill the memory.
+    """
+    check_regular(path)
+    with Path(path).open("rb") as file:
+        is_long = os.fstat(file.fileno()).st_size > limit
+        content = b"" if is_long else file.read(limit + 1)  # it may have grown
+    return None if is_long or len(content) > limit else content
+
+
 def ensure_folder(path: str | Path) -> Path:
     """Create a folder and its parents if necessary, and check that files can be written in it.
 

@@ -29,7 +29,6 @@ from engine.attacks.measures import (
 )
 from modeling.encryption.cipher import Cipher, Sealed, quantize_pixels
 from modeling.encryption.ised_errors import IsedError
-from modeling.encryption.primitives import WrongKeys
 from modeling.encryption.sealed_image import CHUNK_BYTES, PUBLIC_BYTES
 
 _IMAGES = 200
@@ -113,7 +112,7 @@ class StorageRoundTrip(CipherAttack):
         cipher, sealed = stored.encrypted
         shares = []
         for index in range(len(pids)):
-            opened = cipher.open(through_file(sealed.at(index)), cipher.keys)
+            opened = cipher.open(through_file(sealed.at(index)), cipher.keys.opening_key)
             same = quantize_pixels(opened) == quantize_pixels(stored.plain[index : index + 1])
             shares.append(float(same.float().mean()))
         value = interval_of(shares, pids, context.seed)
@@ -135,10 +134,10 @@ def open_each(cipher: Cipher, sealed: Sealed) -> tuple[list[bool], Tensor]:
 
     Returns whether each image opened, and the images (N, 3, H, W): ciphertexts where it did not.
     """
-    wrong, opened, images = WrongKeys(cipher.keys), [], []
+    opened, images = [], []
     for image in (sealed.at(index) for index in range(len(sealed))):
         try:
-            images.append(cipher.open(image, wrong))
+            images.append(cipher.open(image, cipher.keys.another_key))
             opened.append(True)
         except IsedError:
             images.append(cipher.observe(image))
@@ -211,7 +210,7 @@ def _with(sealed: Sealed, payload: Tensor) -> Sealed:
 
 def _opens(cipher: Cipher, changed: Callable[[], Sealed]) -> bool:
     try:
-        cipher.open(changed(), cipher.keys)
+        cipher.open(changed(), cipher.keys.opening_key)
     except IsedError:
         return False
     return True

@@ -5,15 +5,14 @@
 - `erasure`: `expire`, `destroy_with_certificate`, `verify_certificate`.
 - `keyring_rows`, `keyring_store`: authentication of rows, and the SQLite file.
 - `master`: `KeyFile`, `KeyShares`, `Passphrase`, `WrapCommand`: the master key of a keyring.
-- `shares`: `split`, `combine`: shares of a master key file; `wrap_command`: external commands.
+- `shares`: `split`, `combine`: shares of a master key file.
 - `audit`: `recorded`: the audit log of a keyring; `audit_reader`: `AuditLog`: check and list it.
 - `subjects`: `subject_rule`: which subject an image belongs to.
 - `sources`: `list_sources`, `decode_source`: images to protect.
 - `protect`: `protect_folder`: anonymize and seal; `sealing_work`: `seal_batch`: in workers.
-- `existing`: `ExistingOutputs`: compare outputs of earlier runs.
-- `originals`: `read_original`, `check_original`: sealed source files; `reveal`: `reveal`.
+- `reading`: `read_image`, `read_original`, `check_existing`: single sealed files.
 - `sealed_folder`: `Manifest`, `publish`: the output folder.
-- `opening`: `unseal`, `write_opened`, `verify_folder`.
+- `opening`: `unseal`, `write_opened`, `verify_folder`; `reveal`: `reveal`.
 - `index`: `Segment`, `IndexWriter`, `VectorKeys`: the encrypted embeddings of a folder.
 - `search`: `load_gallery`, `most_similar`, `complete_index`.
 - `secret_files`: `read_private`, `new_private_file`: files that only their owner can read.

@@ -67,9 +67,6 @@ def log_path(keyring: Path) -> Path:
     return keyring.with_name(f"{keyring.name}.audit")
 
 
-# ---- writing ------------------------------------------------------------------------------------
-
-
 @contextmanager
 def recorded(keyring: Keyring, command: str) -> Iterator[None]:
     """Write an entry before and after a command that uses an open keyring.
@@ -85,9 +82,8 @@ def recorded(keyring: Keyring, command: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        keyring.use.result = type(error).__name__
-        if isinstance(error, KeyboardInterrupt):
-            keyring.use.result = "interrupted"
+        interrupted = isinstance(error, KeyboardInterrupt)
+        keyring.use.result = "interrupted" if interrupted else type(error).__name__
         with suppress(UserError, OSError):  # the original error matters more
             _append(keyring, _end(keyring, number))
         raise
@@ -156,9 +152,6 @@ def _uncounted(descriptor: int, path: Path, key: bytes, count: int, last: bytes)
     """Return the line at the end of a log that the keyring does not count, if there is one.
 
     Also removes the incomplete line of a process that was killed while it wrote.
-
-    Raises:
-        KeyringCorrupt: The end of the log is not the one that the keyring counts.
     """
     size = os.fstat(descriptor).st_size
     start = max(0, size - 3 * _MAX_LINE)
@@ -168,18 +161,10 @@ def _uncounted(descriptor: int, path: Path, key: bytes, count: int, last: bytes)
     hashes = [line_hash(line) for line in lines[-2:]]
     uncounted = None
     if hashes[-1:] != ([last] if count else []):
-        entry = authentic_entry(key, lines[-1]) if lines else None
-        follows = entry is not None and (entry["entry"], entry["previous"]) == (
-            count + 1,
-            last.hex(),
-        )
+        entry = (authentic_entry(key, lines[-1]) if lines else None) or {}
+        follows = (entry.get("entry"), entry.get("previous")) == (count + 1, last.hex())
         # The counted line must be there, unless the uncounted one begins the log.
-        begins = (
-            entry is not None
-            and len(lines) == 1
-            and not start
-            and (count == 0 or entry["event"] == "restart")
-        )
+        begins = len(lines) == 1 and not start and (count == 0 or entry.get("event") == "restart")
         if not follows or not (begins or hashes[:-1] == [last]):
             raise KeyringCorrupt(
                 f"audit log {path} does not end with entry {count}, the last one that the keyring "
@@ -238,13 +223,7 @@ def _end(keyring: Keyring, number: int) -> Entry:
 
 @contextmanager
 def _opened(path: Path, count: int) -> Iterator[int]:
-    """Yield the descriptor of a log, which is created if the keyring counts no entry.
-
-    Raises:
-        KeyringCorrupt: It is missing.
-        InsecurePermissions: It is a link, or others can read it.
-        StorageError: It cannot be opened.
-    """
+    """Yield the descriptor of a log, which is created if the keyring counts no entry."""
     try:
         if os.path.lexists(path):
             checked = check_private(path, "audit log")
@@ -305,9 +284,6 @@ def _not_written(path: Path, error: OSError) -> StorageError:
         f"cannot write the audit log {path}: {error.strerror}; without it no command uses the "
         "keyring"
     )
-
-
-# ---- lines: also used by audit_reader -----------------------------------------------------------
 
 
 def lines_of(path: Path, size: int | None = None) -> Iterator[tuple[bytes, bool]]:

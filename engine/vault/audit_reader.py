@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 
 from engine.vault.audit import (
     NO_HASH,
@@ -24,25 +25,19 @@ class AuditLog:
     """The entries of a log, checked against its keyring.
 
     Iterate over it once; then `problems` and `notes` are complete.
-
-    Attributes:
-        count: Number of entries that the keyring counts.
-        last: Hash of the last one.
-        problems: What is wrong, in words.
-        notes: What a killed or running command left, and where the log begins.
     """
 
     def __init__(self, keyring: Keyring) -> None:
         """Read the state that the keyring has now; entries that follow later are not read."""
         self._path, self._keyring = log_path(keyring.store.path), keyring
         while True:
-            self.count, self.last = keyring.audit_state()
+            self.count, self.last = keyring.audit_state()  # number of entries, hash of the last one
             is_missing = not os.path.lexists(self._path)
             self._size = 0 if is_missing else check_private(self._path, "audit log").st_size
             if keyring.audit_state() == (self.count, self.last):
                 break
         self.problems: list[str] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # what a killed or running command left; where the log begins
         if not self._size and self.count:
             self.problems.append(
                 f"the log is missing or empty; the keyring counts {self.count} entries"
@@ -193,11 +188,7 @@ def _entries(first: int, last: int) -> str:
 
 def _ranges(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Yield the first and last number of each run of consecutive numbers."""
-    run: list[int] = []
-    for number in sorted(numbers):
-        if run and number != run[-1] + 1:
-            yield run[0], run[-1]
-            run = []
-        run.append(number)
-    if run:
+    # Within a run, a number minus its position is constant.
+    for _, group in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
         yield run[0], run[-1]

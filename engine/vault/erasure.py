@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,7 +24,7 @@ from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import destroy
 from engine.vault.keyring_rows import KeyRow
 from engine.vault.keyring_store import today
-from engine.vault.originals import ORIGINAL_SUFFIX, key_id_of
+from engine.vault.reading import ORIGINAL_SUFFIX, key_id_of
 from engine.vault.sealed_folder import SEALED_SUFFIX
 from engine.vault.secret_files import write_new_private
 from modeling.encryption.ised_errors import (
@@ -34,7 +35,7 @@ from modeling.encryption.ised_errors import (
     Tampered,
     UsageError,
 )
-from utils.files import check_regular
+from utils.files import read_at_most
 from utils.logger import Progress
 
 Statement = dict[str, Any]
@@ -61,17 +62,11 @@ _NOT_GUARANTEED = (
 )
 
 
-# ---- by age --------------------------------------------------------------------------------------
-
-
 def expired(keyring: Keyring, days: int, by: str) -> tuple[list[KeyRow], list[KeyRow]]:
     """Return the rows of the keys that are older than a number of days: usable, and revoked ones.
 
-    Args:
-        keyring: Open keyring.
-        days: Keys of exactly this age are not older.
-        by: `used`: the age is counted from the last use to seal; no file younger than this is lost.
-            `created`: from the creation; no file older than this remains.
+    ``by`` is `used` to count the age from the last use to seal: no file younger than this is lost.
+    It is `created` to count from the creation: no file older than this remains.
     """
     keyring.refresh()
     first = today() - days
@@ -86,11 +81,7 @@ def clock_problem(keyring: Keyring, days: int) -> str:
     If the clock is or was wrong, `expire` destroys keys too early, or the age of keys is wrong. The
     times in the audit log show it: a step back, or a long time without any command, which may be a
     step forward. A log that was set aside cannot show it. Commands before the last `CONFIRMED` one
-    are not examined.
-
-    Args:
-        keyring: Open keyring; its log contains the beginning of this command.
-        days: The age.
+    are not examined. The log contains the beginning of this command.
     """
     problem, last = "", None
     for entry in AuditLog(keyring):
@@ -109,29 +100,19 @@ def clock_problem(keyring: Keyring, days: int) -> str:
 
 
 def expire(keyring: Keyring, days: int, by: str, listed: Collection[bytes]) -> int:
-    """Destroy the listed keys that are still older; return how many.
+    """Destroy the keys with the listed ids that are still `expired`; return how many.
 
-    All are destroyed in one transaction. Revoked keys stay: a person suspended their use and has to
-    decide. The tombstones get a random tag, which no label has, so a subject that appears again
-    gets a new key. After `destroy` it would not.
-
-    Args:
-        keyring: Open keyring.
-        days: See `expired`.
-        by: See `expired`.
-        listed: Key ids, as shown to the user. A key may have been used in the meantime.
+    A key may have been used since it was listed. All are destroyed in one transaction. Revoked keys
+    stay: a person suspended their use and has to decide. The tombstones get a random tag, which no
+    label has, so a subject that appears again gets a new key. After `destroy` it would not.
     """
     tags: dict[bytes, bytes] = {}
     with keyring.writing():
         rows = [row for row in expired(keyring, days, by)[0] if row.key_id in listed]
         for row in rows:
             tag = tags.setdefault(row.subject_tag, os.urandom(32))
-            tombstone = replace(row, state="destroyed", label_ct=None, subject_tag=tag)
-            keyring.put(tombstone, None)
+            keyring.put(replace(row, state="destroyed", label_ct=None, subject_tag=tag), None)
     return len(rows)
-
-
-# ---- with a certificate --------------------------------------------------------------------------
 
 
 def destroy_with_certificate(
@@ -143,12 +124,9 @@ def destroy_with_certificate(
 ) -> tuple[int, Statement]:
     """Destroy the keys of subjects and write a certificate; a repeated call completes it.
 
-    Args:
-        keyring: Open keyring.
-        subjects: Labels; all are destroyed or none.
-        folders: Sealed folders, in which the files under these keys are listed.
-        path: The certificate. If it exists, it must be that of this destruction.
-        purpose: Only the keys of this purpose.
+    The keys are those of one purpose, or all; all are destroyed or none. The certificate lists the
+    files under these keys in sealed folders. If its path exists, it must be that of this
+    destruction.
 
     Returns:
         Number of keys destroyed by this call, and the statement of the certificate.
@@ -165,15 +143,21 @@ def destroy_with_certificate(
             raise UsageError(f"{folder} is not a folder; nothing was destroyed")
         if not os.access(folder, access | os.X_OK):
             raise UsageError(f"{folder} cannot be {verb}; nothing was destroyed")
+
+    def rows() -> list[KeyRow]:
+        every = {row.key_id: row for name in subjects for row in keyring.rows_of(name, purpose)}
+        return [every[key_id] for key_id in sorted(every)]
+
     keyring.refresh()
     if os.path.lexists(path):
-        return 0, _completed(keyring, subjects, folders, path, purpose)
+        return 0, _completed(keyring, rows(), folders, path)
     count = destroy(keyring, *subjects, purpose=purpose)
+    destroyed = [row for row in rows() if row.state == "destroyed"]
     try:
-        content, statement = _certificate(keyring, subjects, folders, purpose)
+        content, statement = _certificate(keyring, destroyed, folders)
         write_new_private(path, content)
     except FileExistsError:  # another process wrote it meanwhile
-        return count, _completed(keyring, subjects, folders, path, purpose)
+        return count, _completed(keyring, rows(), folders, path)
     except (StorageError, OSError) as error:
         raise StorageError(
             f"the keys were destroyed, but there is no certificate ({error}); run the same command "
@@ -188,23 +172,17 @@ def public_key(keyring: Keyring) -> bytes:
 
 
 def read_certificate(path: Path, key: bytes) -> Statement:
-    """Return the statement of a certificate.
-
-    Args:
-        path: The certificate.
-        key: Public key of the keyring, see `public_key`.
+    """Return the statement of a certificate, given the file and the public key of its keyring.
 
     Raises:
         UsageError: The file cannot be read.
         FormatError, Tampered: See `parse_certificate`.
     """
     try:
-        check_regular(path)
-        with path.open("rb") as file:
-            content = file.read(_MAX_CERTIFICATE_BYTES)
+        content = read_at_most(path, _MAX_CERTIFICATE_BYTES)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from None
-    return parse_certificate(content, key, str(path))
+    return parse_certificate(content or b"", key, str(path))
 
 
 def parse_certificate(content: bytes, key: bytes, name: str = "the certificate") -> Statement:
@@ -251,31 +229,17 @@ def verify_certificate(keyring: Keyring, path: Path) -> Statement:
 
 
 def _completed(
-    keyring: Keyring,
-    subjects: Sequence[str],
-    folders: Sequence[Path],
-    path: Path,
-    purpose: str | None,
+    keyring: Keyring, rows: Iterable[KeyRow], folders: Sequence[Path], path: Path
 ) -> Statement:
     """Return the statement of an existing certificate, which must be that of this destruction."""
-    other = UsageError(
+    with suppress(FormatError, Tampered, KeyringCorrupt):
+        statement = verify_certificate(keyring, path)
+        listed = [folder["path"] for folder in statement["folders"]]
+        if statement["keys"] == _keys(rows) and listed == list(map(str, folders)):
+            return statement
+    raise UsageError(
         f"{path} exists already and is not the certificate of this destruction; give another file"
     )
-    try:
-        statement = verify_certificate(keyring, path)
-    except (FormatError, Tampered, KeyringCorrupt):
-        raise other from None
-    rows = _rows(keyring, subjects, purpose)
-    if statement["keys"] != _keys(rows) or [
-        folder["path"] for folder in statement["folders"]
-    ] != list(map(str, folders)):
-        raise other
-    return statement
-
-
-def _rows(keyring: Keyring, subjects: Iterable[str], purpose: str | None) -> list[KeyRow]:
-    rows = {row.key_id: row for name in subjects for row in keyring.rows_of(name, purpose)}
-    return [rows[key_id] for key_id in sorted(rows)]
 
 
 def _keys(rows: Iterable[KeyRow]) -> list[dict[str, str]]:
@@ -283,16 +247,14 @@ def _keys(rows: Iterable[KeyRow]) -> list[dict[str, str]]:
 
 
 def _certificate(
-    keyring: Keyring, subjects: Sequence[str], folders: Sequence[Path], purpose: str | None
+    keyring: Keyring, rows: Sequence[KeyRow], folders: Sequence[Path]
 ) -> tuple[bytes, Statement]:
-    """Return the file and the statement about the destroyed keys of subjects."""
-    rows = [row for row in _rows(keyring, subjects, purpose) if row.state == "destroyed"]
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    """Return the file and the statement about destroyed keys."""
     key_ids = {row.key_id for row in rows}
     statement = {
         "format": _FORMAT,
         "keyring": keyring.head.keyring_id.hex(),
-        "time": time,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "claim": _CLAIM,
         "keys": _keys(rows),
         "folders": [_files_under(folder, keyring, key_ids) for folder in folders],
@@ -312,14 +274,12 @@ def _files_under(folder: Path, keyring: Keyring, key_ids: Collection[bytes]) -> 
             if key_id_of(folder / name, keyring) in key_ids:
                 files.append(name)
         except IsedError as error:
-            if error.stops:
-                raise
+            error.of_one_file()
             unknown.append(name)
     return {"path": str(folder), "files": files, "unknown_key": unknown}
 
 
 def _signed(statement: Statement) -> bytes:
-    """Return the bytes that are signed."""
     return json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()
 
 

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,12 @@ class Segment:
 
     @classmethod
     def read(cls, path: Path, key: bytes) -> Segment:
-        """Read and authenticate the table of a segment.
-
-        Args:
-            path: The file.
-            key: Manifest key of the keyring.
+        """Read and authenticate the table of a segment, given the manifest key of the keyring.
 
         Raises:
             FileNotFoundError: It does not exist.
-            BadInput: It cannot be read.
-            FormatError, UnsupportedVersion: It is not exactly one segment.
-            WrongKey: It was made under another keyring.
-            Tampered: It was changed.
+            IsedError: It cannot be read, is not exactly one segment, was changed, or was made under
+                another keyring.
         """
         try:
             check_regular(path)
@@ -107,7 +102,6 @@ class Segment:
         return cls(path, dim, message[:DIGEST_BYTES], message[DIGEST_BYTES:])
 
     def __len__(self) -> int:
-        """Return the number of vectors."""
         return len(self.table) // ENTRY_BYTES
 
     def entries(self) -> Iterator[bytes]:
@@ -115,17 +109,8 @@ class Segment:
         for start in range(0, len(self.table), ENTRY_BYTES):
             yield self.table[start : start + ENTRY_BYTES]
 
-    def digests(self) -> list[bytes]:
-        """Return the SHA-256 of the sealed file of each vector."""
-        return [entry[:DIGEST_BYTES] for entry in self.entries()]
-
     def vectors(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the entry and the ciphertext of each vector.
-
-        Raises:
-            FileNotFoundError: The file was deleted meanwhile.
-            BadInput: It cannot be read.
-        """
+        """Yield entry and ciphertext of each vector; raise FileNotFoundError after a deletion."""
         size = _ciphertext_bytes(self.dim)
         try:
             with self.path.open("rb", buffering=_READ_BYTES) as file:
@@ -169,18 +154,14 @@ class VectorKeys:
         """Use the keys that the keyring has now."""
         keyring.refresh()
         self._keyring = keyring
-        self._ciphers: dict[bytes, AESGCM] = {}
+        self._cipher = lru_cache(_CIPHERS)(self._new_cipher)
 
     def seal(
         self, key_id: bytes, digest: bytes, network: bytes, vector: NDArray[np.float16]
     ) -> tuple[bytes, bytes]:
-        """Return the entry and the ciphertext of a vector.
+        """Return the entry and the ciphertext of a vector, float16 (D,).
 
-        Args:
-            key_id: Key of its subject.
-            digest: SHA-256 of its sealed file.
-            network: Digest of the network that computed it.
-            vector: float16 (D,).
+        It is bound to the SHA-256 of its sealed file and to the digest of the network.
         """
         file_and_key, nonce = digest + key_id, os.urandom(NONCE_BYTES)
         message = vector.astype("<f2").tobytes()
@@ -201,39 +182,25 @@ class VectorKeys:
         except InvalidTag:
             raise Tampered(f"{segment.path}: a vector was changed; {_REMEDY}") from None
 
-    def _cipher(self, key_id: bytes) -> AESGCM:
-        cipher = self._ciphers.get(key_id)
-        if cipher is None:
-            row = self._keyring.row(key_id)
-            if row is None:
-                raise MissingKey("no key for this file: its key row is lost")
-            row.check_usable()
-            cipher = AESGCM(derive_key(self._keyring.unwrap(row), _VECTOR_CONTEXT))
-            if len(self._ciphers) >= _CIPHERS:
-                del self._ciphers[next(iter(self._ciphers))]  # the oldest
-            self._ciphers[key_id] = cipher
-        return cipher
+    def _new_cipher(self, key_id: bytes) -> AESGCM:
+        row = self._keyring.row(key_id)
+        if row is None:
+            raise MissingKey("no key for this file: its key row is lost")
+        row.check_usable()
+        return AESGCM(derive_key(self._keyring.unwrap(row), _VECTOR_CONTEXT))
 
 
 class IndexWriter:
-    """Collects vectors and writes a segment for every MAX_VECTORS of them.
-
-    Attributes:
-        network: Digest of the network that computed them, see `Anonymizer.embedding_digest`.
-    """
+    """Collects vectors and writes a segment for every MAX_VECTORS of them."""
 
     def __init__(self, folder: Path, keyring: Keyring, network: bytes) -> None:
-        """Write segments of a network into a folder."""
+        """Write segments of a network (see `Anonymizer.embedding_digest`) into a folder."""
         self._folder, self._keyring, self.network = folder, keyring, network
         self._keys = VectorKeys(keyring)
         self._sealed: list[tuple[bytes, bytes]] = []
 
     def add(self, key_id: bytes, digest: bytes, vector: NDArray[np.float16]) -> None:
-        """Seal the vector (D,) of a sealed file with this SHA-256.
-
-        Raises:
-            StorageError: A full segment cannot be written.
-        """
+        """Seal the vector (D,) of a sealed file with this SHA-256; write a full segment."""
         self.copy(*self._keys.seal(key_id, digest, self.network, vector))
 
     def copy(self, entry: bytes, ciphertext: bytes) -> None:
@@ -279,18 +246,12 @@ def check_segment(path: Path, keyring: Keyring) -> IsedError | None:
     except FileNotFoundError:
         return BadInput("was deleted meanwhile; run the command again")
     except IsedError as error:
-        if error.stops:
-            raise
-        return error
+        return error.of_one_file()
     return None
 
 
 def _parse_head(path: Path, head: bytes) -> tuple[int, int]:
-    """Return the number of vectors and their dimensions.
-
-    Raises:
-        FormatError, UnsupportedVersion: It is not the head of a segment.
-    """
+    """Return the number of vectors and their dimensions."""
     if len(head) < _HEAD.size or head[:4] != _MAGIC:
         raise FormatError(f"{path} is not a segment of an index; {_REMEDY}", 0)
     _, version, count, dim = _HEAD.unpack(head)

@@ -23,15 +23,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.vault.audit import KeyUse, log_path
-from engine.vault.keyring_rows import (
-    FORMAT,
-    IMAGE,
-    OLD_SERVICES,
-    SERVICES,
-    HeadRow,
-    KeyRow,
-    RowSet,
-)
+from engine.vault.keyring_rows import FORMAT, IMAGE, OLD_SERVICES, SERVICES, HeadRow, KeyRow, RowSet
 from engine.vault.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, today
 from engine.vault.master import KeyFile, Master, new_root, row_aad, service_aad, unlock_root, unwrap
 from engine.vault.secret_files import check_private, new_private_file
@@ -52,7 +44,7 @@ from utils.logger import Progress
 
 
 class Keyring:
-    """An open keyring; a `KeySource`. Use it in one process and one thread only.
+    """An open keyring. Use it in one process and one thread only.
 
     Rows are read and authenticated as a whole when the keyring is opened, and again when another
     process has changed one. Writing a row takes the same time in a keyring of any size.
@@ -62,7 +54,8 @@ class Keyring:
         """Use an unlocked file, of which nothing is read yet; see `open` and `create`."""
         self.store = store
         self.use = KeyUse()  # for the audit log
-        self._root, self._head = root, head
+        self._root = root
+        self.head = head  # the row about the keyring, as last read
         self._services: dict[str, bytes] = {}
         self._wrapped_services: dict[str, bytes] = {}
         self._rows = RowSet(root)
@@ -85,8 +78,15 @@ class Keyring:
         if isinstance(master, KeyFile):
             master.create_if_missing()
         try:
-            with new_private_file(path) as empty, closing(KeyringStore.create(empty)) as store:
-                cls(store, *new_root(os.urandom(16), master, epoch=0))._write_first_state()
+            with (
+                new_private_file(path) as empty,
+                closing(KeyringStore(empty, create=True)) as store,
+            ):
+                keyring = cls(store, *new_root(os.urandom(16), master, epoch=0))
+                keyring._services = {name: random_key() for name in SERVICES}
+                with store.transaction(write=True):
+                    keyring._put_services()
+                    keyring._put_head()
         except FileExistsError:
             raise _exists(path) from None
         return cls.open(path, master)
@@ -95,12 +95,7 @@ class Keyring:
     def open(
         cls, path: str | os.PathLike[str], master: Master, busy_timeout_ms: int = BUSY_TIMEOUT_MS
     ) -> Keyring:
-        """Unlock a keyring and authenticate all of it.
-
-        Raises:
-            KeyringMissing, InsecurePermissions, KeyringLocked, KeyringCorrupt, WrongMaster: See the
-                classes.
-        """
+        """Unlock a keyring and authenticate all of it; raise a KeyringError if that fails."""
         path = Path(path)
         check_private(path, "keyring")
         remove_leftovers(path.parent, path.name)  # a killed process may have left a copy
@@ -120,11 +115,9 @@ class Keyring:
         self.store.close()
 
     def __enter__(self) -> Keyring:
-        """Return the keyring."""
         return self
 
     def __exit__(self, *args: object) -> None:
-        """Close the file."""
         self.close()
 
     # ---- keys ----------------------------------------------------------------------------------
@@ -152,22 +145,16 @@ class Keyring:
         Skips subjects whose keys were revoked or destroyed; `sealing_key` raises for those.
         """
         self.refresh()
-        day = today()
         rows = {subject: self.active_row(subject, purpose) for subject in subjects}
-        due = sorted(name for name, row in rows.items() if row is None or row.used_day < day)
-        if not due:
-            return
-        with self.writing():
-            for subject in due:
-                with suppress(RevokedKey, DestroyedKey):
-                    self._used_row(subject, purpose)
+        due = sorted(name for name, row in rows.items() if row is None or row.used_day < today())
+        if due:
+            with self.writing():
+                for subject in due:
+                    with suppress(RevokedKey, DestroyedKey):
+                        self._used_row(subject, purpose)
 
-    def opening_key(self, header: bytes) -> bytes:
-        """Return the key that a public header identifies; see `opening_row`."""
-        return self.unwrap(self.opening_row(header))
-
-    def opening_row(self, header: bytes) -> KeyRow:
-        """Return the row of the key that a public header identifies.
+    def opening_key(self, header: bytes, *, counted: bool = True) -> bytes:
+        """Return the key that a public header identifies; count its file for the audit log.
 
         Raises:
             MissingKey, RevokedKey, DestroyedKey: There is no usable key.
@@ -179,8 +166,8 @@ class Keyring:
                 "or its salt or locator is damaged"
             )
         row.check_usable()
-        self.use.files[row.key_id] += 1
-        return row
+        self.use.files[row.key_id] += counted
+        return self.unwrap(row)
 
     def row_of(self, header: bytes) -> KeyRow | None:
         """Return the row, in any state, of the key that a public header identifies.
@@ -189,11 +176,10 @@ class Keyring:
         """
         self.refresh()
         row = self._rows.by_id.get(key_id_of(header, self._services["locate"]))
-        if row is None:
-            imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
-            fits = (x for x in imports if is_under(self.unwrap(x, counted=False), header))
-            row = next(fits, None)
-        return row
+        if row is not None:
+            return row
+        imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
+        return next((x for x in imports if is_under(self.unwrap(x, counted=False), header)), None)
 
     def file_name(self, dataset: str, path: str) -> str:
         """Return the output name of a source: a keyed hash, which reveals nothing to outsiders."""
@@ -216,18 +202,13 @@ class Keyring:
     def audit_state(self) -> tuple[int, bytes]:
         """Return the number of entries of the audit log and the hash of the last one (32 bytes)."""
         self.refresh()
-        return self._head.audit_count, self._head.audit_hash
+        return self.head.audit_count, self.head.audit_hash
 
     def set_audit_state(self, count: int, digest: bytes) -> None:
         """Change what `audit_state` returns. Call this within `writing` only."""
-        self._head = replace(self._head, audit_count=count, audit_hash=digest)
+        self.head = replace(self.head, audit_count=count, audit_hash=digest)
 
     # ---- rows ----------------------------------------------------------------------------------
-
-    @property
-    def head(self) -> HeadRow:
-        """The row about the keyring, as last read."""
-        return self._head
 
     @property
     def rows(self) -> list[KeyRow]:
@@ -252,20 +233,11 @@ class Keyring:
         return next((self._rows.active[key] for key in keys if key in self._rows.active), None)
 
     def subject_tag(self, subject: str) -> bytes:
-        """Return the 32 bytes that stand for a subject label in new rows and tombstones.
-
-        Raises:
-            BadInput: The label is invalid.
-        """
+        """Return the 32 bytes that stand for a valid subject label in new rows and tombstones."""
         return self._tag(any_label(subject))
 
     def check_subject(self, subject: str, purpose: str = IMAGE) -> None:
-        """Raise if a subject has no key to seal with and cannot get one.
-
-        Raises:
-            BadInput: Its label is invalid, or too long for a new key.
-            RevokedKey, DestroyedKey: Its keys were revoked or destroyed.
-        """
+        """Raise BadInput, RevokedKey or DestroyedKey if a subject cannot get a key to seal with."""
         if self.active_row(subject, purpose) is not None:
             return
         rows = self.rows_of(subject, purpose)
@@ -293,7 +265,7 @@ class Keyring:
             self.use.keys.add(row.key_id)
         key = self._unwrapped.get(row.key_id)
         if key is None:
-            key = unwrap(self._root, "key", row_aad(self._head.keyring_id, row), row.wrapped or b"")
+            key = unwrap(self._root, "key", row_aad(self.head.keyring_id, row), row.wrapped or b"")
             self._unwrapped[row.key_id] = key
         return key
 
@@ -301,7 +273,7 @@ class Keyring:
         """Return the subject label of a row; None after its key was destroyed."""
         if row.label_ct is None:
             return None
-        aad = self._head.keyring_id + row.key_id
+        aad = self.head.keyring_id + row.key_id
         return unwrap(self._services["label"], "label", aad, row.label_ct).decode()
 
     # ---- writing -------------------------------------------------------------------------------
@@ -324,7 +296,7 @@ class Keyring:
             with self.store.transaction(write=True):
                 if self.store.data_version() != self._data_version:
                     self._load()
-                if self._head.format != FORMAT:
+                if self.head.format != FORMAT:
                     self._convert()
                 yield
                 self._put_head()
@@ -336,22 +308,17 @@ class Keyring:
         self, subject: str, state: str, key_id: bytes | None = None, purpose: str = IMAGE
     ) -> KeyRow:
         """Return a row for a new key of a subject, not yet wrapped or written."""
-        key_id = os.urandom(LOCATOR_BYTES) if key_id is None else key_id
-        tag = self.subject_tag(subject)
-        rows = self.rows_of(subject, purpose)
-        generation = 1 + max((row.generation for row in rows), default=0)
-        label = self._seal_label(key_id, checked_label(subject))
-        day = today()
+        key_id, day = key_id or os.urandom(LOCATOR_BYTES), today()
+        tag, label = self.subject_tag(subject), self._seal_label(key_id, checked_label(subject))
+        generation = 1 + max((row.generation for row in self.rows_of(subject, purpose)), default=0)
         return KeyRow(key_id, tag, label, generation, state, 0, None, day, purpose, day)
 
     def put(self, row: KeyRow, key: bytes | None) -> KeyRow:
-        """Wrap a key for its row and write the row. Call this within `writing` only.
+        """Wrap a key for its row, or None for a tombstone, and write the row with its ``wrapped``.
 
-        Args:
-            row: The row; its ``wrapped`` is replaced.
-            key: The key; None for a tombstone.
+        Call this within `writing` only.
         """
-        aad = row_aad(self._head.keyring_id, row)
+        aad = row_aad(self.head.keyring_id, row)
         row = replace(row, wrapped=None if key is None else seal(self._root, "key", aad, key))
         self.store.put_row(row)
         self._rows.put(row)
@@ -365,25 +332,18 @@ class Keyring:
         Labels get a new key too. Otherwise the new master would open labels of erased subjects in
         old copies. The keys of names and locators stay: tags, file names and locators use them.
         """
-        keys = {row.key_id: self.unwrap(row) for row in self.rows if row.wrapped is not None}
-        labels = {row.key_id: self.label_of(row) for row in self.rows}
-        rows, audit = self.rows, (self._head.audit_count, self._head.audit_hash)
-        root, head = new_root(self._head.keyring_id, master, self._head.epoch + 1)
-        self._root, self._head, self._rows = root, head, RowSet(root)
+        rows, audit = self.rows, (self.head.audit_count, self.head.audit_hash)
+        keys = [None if row.wrapped is None else self.unwrap(row) for row in rows]
+        labels = [self.label_of(row) for row in rows]
+        root, head = new_root(self.head.keyring_id, master, self.head.epoch + 1)
+        self._root, self.head, self._rows = root, head, RowSet(root)
         self.set_audit_state(*audit)
         self._services["label"] = random_key()
         self._put_services()
-        for row in Progress.over(rows, "Rekey", unit="key"):
-            label = labels[row.key_id]
+        old = zip(Progress.over(rows, "Rekey", unit="key"), keys, labels, strict=True)
+        for row, key, label in old:
             label_ct = None if label is None else self._seal_label(row.key_id, label)
-            self.put(replace(row, label_ct=label_ct), keys.get(row.key_id))
-
-    def _write_first_state(self) -> None:
-        """Write the head and new random service keys into an empty file."""
-        self._services = {name: random_key() for name in SERVICES}
-        with self.store.transaction(write=True):
-            self._put_services()
-            self._put_head()
+            self.put(replace(row, label_ct=label_ct), key)
 
     def _used_row(self, subject: str, purpose: str) -> KeyRow:
         """Return the active row of a subject, created if necessary, with its last use today.
@@ -405,7 +365,7 @@ class Keyring:
         self._only_normalized = not self._old_tags()
         self.store.convert(self.rows)
         self._rows = RowSet(self._root, self.rows)
-        self._head = replace(self._head, format=FORMAT)
+        self.head = replace(self.head, format=FORMAT)
         for name in set(SERVICES) - set(OLD_SERVICES):
             self._services[name] = random_key()
         self._put_services()
@@ -419,28 +379,27 @@ class Keyring:
         return self._services[name]
 
     def _seal_label(self, key_id: bytes, label: str) -> bytes:
-        aad = self._head.keyring_id + key_id
+        aad = self.head.keyring_id + key_id
         return seal(self._services["label"], "label", aad, label.encode())
 
     def _put_services(self) -> None:
-        """Wrap the service keys under the root and write them."""
         for name, service in self._services.items():
-            wrapped = seal(self._root, "service", service_aad(self._head, name), service)
+            wrapped = seal(self._root, "service", service_aad(self.head, name), service)
             self._wrapped_services[name] = wrapped
             self.store.put_service(name, wrapped)
 
     def _put_head(self) -> None:
         """Write the head with the record that authenticates the present rows."""
         sealed_sum = self._rows.sealed_sum(
-            self._root, self._head, self._wrapped_services, normalized=self._only_normalized
+            self._root, self.head, self._wrapped_services, normalized=self._only_normalized
         )
-        self._head = replace(self._head, rows_mac=sealed_sum)
-        self.store.put_head(self._head)
+        self.head = replace(self.head, rows_mac=sealed_sum)
+        self.store.put_head(self.head)
 
     def _load(self) -> None:
         """Read and authenticate the whole file. Call this within a transaction."""
         head, services = self.store.head(), self.store.services()
-        if head.root_wrap != self._head.root_wrap:
+        if head.root_wrap != self.head.root_wrap:
             raise KeyringError(
                 "the keyring's master was changed by another process; run the command again"
             )
@@ -456,7 +415,7 @@ class Keyring:
                 f"rows of keyring {self.store.path} were edited, removed or put back; "
                 "restore a backup"
             ) from None
-        self._head, self._rows, self._wrapped_services = head, rows, services
+        self.head, self._rows, self._wrapped_services = head, rows, services
         self._services = {
             name: unwrap(self._root, "service", service_aad(head, name), wrapped)
             for name, wrapped in services.items()

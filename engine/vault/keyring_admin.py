@@ -8,12 +8,12 @@ An export contains one subject's keys under a passphrase (docs/FORMAT.md)::
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from pathlib import Path
 
 from engine.vault.audit import copy_log
@@ -49,6 +49,7 @@ from utils.logger import Progress
 
 _EXPORT_MAGIC = b"ISEX\x01"
 _MAX_EXPORT_BYTES = 1 << 20  # about 6,000 keys
+_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class KeyInfo:
     generation: int  # 1 for a subject's first key
     state: str  # active, retired, revoked or destroyed
     imported: bool  # it came from another keyring
-    created: datetime.date  # day on which it was created or imported
+    created: date  # day on which it was created or imported
     purpose: str  # image or original
-    used: datetime.date  # last day on which it was used to seal; its creation counts too
+    used: date  # last day on which it was used to seal; its creation counts too
 
 
 def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
@@ -73,31 +74,32 @@ def list_keys(keyring: Keyring, subject: str | None = None) -> list[KeyInfo]:
 
 def infos_of(keyring: Keyring, rows: Iterable[KeyRow]) -> list[KeyInfo]:
     """Return what `list` shows about rows, by label, purpose and generation."""
-
-    def order(info: KeyInfo) -> tuple[str, str, int, str]:
-        return info.subject or "\uffff", info.purpose, info.generation, info.key_id
-
-    return sorted((_info(keyring, row) for row in rows), key=order)
+    infos = [
+        KeyInfo(
+            subject=keyring.label_of(row),
+            key_id=row.key_id.hex(),
+            generation=row.generation,
+            state=row.state,
+            imported=bool(row.imported),
+            created=_EPOCH + timedelta(days=row.created_day),
+            purpose=row.purpose,
+            used=_EPOCH + timedelta(days=row.used_day),
+        )
+        for row in rows
+    ]
+    return sorted(infos, key=lambda x: (x.subject or "\uffff", x.purpose, x.generation, x.key_id))
 
 
 def rotate(keyring: Keyring, subject: str, purpose: str | None = None) -> list[KeyInfo]:
-    """Create a new active key for each purpose; files under the former keys still open.
+    """Create and return a new active key for each purpose; files under former keys still open.
 
-    Also creates the first new key after all former keys were revoked or destroyed.
-
-    Args:
-        keyring: Open keyring.
-        subject: Label.
-        purpose: Only this purpose. By default `image`, and `original` if the subject has an active
-            key for it.
-
-    Returns:
-        The new keys.
+    Also creates the first new key after all former keys were revoked or destroyed. The purposes are
+    by default `image`, and `original` if the subject has an active key for it.
 
     Raises:
         MissingKey: The keyring has never had a key of the subject.
     """
-    infos = []
+    new = []
     with keyring.writing():
         rows = [row for row in subject_rows(keyring, subject) if row.state == "active"]
         purposes = {IMAGE, *(row.purpose for row in rows)} if purpose is None else {purpose}
@@ -106,8 +108,8 @@ def rotate(keyring: Keyring, subject: str, purpose: str | None = None) -> list[K
                 keyring.put(replace(row, state="retired"), keyring.unwrap(row))
         for name in sorted(purposes):
             row = keyring.new_row(subject, "active", purpose=name)
-            infos.append(_info(keyring, keyring.put(row, random_key())))
-    return infos
+            new.append(keyring.put(row, random_key()))
+        return infos_of(keyring, new)
 
 
 def revoke(keyring: Keyring, subject: str) -> int:
@@ -146,18 +148,13 @@ def restore(keyring: Keyring, subject: str) -> int:
 
 
 def destroy(keyring: Keyring, *subjects: str, purpose: str | None = None) -> int:
-    """Destroy every key of subjects: their files can never be opened again. Return how many.
+    """Destroy every key of subjects, or of one purpose: their files can never be opened again.
 
-    Returns 0 if they were destroyed already, so that a killed command can be run again. All are
-    destroyed in one transaction, or none.
+    Returns how many; 0 if they were destroyed already, so that a killed command can be run again.
+    All are destroyed in one transaction, or none.
 
     A tombstone without key and label stays, so that no new key is created by accident. Earlier
     copies of the keyring still contain the keys, under their root key: docs/ISED.md.
-
-    Args:
-        keyring: Open keyring.
-        subjects: Labels; one person may have several, in several data sets.
-        purpose: Only the keys of this purpose.
 
     Raises:
         MissingKey: The keyring has never had such a key of one of the subjects.
@@ -350,18 +347,11 @@ def _parse_export(content: bytes) -> tuple[str, list[tuple[bytes, bytes, str]]]:
 
 
 def _set_state(
-    keyring: Keyring,
-    subject: str,
-    state: str,
-    changed: tuple[str, ...],
-    purpose: str | None = None,
+    keyring: Keyring, subject: str, state: str, changed: tuple[str, ...], purpose: str | None = None
 ) -> int:
     """Give those keys of a subject that are in a state of ``changed`` a new state; return how many.
 
     Call this within `writing` only.
-
-    Raises:
-        MissingKey: No key is in one of these states, or in the new state already.
     """
     rows = subject_rows(keyring, subject, purpose)
     if not any(row.state in (*changed, state) for row in rows):
@@ -378,11 +368,7 @@ def _set_state(
 
 
 def subject_rows(keyring: Keyring, subject: str, purpose: str | None = None) -> list[KeyRow]:
-    """Return a subject's rows.
-
-    Raises:
-        MissingKey: The subject has no rows.
-    """
+    """Return a subject's rows; raise MissingKey if there are none."""
     rows = keyring.rows_of(subject, purpose)
     if not rows:
         use = "" if purpose is None else f" and purpose {purpose!r}"
@@ -390,20 +376,3 @@ def subject_rows(keyring: Keyring, subject: str, purpose: str | None = None) -> 
             f"no key of subject {subject!r}{use} in this keyring; `keyring list` shows all subjects"
         )
     return rows
-
-
-def _info(keyring: Keyring, row: KeyRow) -> KeyInfo:
-    return KeyInfo(
-        subject=keyring.label_of(row),
-        key_id=row.key_id.hex(),
-        generation=row.generation,
-        state=row.state,
-        imported=bool(row.imported),
-        created=_date(row.created_day),
-        purpose=row.purpose,
-        used=_date(row.used_day),
-    )
-
-
-def _date(day: int) -> datetime.date:
-    return datetime.date(1970, 1, 1) + datetime.timedelta(days=day)

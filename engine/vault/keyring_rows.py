@@ -64,31 +64,18 @@ class KeyRow:
 
     def to_bytes(self, number: int = FORMAT) -> bytes:
         """Return an unambiguous encoding for a format: different rows have different encodings."""
-        parts = []
-        added = (self.purpose.encode(), b"%d" % self.used_day)
-        for value in (
-            self.key_id,
-            self.subject_tag,
-            self.label_ct,
-            b"%d" % self.generation,
-            b"'%b'" % self.state.encode(),
-            b"%d" % self.imported,
-            self.wrapped,
-            b"%d" % self.created_day,
-            *(added if number == FORMAT else ()),
-        ):
-            if value is None:
-                parts.append(b"-\0\0\0\0")
-            else:
-                parts += (b"+", _LENGTH(len(value)), value)
-        return b"".join(parts)
+        values = [self.key_id, self.subject_tag, self.label_ct, b"%d" % self.generation]
+        values += [b"'%b'" % self.state.encode(), b"%d" % self.imported, self.wrapped]
+        values.append(b"%d" % self.created_day)
+        if number == FORMAT:
+            values += [self.purpose.encode(), b"%d" % self.used_day]
+        return b"".join(
+            b"-\0\0\0\0" if value is None else b"+" + _LENGTH(len(value)) + value
+            for value in values
+        )
 
     def check_usable(self) -> None:
-        """Raise if the key must not open files.
-
-        Raises:
-            RevokedKey, DestroyedKey: The key is revoked or destroyed.
-        """
+        """Raise RevokedKey or DestroyedKey if the key must not open files."""
         if self.state == "destroyed":
             raise DestroyedKey(
                 "the key of this file was destroyed, its content is gone for good; delete the "
@@ -101,14 +88,7 @@ class KeyRow:
 
 
 class RowSet:
-    """Key rows in memory, indexed, with the sum of their keyed hashes.
-
-    Attributes:
-        by_id: Rows by key id.
-        by_tag: Rows by subject tag and key id.
-        active: The active row of each subject tag and purpose.
-        imported: Imported rows by key id.
-    """
+    """Key rows in memory, indexed, with the sum of their keyed hashes."""
 
     def __init__(self, root: bytes, rows: Iterable[KeyRow] = (), number: int = FORMAT) -> None:
         """Index rows of a keyring format; the root key authenticates them."""
@@ -116,9 +96,9 @@ class RowSet:
         self._hash_key = derive_key(root, "row hash")
         self._sum = 0
         self.by_id: dict[bytes, KeyRow] = {}
-        self.by_tag: dict[bytes, dict[bytes, KeyRow]] = {}
-        self.active: dict[tuple[bytes, str], KeyRow] = {}
-        self.imported: dict[bytes, KeyRow] = {}
+        self.by_tag: dict[bytes, dict[bytes, KeyRow]] = {}  # by subject tag and key id
+        self.active: dict[tuple[bytes, str], KeyRow] = {}  # by subject tag and purpose
+        self.imported: dict[bytes, KeyRow] = {}  # by key id
         for row in rows:
             self._add(row)
 
@@ -136,13 +116,9 @@ class RowSet:
     def sealed_sum(
         self, root: bytes, head: HeadRow, services: Mapping[str, bytes], *, normalized: bool
     ) -> bytes:
-        """Return the record that authenticates these rows and the head in formats 2 and 3.
+        """Return the record that authenticates rows, head and services in formats 2 and 3.
 
-        Args:
-            root: Root key.
-            head: Head of the keyring; the record is bound to its format, id, epoch and audit log.
-            services: Wrapped service keys, which the record authenticates too.
-            normalized: Whether every label is in the form that new labels get.
+        It also contains whether every label is in the form that new labels get.
         """
         record = self._sum.to_bytes(_SUM_BYTES, "big") + bytes([normalized])
         return seal(root, _SUM_CONTEXT, _sum_aad(head, services), record)
@@ -150,8 +126,7 @@ class RowSet:
     def authenticate(self, root: bytes, head: HeadRow, services: Mapping[str, bytes]) -> bool:
         """Check these rows and the service keys against the head of their keyring.
 
-        Returns:
-            Whether every label is known to be in the form that new labels get.
+        Return whether every label is known to be in the form that new labels get.
 
         Raises:
             AuthenticationError: A row or service key was edited, added, removed or put back.
@@ -202,7 +177,6 @@ def _sum_aad(head: HeadRow, services: Mapping[str, bytes]) -> bytes:
 
 
 def _services_bytes(services: Mapping[str, bytes]) -> bytes:
-    """Return the encoding of the wrapped service keys."""
     return b"".join(
         name.encode() + len(wrapped).to_bytes(4, "big") + wrapped
         for name, wrapped in sorted(services.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, fields
 from functools import cache
 from itertools import product
@@ -18,7 +18,19 @@ from modeling.encryption.ised_errors import KeyringCorrupt, KeyringLocked, Stora
 BUSY_TIMEOUT_MS = 20_000
 
 _APPLICATION_ID = 0x49534544  # "ISED"
-# Formats 1 and 2. SQLite stores the text of the statements, which is compared.
+# SQLite stores the text of the statements, which is compared.
+_KEYS = """
+CREATE TABLE keys (
+  key_id BLOB PRIMARY KEY CHECK (length(key_id) = 16),
+  subject_tag BLOB NOT NULL CHECK (length(subject_tag) = 32), label_ct BLOB,
+  generation INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('active', 'retired', 'revoked', 'destroyed')),
+  imported INTEGER NOT NULL CHECK (imported IN (0, 1)), wrapped BLOB, created_day INTEGER NOT NULL,
+{more_columns}  CHECK ((state = 'destroyed') = (wrapped IS NULL)),
+  CHECK ((state = 'destroyed') = (label_ct IS NULL)));
+CREATE UNIQUE INDEX one_active ON keys ({unique}) WHERE state = 'active';
+"""
+# Formats 1 and 2.
 _OLD_SCHEMA = """
 CREATE TABLE keyring (
   id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, keyring_id BLOB NOT NULL,
@@ -26,16 +38,7 @@ CREATE TABLE keyring (
   kdf_salt BLOB NOT NULL, root_wrap BLOB NOT NULL, epoch INTEGER NOT NULL, rows_mac BLOB NOT NULL);
 CREATE TABLE service (
   name TEXT PRIMARY KEY CHECK (name IN ('locate', 'name', 'label')), wrapped BLOB NOT NULL);
-CREATE TABLE keys (
-  key_id BLOB PRIMARY KEY CHECK (length(key_id) = 16),
-  subject_tag BLOB NOT NULL CHECK (length(subject_tag) = 32), label_ct BLOB,
-  generation INTEGER NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('active', 'retired', 'revoked', 'destroyed')),
-  imported INTEGER NOT NULL CHECK (imported IN (0, 1)), wrapped BLOB, created_day INTEGER NOT NULL,
-  CHECK ((state = 'destroyed') = (wrapped IS NULL)),
-  CHECK ((state = 'destroyed') = (label_ct IS NULL)));
-CREATE UNIQUE INDEX one_active ON keys (subject_tag) WHERE state = 'active';
-"""
+""" + _KEYS.format(more_columns="", unique="subject_tag")
 _SCHEMA = """
 CREATE TABLE keyring (
   id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, keyring_id BLOB NOT NULL,
@@ -45,17 +48,11 @@ CREATE TABLE keyring (
 CREATE TABLE service (
   name TEXT PRIMARY KEY CHECK (name IN ('audit', 'label', 'locate', 'name', 'sign')),
   wrapped BLOB NOT NULL);
-CREATE TABLE keys (
-  key_id BLOB PRIMARY KEY CHECK (length(key_id) = 16),
-  subject_tag BLOB NOT NULL CHECK (length(subject_tag) = 32), label_ct BLOB,
-  generation INTEGER NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('active', 'retired', 'revoked', 'destroyed')),
-  imported INTEGER NOT NULL CHECK (imported IN (0, 1)), wrapped BLOB, created_day INTEGER NOT NULL,
-  purpose TEXT NOT NULL CHECK (purpose IN ('image', 'original')), used_day INTEGER NOT NULL,
-  CHECK ((state = 'destroyed') = (wrapped IS NULL)),
-  CHECK ((state = 'destroyed') = (label_ct IS NULL)));
-CREATE UNIQUE INDEX one_active ON keys (subject_tag, purpose) WHERE state = 'active';
-"""
+""" + _KEYS.format(
+    more_columns="  purpose TEXT NOT NULL CHECK (purpose IN ('image', 'original')), "
+    "used_day INTEGER NOT NULL,\n",
+    unique="subject_tag, purpose",
+)
 _PRAGMAS = (
     "PRAGMA trusted_schema = OFF",
     "PRAGMA cell_size_check = ON",
@@ -71,19 +68,20 @@ _TOO_LONG = """SELECT EXISTS (SELECT 1 FROM keyring WHERE max(length(keyring_id)
     OR length({kdf_data}) > 65536)
   OR EXISTS (SELECT 1 FROM service WHERE length(wrapped) > 256)
   OR EXISTS (SELECT 1 FROM keys WHERE length(label_ct) > 2048 OR length(wrapped) > 256)"""
-# For a file that nothing reads before it is complete.
-_NO_JOURNAL_FILE = "PRAGMA journal_mode = MEMORY"
+
+# What SQLite may return for a field of a row.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,), "str": (str,), "bytes": (bytes,), "bytes | None": (bytes, type(None)),
+}  # fmt: skip
 
 
 class KeyringStore:
     """A connection to one keyring file."""
 
-    def __init__(self, path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
-        """Open an existing file.
-
-        Args:
-            path: The file; the caller has checked its permissions.
-            busy_timeout_ms: How long to wait for another process.
+    def __init__(
+        self, path: Path, busy_timeout_ms: int = BUSY_TIMEOUT_MS, *, create: bool = False
+    ) -> None:
+        """Open a file, whose permissions the caller has checked, or create tables in an empty one.
 
         Raises:
             KeyringCorrupt: The file is not a keyring, or its tables were edited.
@@ -92,22 +90,14 @@ class KeyringStore:
         """
         self.path = path
         with self._connected(busy_timeout_ms):
-            if _single_value(self._connection, "PRAGMA application_id") != _APPLICATION_ID:
+            if create:
+                self._connection.execute("PRAGMA journal_mode = MEMORY")  # nothing else reads it
+                self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                self._create_tables()
+            if self._single_value("PRAGMA application_id") != _APPLICATION_ID:
                 raise KeyringCorrupt(f"{path} is not a keyring")
-            if _single_value(self._connection, _TOO_LONG.format_map(self._columns())):
+            if self._single_value(_TOO_LONG.format_map(self._columns())):
                 raise KeyringCorrupt(f"{path} contains values that are too long; restore a backup")
-
-    @classmethod
-    def create(cls, path: Path) -> KeyringStore:
-        """Write the schema into an empty temporary file and open it."""
-        store = cls.__new__(cls)
-        store.path = path
-        with store._connected(BUSY_TIMEOUT_MS):
-            store._connection.execute(_NO_JOURNAL_FILE)
-            store._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            for statement in _SCHEMA.split(";"):
-                store._connection.execute(statement)
-        return store
 
     @contextmanager
     def _connected(self, busy_timeout_ms: int) -> Iterator[None]:
@@ -163,15 +153,14 @@ class KeyringStore:
     def data_version(self) -> int:
         """Return a number that changes when another connection has changed the file."""
         with self.translated():
-            return int(_single_value(self._connection, "PRAGMA data_version"))
+            return int(self._single_value("PRAGMA data_version"))
 
     def head(self) -> HeadRow:
         """Return the row about the keyring."""
-        head: HeadRow
-        records = self._select(HeadRow, "keyring")
+        records: list[HeadRow] = self._select(HeadRow, "keyring")
         if len(records) != 1:
             raise KeyringCorrupt(f"keyring {self.path} has no head; restore a backup")
-        (head,) = records
+        head = records[0]
         if head.epoch < 0 or head.audit_count < 0:  # they are encoded as unsigned numbers
             raise KeyringCorrupt(f"keyring {self.path} has a negative number; restore a backup")
         if head.format not in (OLD_FORMATS if self._is_old() else (FORMAT,)):
@@ -198,17 +187,20 @@ class KeyringStore:
         Call this within a transaction that then writes the service keys and the head. SQLite cannot
         change the constraints of a table.
         """
-        drops = [f"DROP TABLE {table}" for table in ("keyring", "service", "keys")]
-        for statement in (*drops, *_SCHEMA.split(";")):
-            self._connection.execute(statement)
+        for table in ("keyring", "service", "keys"):
+            self._connection.execute(f"DROP TABLE {table}")
+        self._create_tables()
         for row in rows:
             self.put_row(row)
 
+    def _create_tables(self) -> None:
+        for statement in _SCHEMA.split(";"):
+            self._connection.execute(statement)
+
     def put_head(self, head: HeadRow) -> None:
         """Write the row about the keyring."""
-        self._upsert(
-            "keyring", ("id", *(field.name for field in fields(head))), (1, *astuple(head))
-        )
+        names = [field.name for field in fields(head)]
+        self._upsert("keyring", ["id", *names], (1, *astuple(head)))
 
     def put_service(self, name: str, wrapped: bytes) -> None:
         """Write one wrapped service key."""
@@ -220,27 +212,23 @@ class KeyringStore:
 
     def copy_to(self, path: Path) -> None:
         """Copy a consistent state into an empty temporary file (SQLite's online backup)."""
-        with self.translated():
-            target = sqlite3.connect(path)
-            try:
-                target.execute(_NO_JOURNAL_FILE)
-                self._connection.backup(target)
-            finally:
-                target.close()
+        with self.translated(), closing(sqlite3.connect(path)) as target:
+            target.execute("PRAGMA journal_mode = MEMORY")  # nothing reads it before it is complete
+            self._connection.backup(target)
+
+    def _single_value(self, query: str) -> Any:
+        return self._connection.execute(query).fetchone()[0]
 
     def _is_old(self) -> bool:
-        """Return whether the tables are those of formats 1 and 2, which another process converts.
-
-        Raises:
-            KeyringCorrupt: They are not those of a keyring.
-        """
+        """Return whether the tables are of formats 1 and 2; another process may convert them."""
         schema = _schema_of(self._connection)
-        if schema not in (_definitions(_SCHEMA), _definitions(_OLD_SCHEMA)):
+        is_old = schema == _definitions(_OLD_SCHEMA)
+        if not is_old and schema != _definitions(_SCHEMA):
             raise KeyringCorrupt(
                 f"the tables of {self.path} are not those of a keyring of format 1 to {FORMAT}; "
                 "restore a backup, or use the program version that wrote it"
             )
-        return schema != _definitions(_SCHEMA)
+        return is_old
 
     def _columns(self) -> dict[str, str]:
         """Return the SQL expression of every column, by its name in the present format.
@@ -264,22 +252,11 @@ class KeyringStore:
         """Return rows as records. Checks the type of every column: SQLite itself does not."""
         columns = self._columns()
         names = ", ".join(columns[field.name] for field in fields(record))
-        rows = self._connection.execute(f"SELECT {names} FROM {source}")
-        allowed: dict[str, tuple[type, ...]] = {
-            "int": (int,),
-            "str": (str,),
-            "bytes": (bytes,),
-            "bytes | None": (bytes, type(None)),
-        }
-        signatures = set(product(*(allowed[str(field.type)] for field in fields(record))))
-        records = []
-        for row in rows:
-            if tuple(map(type, row)) not in signatures:
-                raise KeyringCorrupt(
-                    f"a row of keyring {self.path} has a wrong type; restore a backup"
-                )
-            records.append(record(*row))
-        return records
+        rows = self._connection.execute(f"SELECT {names} FROM {source}").fetchall()
+        signatures = set(product(*(_TYPES[str(field.type)] for field in fields(record))))
+        if not {tuple(map(type, row)) for row in rows} <= signatures:
+            raise KeyringCorrupt(f"a row of keyring {self.path} has a wrong type; restore a backup")
+        return [record(*row) for row in rows]
 
     def _upsert(self, table: str, names: Sequence[str], values: Sequence[Any]) -> None:
         """Write a row of a table; names come from this file only."""
@@ -299,10 +276,6 @@ def today() -> int:
     return int(time.time() // 86_400)
 
 
-def _single_value(connection: sqlite3.Connection, query: str) -> Any:
-    return connection.execute(query).fetchone()[0]
-
-
 def _schema_of(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
     """Return every definition in a database, triggers and views included."""
     query = (
@@ -314,10 +287,6 @@ def _schema_of(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
 
 @cache
 def _definitions(schema: str) -> list[tuple[str, str, str]]:
-    """Return the definitions of a database with this schema."""
-    connection = sqlite3.connect(":memory:")
-    try:
+    with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(schema)
         return _schema_of(connection)
-    finally:
-        connection.close()

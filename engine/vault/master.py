@@ -1,7 +1,8 @@
 """The master of a keyring, the root key that it wraps, and the change to a new master key file.
 
 The master is a key file of 32 bytes or its shares, a passphrase stretched by Argon2id, or a random
-key that an external command wraps (docs/OPERATING.md).
+key that an external command wraps: a key service, a smart card, the machine's TPM
+(docs/OPERATING.md has examples).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
+import subprocess
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,10 +23,10 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from engine.vault.keyring_rows import FORMAT, IMAGE, HeadRow, KeyRow
 from engine.vault.secret_files import read_private, write_new_private
 from engine.vault.shares import read_key
-from engine.vault.wrap_command import KDF_COMMAND, WrapCommand
 from modeling.encryption.ised_errors import (
     AuthenticationError,
     KeyringCorrupt,
+    KeyringError,
     StorageError,
     Tampered,
     UsageError,
@@ -36,27 +39,23 @@ from utils.files import remove_leftovers, sync_folder
 
 KDF_FILE = "file"
 KDF_ARGON2ID = "argon2id"
+KDF_COMMAND = "command"
 KDF_SALT_BYTES = 32
 MIN_PASSPHRASE_CHARS = 8
+MAX_WRAPPED_BYTES = 1 << 16
+TIME_LIMIT_S = 60  # of a wrap or unwrap command; also enough to enter a PIN
 
 _PARAMS = re.compile(r"m=(\d{1,8}),t=(\d{1,3}),p=(\d{1,3})")
 # Version of the root's wrap. Not the format of the keyring, whose conversion keeps the wrap.
 _ROOT_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Argon2Limits:
-    """Bounds of stored Argon2id parameters, checked before memory or time is spent."""
-
-    # smallest and largest value
-    memory_kib: tuple[int, int]
-    iterations: tuple[int, int]
-    lanes: tuple[int, int]
-
-
-KEYRING_LIMITS = Argon2Limits((8 * 1024, 4 * 1024 * 1024), (1, 64), (1, 64))
+# Smallest and largest memory (KiB), iterations and lanes of stored Argon2id parameters. They are
+# checked before memory or time is spent.
+_Limits = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+KEYRING_LIMITS: _Limits = ((8 * 1024, 4 * 1024 * 1024), (1, 64), (1, 64))
 # An export may come from anyone, and its parameters are used before it is authenticated.
-EXPORT_LIMITS = Argon2Limits((8 * 1024, 512 * 1024), (1, 8), (1, 8))
+EXPORT_LIMITS: _Limits = ((8 * 1024, 512 * 1024), (1, 8), (1, 8))
 
 
 @dataclass(frozen=True)
@@ -68,30 +67,21 @@ class Argon2Cost:
     lanes: int = 4
 
     def __str__(self) -> str:
-        """Return the stored form."""
         return f"m={self.memory_kib},t={self.iterations},p={self.lanes}"
 
     @classmethod
-    def parse(cls, text: str, limits: Argon2Limits = KEYRING_LIMITS) -> Argon2Cost:
-        """Parse a stored form.
-
-        Raises:
-            KeyringCorrupt: The text is malformed or a number is out of bounds.
-        """
+    def parse(cls, text: str, limits: _Limits = KEYRING_LIMITS) -> Argon2Cost:
+        """Parse a stored form; raise KeyringCorrupt if it is malformed or out of bounds."""
         match = _PARAMS.fullmatch(text)
         if match is None:
             raise KeyringCorrupt(f"passphrase parameters {text!a} are not m=..,t=..,p=..")
-        cost = cls(*(int(number) for number in match.groups()))
-        for name, value, (low, high) in (
-            ("m", cost.memory_kib, limits.memory_kib),
-            ("t", cost.iterations, limits.iterations),
-            ("p", cost.lanes, limits.lanes),
-        ):
+        values = [int(number) for number in match.groups()]
+        for name, value, (low, high) in zip("mtp", values, limits, strict=True):
             if not low <= value <= high:
                 raise KeyringCorrupt(
                     f"passphrase parameter {name}={value}; allowed {low} to {high}"
                 )
-        return cost
+        return cls(*values)
 
 
 @dataclass(frozen=True)
@@ -103,24 +93,16 @@ class KeyFile:
 
     def create_if_missing(self) -> None:
         """Write a new random key unless the file exists. Concurrent processes get the same key."""
-        if not self.path.exists() and not self.path.is_symlink():
-            try:
+        if not os.path.lexists(self.path):
+            with suppress(FileExistsError):
                 write_new_private(self.path, random_key())
-            except FileExistsError:
-                return
 
     def new_key(self) -> tuple[str, bytes, bytes]:
-        """Return parameters and data to store for a new keyring, and the master key."""
-        return "", b"", self.unlock("", b"")
+        """Return parameters and data to store for a new keyring (none), and the master key."""
+        return "", b"", self.unlock()
 
-    def unlock(self, params: str, data: bytes) -> bytes:
-        """Return the master key.
-
-        Raises:
-            KeyringMissing, InsecurePermissions: The file does not exist or is not private.
-            WrongMaster: It does not contain 32 bytes.
-        """
-        del params, data  # a random key needs no stretching
+    def unlock(self, _params: str = "", _data: bytes = b"") -> bytes:
+        """Return the master key; fail unless the file is private and has 32 bytes."""
         # A leftover with the same content would survive the destruction of the key file.
         remove_leftovers(self.path.parent, self.path.name)
         key = read_private(self.path, "master key file")
@@ -135,15 +117,13 @@ class KeyFile:
 class Passphrase:
     """A master key that Argon2id derives from a passphrase."""
 
-    # the passphrase, at least 8 characters. Kept in Unicode form NFC, since systems differ in how
-    # they encode an accent that is typed.
+    # At least 8 characters, in Unicode form NFC: systems differ in how they encode a typed accent.
     text: str
-    # cost of a guess, for a new keyring. An existing keyring stores its own.
+    # of a guess, for a new keyring; an existing keyring stores its own
     cost: Argon2Cost = field(default_factory=Argon2Cost)
     kdf: ClassVar[str] = KDF_ARGON2ID
 
     def __post_init__(self) -> None:
-        """Normalise the text."""
         object.__setattr__(self, "text", unicodedata.normalize("NFC", self.text))
 
     def __repr__(self) -> str:
@@ -151,21 +131,13 @@ class Passphrase:
         return "Passphrase(...)"
 
     def new_key(self) -> tuple[str, bytes, bytes]:
-        """Return parameters and data to store for a new keyring, and the master key.
-
-        Raises:
-            UsageError: The passphrase is too short.
-        """
+        """Return parameters and salt to store for a new keyring, and the master key."""
         self.check_strength()
         params, salt = str(self.cost), os.urandom(KDF_SALT_BYTES)
         return params, salt, self.unlock(params, salt)
 
     def check_strength(self) -> None:
-        """Raise if the passphrase is too short for a new keyring or export.
-
-        Raises:
-            UsageError: It has fewer than 8 characters.
-        """
+        """Raise UsageError if the passphrase is too short for a new keyring or export."""
         if len(self.text) < MIN_PASSPHRASE_CHARS:
             raise UsageError(
                 f"the passphrase has {len(self.text)} characters; at least {MIN_PASSPHRASE_CHARS} "
@@ -173,13 +145,7 @@ class Passphrase:
             )
 
     def unlock(self, params: str, data: bytes) -> bytes:
-        """Return the master key for stored parameters and salt.
-
-        Raises:
-            KeyringCorrupt: The parameters are out of bounds.
-            StorageError: There is not enough memory.
-            UsageError: The passphrase is not UTF-8.
-        """
+        """Return the master key for stored parameters and salt."""
         cost = Argon2Cost.parse(params)
         if len(data) != KDF_SALT_BYTES:
             raise KeyringCorrupt(f"passphrase salt of {len(data)} bytes; expected {KDF_SALT_BYTES}")
@@ -208,17 +174,83 @@ class KeyShares:
     kdf: ClassVar[str] = KDF_FILE
 
     def new_key(self) -> tuple[str, bytes, bytes]:
-        """Return parameters and data to store for a new keyring, and the master key."""
-        return "", b"", self.unlock("", b"")
+        """Return parameters and data to store for a new keyring (none), and the master key."""
+        return "", b"", self.unlock()
 
-    def unlock(self, params: str, data: bytes) -> bytes:
-        """Return the master key; it is never written to a file.
-
-        Raises:
-            KeyringMissing, InsecurePermissions, FormatError, UsageError, Tampered: See `read_key`.
-        """
-        del params, data
+    def unlock(self, _params: str = "", _data: bytes = b"") -> bytes:
+        """Return the master key; it is never written to a file. Raises errors of `read_key`."""
         return read_key(self.paths)
+
+
+@dataclass(frozen=True)
+class WrapCommand:
+    """A random master key that an external command wraps; the keyring stores the wrapped key.
+
+    The commands read standard input, write standard output, and are not run in a shell. So a key
+    service or a smart card protects the keyring, and sees neither the root nor any other key.
+    """
+
+    unwrap_line: str  # command line that returns the master key for the wrapped key
+    wrap_line: str | None = None  # command line that wraps a master key; only for a new master
+    kdf: ClassVar[str] = KDF_COMMAND
+
+    def new_key(self) -> tuple[str, bytes, bytes]:
+        """Return no parameters, the wrapped key to store, and a new random master key."""
+        if self.wrap_line is None:
+            raise UsageError("a new master needs --wrap-command in addition to --unwrap-command")
+        key = random_key()
+        wrapped, shown = _run("wrap", self.wrap_line, key)
+        if not 0 < len(wrapped) <= MAX_WRAPPED_BYTES:
+            raise KeyringError(
+                f"the wrap command returned {len(wrapped)} bytes; expected 1 to "
+                f"{MAX_WRAPPED_BYTES}{shown}"
+            )
+        if key in wrapped:
+            raise KeyringError("the wrap command returned the master key unencrypted")
+        if self.unlock("", wrapped) != key:
+            raise KeyringError("the unwrap command does not return the key that was wrapped")
+        return "", wrapped, key
+
+    def unlock(self, _params: str, data: bytes) -> bytes:
+        """Return the master key for the wrapped key of the keyring."""
+        key, shown = _run("unwrap", self.unwrap_line, data)
+        if len(key) != KEY_BYTES:
+            raise KeyringError(
+                f"the unwrap command returned {len(key)} bytes; expected {KEY_BYTES}{shown}"
+            )
+        return key
+
+
+def _run(name: str, line: str, content: bytes) -> tuple[bytes, str]:
+    """Return the standard output of a command, and its standard error as the end of a message.
+
+    Raises:
+        UsageError: The command cannot be run.
+        KeyringError: It fails, or takes too long.
+    """
+    option = f"--{name}-command {line!r}"
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{option} is not a command line: {error}") from None
+    if not words:
+        raise UsageError(f"{option} is empty")
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own command
+            words, input=content, capture_output=True, timeout=TIME_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise KeyringError(f"{option} did not end within {TIME_LIMIT_S} s") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{option} cannot be run: {reason}") from None
+    text = " / ".join(done.stderr.decode(errors="replace").split("\n")).strip(" /")
+    shown = f"; it wrote: {text[-500:]}" if text else ""
+    if done.returncode:
+        code = done.returncode
+        end = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise KeyringError(f"{option} ended with {end}{shown}")
+    return done.stdout, shown
 
 
 Master = KeyFile | KeyShares | Passphrase | WrapCommand
@@ -231,12 +263,7 @@ _NEEDED = {
 
 
 def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
-    """Return the root key of the keyring at a path.
-
-    Raises:
-        WrongMaster: The master does not belong to this keyring.
-        KeyringCorrupt: The head was edited.
-    """
+    """Return the root key of the keyring at a path; raise WrongMaster if it has another master."""
     if head.kdf != master.kdf:
         raise WrongMaster(f"{path} is opened by {_NEEDED[head.kdf]}")
     master_key = master.unlock(head.kdf_params, head.kdf_data)
@@ -261,11 +288,7 @@ def new_root(keyring_id: bytes, master: Master, epoch: int) -> tuple[bytes, Head
 
 
 def unwrap(key: bytes, context: str, aad: bytes, wrapped: bytes) -> bytes:
-    """Open a wrap that the keyring stores.
-
-    Raises:
-        KeyringCorrupt: It was edited.
-    """
+    """Open a wrap that the keyring stores; raise KeyringCorrupt if it was edited."""
     try:
         return open_sealed(key, context, aad, wrapped)
     except AuthenticationError:
@@ -304,23 +327,14 @@ class NewMasterFile:
     """
 
     def __init__(self, path: Path, head: HeadRow) -> None:
-        """Check the path of the new file against the keyring's head before the rekey.
-
-        Raises:
-            UsageError: The file exists, and is not from a killed rekey of this keyring.
-        """
+        """Raise UsageError if the file exists and is not from a killed rekey of this keyring."""
         self._path, self._mark = path, mark_of(path)
         self._keyring_id, self._epoch = head.keyring_id, head.epoch
         self._written: dict[Path, bytes] = {}  # content, recorded before each file is written
         self._is_leftover()
 
     def make(self) -> None:
-        """Write the mark and the key file, unless a killed rekey did.
-
-        Raises:
-            UsageError: The file exists.
-            StorageError: It cannot be written.
-        """
+        """Write the mark and the key file, unless a killed rekey did."""
         if self._is_leftover():
             return
         key = random_key()
@@ -343,11 +357,7 @@ class NewMasterFile:
             sync_folder(self._path.parent)
 
     def _is_leftover(self) -> bool:
-        """Return whether the file exists and is from a killed rekey of this keyring.
-
-        Raises:
-            UsageError: It exists and has another origin.
-        """
+        """Return whether the file exists; if so, it must be from a killed rekey of this keyring."""
         if not os.path.lexists(self._path):
             return False
         if not is_claimed(self._path, self._keyring_id, self._epoch):

@@ -6,9 +6,8 @@ commands open and recover, `verify_folder` and `accept_folder` for verify.
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
@@ -24,26 +23,13 @@ from data.images import MAX_PIXELS
 from engine.api import Anonymizer
 from engine.vault.index import check_segment, is_segment
 from engine.vault.keyring import Keyring
-from engine.vault.originals import ORIGINAL_SUFFIX, check_original
-from engine.vault.sealed_folder import (
-    MANIFEST_NAME,
-    SEALED_SUFFIX,
-    Manifest,
-    output_error,
-    publish,
-)
+from engine.vault.reading import ORIGINAL_SUFFIX, check_original, read_image
+from engine.vault.sealed_folder import MANIFEST_NAME, SEALED_SUFFIX, Manifest, output_error, publish
 from layers.pixels import PixelSpace
-from modeling.encryption import png_format
 from modeling.encryption.cipher import dequantize_pixels
-from modeling.encryption.ised_errors import (
-    BadInput,
-    IsedError,
-    StorageError,
-    Tampered,
-    UnsafePath,
-)
-from modeling.encryption.primitives import KeySource
-from modeling.encryption.sealed_image import Metadata, OpenedImage, open_image
+from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, Tampered, UnsafePath
+from modeling.encryption.primitives import KeyOf
+from modeling.encryption.sealed_image import Metadata, OpenedImage
 from utils.files import (
     LOCK_NAME,
     MAX_LOCK_BYTES,
@@ -95,27 +81,24 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
     return sorted(shown, key=attrgetter("name"))  # comparing 100,000 paths takes 1.5 s more
 
 
-def unseal(paths: Iterable[Path], keys: KeySource) -> Iterator[OpenedFile]:
-    """Open files one after the other; a file that fails does not stop the others.
+def unseal(
+    paths: Iterable[Path], key_of: KeyOf, listed: Mapping[str, str] | None = None
+) -> Iterator[OpenedFile]:
+    """Open images one after the other; a file that fails does not stop the others.
+
+    A file also fails if another SHA-256 (hexadecimal) is listed for its name.
 
     Raises:
         KeyringError, StorageError: The keyring cannot be used any longer.
     """
     for path in paths:
         try:
-            content = png_format.read_content(path)
-            sealed = png_format.decode(content)
-            image = open_image(keys.opening_key(sealed.chunk), sealed)
-        except OSError as error:
-            reason = BadInput(f"cannot be read ({error.strerror})")
-            yield OpenedFile(path, error=reason)
+            image, header, digest = read_image(path, key_of)
+            _check_listed(path, digest, listed or {})
         except IsedError as error:
-            if error.stops:
-                raise
-            yield OpenedFile(path, error=error)
+            yield OpenedFile(path, error=error.of_one_file())
         else:
-            digest = hashlib.sha256(content).hexdigest()
-            yield OpenedFile(path, image, digest=digest, header=sealed.chunk)
+            yield OpenedFile(path, image, digest=digest, header=header)
 
 
 # ---- open and recover: write images ----------------------------------------------------------
@@ -129,6 +112,7 @@ class OpenOptions:
     model: Anonymizer | None = None  # recovers them; None leaves them anonymized
     exact: bool = False  # write the stored bytes unchanged instead of converting them to colours
     batch: int = 32  # images per batch of the recovery network
+    original_size: bool = False  # resize to the size of the source, if it is known
 
 
 class OutputFolder:
@@ -141,44 +125,56 @@ class OutputFolder:
         self._written: set[Path] = set()
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file, readable by its owner only.
+        """Write a file under a relative path, readable by its owner only.
 
-        Args:
-            name: Relative path, for example that of a source.
-            content: The file.
+        An existing file with the same content is left unchanged.
 
         Raises:
-            UnsafePath: A symbolic link leads out of the folder.
+            UnsafePath: A symbolic link leads out of the folder; nothing was created there.
             OutputExists: Another file has this name, or was written under it before.
-            OutputBlocked: This name cannot be written.
+            OutputBlocked: This name cannot be written; an example is a file in place of its folder.
             StorageError: The disk is full, read-only or failing.
         """
-        path = _output_path(self.root, name)
+        path = self._created(name)
         if path.parent not in self._swept:  # a killed run may have left an opened image there
             self._swept.add(path.parent)
             remove_leftovers(path.parent)
         # a.jpg and a.jpg.png have the same output name; the second must not replace the first
-        _write(path, content, overwrite=self._overwrite and path not in self._written)
+        overwrite = self._overwrite and path not in self._written
+        try:
+            same_size = path.is_file() and path.stat().st_size == len(content)
+            is_same = not overwrite and same_size and path.read_bytes() == content
+        except OSError as error:
+            raise output_error(path, error) from None
+        if not is_same:
+            publish(path, content, overwrite=overwrite)
+            sync_folder(path.parent)
         self._written.add(path)
+
+    def _created(self, name: str) -> Path:
+        path = self.root / name
+        try:
+            if not path.parent.resolve().is_relative_to(self.root.resolve()):
+                raise UnsafePath(f"{path} leads out of {self.root} through a symbolic link")
+        except (OSError, RuntimeError):  # RuntimeError until Python 3.12
+            raise UnsafePath(f"{path} leads into a loop of symbolic links") from None
+        try:
+            ensure_folder(self.root)
+        except WriteError as error:
+            raise StorageError(str(error)) from None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(path, error) from None
+        return path
 
 
 def write_opened(
-    files: Iterable[OpenedFile],
-    folder: OutputFolder,
-    options: OpenOptions,
-    *,
-    original_size: bool = False,
+    files: Iterable[OpenedFile], folder: OutputFolder, options: OpenOptions
 ) -> Iterator[OpenedFile]:
     """Write images as PNG files below a folder, under the paths of their sources.
 
-    Args:
-        files: Opened files.
-        folder: Where they are written.
-        options: How images are converted.
-        original_size: Resize to the size of the source, if it is known.
-
-    Yields:
-        Every file, with an error if it was not written.
+    Yield every file, with an error if it was not written.
 
     Raises:
         StorageError: The disk is full, read-only or failing.
@@ -190,13 +186,13 @@ def write_opened(
         metadata = file.image.metadata
         try:
             image = Image.fromarray(pixels)
-            if original_size and metadata.orig_h and metadata.orig_w:
+            if options.original_size and metadata.orig_h and metadata.orig_w:
                 image = _resized(image, (metadata.orig_w, metadata.orig_h))
-            folder.write(output_name(metadata, file.path), _png(image))
+            stream = io.BytesIO()
+            image.save(stream, "PNG")
+            folder.write(output_name(metadata, file.path), stream.getbuffer())
         except IsedError as error:
-            if error.stops:
-                raise
-            yield replace(file, error=error)
+            yield replace(file, error=error.of_one_file())
         else:
             yield file
 
@@ -230,66 +226,13 @@ def output_name(metadata: Metadata, file: Path) -> str:
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return an image at its original width and height.
-
-    Raises:
-        BadInput: It would be larger than any source; another program sealed it.
-    """
     width, height = size
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS:  # larger than any source: another program sealed it
         raise BadInput(
             f"original size {width} x {height}; at most {MAX_PIXELS} pixels, open it without "
             "--original-size"
         )
     return image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _output_path(folder: Path, name: str) -> Path:
-    """Return the path of an output and create its folder.
-
-    Raises:
-        UnsafePath: A symbolic link leads out of the folder; nothing was created there.
-        OutputBlocked: Its subfolder cannot be created; an example is a file of that name.
-        StorageError: The output folder cannot be created or written to.
-    """
-    path = folder / name
-    try:
-        if not path.parent.resolve().is_relative_to(folder.resolve()):
-            raise UnsafePath(f"{path} leads out of {folder} through a symbolic link")
-    except (OSError, RuntimeError):  # RuntimeError until Python 3.12
-        raise UnsafePath(f"{path} leads into a loop of symbolic links") from None
-    try:
-        ensure_folder(folder)
-    except WriteError as error:
-        raise StorageError(str(error)) from None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(path, error) from None
-    return path
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _write(path: Path, content: bytes | memoryview, *, overwrite: bool) -> None:
-    """Write one file; an existing file with the same content is left unchanged.
-
-    Raises:
-        OutputExists: Another file has this name.
-        OutputBlocked, StorageError: The file cannot be written.
-    """
-    try:
-        same_size = path.is_file() and path.stat().st_size == len(content)
-        if not overwrite and same_size and path.read_bytes() == content:
-            return
-    except OSError as error:
-        raise output_error(path, error) from None
-    publish(path, content, overwrite=overwrite)
-    sync_folder(path.parent)
 
 
 # ---- verify -----------------------------------------------------------------------------------
@@ -312,42 +255,46 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder; expected a folder of sealed images")
     manifest = Manifest.load(folder, keyring.manifest_key())
-    listed = {} if manifest is None else dict(manifest.files)
+    listed = {} if manifest is None else manifest.files
+    missing = set(listed)
     paths = sorted(path for path in folder.iterdir() if not _is_known(path))
     if not paths and not listed:
         raise BadInput(f"{folder} contains no sealed images (*{SEALED_SUFFIX})")
     if manifest is None:
-        missing = MissingManifest(
-            "no manifest, so missing files cannot be detected; run `protect` to its end"
-        )
-        yield OpenedFile(folder / MANIFEST_NAME, error=missing)
+        text = "no manifest, so missing files cannot be detected; run `protect` to its end"
+        yield OpenedFile(folder / MANIFEST_NAME, error=MissingManifest(text))
     for path in Progress.over(paths, "Verify"):
-        expected = listed.pop(path.name, None)
+        missing.discard(path.name)
         if path.is_symlink() or not path.is_file():
             kind = "a symbolic link" if path.is_symlink() else "not a regular file"
             yield OpenedFile(path, error=Tampered(f"is {kind}: it was put here from elsewhere"))
         elif is_segment(path.name):
             if error := check_segment(path, keyring):
                 yield OpenedFile(path, error=error)
-        elif expected is None and manifest is not None:
+        elif path.name not in listed and manifest is not None:
             foreign = "is not in the manifest: it was put here from elsewhere, or a run did not end"
             yield OpenedFile(path, error=Tampered(foreign))
         elif path.suffix == ORIGINAL_SUFFIX:
-            yield from compared([_verified_original(path, keyring)], expected)
+            yield _verified_original(path, keyring, listed)
         else:
-            yield from compared(unseal([path], keyring), expected)
-    for name in sorted(listed):
+            yield from unseal([path], keyring.opening_key, listed)
+    for name in sorted(missing):
         yield OpenedFile(folder / name, error=Tampered("is in the manifest and missing here"))
 
 
-def _verified_original(path: Path, keyring: Keyring) -> OpenedFile:
+def _verified_original(path: Path, keyring: Keyring, listed: Mapping[str, str]) -> OpenedFile:
     """Return the result of opening a sealed source file and comparing it with its image."""
     try:
-        return OpenedFile(path, digest=check_original(path, keyring).digest)
+        _, digest = check_original(path, keyring)
+        _check_listed(path, digest, listed)
     except IsedError as error:
-        if error.stops:
-            raise
-        return OpenedFile(path, error=error)
+        return OpenedFile(path, error=error.of_one_file())
+    return OpenedFile(path, digest=digest)
+
+
+def _check_listed(path: Path, digest: str, listed: Mapping[str, str]) -> None:
+    if listed.get(path.name, digest) != digest:
+        raise Tampered("is not the file that the manifest lists: it was put here from elsewhere")
 
 
 def _is_known(path: Path) -> bool:
@@ -355,18 +302,6 @@ def _is_known(path: Path) -> bool:
     if path.name == LOCK_NAME:  # not a photograph under this name
         return path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_LOCK_BYTES
     return path.name == MANIFEST_NAME
-
-
-def compared(files: Iterable[OpenedFile], expected: str | None) -> Iterator[OpenedFile]:
-    """Yield files, with an error if one opens but is not the file that the manifest lists."""
-    for file in files:
-        if file.error is None and expected not in (None, file.digest):
-            reason = Tampered(
-                "is not the file that the manifest lists: it was put here from elsewhere"
-            )
-            yield replace(file, image=None, error=reason)
-        else:
-            yield file
 
 
 def accept_folder(folder: Path, keyring: Keyring) -> int:
@@ -380,9 +315,9 @@ def accept_folder(folder: Path, keyring: Keyring) -> int:
     key = keyring.manifest_key()
     with locked_folder(folder):
         manifest = Manifest.load(folder, key)
-        images = unseal(Progress.over(sealed_files(folder), "Accept"), keyring)
+        images = unseal(Progress.over(sealed_files(folder), "Accept"), keyring.opening_key)
         paths = Progress.over(files_in(folder, ORIGINAL_SUFFIX), "Accept originals")
-        opened = chain(images, (_verified_original(path, keyring) for path in paths))
+        opened = chain(images, (_verified_original(path, keyring, {}) for path in paths))
         files = {file.path.name: file.digest for file in opened if file.error is None}
         Manifest("" if manifest is None else manifest.dataset, files).save(folder, key)
     return len(files)

@@ -25,17 +25,11 @@ from engine.vault.opening import (
     unseal,
     write_opened,
 )
-from engine.vault.originals import ORIGINAL_SUFFIX, check_original, key_id_of
+from engine.vault.reading import ORIGINAL_SUFFIX, check_original, key_id_of
 from engine.vault.sealed_folder import SEALED_SUFFIX
 from engine.vault.subjects import any_label
-from modeling.encryption.ised_errors import (
-    BadInput,
-    IsedError,
-    Tampered,
-    UnsafePath,
-    UsageError,
-)
-from modeling.encryption.primitives import SubjectKey
+from modeling.encryption.ised_errors import BadInput, IsedError, Tampered, UnsafePath, UsageError
+from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
 from utils.logger import Progress
@@ -80,12 +74,8 @@ def reveal(
 ) -> Iterator[Revealed]:
     """Write source files bit for bit; where none was kept or opens, write the image instead.
 
-    Args:
-        sealed: Folder of sealed files, or one of them.
-        folder: Where the files and the list of contents are written.
-        keyring: Contains the keys.
-        options: How images are converted.
-        subject: Label of the subject whose files are revealed; None for all.
+    ``sealed`` is a folder of sealed files, or one of them. With a subject label, only the files of
+    this subject are revealed. The output folder also gets a list of contents.
 
     Yields:
         The result for each sealed file that was opened, or could not be opened.
@@ -95,24 +85,18 @@ def reveal(
         UsageError: The output folder contains the files of another subject.
         StorageError: The disk is full, read-only or failing.
     """
-    stems = sealed_stems(sealed)
+    stems = _sealed_stems(sealed)
     own = None
     if subject is not None:
         own = frozenset(row.key_id for row in subject_rows(keyring, subject))
-    contents = Contents(folder.root, subject)
-    contents.begin()
-    with contents.writing() as add:
+    with _contents(folder.root, subject) as add:
         for revealed in _revealed(stems, folder, keyring, options, own):
             add(revealed)
             yield revealed
 
 
-def sealed_stems(path: Path) -> list[Path]:
-    """Return the sealed files of a folder without their suffixes, sorted, or the one file.
-
-    Raises:
-        BadInput: The path does not exist, or the folder contains no sealed files.
-    """
+def _sealed_stems(path: Path) -> list[Path]:
+    """Return the sealed files of a folder without their suffixes, sorted, or the one file."""
     if path.is_file() and path.suffix in (SEALED_SUFFIX, ORIGINAL_SUFFIX):
         return [path.with_suffix("")]
     if not path.exists():
@@ -123,37 +107,6 @@ def sealed_stems(path: Path) -> list[Path]:
     return sorted({file.with_suffix("") for file in files}, key=attrgetter("name"))
 
 
-class _OwnKeys:
-    """The keys of a keyring that may open files: those of one subject, or all.
-
-    A file may be exchanged after `key_id_of` read it. Its content must not reach another person.
-    """
-
-    def __init__(self, keyring: Keyring, own: frozenset[bytes] | None) -> None:
-        """Allow the keys with these ids; None for all."""
-        self._keyring, self._own = keyring, own
-
-    def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the active key of a subject."""
-        return self._keyring.sealing_key(subject)
-
-    def opening_key(self, header: bytes) -> bytes:
-        """Return the key that a public header identifies.
-
-        Raises:
-            Tampered: It is the key of another subject.
-            MissingKey, RevokedKey, DestroyedKey: There is no usable key.
-        """
-        self.check(header)
-        return self._keyring.opening_key(header)
-
-    def check(self, header: bytes) -> None:
-        """Raise Tampered if a public header identifies the key of another subject."""
-        row = self._keyring.row_of(header)
-        if row is not None and self._own is not None and row.key_id not in self._own:
-            raise Tampered("was exchanged for the file of another subject during this command")
-
-
 def _revealed(
     stems: list[Path],
     folder: OutputFolder,
@@ -162,8 +115,15 @@ def _revealed(
     own: frozenset[bytes] | None,
 ) -> Iterator[Revealed]:
     """Write the files whose keys are ``own``, or all files; see `reveal`."""
+
+    def own_key(header: bytes) -> bytes:
+        """Return a key: a file may be exchanged for another person's after `key_id_of` read it."""
+        row = keyring.row_of(header)
+        if row is not None and own is not None and row.key_id not in own:
+            raise Tampered("was exchanged for the file of another subject during this command")
+        return keyring.opening_key(header)
+
     images: list[Path] = []
-    keys = _OwnKeys(keyring, own)
     for stem in Progress.over(stems, "Reveal"):
         original, image = (stem.with_name(stem.name + s) for s in (ORIGINAL_SUFFIX, SEALED_SUFFIX))
         is_written = False
@@ -176,14 +136,12 @@ def _revealed(
                 if path is image:
                     images.append(path)
                     continue
-                yield _write_original(path, folder, keyring, keys)
+                yield _write_original(path, folder, keyring, own_key)
                 is_written = True
             except IsedError as error:
-                if error.stops:
-                    raise
-                yield Revealed(path, error=error)
+                yield Revealed(path, error=error.of_one_file())
     content = "anonymized" if options.model is None else "recovered"
-    for file in write_opened(unseal(Progress.over(images, "Open"), keys), folder, options):
+    for file in write_opened(unseal(Progress.over(images, "Open"), own_key), folder, options):
         if file.image is None or file.error is not None:
             yield Revealed(file.path, error=file.error)
         else:
@@ -191,80 +149,55 @@ def _revealed(
             yield Revealed(file.path, content, output_name(metadata, file.path), metadata)
 
 
-def _write_original(path: Path, folder: OutputFolder, keyring: Keyring, keys: _OwnKeys) -> Revealed:
-    """Write a source file under its own path.
-
-    Raises:
-        UnsafePath: The path is not that of an image: another program sealed the file.
-        IsedError: It cannot be opened or written.
-    """
-    opened = check_original(path, keyring)
-    keys.check(opened.public)
-    original = opened.original
+def _write_original(path: Path, folder: OutputFolder, keyring: Keyring, key_of: KeyOf) -> Revealed:
+    original, _ = check_original(path, keyring, key_of)
     name = original.metadata.path
-    if not is_image_name(PurePosixPath(name).name):
+    if not is_image_name(PurePosixPath(name).name):  # another program sealed the file
         raise UnsafePath(f"path {name!a} is not that of an image")
     folder.write(name, original.content)
     return Revealed(path, "original", name, original.metadata)
 
 
-class Contents:
-    """The list of contents in an output folder: one JSON object, with one line for each file.
+@contextmanager
+def _contents(folder: Path, subject: str | None) -> Iterator[Callable[[Revealed], None]]:
+    """Yield a function that adds a line to the list of contents in a folder, a JSON object.
 
-    Its first line names the subject, so that the files of two people never share a folder.
+    The first line names the subject, so that the files of two people never share a folder. It marks
+    the list as unfinished until the block has succeeded.
     """
-
-    def __init__(self, folder: Path, subject: str | None) -> None:
-        """Choose the list; nothing is read or written yet."""
-        self.path = folder / CONTENTS_NAME
-        self._subject = None if subject is None else any_label(subject)
-
-    def begin(self) -> None:
-        """Write a list that is marked as unfinished; a new folder can be entered by its owner only.
-
-        Raises:
-            UsageError: The folder has a list of another subject.
-        """
-        folder = self.path.parent
-        if not folder.exists():
-            ensure_folder(folder).chmod(0o700)  # subfolders may have the names of people
-        remove_leftovers(ensure_folder(folder))  # of a killed run
-        if os.path.lexists(self.path):
-            self._check_subject()
-        with atomic_write(self.path, mode=PRIVATE_MODE) as temporary:
-            temporary.write_text(self._first_line(finished=False) + "]}\n", encoding="utf-8")
-
-    @contextmanager
-    def writing(self) -> Iterator[Callable[[Revealed], None]]:
-        """Yield a function that adds an entry; at the end the list is marked as finished."""
-        with (
-            atomic_write(self.path, mode=PRIVATE_MODE) as temporary,
-            temporary.open("w", encoding="utf-8") as file,
-        ):
-            separator = ""
-
-            def add(revealed: Revealed) -> None:
-                nonlocal separator
-                file.write(separator + revealed.to_json())
-                separator = ",\n"
-
-            file.write(self._first_line(finished=True))
-            yield add
-            file.write("\n]}\n")
-
-    def _first_line(self, *, finished: bool) -> str:
-        head = json.dumps({"subject": self._subject, "finished": finished})
-        return f'{head[:-1]}, "files": [\n'
-
-    def _check_subject(self) -> None:
+    head = {"subject": None if subject is None else any_label(subject)}
+    unfinished, finished = (
+        json.dumps({**head, "finished": done})[:-1] + ', "files": [\n' for done in (False, True)
+    )
+    path = folder / CONTENTS_NAME
+    if not folder.exists():
+        ensure_folder(folder).chmod(0o700)  # subfolders may have the names of people
+    remove_leftovers(ensure_folder(folder))  # of a killed run
+    if os.path.lexists(path):
         try:
-            check_regular(self.path)
-            with self.path.open("rb") as file:
-                line = file.readline(_MAX_LINE_BYTES)
+            check_regular(path)
+            with path.open("rb") as old:
+                line = old.readline(_MAX_LINE_BYTES)
         except OSError as error:
-            raise UsageError(f"{self.path} cannot be read ({error.strerror})") from None
-        if line not in (self._first_line(finished=f).encode() for f in (False, True)):
+            raise UsageError(f"{path} cannot be read ({error.strerror})") from None
+        if line not in (unfinished.encode(), finished.encode()):
             raise UsageError(
-                f"{self.path} is the list of another subject, or not a list of this command; "
-                "choose an empty output folder"
+                f"{path} is the list of another subject, or not a list of this command; choose an "
+                "empty output folder"
             )
+    with atomic_write(path, mode=PRIVATE_MODE) as temporary:
+        temporary.write_text(unfinished + "]}\n", encoding="utf-8")
+    with (
+        atomic_write(path, mode=PRIVATE_MODE) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        separator = ""
+
+        def add(revealed: Revealed) -> None:
+            nonlocal separator
+            file.write(separator + revealed.to_json())
+            separator = ",\n"
+
+        file.write(finished)
+        yield add
+        file.write("\n]}\n")

@@ -22,7 +22,7 @@ from modeling.encryption.ised_errors import (
     UsageError,
 )
 from modeling.encryption.primitives import open_sealed, seal
-from utils.files import PRIVATE_MODE, WriteError, atomic_write, check_regular
+from utils.files import PRIVATE_MODE, atomic_write, read_at_most
 
 MANIFEST_NAME = "manifest.ised"
 SEALED_SUFFIX = ".png"
@@ -77,14 +77,12 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            check_regular(path)
-            with path.open("rb") as file:
-                stored = file.read(MAX_MANIFEST_BYTES + 1) if _is_short(file.fileno()) else None
+            stored = read_at_most(path, MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
-        if stored is None or len(stored) > MAX_MANIFEST_BYTES:
+        if stored is None:
             raise Tampered(f"{path} is longer than any manifest ({MAX_MANIFEST_BYTES} bytes)")
         try:
             content = json.loads(open_sealed(key, _CONTEXT, _AAD, stored))
@@ -93,11 +91,6 @@ class Manifest:
             raise type(error)(f"{path}: {error}") from None
         except (KeyError, TypeError, json.JSONDecodeError):
             raise Tampered(f"{path} is not a manifest that this program writes") from None
-
-
-def _is_short(descriptor: int) -> bool:
-    """Return whether a file may be a manifest; a large sparse file costs an attacker nothing."""
-    return os.fstat(descriptor).st_size <= MAX_MANIFEST_BYTES
 
 
 def listed_files(folder: Path, key: bytes) -> Mapping[str, str]:
@@ -144,10 +137,8 @@ def publish(path: Path, content: bytes | memoryview, *, overwrite: bool) -> None
             os.utime(temporary, (0, 0))  # dates would reveal when each image was sealed
     except FileExistsError:
         raise OutputExists(f"{path} exists already; it was kept, --overwrite replaces it") from None
-    except WriteError as error:
-        raise output_error(path, error.cause) from None
     except OSError as error:
-        raise output_error(path, error) from None
+        raise output_error(path, getattr(error, "cause", error)) from None  # of a WriteError
 
 
 def output_error(path: Path, error: OSError) -> IsedError:
@@ -160,19 +151,15 @@ def output_error(path: Path, error: OSError) -> IsedError:
     return OutputBlocked(f"cannot write {path}: {error.strerror}; remove what is in its place")
 
 
-def check_apart(source: Path, target: Path, keyring: Path | None) -> None:
+def check_apart(source: Path, target: Path, keyring: Path) -> None:
     """Raise UsageError if one folder contains the other, or the target contains the keyring."""
     source_path, target_path = source.resolve(), target.resolve()
-    if (
-        source_path == target_path
-        or source_path in target_path.parents
-        or target_path in source_path.parents
-    ):
+    if source_path.is_relative_to(target_path) or target_path.is_relative_to(source_path):
         raise UsageError(
             f"{source} and {target} are the same folder or one contains the other; use two "
             "separate folders"
         )
-    if keyring is not None and target_path in (keyring.resolve(), *keyring.resolve().parents):
+    if keyring.resolve().is_relative_to(target_path):
         raise UsageError(
             f"the keyring {keyring} is in the output folder {target}; keep it elsewhere"
         )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.vault.originals import original_name
+from engine.vault.reading import original_name
 from engine.vault.sealed_folder import publish
 from engine.vault.secret_files import forbid_memory_dumps
 from engine.vault.sources import SourceImage, decode_source, read_bytes
@@ -50,6 +50,8 @@ class SealTask:
     key: FileKey | None  # key of the one file of the image; None if it exists already
     # key of the one file of the source; None if it is not sealed
     original_key: FileKey | None = None
+    # the anonymized image as bytes, uint8 (H, W, 3), if it has a key
+    image: NDArray[np.uint8] | None = None
 
 
 # Set once in each worker, so that the settings are not sent with every batch.
@@ -63,17 +65,23 @@ def read_batch(sources: Sequence[tuple[str, str]]) -> list[SourceImage | bytes |
         For each source the image at network size. If the output exists already: the SHA-256 of the
         source, for a comparison. If the source cannot be read: the error.
     """
-    return [_read(_settings[-1], path, name) for path, name in sources]
+    settings, results = _settings[-1], []
+    for path, name in sources:
+        result: SourceImage | bytes | IsedError
+        try:
+            content = read_bytes(settings.source / path)
+            if not settings.overwrite and os.path.lexists(settings.target / name):
+                result = hashlib.sha256(content).digest()
+            else:
+                result = decode_source(content, settings.size, path)
+        except IsedError as error:
+            result = error
+        results.append(result)
+    return results
 
 
-def seal_batch(
-    tasks: Sequence[SealTask], images: Sequence[NDArray[np.uint8] | None]
-) -> list[dict[str, str] | IsedError]:
+def seal_batch(tasks: Sequence[SealTask]) -> list[dict[str, str] | IsedError]:
     """Seal and write anonymized images and source files.
-
-    Args:
-        tasks: What to seal.
-        images: For each task the anonymized image as bytes, uint8 (H, W, 3), if it has a key.
 
     Returns:
         For each task the SHA-256 (hexadecimal) by name of the files, or why it was not completed.
@@ -83,13 +91,11 @@ def seal_batch(
     """
     settings = _settings[-1]
     results: list[dict[str, str] | IsedError] = []
-    for task, image in zip(tasks, images, strict=True):
+    for task in tasks:
         try:
-            results.append(_seal(settings, task, image))
+            results.append(_seal(settings, task))
         except IsedError as error:
-            if error.stops:
-                raise
-            results.append(error)
+            results.append(error.of_one_file())
     sync_folder(settings.target)
     return results
 
@@ -147,19 +153,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _read(settings: WorkSettings, path: str, name: str) -> SourceImage | bytes | IsedError:
-    try:
-        content = read_bytes(settings.source / path)
-        if not settings.overwrite and os.path.lexists(settings.target / name):
-            return hashlib.sha256(content).digest()
-        return decode_source(content, settings.size, path)
-    except IsedError as error:
-        return error
-
-
-def _seal(
-    settings: WorkSettings, task: SealTask, image: NDArray[np.uint8] | None
-) -> dict[str, str]:
+def _seal(settings: WorkSettings, task: SealTask) -> dict[str, str]:
     """Seal and write what a task contains; return the SHA-256 (hexadecimal) by name."""
     digests = {}
 
@@ -175,6 +169,6 @@ def _seal(
         stem = Path(task.name).stem
         content = seal_original(task.original_key, source, task.metadata, stem)
         write(original_name(task.name), content)
-    if task.key is not None and image is not None:
-        write(task.name, png_format.encode(seal_with(task.key, image, task.metadata)))
+    if task.key is not None and task.image is not None:
+        write(task.name, png_format.encode(seal_with(task.key, task.image, task.metadata)))
     return digests

@@ -33,7 +33,6 @@ from engine.vault.keyring import Keyring
 from engine.vault.opening import (
     MissingManifest,
     OpenedFile,
-    compared,
     in_batches,
     sealed_files,
     to_images,
@@ -51,7 +50,6 @@ from modeling.encryption.ised_errors import (
     UsageError,
     WrongKey,
 )
-from modeling.encryption.primitives import KeySource
 from modeling.encryption.sealed_image import open_image
 from utils.files import remove_leftovers, sync_folder
 from utils.logger import Progress
@@ -78,15 +76,26 @@ class Query:
     vector: Tensor  # unit embedding, float32 (D,)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gallery:
     """The embeddings of a folder, in memory."""
 
-    files: Sequence[Path]  # sealed file of each row
-    vectors: NDArray[np.float16]  # unit embeddings, float16 (N, D)
-    unusable: Sequence[OpenedFile]  # files without an embedding, with the reason
+    matrix: NDArray[np.float16]  # (N, D), filled row by row
     # SHA-256 in hexadecimal of the files by name, according to the manifest
     listed: Mapping[str, str]
+    files: list[Path] = field(default_factory=list)  # sealed file of each row that is filled
+    # files without an embedding, with the reason
+    unusable: list[OpenedFile] = field(default_factory=list)
+
+    @property
+    def vectors(self) -> NDArray[np.float16]:
+        """Unit embeddings, float16 (number of files, D)."""
+        return self.matrix[: len(self.files)]
+
+    def add(self, file: Path, vector: NDArray[np.float16]) -> None:
+        """Fill the next row."""
+        self.matrix[len(self.files)] = vector
+        self.files.append(file)
 
 
 @dataclass
@@ -112,12 +121,8 @@ def load_gallery(
     A vector of the index is used if the manifest lists its file with the same SHA-256 and the file
     exists. All other sealed files are opened and embedded.
 
-    Args:
-        path: The folder or file.
-        keyring: Contains the keys.
-        model: The checkpoint of the index; embeds images without a vector.
-        dim: Dimensions of the embeddings.
-        note: Called with a line about images that are opened.
+    The model is that of the index, with embeddings of ``dim`` dimensions. ``note`` is called with a
+    line about images that are opened.
 
     Raises:
         BadInput: The path does not exist, or contains no sealed files.
@@ -134,10 +139,10 @@ def load_gallery(
             pass
         else:
             segments = _segments_of(path, keyring, model)
-    rows = _Rows(len(files), dim)
+    gallery = Gallery(np.empty((len(files), dim), dtype="<f2"), listed)
     wanted = {bytes.fromhex(listed[file.name]): file for file in files if file.name in listed}
-    _read_index(segments, wanted, keyring, rows)
-    done = {*rows.files, *(file.path for file in rows.unusable)}
+    _read_index(segments, wanted, keyring, gallery)
+    done = {*gallery.files, *(file.path for file in gallery.unusable)}
     missing = [file for file in files if file not in done]
     if missing:
         if not segments and path.is_dir():
@@ -145,14 +150,14 @@ def load_gallery(
         elif segments:
             count = f"{len(missing)} of {len(files)} images"
             note(f"{path}: {count} have no vector; opening them (`protect.py index` adds vectors)")
-        for block, images in in_batches(unseal(Progress.over(missing, "Search"), keyring), model):
+        opened = unseal(Progress.over(missing, "Search"), keyring.opening_key)
+        for block, images in in_batches(opened, model):
             if images is None:
-                rows.unusable += block
+                gallery.unusable += block
             else:
                 for file, vector in zip(block, embeddings(model, images), strict=True):
-                    rows.add(file.path, vector.tobytes())
-    vectors = rows.matrix[: len(rows.files)]
-    return Gallery(rows.files, vectors, rows.unusable, listed)
+                    gallery.add(file.path, vector)
+    return gallery
 
 
 @torch.inference_mode()
@@ -161,12 +166,8 @@ def most_similar(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the highest cosines of each query and their rows, the most similar first.
 
-    A row with NaN has the similarity -1.
-
-    Args:
-        vectors: Unit embeddings (N, D).
-        queries: Unit embeddings, float32 (Q, D).
-        count: Results for each query, at most N.
+    A row with NaN has the similarity -1. Vectors (N, D) and queries, float32 (Q, D), are unit
+    embeddings.
 
     Returns:
         Similarities and rows, each (Q, min(count, N)).
@@ -189,18 +190,11 @@ def most_similar(
 def checked_matches(
     gallery: Gallery, similarities: Iterable[float], rows: Iterable[int], keyring: Keyring
 ) -> tuple[list[Match], list[OpenedFile]]:
-    """Open the files of search results; return the matches, and the files that cannot be used.
-
-    Args:
-        gallery: Contains the rows.
-        similarities: Similarity of each result.
-        rows: Row of each result.
-        keyring: Contains the keys.
-    """
+    """Open the files of results, given as similarities and rows; return matches and failures."""
     matches, unusable = [], []
     for similarity, row in zip(similarities, rows, strict=True):
         path = gallery.files[row]
-        (file,) = compared(unseal([path], keyring), gallery.listed.get(path.name))
+        (file,) = unseal([path], keyring.opening_key, gallery.listed)
         if file.image is None:
             unusable.append(file)
         else:
@@ -208,7 +202,7 @@ def checked_matches(
     return matches, unusable
 
 
-def query_embedding(path: Path, keys: KeySource, model: Anonymizer) -> Query:
+def query_embedding(path: Path, keyring: Keyring, model: Anonymizer) -> Query:
     """Return a query with its embedding; it is an ordinary image or a sealed file.
 
     Raises:
@@ -223,7 +217,7 @@ def query_embedding(path: Path, keys: KeySource, model: Anonymizer) -> Query:
         source = decode_source(content, model.size)
         raw = torch.from_numpy(source.pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
         return Query(path, "raw", model.embed_tensor(model.pixels.normalize(raw))[0].cpu())
-    image = open_image(keys.opening_key(sealed.chunk), sealed)
+    image = open_image(keyring.opening_key(sealed.chunk), sealed)
     return Query(path, "protected", model.embed_tensor(to_images([image]))[0].cpu())
 
 
@@ -243,14 +237,9 @@ def complete_index(
     Small segments are merged. After any interruption, the same call continues; it also removes the
     unfinished file of a killed one.
 
-    Args:
-        folder: The folder. The caller holds its lock.
-        files: Its sealed files, see `sealed_files`.
-        keyring: Contains the keys.
-        model: Embeds the images.
-        batch: Images per batch of the network.
-        progress: Called with numbers of images that are done.
-        stop: When set, the batch under way is finished and no new one is started.
+    The caller holds the lock of the folder; ``files`` are its sealed files, see `sealed_files`.
+    ``progress`` is called with numbers of images that are done. When ``stop`` is set, the batch
+    under way is finished and no new one is started.
 
     Raises:
         MissingManifest: The folder has no manifest.
@@ -273,11 +262,7 @@ def complete_index(
     old = _copy_usable(segments, missing, keyring, writer)
     summary.present = listed - len(missing)
     progress(summary.present)
-    opened = (
-        file
-        for path in missing.values()
-        for file in compared(unseal([path], keyring), manifest.files[path.name])
-    )
+    opened = unseal(missing.values(), keyring.opening_key, manifest.files)
     for block, images in in_batches(opened, model, batch):
         if images is not None:
             for file, vector in zip(block, embeddings(model, images), strict=True):
@@ -302,56 +287,28 @@ def complete_index(
     return summary
 
 
-@dataclass
-class _Rows:
-    """A matrix (N, D) that is filled row by row."""
-
-    count: int
-    dim: int
-    files: list[Path] = field(default_factory=list)
-    unusable: list[OpenedFile] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.matrix = np.empty((self.count, self.dim), dtype="<f2")
-        self._bytes = self.matrix.view(np.uint8).reshape(-1).data
-
-    def add(self, file: Path, vector: bytes) -> None:
-        """Fill the next row."""
-        start = len(self.files) * len(vector)
-        self._bytes[start : start + len(vector)] = vector
-        self.files.append(file)
-
-
 def _segments_of(folder: Path, keyring: Keyring, model: Anonymizer) -> list[Segment]:
-    """Return the segments of a checkpoint.
-
-    Raises:
-        UsageError: All segments were made with other checkpoints.
-    """
     segments, network = read_segments(folder, keyring), model.embedding_digest
     own = [segment for segment in segments if segment.network == network]
     if segments and not own:
         raise UsageError(
             f"the index of {folder} was made with another checkpoint (digest "
-            f"{_short(segments[0].network)}, this one has {_short(network)}); give that "
+            f"{segments[0].network.hex()[:16]}, this one has {network.hex()[:16]}); give that "
             "checkpoint, or run `protect.py index` with this one"
         )
     return own
 
 
-def _short(digest: bytes) -> str:
-    return digest.hex()[:16]
-
-
 def _read_index(
-    segments: Sequence[Segment], wanted: dict[bytes, Path], keyring: Keyring, rows: _Rows
+    segments: Sequence[Segment], wanted: dict[bytes, Path], keyring: Keyring, gallery: Gallery
 ) -> None:
-    """Open the vectors of the wanted files, by SHA-256; fill rows and unusable files."""
+    """Open the vectors of the wanted files, by SHA-256; fill the gallery."""
+    dim = gallery.matrix.shape[1]
     keys = VectorKeys(keyring)
     with Progress(sum(map(len, segments)), "Open the index", unit="vector") as bar:
         for segment in segments:
-            if segment.dim != rows.dim:
-                raise Tampered(f"{segment.path} has {segment.dim} dimensions; expected {rows.dim}")
+            if segment.dim != dim:
+                raise Tampered(f"{segment.path} has {segment.dim} dimensions; expected {dim}")
             with suppress(FileNotFoundError):  # merged by `index` meanwhile: the images are opened
                 for entry, ciphertext in segment.vectors():
                     bar.update()
@@ -359,11 +316,12 @@ def _read_index(
                     if file is None:  # deleted or replaced file, or its second vector
                         continue
                     try:
-                        rows.add(file, keys.open(segment, entry, ciphertext))
+                        vector = keys.open(segment, entry, ciphertext)
+                        gallery.add(file, np.frombuffer(vector, "<f2"))
                     except AuthenticationError:
                         raise
                     except IsedError as error:
-                        rows.unusable.append(OpenedFile(file, error=error))
+                        gallery.unusable.append(OpenedFile(file, error=error))
 
 
 def _copy_usable(
@@ -382,9 +340,11 @@ def _copy_usable(
         elif 2 * len(segment) < MAX_VECTORS:
             small.append(segment)
         else:
-            _remove(missing, usable)
+            for digest in usable:
+                del missing[digest]
     if len(small) == 1 and not outdated:
-        _remove(missing, small.pop().digests())
+        for entry in small.pop().entries():
+            del missing[entry[:DIGEST_BYTES]]
     for segment in (*small, *outdated):
         if segment.network == writer.network:
             for entry, ciphertext in segment.vectors():
@@ -398,8 +358,3 @@ def _is_usable(entry: bytes, keyring: Keyring) -> bool:
     """Return whether the key of a vector is not destroyed."""
     row = keyring.row(entry[DIGEST_BYTES : DIGEST_BYTES + KEY_ID_BYTES])
     return row is None or row.state != "destroyed"
-
-
-def _remove(missing: dict[bytes, Path], digests: Iterable[bytes]) -> None:
-    for digest in digests:
-        del missing[digest]

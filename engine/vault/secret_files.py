@@ -17,14 +17,7 @@ _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def check_private(path: Path, what: str) -> os.stat_result:
-    """Raise if another user can read a secret file or may have put it there.
-
-    Args:
-        path: The file.
-        what: Name of its purpose, for the message.
-
-    Returns:
-        The status of the file that was checked.
+    """Return the status of a secret file that only its owner can read; ``what`` is its purpose.
 
     Raises:
         KeyringMissing: It does not exist.

@@ -61,40 +61,23 @@ class Share:
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> Share:
-        """Return the share in the content of a file.
-
-        Raises:
-            FormatError: It is not a share, or a character was changed.
-        """
+        """Return the share in the content of a file; raise FormatError if it was changed."""
         text = content.decode("ascii", "replace").replace("\r\n", "\n")
         match = _TEXT.fullmatch(text.rstrip() + "\n")
         if match is None:
             raise FormatError(f"{name} is not a share of a master key; expected {_TITLE!r} ...")
-        set_id, commitment, number, count, needed, value, checksum = match.groups()
-        share = cls(
-            bytes.fromhex(set_id),
-            bytes.fromhex(commitment),
-            int(number),
-            int(count),
-            int(needed),
-            bytes.fromhex(value),
-        )
+        *_, value, checksum = match.groups()
+        set_id, commitment = (bytes.fromhex(part) for part in match.group(1, 2))
+        number, count, needed = (int(part) for part in match.group(3, 4, 5))
         if checksum != _checksum(match.group()[: match.start(7) - len("checksum: ")]):
             raise FormatError(f"{name}: the checksum is wrong; compare it with the printed share")
-        if (
-            not 2 <= share.needed <= share.count <= MAX_SHARES
-            or not 1 <= share.number <= share.count
-        ):
+        if not 2 <= needed <= count <= MAX_SHARES or not 1 <= number <= count:
             raise FormatError(f"{name}: share {number} of {count}, {needed} needed, is impossible")
-        return share
+        return cls(set_id, commitment, number, count, needed, bytes.fromhex(value))
 
 
 def split(key: bytes, needed: int, count: int) -> list[Share]:
-    """Return `count` shares of a key, of which any `needed` give it.
-
-    Raises:
-        UsageError: The numbers are not 2 <= needed <= count <= 32.
-    """
+    """Return `count` shares of a key, of which `needed` give it: 2 <= needed <= count <= 32."""
     if not 2 <= needed <= count <= MAX_SHARES:
         raise UsageError(
             f"{count} shares of which {needed} are needed; expected 2 <= needed <= shares <= "
@@ -125,11 +108,11 @@ def combine(shares: Sequence[Share]) -> bytes:
         sets = ", ".join(sorted({share.set_id.hex()[:8] for share in shares}))
         raise UsageError(f"the shares are of different sets ({sets}); give shares of one set")
     numbers = [share.number for share in shares]
+    given = ", ".join(map(str, numbers))
     for number in numbers:
         if numbers.count(number) > 1:
             raise UsageError(f"share {number} is given twice; give {head.needed} different shares")
     if len(shares) < head.needed:
-        given = ", ".join(map(str, numbers))
         raise UsageError(
             f"set {head.set_id.hex()[:8]} needs {head.needed} of its {head.count} shares; "
             f"got {len(shares)} (number {given})"
@@ -138,8 +121,7 @@ def combine(shares: Sequence[Share]) -> bytes:
     expected = _commitment(key, head.set_id, head.needed, head.count)
     if not hmac.compare_digest(expected, head.commitment):
         raise Tampered(
-            f"shares {', '.join(map(str, numbers))} do not give the key of their set: one of them "
-            "was changed; try others"
+            f"shares {given} do not give the key of their set: one of them was changed; try others"
         )
     return key
 
@@ -167,22 +149,21 @@ def write_shares(shares: Sequence[Share], folder: Path) -> list[Path]:
         ensure_folder(folder)
     except WriteError as error:
         raise StorageError(str(error)) from None
-    paths = [folder / f"share-{share.number}-of-{share.count}.txt" for share in shares]
-    for path in paths:
-        if os.path.lexists(path):
-            raise _exists(path)
-    written = []
+    texts = {folder / f"share-{s.number}-of-{s.count}.txt": s.to_text() for s in shares}
+    for path in filter(os.path.lexists, texts):
+        raise _exists(path)
+    written: list[Path] = []
     try:
-        for share, path in zip(shares, paths, strict=True):
-            write_new_private(path, share.to_text().encode())
+        for path, text in texts.items():
+            write_new_private(path, text.encode())
             written.append(path)
     except BaseException as error:
-        for path in written:
-            path.unlink(missing_ok=True)
+        for done in written:
+            done.unlink(missing_ok=True)
         if isinstance(error, FileExistsError):
-            raise _exists(paths[len(written)]) from None
+            raise _exists(path) from None
         raise
-    return paths
+    return written
 
 
 def read_key(paths: Sequence[Path]) -> bytes:
@@ -192,9 +173,8 @@ def read_key(paths: Sequence[Path]) -> bytes:
         KeyringMissing, InsecurePermissions: A file does not exist or is not private.
         FormatError, UsageError, Tampered: See `Share.parse` and `combine`.
     """
-    return combine(
-        [Share.parse(read_private(path, "share", _MAX_TEXT_BYTES), str(path)) for path in paths]
-    )
+    contents = [(read_private(path, "share", _MAX_TEXT_BYTES), str(path)) for path in paths]
+    return combine([Share.parse(*content) for content in contents])
 
 
 def _commitment(key: bytes, set_id: bytes, needed: int, count: int) -> bytes:
@@ -202,12 +182,12 @@ def _commitment(key: bytes, set_id: bytes, needed: int, count: int) -> bytes:
     return hmac_sha256(derive_key(key, "shares"), set_id + bytes([needed, count]))
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _exists(path: Path) -> KeyringExists:
     return KeyringExists(f"{path} exists already; choose an empty folder")
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _multiply(a: int, b: int) -> int:

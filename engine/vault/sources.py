@@ -11,6 +11,7 @@ import io
 import os
 import re
 import signal
+import stat
 import threading
 import zlib
 from collections import deque
@@ -33,9 +34,7 @@ from data.images import (
 )
 from modeling.encryption.ised_errors import BadInput
 from modeling.encryption.sealed_original import MAX_CONTENT_BYTES
-from utils.files import check_regular
-
-MAX_FILE_BYTES = MAX_CONTENT_BYTES
+from utils.files import read_at_most
 
 # The content decides, not the suffix. Not every format that Pillow reads: for PostScript it would
 # start an interpreter on a program of unknown origin. GIF: comments take quadratic time.
@@ -68,89 +67,74 @@ class SourceFolder:
 
     root: Path
     images: Sequence[str]  # files to read
-    # entries that cannot be read, such as broken links, with the reason
-    failed: Mapping[str, BadInput]
-    # other files: litter of operating systems, and files without an image suffix
-    left_out: Sequence[str]
+    failed: Mapping[str, BadInput]  # entries that cannot be read, such as broken links; the reason
+    left_out: Sequence[str]  # litter of operating systems, and files without an image suffix
 
 
 def list_sources(root: Path, output: Path | None = None) -> SourceFolder:
     """Return the entries below a folder. Symbolic links to folders are followed.
 
     Every folder is read once: a link to a folder that is read under another path (a loop is an
-    example) fails, because its images would get two subjects.
-
-    Args:
-        root: The folder.
-        output: A folder that is not read, although a link may lead to it.
+    example) fails, because its images would get two subjects. The output folder is never read,
+    although a link may lead to it.
 
     Raises:
         BadInput: It is not a folder, cannot be read, or contains no images.
     """
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder; expected a folder of images")
-    lister = _Lister(root)
+    read_as: dict[tuple[int, int], str] = {}  # device and inode -> path
     if output is not None and output.is_dir():
-        lister.read_as[_identity(output)] = "the output folder"
-    lister.run()
-    images, failed, left_out = lister.images, lister.failed, lister.left_out
+        read_as[_identity(output)] = "the output folder"
+    images: list[str] = []
+    failed: dict[str, BadInput] = {}
+    left_out: list[str] = []
+    # Links come last, so that a folder is read under its own path, not under that of a link.
+    folders, links = deque([("", False)]), deque[tuple[str, bool]]()
+    while folders or links:
+        folder, in_litter = (folders or links).popleft()
+        try:
+            entries = _entries(root / folder, "folder" if folder else f"folder {root}", read_as)
+        except BadInput as error:
+            if not folder:
+                raise
+            failed[folder] = error
+            continue
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            litter = in_litter or is_litter(entry.name)
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((path, litter))
+                elif not litter and entry.is_symlink() and _is_folder(root / path):
+                    links.append((path, litter))
+                elif not litter and is_image_name(entry.name):
+                    images.append(path)
+                else:
+                    left_out.append(path)
+            except OSError as error:
+                reason = f"symbolic link cannot be followed ({error.strerror}); restore its target"
+                failed[path] = BadInput(reason)
     if not images and not failed:
         raise BadInput(f"{root} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     return SourceFolder(root, sorted(images), dict(sorted(failed.items())), sorted(left_out))
 
 
-class _Lister:
-    """Walks through a folder; see `list_sources`."""
+def _entries(path: Path, name: str, read_as: dict[tuple[int, int], str]) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, unless it was read under another path."""
+    try:
+        first_path = read_as.setdefault(_identity(path), str(path))
+        if first_path != str(path):
+            raise BadInput(f"links to {first_path}, which is not read twice; remove this link")
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise BadInput(f"{name} cannot be read ({error.strerror})") from None
 
-    def __init__(self, root: Path) -> None:
-        self.images: list[str] = []
-        self.failed: dict[str, BadInput] = {}
-        self.left_out: list[str] = []
-        self.read_as: dict[tuple[int, int], str] = {}  # device and inode -> path
-        self._root = root
-        # Links come last, so that a folder is read under its own path, not under that of a link.
-        self._folders = deque([("", False)])
-        self._links: deque[tuple[str, bool]] = deque()
 
-    def run(self) -> None:
-        """Read all folders."""
-        while self._folders or self._links:
-            folder, in_litter = (self._folders or self._links).popleft()
-            for entry in self._entries(folder):
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                self._add(entry, path, litter=in_litter or is_litter(entry.name))
-
-    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """Return the entries of a folder; none if it cannot be read or was read before."""
-        path = self._root / folder
-        try:
-            first_path = self.read_as.setdefault(_identity(path), str(path))
-            if first_path != str(path):
-                reason = f"links to {first_path}, which is not read twice; remove this link"
-                self.failed[folder] = BadInput(reason)
-                return []
-            with os.scandir(path) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            if not folder:
-                raise BadInput(f"folder {path} cannot be read ({error.strerror})") from None
-            self.failed[folder] = BadInput(f"folder cannot be read ({error.strerror})")
-            return []
-
-    def _add(self, entry: os.DirEntry[str], path: str, *, litter: bool) -> None:
-        """Put an entry into the list where it belongs."""
-        if entry.is_dir(follow_symlinks=False):
-            self._folders.append((path, litter))
-        elif litter:
-            self.left_out.append(path)
-        elif entry.is_symlink() and (problem := _link_problem(self._root / path)):
-            self.failed[path] = BadInput(problem)
-        elif entry.is_dir():
-            self._links.append((path, litter))
-        elif is_image_name(entry.name):
-            self.images.append(path)
-        else:
-            self.left_out.append(path)
+def _is_folder(link: Path) -> bool:
+    """Return whether a link leads to a folder; unlike `Path.is_dir`, fail if it is broken."""
+    return stat.S_ISDIR(link.stat().st_mode)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -158,31 +142,16 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _link_problem(link: Path) -> str:
-    """Return why a symbolic link cannot be followed, or ''."""
-    try:
-        link.stat()
-    except OSError as error:
-        return f"symbolic link cannot be followed ({error.strerror}); restore its target"
-    return ""
-
-
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a source file.
-
-    Raises:
-        BadInput: It cannot be read, is empty, or is longer than MAX_FILE_BYTES.
-    """
+    """Return the content of a source file; raise BadInput if it is empty or cannot be read."""
     try:
-        check_regular(path)
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_at_most(path, MAX_CONTENT_BYTES)
     except OSError as error:
         raise BadInput(f"cannot be read ({error.strerror})") from None
-    if not content:
+    if content == b"":
         raise BadInput("the file is empty")
-    if len(content) > MAX_FILE_BYTES:
-        raise BadInput(f"more than {MAX_FILE_BYTES >> 20} MiB; not an image of a person")
+    if content is None:
+        raise BadInput(f"more than {MAX_CONTENT_BYTES >> 20} MiB; not an image of a person")
     return content
 
 
@@ -193,10 +162,7 @@ def decode_source(content: bytes, size: tuple[int, int], name: str = "image") ->
     and by what the decoders of JPEG, WebP and TIFF report. BMP, PPM and uncompressed TIFF contain
     nothing that a changed pixel would contradict.
 
-    Args:
-        content: The file.
-        size: Height and width of the networks' images.
-        name: Names the image in warnings.
+    The size is height and width of the networks' images; warnings contain the name.
 
     Raises:
         BadInput: It is not an image, is damaged, takes more than 10 s of CPU time, or is not 8-bit
@@ -204,10 +170,7 @@ def decode_source(content: bytes, size: tuple[int, int], name: str = "image") ->
     """
     _check_structure(content)
     try:
-        with (
-            _time_limit(_TIME_LIMIT_S),
-            Image.open(io.BytesIO(content), formats=_FORMATS) as image,
-        ):
+        with _time_limit(_TIME_LIMIT_S), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_plain(image)
             image.load()
             had_exif = _has_exif(image)

@@ -9,6 +9,7 @@ are composed (NFC) before they are compared.
 from __future__ import annotations
 
 import csv
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def check_dataset(name: str) -> None:
         )
 
 
-def any_label(label: str) -> str:
+def any_label(label: str, longest: float = math.inf) -> str:
     """Return a normalised label of any length; composing lengthens some labels (U+0958).
 
     Raises:
@@ -68,22 +69,16 @@ def any_label(label: str) -> str:
         encoded = label.encode()
     except UnicodeEncodeError:
         raise BadInput(f"subject label {label!a} is not valid UTF-8") from None
-    if not encoded or b"\0" in encoded:
-        raise _invalid_label(encoded)
+    if not 1 <= len(encoded) <= longest or b"\0" in encoded:
+        raise BadInput(
+            f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_LABEL_BYTES}, no NUL"
+        )
     return label
 
 
 def checked_label(label: str) -> str:
-    """Return the normalised label for a new key.
-
-    Raises:
-        BadInput: The label is empty, too long, contains NUL, or has no UTF-8 form.
-    """
-    label = any_label(label)
-    encoded = label.encode()
-    if len(encoded) > _MAX_LABEL_BYTES:
-        raise _invalid_label(encoded)
-    return label
+    """Return the normalised label for a new key: as `any_label`, and at most 1024 bytes."""
+    return any_label(label, _MAX_LABEL_BYTES)
 
 
 def spellings(label: str) -> list[str]:
@@ -97,12 +92,6 @@ def spellings(label: str) -> list[str]:
     """
     older = (composed(label), unicodedata.normalize("NFD", label), label)
     return list(dict.fromkeys((any_label(label), *older)))
-
-
-def _invalid_label(encoded: bytes) -> BadInput:
-    return BadInput(
-        f"subject label of {len(encoded)} bytes; expected 1 to {_MAX_LABEL_BYTES}, no NUL"
-    )
 
 
 def subject_rule(
@@ -123,13 +112,7 @@ def subject_rule(
             cannot be used, or a pattern or table is given for a source that does not use it.
     """
     check_dataset(dataset)
-    rules: dict[str, Callable[[], SubjectOf]] = {
-        "folder": lambda: _by_folder,
-        "regex": lambda: _by_pattern(pattern),
-        "csv": lambda: _by_table(table),
-        "none": lambda: lambda path: f"picture:{path}",
-    }
-    if source not in rules:
+    if source not in SUBJECT_SOURCES:
         raise UsageError(
             f"--subject-from is {source!r}; expected one of {', '.join(SUBJECT_SOURCES)}"
         )
@@ -139,6 +122,12 @@ def subject_rule(
     ):
         if given and source != user:
             raise UsageError(f"{option} needs --subject-from {user}; got --subject-from {source}")
+    rules: dict[str, Callable[[], SubjectOf]] = {
+        "folder": lambda: _by_folder,
+        "regex": lambda: _by_pattern(pattern),
+        "csv": lambda: _by_table(table),
+        "none": lambda: lambda path: f"picture:{path}",
+    }
     rule = rules[source]()
 
     def label(path: str) -> str:
@@ -151,7 +140,6 @@ def subject_rule(
 
 
 def _by_folder(path: str) -> str:
-    """Return the folder of an image."""
     folder = str(PurePosixPath(path).parent)
     if folder == ".":
         raise BadInput(
@@ -161,7 +149,6 @@ def _by_folder(path: str) -> str:
 
 
 def _by_pattern(pattern: str) -> SubjectOf:
-    """Return the rule for a regular expression."""
     try:
         compiled = re.compile(pattern)  # not composed: that would change character sets
     except re.error as error:
@@ -183,7 +170,6 @@ def _by_pattern(pattern: str) -> SubjectOf:
 
 
 def _by_table(table: Path | None) -> SubjectOf:
-    """Return the rule for a CSV file."""
     if table is None:
         raise UsageError("--subject-from csv needs --subject-csv FILE with columns path, subject")
     try:
@@ -206,12 +192,7 @@ def _by_table(table: Path | None) -> SubjectOf:
 
 
 def _read_table(reader: csv.DictReader[str], table: Path) -> dict[str, str]:
-    """Return the normalised subject by composed path.
-
-    Raises:
-        UsageError: A column is missing or exists twice, a line has too many cells, or a path has
-            two subjects.
-    """
+    """Return the normalised subject by composed path."""
     columns = list(reader.fieldnames or ())
     if columns.count("path") != 1 or columns.count("subject") != 1:
         raise UsageError(

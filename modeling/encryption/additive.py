@@ -7,8 +7,8 @@ person even without a key: docs/ISED.md.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modeling.encryption.cipher import Sealed, check_batch
-from modeling.encryption.primitives import EvaluationKeys, KeySource, SubjectKey
+from modeling.encryption.primitives import EvaluationKeys, KeyOf, SubjectKey
 
 _KEY_BYTES = 8
 # 50 MB at 256 x 128. An evaluation visits the images of a person in a row, so few pads are in use.
@@ -32,15 +32,15 @@ class PublishedKeys:
 
     def sealing_key(self, subject: str) -> SubjectKey:
         """Return the identity number, the last field of the label, as the key."""
-        return SubjectKey(key_id=subject.encode(), key=_to_key(_pid(subject)))
+        return SubjectKey(key_id=subject.encode(), key=_key(subject))
 
     def opening_key(self, header: bytes) -> bytes:
         """Return the key of the label in the header."""
-        return _to_key(_pid(header.decode()))
+        return _key(header.decode())
 
     def another_key(self, header: bytes) -> bytes:
         """Return the key of the next identity number."""
-        return _to_key(_pid(header.decode()) + 1)
+        return _key(header.decode(), step=1)
 
 
 class AdditiveCipher:
@@ -48,7 +48,6 @@ class AdditiveCipher:
 
     name: ClassVar[str] = "additive"
     secure: ClassVar[bool] = False
-    exact: ClassVar[bool] = False
     caution: ClassVar[str] = (
         "wrong, ciphertext: all images of a person have the same pad, so noise matches noise; high"
         "  protected -> protected rates are this leak, not re-ID"
@@ -58,7 +57,7 @@ class AdditiveCipher:
     def __init__(self) -> None:
         """Warn, once per process, that the scheme is not secure."""
         self.keys: EvaluationKeys = PublishedKeys()
-        self._pads: OrderedDict[tuple[bytes, int, int], Tensor] = OrderedDict()
+        self._pad = functools.lru_cache(_CACHED_PADS)(_pad)
         if not AdditiveCipher._warned:
             AdditiveCipher._warned = True
             warnings.warn(
@@ -78,12 +77,11 @@ class AdditiveCipher:
         keys = [self.keys.sealing_key(subject) for subject in subjects]
         payload = self._add_pads(images, [key.key for key in keys], sign=1.0)
         headers = tuple(key.key_id for key in keys)
-        return Sealed(self.name, payload, headers, images.device)
+        return Sealed(payload, headers, images.device)
 
-    def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
+    def open(self, sealed: Sealed, key_of: KeyOf) -> Tensor:
         """Subtract the pads of the given keys; a wrong key returns garbage, not an error."""
-        opening_keys = [keys.opening_key(header) for header in sealed.headers]
-        return self._add_pads(sealed.payload, opening_keys, sign=-1.0)
+        return self._add_pads(sealed.payload, [key_of(x) for x in sealed.headers], sign=-1.0)
 
     def observe(self, sealed: Sealed) -> Tensor:
         """Return the padded images."""
@@ -102,30 +100,20 @@ class AdditiveCipher:
             pads, rows = (x.to(images.device, non_blocking=True) for x in (pads, rows))
             return torch.add(images.float(), pads.index_select(0, rows), alpha=sign)
 
-    def _pad(self, key: bytes, height: int, width: int) -> Tensor:
-        """Return a pad (3, H, W), float32 on the CPU; the global generator is not used."""
-        cache_key = (key, height, width)
-        pad = self._pads.pop(cache_key, None)
-        if pad is None:
-            generator = torch.Generator().manual_seed(int.from_bytes(key, "big", signed=True))
-            pad = 2 * torch.rand(3, height, width, generator=generator, dtype=torch.float32) - 1
-        self._pads[cache_key] = pad  # most recently used last
-        if len(self._pads) > _CACHED_PADS:
-            self._pads.popitem(last=False)
-        return pad
+
+def _pad(key: bytes, height: int, width: int) -> Tensor:
+    """Return a pad (3, H, W), float32 on the CPU; the global generator is not used."""
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big", signed=True))
+    return 2 * torch.rand(3, height, width, generator=generator, dtype=torch.float32) - 1
 
 
-def _pid(subject: str) -> int:
-    """Return the identity number of a label."""
-    field = subject.rsplit("/", 1)[-1]
+def _key(subject: str, step: int = 0) -> bytes:
+    """Return the key for the identity number of a label, plus a step."""
     try:
-        return int(field)
+        pid = int(subject.rsplit("/", 1)[-1]) + step
     except ValueError:
         raise ValueError(
             f"subject {subject!r} does not end in an identity number; expected dataset/split/pid "
             "for the encryption scheme additive, or use aead"
         ) from None
-
-
-def _to_key(pid: int) -> bytes:
     return pid.to_bytes(_KEY_BYTES, "big", signed=True)

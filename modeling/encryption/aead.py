@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modeling.encryption.cipher import Sealed, check_batch, dequantize_pixels, quantize_pixels
 from modeling.encryption.ised_errors import MissingKey
-from modeling.encryption.primitives import EvaluationKeys, KeySource, SubjectKey, random_key
+from modeling.encryption.primitives import EvaluationKeys, KeyOf, SubjectKey, random_key
 from modeling.encryption.sealed_image import (
     LOCATOR_BYTES,
     Metadata,
@@ -29,7 +29,6 @@ class MemoryKeys:
     """Random keys, one per subject, kept only in this object."""
 
     def __init__(self) -> None:
-        """Start without any key."""
         self._locator_key = random_key()
         self._by_subject: dict[str, SubjectKey] = {}
         self._by_id: dict[bytes, SubjectKey] = {}
@@ -44,11 +43,7 @@ class MemoryKeys:
         return key
 
     def opening_key(self, header: bytes) -> bytes:
-        """Return the key that the header's locator identifies.
-
-        Raises:
-            MissingKey: This object did not create it.
-        """
+        """Return the key that the header's locator identifies, or raise MissingKey."""
         key = self._by_id.get(key_id_of(header, self._locator_key))
         if key is None:
             raise MissingKey("no key in memory matches this image; it was sealed by another run")
@@ -68,7 +63,6 @@ class AeadCipher:
 
     name: ClassVar[str] = "aead"
     secure: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
     caution: ClassVar[str] = ""
 
     def __init__(self, keys: EvaluationKeys | None = None) -> None:
@@ -90,20 +84,16 @@ class AeadCipher:
             sealed = seal_image(key, pixels[index], _NO_METADATA)
             payload[index] = np.frombuffer(sealed.pixels, np.uint8).reshape(pixels.shape[1:])
             headers.append(sealed.chunk)
-        return Sealed(self.name, torch.from_numpy(payload), tuple(headers), images.device)
+        return Sealed(torch.from_numpy(payload), tuple(headers), images.device)
 
-    def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
-        """Decrypt all images, or none.
-
-        Raises:
-            MissingKey, WrongKey, Tampered: An image cannot be opened.
-        """
+    def open(self, sealed: Sealed, key_of: KeyOf) -> Tensor:
+        """Decrypt all images, or none: raise MissingKey, WrongKey or Tampered."""
         ciphertext = sealed.payload.numpy()
         height, width = ciphertext.shape[1:3]
         pixels = np.empty_like(ciphertext)
         for index, header in enumerate(sealed.headers):
             image = SealedImage(width, height, header, ciphertext[index].tobytes())
-            pixels[index] = open_image(keys.opening_key(header), image).pixels
+            pixels[index] = open_image(key_of(header), image).pixels
         return dequantize_pixels(torch.from_numpy(pixels).to(sealed.device))
 
     def observe(self, sealed: Sealed) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modeling.encryption.ised_errors import AuthenticationError
-from modeling.encryption.primitives import EvaluationKeys, KeySource, WrongKeys
+from modeling.encryption.primitives import EvaluationKeys, KeyOf
 from utils.errors import UserError
 
 KeyState = Literal["right", "wrong", "ciphertext"]
@@ -24,7 +24,6 @@ KeyState = Literal["right", "wrong", "ciphertext"]
 class Sealed:
     """A batch of B encrypted images: everything that is visible without a key."""
 
-    scheme: str  # name of the cipher
     # The ciphertext. float32 (B, 3, H, W) if the scheme encrypts values (additive); uint8 (B, H, W,
     # 3) if it encrypts bytes (aead).
     payload: Tensor
@@ -32,30 +31,23 @@ class Sealed:
     device: torch.device  # device of the opened images
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.headers)
 
     def at(self, index: int) -> Sealed:
         """Return one image as a batch of one."""
         part = slice(index, index + 1)
-        return Sealed(self.scheme, self.payload[part], self.headers[part], self.device)
+        return Sealed(self.payload[part], self.headers[part], self.device)
 
 
 class Cipher(Protocol):
-    """An encryption scheme, for which ``open(seal(x, subjects), keys) == quantize(x)``.
+    """An encryption scheme: ``open(seal(x, subjects), keys.opening_key) == quantize(x)``.
 
-    Attributes:
-        name: Name in CIPHERS and in the configuration.
-        secure: Whether the scheme withstands the attacks of docs/ISED.md.
-        exact: Whether the equation holds bit for bit (otherwise within 1e-6).
-        caution: Warning to print next to scores of encrypted images; '' for none.
-        keys: The right keys, for sealing and for opening.
+    For a scheme that encrypts values instead of bytes, this holds within 1e-6.
     """
 
-    name: ClassVar[str]
-    secure: ClassVar[bool]
-    exact: ClassVar[bool]
-    caution: ClassVar[str]
+    name: ClassVar[str]  # in CIPHERS and in the configuration
+    secure: ClassVar[bool]  # the scheme withstands the attacks of docs/ISED.md
+    caution: ClassVar[str]  # warning to print next to scores of encrypted images; '' for none
 
     @property
     def keys(self) -> EvaluationKeys:
@@ -70,8 +62,8 @@ class Cipher(Protocol):
         """Encrypt images (B, 3, H, W), each under the key of its subject label."""
         ...
 
-    def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
-        """Return the decrypted images, float32 (B, 3, H, W).
+    def open(self, sealed: Sealed, key_of: KeyOf) -> Tensor:
+        """Return the images decrypted with the keys of their headers, float32 (B, 3, H, W).
 
         Raises:
             AuthenticationError: The key is wrong or the image was changed. A secure scheme raises
@@ -101,12 +93,12 @@ def read_sealed(cipher: Cipher, sealed: Sealed, key: KeyState) -> Reading:
         AuthenticationError: The right key was refused, which is a defect.
     """
     if key == "right":
-        return Reading(cipher.open(sealed, cipher.keys))
+        return Reading(cipher.open(sealed, cipher.keys.opening_key))
     if key == "ciphertext":
         return Reading(cipher.observe(sealed))
     if key != "wrong":
         raise ValueError(f"key state is {key!r}; expected one of right, wrong, ciphertext")
-    wrong = WrongKeys(cipher.keys)
+    wrong = cipher.keys.another_key
     with contextlib.suppress(AuthenticationError):
         # An unauthenticated scheme opens the whole batch with any key.
         return Reading(cipher.open(sealed, wrong))
@@ -143,13 +135,8 @@ def check_batch(images: Tensor, subjects: Sequence[str]) -> None:
 def quantize_pixels(images: Tensor) -> Tensor:
     """Round images to bytes q = round((x + 1) * 127.5), half to even.
 
-    On a CPU one image at a time, which stays in the cache: five times as fast as a whole batch.
-
-    Args:
-        images: (B, 3, H, W) in [-1, 1]; values outside are clipped.
-
-    Returns:
-        uint8 (B, H, W, 3) on the same device.
+    Images are (B, 3, H, W) in [-1, 1]; values outside are clipped. The result is uint8 (B, H, W, 3)
+    on the same device. On a CPU one image at a time, which stays in the cache: five times as fast.
     """
     images = images.float()
     if images.device.type != "cpu":

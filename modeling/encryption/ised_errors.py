@@ -12,26 +12,23 @@ from utils.errors import UserError
 
 
 class IsedError(UserError):
-    """Base class of all errors of the encryption.
+    """Base class of all errors of the encryption."""
 
-    Attributes:
-        exit_code: Exit code of a command that ends with this error.
-        stops: Whether a batch stops here; otherwise it continues with the next file.
-    """
+    exit_code = 1  # of a command that ends with this error
+    stops = False  # whether a batch stops here; otherwise it continues with the next file
 
-    exit_code = 1
-    stops = False
+    def of_one_file(self) -> IsedError:
+        """Return the error if it concerns one file of a batch; raise it if the batch stops."""
+        if self.stops:
+            raise self
+        return self
 
 
 class FormatError(IsedError):
-    """Bytes that are not exactly one file of ISED version 1.
-
-    Attributes:
-        offset: Position of the first unexpected byte; -1 if unknown.
-    """
+    """Bytes that are not exactly one file of ISED version 1."""
 
     def __init__(self, message: str, offset: int = -1) -> None:
-        """Store the offset and append it to the message."""
+        """Append the position of the first unexpected byte to the message, unless it is -1."""
         super().__init__(message if offset < 0 else f"{message} (at byte {offset})")
         self.offset = offset
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from modeling.encryption.sealed_image import (
     check_size,
     image_header,
 )
-from utils.files import check_regular
+from utils.files import read_at_most
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK_NAME = b"isEd"
@@ -102,22 +103,17 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
         OSError: It cannot be read.
         NotProtected, TooLarge, FormatError: It is too long.
     """
-    check_regular(path)
-    with Path(path).open("rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        if length > file_bytes_at_most():
-            head = file.read(_IDAT_AT)
-            _read_size(head)  # the more specific error, if there is one
-            raise FormatError(f"{length} bytes, more than any sealed image has", 0)
-        return file.read(file_bytes_at_most() + 1)  # the file may have grown
+    content = read_at_most(path, file_bytes_at_most())
+    if content is None:
+        with Path(path).open("rb") as file:
+            _read_size(file.read(HEAD_BYTES))  # the more specific error, if there is one
+            length = os.fstat(file.fileno()).st_size
+        raise FormatError(f"{length} bytes, more than any sealed image has", 0)
+    return content
 
 
 def read_public(head: bytes) -> bytes:
-    """Return the public header (88 bytes) of a file from its first HEAD_BYTES bytes.
-
-    Raises:
-        NotProtected, TooLarge, UnsupportedVersion, FormatError: It is not a file of version 1.
-    """
+    """Return the public header (88 bytes) in the first HEAD_BYTES, or raise FormatError."""
     _read_size(head)
     _expect_frame(head, _ISED_AT, CHUNK_NAME, CHUNK_BYTES)
     chunk = head[_ISED_AT + 8 : _ISED_AT + 8 + CHUNK_BYTES]
@@ -132,23 +128,18 @@ def file_bytes(width: int, height: int) -> int:
 
 def file_bytes_at_most() -> int:
     """Return the length of the longest possible file."""
-    return file_bytes(
-        MAX_PIXELS // MAX_SIDE_PX, MAX_SIDE_PX
-    )  # the most rows, so the most filter bytes
+    # the most rows, so the most filter bytes
+    return file_bytes(MAX_PIXELS // MAX_SIDE_PX, MAX_SIDE_PX)
 
 
-def _block_headers(raw_bytes: int) -> list[tuple[int, bytes]]:
-    """Return (start in the raw data, 5-byte header) of each stored block."""
-    headers = []
+def _block_headers(raw_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (start in the raw data, 5-byte header) of each stored block."""
     for start in range(0, raw_bytes, _BLOCK_BYTES):
         length = min(_BLOCK_BYTES, raw_bytes - start)
-        last = start + length == raw_bytes
-        headers.append((start, _BLOCK.pack(last, length, length ^ 0xFFFF)))
-    return headers
+        yield start, _BLOCK.pack(start + length == raw_bytes, length, length ^ 0xFFFF)
 
 
 def _idat_bytes(width: int, height: int) -> int:
-    """Return the length of the IDAT chunk's data."""
     raw_bytes = height * (1 + 3 * width)
     blocks = -(-raw_bytes // _BLOCK_BYTES)
     return len(_ZLIB_HEADER) + blocks * _BLOCK.size + raw_bytes + 4
@@ -181,7 +172,6 @@ def _read_size(data: bytes) -> tuple[int, int]:
 
 
 def _expect_frame(data: bytes, at: int, name: bytes, length: int) -> None:
-    """Check length and name of the chunk at an offset."""
     frame = data[at : at + 8]
     if len(frame) < 8:
         raise FormatError(f"truncated: {len(data)} bytes end before {name.decode()}", len(data))
@@ -207,7 +197,6 @@ def _foreign(data: bytes, what: str, offset: int) -> FormatError:
 
 
 def _check_crc(view: memoryview, at: int, length: int) -> None:
-    """Check the CRC of the chunk at an offset."""
     end = at + 8 + length
     if _LENGTH.pack(zlib.crc32(view[at + 4 : end])) != view[end : end + 4]:
         name = bytes(view[at + 4 : at + 8]).decode()

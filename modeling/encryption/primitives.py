@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol, runtime_checkable
@@ -34,6 +35,7 @@ _NONCE = bytes(12)
 _SHA256 = SHA256()
 
 Buffer = bytes | bytearray | memoryview
+KeyOf = Callable[[bytes], bytes]  # returns the key that a public header identifies
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,7 @@ class MessageKey:
         return AESGCM(self._encryption_key).encrypt(_NONCE, message, aad)
 
     def decrypt(self, aad: bytes, ciphertext_and_tag: Buffer) -> bytes:
-        """Return the message.
-
-        Raises:
-            Tampered: Ciphertext, tag or aad was changed.
-        """
+        """Return the message; raise Tampered if ciphertext, tag or aad was changed."""
         try:
             return AESGCM(self._encryption_key).decrypt(_NONCE, ciphertext_and_tag, aad)
         except InvalidTag:
@@ -86,11 +84,7 @@ def fresh_message_key(key: bytes, context: str) -> MessageKey:
 
 
 def existing_message_key(key: bytes, context: str, salt: bytes, commit: bytes) -> MessageKey:
-    """Return the key of a sealed message.
-
-    Raises:
-        WrongKey: The commitment belongs to another key.
-    """
+    """Return the key of a sealed message; raise WrongKey if it was sealed under another key."""
     derived = _message_key(key, context, salt)
     if not hmac.compare_digest(derived.commit, commit):
         raise WrongKey("it was sealed under another key, or its commitment is damaged")
@@ -98,13 +92,10 @@ def existing_message_key(key: bytes, context: str, salt: bytes, commit: bytes) -
 
 
 def seal(key: bytes, context: str, aad: bytes, message: bytes) -> bytes:
-    """Encrypt and authenticate a message.
+    """Encrypt and authenticate a message under 32 uniform bytes.
 
-    Args:
-        key: 32 uniform bytes.
-        context: Purpose of the message; a record for one purpose does not open as another.
-        aad: Public bytes, which must be the same at opening.
-        message: The plaintext.
+    A record for one context (purpose) does not open as another. The aad are public bytes, which
+    must be the same at opening.
 
     Returns:
         salt || commit || ciphertext || tag, 80 bytes longer than the message.
@@ -152,40 +143,17 @@ class SubjectKey:
 
 
 @runtime_checkable
-class KeySource(Protocol):
-    """A source of keys: a keyring on disk, or keys made for one evaluation."""
+class EvaluationKeys(Protocol):
+    """The keys of an evaluation, which also tries wrong keys."""
 
     def sealing_key(self, subject: str) -> SubjectKey:
         """Return the active key of a subject label; create it if it does not exist."""
         ...
 
     def opening_key(self, header: bytes) -> bytes:
-        """Return the key that a public header identifies.
-
-        Raises:
-            MissingKey, RevokedKey, DestroyedKey: There is no usable key.
-        """
+        """Return the key that a public header identifies, or raise MissingKey."""
         ...
-
-
-class EvaluationKeys(KeySource, Protocol):
-    """Keys of an evaluation, which also tries wrong keys."""
 
     def another_key(self, header: bytes) -> bytes:
         """Return the key of an identity other than the header's."""
         ...
-
-
-@dataclass(frozen=True)
-class WrongKeys:
-    """A key source that returns another identity's key for opening."""
-
-    right: EvaluationKeys
-
-    def sealing_key(self, subject: str) -> SubjectKey:
-        """Return the right key."""
-        return self.right.sealing_key(subject)
-
-    def opening_key(self, header: bytes) -> bytes:
-        """Return the key of another identity."""
-        return self.right.another_key(header)

@@ -53,10 +53,8 @@ CONTEXT = "file"
 LOCATOR_BYTES = 16
 METADATA_BYTES = 256
 MAX_PATH_BYTES = 217
-_SALT_AT = 8
-_LOCATOR_AT = _SALT_AT + SALT_BYTES
-_COMMIT_AT = _LOCATOR_AT + LOCATOR_BYTES
-PUBLIC_BYTES = _COMMIT_AT + COMMIT_BYTES
+_PUBLIC = struct.Struct(f"8x {SALT_BYTES}s {LOCATOR_BYTES}s {COMMIT_BYTES}s")
+PUBLIC_BYTES = _PUBLIC.size
 CHUNK_BYTES = PUBLIC_BYTES + METADATA_BYTES + TAG_BYTES
 
 MAX_SIDE_PX = 16_384
@@ -196,12 +194,9 @@ def check_chunk(chunk: bytes, offset: int = -1) -> None:
 
 
 def check_public(public: bytes, kind: int, offset: int = -1) -> None:
-    """Raise if magic, version, kind or reserved bytes of a file are not those of version 1.
+    """Raise if magic, version, kind or reserved bytes of a public header are not those expected.
 
-    Args:
-        public: The unencrypted header, which begins with the magic bytes.
-        kind: The expected kind: 1 for an image, 2 for an original.
-        offset: Position of the header in the file, for messages.
+    The kind is 1 for an image, 2 for an original. The offset is the header's in the file.
     """
 
     def at(position: int) -> int:
@@ -240,11 +235,8 @@ def key_id_of(chunk: bytes, locator_key: bytes) -> bytes:
 
 def public_fields(chunk: bytes) -> tuple[bytes, bytes, bytes]:
     """Return (salt, locator, commit) of a header chunk."""
-    return (
-        chunk[_SALT_AT:_LOCATOR_AT],
-        chunk[_LOCATOR_AT:_COMMIT_AT],
-        chunk[_COMMIT_AT:PUBLIC_BYTES],
-    )
+    salt, locator, commit = _PUBLIC.unpack_from(chunk)
+    return salt, locator, commit
 
 
 def is_under(key: bytes, chunk: bytes) -> bool:
@@ -258,12 +250,7 @@ def is_under(key: bytes, chunk: bytes) -> bool:
 
 
 def seal_image(key: SubjectKey, pixels: NDArray[np.uint8], metadata: Metadata) -> SealedImage:
-    """Encrypt an image and its metadata under a fresh salt.
-
-    Args:
-        key: The subject's active key.
-        pixels: uint8 (H, W, 3).
-        metadata: Encrypted with the pixels.
+    """Encrypt an image, uint8 (H, W, 3), and its metadata under a subject's key and a fresh salt.
 
     Raises:
         TooLarge: The image has more pixels than the format allows.
@@ -277,13 +264,7 @@ def new_file_key(key: SubjectKey) -> FileKey:
 
 
 def open_image(key: bytes, image: SealedImage) -> OpenedImage:
-    """Decrypt and authenticate a sealed image.
-
-    Raises:
-        FormatError: The header chunk is not of version 1.
-        WrongKey: It was sealed under another key.
-        Tampered: It was changed.
-    """
+    """Decrypt and authenticate a sealed image; raise FormatError, WrongKey or Tampered."""
     chunk = image.chunk
     check_chunk(chunk)
     salt, _, commit = public_fields(chunk)

@@ -70,11 +70,8 @@ def seal_original(key: FileKey, content: bytes, metadata: Metadata, stem: str) -
 
     Call it once per key: a second message under one key would reveal both.
 
-    Args:
-        key: Made from the subject's key for originals.
-        content: The source file.
-        metadata: That of the sealed image.
-        stem: Name of the sealed image without its suffix.
+    The key is made from the subject's key for originals, the metadata are those of the sealed
+    image, and the stem is its name without the suffix.
 
     Raises:
         TooLarge: The source file has more than MAX_CONTENT_BYTES bytes.
@@ -90,12 +87,7 @@ def seal_original(key: FileKey, content: bytes, metadata: Metadata, stem: str) -
 
 
 def open_original(key: bytes, stored: bytes, stem: str) -> Original:
-    """Authenticate and decrypt a sealed source file.
-
-    Args:
-        key: The subject's key for originals.
-        stored: The sealed file.
-        stem: Its name without the suffix.
+    """Authenticate and decrypt a sealed source file; the stem is its name without the suffix.
 
     Raises:
         FormatError, UnsupportedVersion: See `read_public`.
@@ -118,11 +110,7 @@ def open_original(key: bytes, stored: bytes, stem: str) -> Original:
 
 
 def read_public(stored: bytes) -> bytes:
-    """Return the public header of a sealed source file, or of the beginning of one.
-
-    Raises:
-        FormatError, UnsupportedVersion: It is too short, or has another header.
-    """
+    """Return the public header in a sealed source file or its beginning, or raise FormatError."""
     if len(stored) < _OVERHEAD_BYTES:
         raise FormatError(f"truncated: {len(stored)} bytes; expected more", len(stored))
     check_public(stored, KIND, 0)

@@ -38,7 +38,7 @@ from modeling.encryption.cipher import (
 from modeling.encryption.ised_errors import MissingKey, WrongKey
 from modeling.encryption.primitives import (
     EvaluationKeys,
-    KeySource,
+    KeyOf,
     SubjectKey,
     existing_message_key,
     open_sealed,
@@ -118,7 +118,6 @@ class BoxCipher:
 
     name: ClassVar[str] = "box"
     secure: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
     caution: ClassVar[str] = ""
 
     def __init__(self) -> None:
@@ -139,14 +138,13 @@ class BoxCipher:
             box = seal(key, "box", repr(image.shape).encode(), image.tobytes())
             image[:] = np.frombuffer(box[64:-16], np.uint8).reshape(image.shape)
             headers.append(box[:64] + box[-16:])
-        return Sealed(self.name, torch.from_numpy(pixels), tuple(headers), images.device)
+        return Sealed(torch.from_numpy(pixels), tuple(headers), images.device)
 
-    def open(self, sealed: Sealed, keys: KeySource) -> Tensor:
+    def open(self, sealed: Sealed, key_of: KeyOf) -> Tensor:
         pixels = sealed.payload.numpy().copy()
         for image, header in zip(pixels, sealed.headers, strict=True):
             box = header[:64] + image.tobytes() + header[64:]
-            key = keys.opening_key(header)
-            plain = open_sealed(key, "box", repr(image.shape).encode(), box)
+            plain = open_sealed(key_of(header), "box", repr(image.shape).encode(), box)
             image[:] = np.frombuffer(plain, np.uint8).reshape(image.shape)
         return dequantize_pixels(torch.from_numpy(pixels).to(sealed.device))
 
@@ -229,7 +227,7 @@ def test_an_added_cipher_opens_what_it_sealed(make_cfg: Callable[..., CfgNode]) 
     cipher = build_cipher(make_cfg("ISED.SCHEME", "box"))
     images = 2 * torch.rand(3, 3, 8, 4) - 1
     sealed = cipher.seal(images, ["s/test/1", "s/test/2", "s/test/1"])
-    assert torch.equal(cipher.open(sealed, cipher.keys), cipher.quantize(images))
+    assert torch.equal(cipher.open(sealed, cipher.keys.opening_key), cipher.quantize(images))
     assert read_sealed(cipher, sealed, "wrong").num_refused == 3
 
 

@@ -215,7 +215,7 @@ def test_the_reader_opens_all_that_this_program_writes(
         keyring_admin.destroy(keyring, "photos/0003")
         export_subject(keyring, "photos/0001", tmp_path / "one.keys", phrase)
         keyring_admin.rekey(keyring, phrase)
-        opened = {file.path.name: file for file in unseal(scene.files, keyring)}
+        opened = {file.path.name: file for file in unseal(scene.files, keyring.opening_key)}
         manifest = Manifest.load(scene.sealed, keyring.manifest_key())
         assert manifest is not None
         if number < 3:

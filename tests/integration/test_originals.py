@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from engine.vault import keyring_admin, originals, reveal, sealing_work
+from engine.vault import keyring_admin, reading, reveal, sealing_work
 from engine.vault.audit_reader import AuditLog, commands
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import ORIGINAL
 from engine.vault.master import Passphrase
-from engine.vault.originals import image_metadata, original_name
+from engine.vault.reading import original_name, read_image
 from modeling.encryption.sealed_image import Metadata, new_file_key
 from modeling.encryption.sealed_original import seal_original
 from tests.fixtures.format_reader import Archive, open_original
@@ -207,7 +207,7 @@ def test_a_file_exchanged_during_the_command_is_not_revealed(
         own[1].unlink()
 
     def exchanged(path: Path, keyring: Keyring) -> bytes:
-        key_id = originals.key_id_of(path, keyring)
+        key_id = reading.key_id_of(path, keyring)
         if path == own[index] and not index:
             shutil.copy2(other[0], path)
         elif path == own[index]:  # only its own name opens an original
@@ -419,8 +419,7 @@ def test_an_original_of_another_subject_is_kept_and_reported(
     image, original = _pair(kept, "0001/0001_c1.png")
     source = _sources(kept)["0001/0001_c1.png"]
     with kept.keyring() as keyring:
-        metadata = image_metadata(image, keyring)
-        assert metadata is not None
+        metadata = read_image(image, keyring.opening_key)[0].metadata
         key = new_file_key(keyring.sealing_key("photos/0002", ORIGINAL))
     original.write_bytes(seal_original(key, source, metadata, original.stem))
     assert main(kept.protect("--keep-original")) == 1

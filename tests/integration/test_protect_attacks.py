@@ -124,7 +124,7 @@ def test_opening_stops_when_the_master_of_the_keyring_was_changed(
 ) -> None:
     """One error line and exit code 4, not one for each remaining file."""
     assert main(scene.protect()) == 0
-    written, write = [], opening._write
+    written, write = [], opening.publish
 
     def rekeying(*arguments: object, **options: object) -> None:
         write(*arguments, **options)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_opening_stops_when_the_master_of_the_keyring_was_changed(
             with scene.keyring() as keyring:
                 keyring_admin.rekey(keyring, KeyFile(scene.root / "new.key"))
 
-    monkeypatch.setattr(opening, "_write", rekeying)
+    monkeypatch.setattr(opening, "publish", rekeying)
     capsys.readouterr()
     assert _open(scene) == 4
     assert capsys.readouterr().err.count("error:") == 1

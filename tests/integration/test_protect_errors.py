@@ -18,7 +18,7 @@ from PIL import Image
 from engine.vault import keyring_admin
 from engine.vault.keyring import Keyring
 from engine.vault.master import KeyFile
-from engine.vault.opening import _output_path
+from engine.vault.opening import OutputFolder
 from modeling.encryption import png_format
 from modeling.encryption.ised_errors import (
     BadInput,
@@ -303,7 +303,7 @@ def test_no_folder_is_created_behind_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a").symlink_to(tmp_path / "outside")
     with pytest.raises(UnsafePath):
-        _output_path(tmp_path / "out", "a/b/c.png")
+        OutputFolder(tmp_path / "out").write("a/b/c.png", b"png")
     assert list((tmp_path / "outside").iterdir()) == []
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from engine.vault.keyring import Keyring
-from engine.vault.originals import check_original
+from engine.vault.reading import check_original
 from modeling.encryption import png_format
 from modeling.encryption.sealed_image import open_image
 from tests.fixtures.paths import ROOT
@@ -99,7 +99,7 @@ def _check_finished_files(scene: Scene) -> int:
             sealed = png_format.decode(path.read_bytes())
             open_image(keyring.opening_key(sealed.chunk), sealed)
         for path in _originals(scene):
-            original = check_original(path, keyring).original
+            original, _ = check_original(path, keyring)
             source = scene.photos / original.metadata.path
             assert original.content == source.read_bytes()
     return len(scene.files)

@@ -50,8 +50,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     unseal = opening.unseal
 
-    def recorded(paths: Iterable[Path], keys: Any) -> Iterator[opening.OpenedFile]:
-        for file in unseal(paths, keys):
+    def recorded(paths: Iterable[Path], *more: Any) -> Iterator[opening.OpenedFile]:
+        for file in unseal(paths, *more):
             names.append(file.path.name)
             yield file
 

@@ -24,11 +24,9 @@ Run = Callable[[argparse.Namespace], int | None]
 
 
 def add_custody_commands(command: Callable[..., Parser], group: Any) -> None:
-    """Add `shares create`, `shares combine` and `audit`.
+    """Add `shares create`, `shares combine` and `audit` to the subparsers of tools/keyring.py.
 
-    Args:
-        command: Adds a command: name, function, group, and the first words of its name in the log.
-        group: The subparsers of tools/keyring.py.
+    ``command`` adds a command: name, function, group, and the first words of its name in the log.
     """
     shares = group.add_parser(
         "shares", help="Split a master key among people; enough of them open the keyring together."
@@ -82,14 +80,10 @@ def _create_shares(arguments: argparse.Namespace) -> None:
             "`shares create` with --master NEW.key"
         )
     with open_keyring(arguments, master):
-        shares = split(master.unlock("", b""), arguments.needed, arguments.shares)
+        shares = split(master.unlock(), arguments.needed, arguments.shares)
         write_shares(shares, arguments.output_folder)
-    print(
-        shown(
-            f"made {arguments.output_folder}: {len(shares)} shares, any {arguments.needed} open "
-            f"{arguments.keyring}"
-        )
-    )
+    folder, needed = arguments.output_folder, arguments.needed
+    print(shown(f"made {folder}: {len(shares)} shares, any {needed} open {arguments.keyring}"))
     print("give each file to another person and delete it here; then destroy the master key file")
 
 

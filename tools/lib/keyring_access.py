@@ -14,9 +14,8 @@ from typing import Any, NoReturn
 
 from engine.vault.audit import recorded
 from engine.vault.keyring import Keyring
-from engine.vault.master import KeyFile, KeyShares, Master, Passphrase
+from engine.vault.master import KeyFile, KeyShares, Master, Passphrase, WrapCommand
 from engine.vault.secret_files import forbid_memory_dumps, read_private
-from engine.vault.wrap_command import WrapCommand
 from modeling.encryption.ised_errors import IsedError, UsageError
 from tools.lib.command_line import shown
 from utils.files import check_regular
@@ -30,39 +29,29 @@ def add_master_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--master", type=Path, metavar="FILE", help="master key file (mode 600)")
     group.add_argument(
-        "--share",
-        type=Path,
-        metavar="FILE",
-        action="append",
+        "--share", type=Path, metavar="FILE", action="append",
         help="file of a share of the master key (mode 600); give as many as are needed",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--passphrase-file",
-        metavar="FILE",
+        "--passphrase-file", metavar="FILE",
         help="file whose first line is the passphrase (mode 600), - for standard input; "
         "asked for on the terminal if no other master is given",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--unwrap-command",
-        metavar="LINE",
+        "--unwrap-command", metavar="LINE",
         help="command line that decrypts the master key of the keyring from standard input to "
         "standard output",
-    )
+    )  # fmt: skip
 
 
 @contextmanager
 def open_keyring(arguments: argparse.Namespace, master: Master | None = None) -> Iterator[Keyring]:
-    """Open the keyring of a command line, and enter the command into its audit log.
+    """Open the keyring of a command line, and enter the command (``action``) into its audit log.
 
-    Args:
-        arguments: They contain the name of the command as ``action``.
-        master: By default the one that the arguments describe.
+    The master is by default the one that the arguments describe.
     """
     master = master or master_from(arguments)
-    with (
-        Keyring.open(arguments.keyring, master) as keyring,
-        recorded(keyring, arguments.action),
-    ):
+    with Keyring.open(arguments.keyring, master) as keyring, recorded(keyring, arguments.action):
         yield keyring
 
 
@@ -80,16 +69,11 @@ def error_line(error: Exception, path: str = "") -> str:
 
 
 class FileErrors:
-    """Prints the errors of files, counts files, and keeps the errors for the end of a command.
-
-    Attributes:
-        good: Number of files without an error.
-        exit_code: Highest exit code of the errors, 0 without errors.
-    """
+    """Prints the errors of files, counts files, and keeps the errors for the end of a command."""
 
     def __init__(self) -> None:
-        """Count nothing yet."""
-        self.good = self.exit_code = 0
+        self.good = 0  # files without an error
+        self.exit_code = 0  # the highest of the errors
         self._entries: list[dict[str, str]] = []
 
     @property
@@ -117,10 +101,8 @@ def master_from(
 ) -> Master:
     """Return the master that the arguments describe; forbid memory dumps first.
 
-    Args:
-        arguments: The command line.
-        prefix: ``new_`` for the options of a new master.
-        confirm: Ask for a new passphrase twice.
+    The prefix is ``new_`` for the options of a new master. With ``confirm``, a passphrase is asked
+    for twice.
 
     Raises:
         UsageError: No master is given, and there is no terminal; or a wrap command is given
@@ -187,15 +169,11 @@ def read_label(source: str) -> str:
 
 
 def ask_passphrase(prompt: str, instead: str, *, confirm: bool) -> str:
-    """Ask on the terminal without an echo.
-
-    Args:
-        prompt: What is asked for.
-        instead: Options that can be given instead, for an error.
-        confirm: Ask twice.
+    """Ask on the terminal without an echo, twice if ``confirm``.
 
     Raises:
-        UsageError: There is no terminal, or the two entries differ.
+        UsageError: There is no terminal (``instead`` are the options to give), or the two entries
+            differ.
     """
     if not sys.stdin.isatty():
         raise UsageError(f"no terminal to ask for the passphrase on; give {instead}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,59 +80,18 @@ class SearchResult:
         return lines
 
 
-class Thresholds:
-    """The threshold for each kind of query: the given one, or that of the checkpoint."""
-
-    def __init__(
-        self, checkpoint: Path, given: float | None, *, note: Callable[[str], None]
-    ) -> None:
-        """Read nothing yet.
-
-        Args:
-            checkpoint: Folder with ``calibration.json``.
-            given: Value of --threshold.
-            note: Called with a line if the checkpoint has no threshold.
-        """
-        self._checkpoint, self._given, self._note = checkpoint, given, note
-        self._by_kind: dict[str, Threshold] = {}
-
-    def of(self, kind: str) -> Threshold:
-        """Return the threshold for queries that are ``raw`` or ``protected``."""
-        if kind not in self._by_kind:
-            self._by_kind[kind] = self._read(kind)
-        return self._by_kind[kind]
-
-    def _read(self, kind: str) -> Threshold:
-        if self._given is not None:
-            return Threshold(self._given)
-        try:
-            calibration = load_calibration(self._checkpoint, kind, "protected")
-        except UserError as error:
-            self._note(f"all results are listed, without a threshold: {error}")
-            return Threshold()
-        return Threshold(calibration.threshold, (calibration.tpr, calibration.fpr))
-
-
 def search_results(
     queries: Sequence[Query],
     gallery: Gallery,
     keyring: Keyring,
-    thresholds: Thresholds,
+    thresholds: Mapping[str, Threshold],
     count: int,
 ) -> Iterator[SearchResult]:
-    """Yield the result of each query.
-
-    Args:
-        queries: Embedded queries.
-        gallery: The folder that is searched.
-        keyring: Opens the results.
-        thresholds: Lowest similarity of a match.
-        count: Maximum number of matches of a query.
-    """
+    """Yield the result of each query: at most ``count`` matches above the threshold of its kind."""
     vectors = torch.stack([query.vector for query in queries])
     best = most_similar(gallery.vectors, vectors, count)
     for query, similarities, rows in zip(queries, *best, strict=True):
-        threshold = thresholds.of(query.kind)
+        threshold = thresholds[query.kind]
         limit = -math.inf if threshold.similarity is None else threshold.similarity
         accepted = int((similarities >= limit).sum())
         matches, unusable = checked_matches(
@@ -140,3 +99,20 @@ def search_results(
         )
         highest = float(similarities[0]) if len(similarities) else -1.0
         yield SearchResult(query.path, matches, unusable, threshold, highest, len(gallery.files))
+
+
+def threshold_of(
+    kind: str, given: float | None, checkpoint: Path, note: Callable[[str], None]
+) -> Threshold:
+    """Return the given threshold, or that of a checkpoint for a kind of query.
+
+    If the checkpoint has none, all results are listed, and ``note`` is called with a line about it.
+    """
+    if given is not None:
+        return Threshold(given)
+    try:
+        calibration = load_calibration(checkpoint, kind, "protected")
+    except UserError as error:
+        note(f"all results are listed, without a threshold: {error}")
+        return Threshold()
+    return Threshold(calibration.threshold, (calibration.tpr, calibration.fpr))

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.vault import wrap_command
+from engine.vault import master
 from engine.vault.keyring import Keyring
-from engine.vault.master import Argon2Cost, KeyFile
-from engine.vault.wrap_command import WrapCommand
+from engine.vault.master import Argon2Cost, KeyFile, WrapCommand
 from tools import keyring as tool
 
 # Encrypts with a key file, instead of a key service; records the length of each input. It is not
@@ -197,7 +196,7 @@ def test_a_command_that_does_not_end_is_stopped(
 ) -> None:  # fmt: skip
     wrap = ["--wrap-command", service.line("wrap")]
     assert tool.main([*keyring, *service.unwrap, "init", *wrap]) == 0
-    monkeypatch.setattr(wrap_command, "TIME_LIMIT_S", 0.2)
+    monkeypatch.setattr(master, "TIME_LIMIT_S", 0.2)
     assert tool.main([*keyring, "--unwrap-command", "sleep 30", "list"]) == 4
     assert "--unwrap-command 'sleep 30' did not end within 0.2 s" in capsys.readouterr().err
 

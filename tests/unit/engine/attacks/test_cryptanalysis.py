@@ -67,7 +67,7 @@ class StreamCipher(AeadCipher):
         pixels = quantize_pixels(images)
         streams = torch.stack([self._stream(pixels.shape[1:], header) for header in headers])
         mixed = pixels + streams if self._modular else pixels ^ streams
-        return Sealed(self.name, mixed, headers, images.device)
+        return Sealed(mixed, headers, images.device)
 
     def open(self, sealed: Sealed, keys: Any) -> Tensor:
         streams = torch.stack([self._stream(sealed.payload.shape[1:], h) for h in sealed.headers])
@@ -162,7 +162,7 @@ def test_any_broken_scheme_falls(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_numbers_beyond_the_additive_range_are_kept_as_well_as_eight_bits_can() -> None:
     payload = torch.linspace(-5, 5, 3 * 8 * 4).view(1, 3, 8, 4)
-    one = Sealed("wide", payload, (b"x",), torch.device("cpu"))
+    one = Sealed(payload, (b"x",), torch.device("cpu"))
     assert not stores_bytes(one)
     assert (through_file(one).payload - payload).abs().max() <= 5 / 255 + 1e-6
 
