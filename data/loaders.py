@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -75,15 +75,14 @@ class TrainLoader:
             size = (pixels[0].shape[2], pixels[0].shape[3])
             draw = self.augmentation.draw(count, size, generator)[part]
             keys = draw_keys(count, generator)[part] if self.desensitizer.keyed else None
+            augmentation = self.augmentation
             if self.desensitize == "after":
-                pixels = self.augmentation.move(pixels[0], draw), None
-            images = _on_device(pixels, self.device, self.desensitizer, keys)
-            draw = draw.to(images[0].device)
+                pixels = augmentation.move(pixels[0], draw), None
+            both: Iterable[Tensor] = _on_device(pixels, self.device, self.desensitizer, keys)
+            draw = draw.to(self.device)
             if self.desensitize == "before":
-                images = tuple(self.augmentation.move(image, draw) for image in images)
-            raw, desensitized = (
-                self.augmentation.normalize_and_erase(image, draw) for image in images
-            )
+                both = (augmentation.move(images, draw) for images in both)
+            raw, desensitized = (augmentation.normalize_and_erase(images, draw) for images in both)
             yield _batch(raw, desensitized, self._identities, indices)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import gc
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
-from tests.fixtures import forkserver
 from tests.fixtures.devices import mounted
 from tests.fixtures.paths import ROOT, SHARED_DATA
 from tests.fixtures.small_configs import SMALL
@@ -29,6 +29,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Until all tests are collected: importing creates objects, and hardly any garbage.
 gc.disable()
+
+# A training imports the last two when it needs them.
+_PRELOADED = ["tests.fixtures.ranks", "torch._dynamo", "torch.utils.tensorboard"]
 
 # Same examples in every run. No deadlines, which would fail tests on a busy machine.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -52,12 +55,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Exclude imported modules and tests from garbage collections, which would take 0.6 s each."""
+    """Exclude imported modules and tests from garbage collection; a full one took 0.25 s.
+
+    If a test starts processes of a training, start the server whose forks they are. It has imported
+    what would take each of them seconds. A server that `protect` starts has not.
+    """
+    gc.collect()
     gc.freeze()
     gc.enable()
-    modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
-    if any(map(forkserver.needs_server, modules)):
-        forkserver.start_server()
+    if any(
+        hasattr(item.module, "tiny") for item in session.items if isinstance(item, pytest.Function)
+    ):
+        forkserver.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
 
 
 @pytest.fixture
