@@ -19,13 +19,18 @@ _BLOCK_ROWS = 4096
 class Features:
     """Embeddings, identities and cameras of N images; arrays and lists become tensors.
 
+    Attributes:
+        embeddings: Feature after the BNNeck (N, D), any floating type, scale and device.
+        pids: Identity numbers (N,); -1 marks junk, which every score ignores.
+        camids: Camera numbers (N,).
+
     Raises:
         UserError: The shapes or types of the three do not fit together.
     """
 
-    embeddings: Tensor  # feature after the BNNeck (N, D), any floating type, scale and device
-    pids: Tensor  # identity numbers (N,); -1 marks junk, which every score ignores
-    camids: Tensor  # camera numbers (N,)
+    embeddings: Tensor
+    pids: Tensor
+    camids: Tensor
 
     def __post_init__(self) -> None:
         for name in ("embeddings", "pids", "camids"):

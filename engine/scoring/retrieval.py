@@ -39,21 +39,32 @@ class QueryResults:
 
 @dataclass(frozen=True, eq=False)
 class RetrievalScores:
-    """Scores of one query set in one gallery; rates in [0, 1]."""
+    """Scores of one query set in one gallery; rates in [0, 1].
 
-    # share of queries with a match among the first k images, k = 1..50, float64 (50,)
+    Attributes:
+        cmc: Share of queries with a match among the first k images, k = 1..50, float64 (50,).
+        mAP: Mean average precision.
+        mINP: Mean inverse negative penalty: matches / rank of the hardest match.
+        num_queries: Queries that were scored.
+        num_gallery: Gallery images without junk.
+        num_skipped: Queries without a valid match, left out.
+        skipped: The same by reason (``engine.scoring.matching.SKIP_REASONS``).
+        degenerate: Features are NaN, infinite, zero, or the same for all identities: the scores
+            mean nothing, and are the worst that such features allow.
+        cross_camera: Whether images of the query's own camera were ignored.
+        per_query: Results of each query.
+    """
+
     cmc: Floats
-    mAP: float  # noqa: N815 - mean average precision, under its name in the literature
-    mINP: float  # noqa: N815 - mean inverse negative penalty: matches / rank of the hardest match
-    num_queries: int  # queries that were scored
-    num_gallery: int  # gallery images without junk
-    num_skipped: int  # queries without a valid match, left out
-    skipped: dict[str, int]  # the same by reason (``engine.scoring.matching.SKIP_REASONS``)
-    # Features are NaN, infinite, zero, or the same for all identities: the scores mean nothing, and
-    # are the worst that such features allow.
+    mAP: float  # noqa: N815 - the name in the literature
+    mINP: float  # noqa: N815
+    num_queries: int
+    num_gallery: int
+    num_skipped: int
+    skipped: dict[str, int]
     degenerate: bool
-    cross_camera: bool  # whether images of the query's own camera were ignored
-    per_query: QueryResults  # results of each query
+    cross_camera: bool
+    per_query: QueryResults
 
     @property
     def rank1(self) -> float:
