@@ -7,6 +7,7 @@ functions import what would load torch, which takes seconds.
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
@@ -83,12 +84,6 @@ def make_cfg(tmp_path: Path) -> Callable[..., CfgNode]:
 
 
 @pytest.fixture
-def small_cfg(make_cfg: Callable[..., CfgNode]) -> CfgNode:
-    """Return the small CPU configuration."""
-    return make_cfg()
-
-
-@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a folder on a file system of 64 KiB."""
     with mounted(tmp_path / "small", "size=64k") as folder:
@@ -96,9 +91,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _closed_logger() -> Iterator[None]:
-    """Close the log file after each test."""
+def _new_logger() -> Iterator[None]:
+    """Close the log file, and let records propagate to pytest, before and after each test.
+
+    Without the first, records of a test are captured twice if an earlier test, or a fixture of a
+    module, has set up the logger: pytest also adds its handler to loggers that do not propagate.
+    """
+    _reset_logger()
     yield
-    from utils.logger import close_logger
+    _reset_logger()
+
+
+def _reset_logger() -> None:
+    from utils.logger import close_logger, get_logger
 
     close_logger()
+    get_logger().setLevel(logging.NOTSET)
+    get_logger().propagate = True

@@ -98,7 +98,6 @@ def test_broken_exif_is_ignored_with_a_warning(
 ) -> None:
     monkeypatch.setattr(images, "_exif_warnings", 0)
     path = with_exif(tmp_path / name, BROKEN_EXIF[name])
-    logging.getLogger("reid_baseline").propagate = True
     with caplog.at_level(logging.WARNING, "reid_baseline"):
         assert read_rgb(path).size == (8, 16)
     (text,) = caplog.messages
@@ -111,7 +110,6 @@ def test_warnings_about_broken_exif_are_limited(
 ) -> None:
     monkeypatch.setattr(images, "_exif_warnings", 0)
     path = with_exif(tmp_path / "a.jpg", TIFF + TEXT_WIDTH)
-    logging.getLogger("reid_baseline").propagate = True
     with caplog.at_level(logging.WARNING, "reid_baseline"):
         for _ in range(8):
             read_rgb(path)

@@ -80,7 +80,6 @@ def test_double_suffixes_are_read(tmp_path: Path, plain: DatasetSplits) -> None:
 
 def test_banner_and_counts_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trees.market1501(tmp_path)
-    logging.getLogger("reid_baseline").propagate = True
     with caplog.at_level(logging.INFO, "reid_baseline"):
         load_splits("market1501", tmp_path)
     lines = [record.message for record in caplog.records]

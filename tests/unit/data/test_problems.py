@@ -45,7 +45,6 @@ def test_counts_match_a_naive_loop(
 
 
 def test_queries_without_a_match_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("reid_baseline").propagate = True
     query, gallery = make([(1, 0), (2, 0)]), make([(1, 1), (2, 0)], "g")
     with caplog.at_level(logging.WARNING, "reid_baseline"):
         (problem,) = check_positives(query, gallery, cross_camera=True)
@@ -103,7 +102,6 @@ def test_copies_are_reported_by_content(
     folder = trees.market1501(tmp_path)
     assert "copies" not in load_splits("market1501", tmp_path).notes
     name = copied(folder, source, target)
-    logging.getLogger("reid_baseline").propagate = True
     with caplog.at_level(logging.WARNING, "reid_baseline"):
         splits = load_splits("market1501", tmp_path)  # what every run calls
     assert splits.notes["copies"].startswith(expected)

@@ -92,7 +92,6 @@ def test_damaged_images_are_counted_and_named(damaged):
 @pytest.mark.parametrize("kind", [ResidentPixels, StreamedPixels])
 def test_damaged_images_are_left_out_with_a_warning(damaged, kind, caplog):
     with caplog.at_level(logging.WARNING, logger="reid_baseline"):
-        logging.getLogger("reid_baseline").propagate = True
         source = kind(damaged, SIZE, skip_bad=True, num_workers=1)
     assert source.usable.tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
     assert "2 of 12 images" in caplog.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,6 @@ def test_several_processes_are_not_compiled(
     cfg = load(config.split("=")[1], words)
     made = model.build_model(cfg, 3)
     monkeypatch.setattr(model, "world", lambda: World(1, 2))
-    logging.getLogger("reid_baseline").propagate = True
     with caplog.at_level("INFO"):
         model.compile_model(cfg, made)
     assert "Networks are not compiled (RUNTIME.COMPILE on)" in caplog.text

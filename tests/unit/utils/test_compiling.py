@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import re
 import shutil
 
@@ -54,7 +53,6 @@ def test_auto_compiles_on_gpus(
 def test_auto_does_not_compile_short_trainings(
     complete: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("reid_baseline").propagate = True
     with caplog.at_level("INFO"):
         assert not resolve_compile("auto", GPU, worth_it=False)
     assert "takes minutes" in caplog.text
@@ -88,10 +86,9 @@ def test_the_missing_part_is_named_in_one_line(
         complete.setattr(device_module.importlib.util, "find_spec", lambda name: None)
     else:
         complete.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    logging.getLogger("reid_baseline").propagate = True
     with caplog.at_level("WARNING"):
         assert not resolve_compile("on", device)
-    (line,) = {record.getMessage() for record in caplog.records}
+    (line,) = caplog.messages
     assert re.search(words, line)
 
 

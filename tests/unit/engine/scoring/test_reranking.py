@@ -171,8 +171,6 @@ def test_features_of_two_sizes_are_refused():
 def test_long_runs_print_their_estimate_first(caplog, monkeypatch):
     monkeypatch.setattr(memory, "WORTH_TELLING", 1)
     query, gallery = clustered(0)
-    logger = logging.getLogger("reid_baseline")
-    monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.INFO, logger="reid_baseline"):
         score_reranked(features(query), features(gallery))
         score_retrieval(features(query), features(gallery))
