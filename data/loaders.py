@@ -77,7 +77,10 @@ class TrainLoader:
             keys = draw_keys(count, generator)[part] if self.desensitizer.keyed else None
             augmentation = self.augmentation
             if self.desensitize == "after":
-                pixels = augmentation.move(pixels[0], draw), None
+                raw = pixels[0]
+                if not self.desensitizer.cacheable:  # cacheable methods run on the CPU
+                    raw = raw.to(self.device, non_blocking=True)
+                pixels = augmentation.move(raw, draw), None
             both: Iterable[Tensor] = _on_device(pixels, self.device, self.desensitizer, keys)
             draw = draw.to(self.device)
             if self.desensitize == "before":

@@ -156,11 +156,15 @@ class _Resident:
 
 
 @pytest.mark.parametrize(
-    ("kind", "both"),  # blur runs on the CPU and is kept
-    [("mosaic", False), ("mosaic", True), ("blur", True), ("noise", False), ("noise", True)],
-)
+    ("kind", "both", "order"),  # blur runs on the CPU and is kept
+    [
+        ("mosaic", False, "before"), ("mosaic", True, "before"), ("blur", True, "before"),
+        ("noise", False, "before"), ("noise", True, "before"),
+        ("mosaic", False, "after"), ("noise", False, "after"),
+    ],
+)  # fmt: skip
 def test_batches_never_make_the_host_wait(
-    gpu: None, space: PixelSpace, kind: str, both: bool
+    gpu: None, space: PixelSpace, kind: str, both: bool, order: str
 ) -> None:
     samples = [
         Sample(f"{place}.jpg", place // 4, 0, f"set/train/{place // 4}") for place in range(24)
@@ -169,7 +173,7 @@ def test_batches_never_make_the_host_wait(
         _Resident(len(samples), both=both), samples, {pid: pid for pid in range(6)},
         sampler=IdentitySampler([s.pid for s in samples], batch_size=8, num_instances=4),
         desensitizer=make_desensitizer(kind, RADII[kind]),
-        desensitize="before",
+        desensitize=order,
         augmentation=Augmentation(space), seed=1, device=CUDA,
     )  # fmt: skip
     batches = iter(loader)
