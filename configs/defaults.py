@@ -121,7 +121,8 @@ KEYS: tuple[Key, ...] = (
         "its strength: mosaic tile (px, whole), blur radius (px), standard deviation of the noise"),
     Key("INPUT.DESENSITIZE", "before", OneOf(("before", "after")),
         "desensitize training images before they are flipped and cropped, as published, or after; "
-        "only then can the anonymizer see where the tiles of a mosaic begin"),
+        "only then can the anonymizer see where the tiles of a mosaic begin; blur is then computed "
+        "in each epoch"),
     # ---- data
     Key("DATASETS.NAMES", "synthetic", Text("the name of one data set", r"(?s).*\S.*"),
         "data set, such as market1501_val, folder:PATH or csv:FILE"),
