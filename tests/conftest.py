@@ -106,5 +106,5 @@ def _reset_logger() -> None:
     from utils.logger import close_logger, get_logger
 
     close_logger()
-    get_logger().setLevel(logging.NOTSET)
+    get_logger().setLevel(logging.INFO)  # as in a program
     get_logger().propagate = True
