@@ -171,7 +171,7 @@ def _source(
     """Return the images of a list: those of a living loader, or newly decoded ones."""
     paths = tuple(sample.path for sample in samples)
     size = (int(cfg.INPUT.IMG_SIZE[0]), int(cfg.INPUT.IMG_SIZE[1]))
-    # Whether the source desensitizes: not where each epoch of a training has other crops.
+    # Whether the source desensitizes. It cannot do so after the crop, which differs in each epoch.
     early = desensitizer.cacheable and not (for_training and cfg.INPUT.DESENSITIZE == "after")
     # Training reads desensitized images in every epoch. Evaluation is rare: they are not kept.
     keep = early and for_training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -12,7 +12,7 @@ from data.desensitize import Desensitizer, draw_keys
 from data.records import Batch, Sample
 from data.samplers import IdentitySampler
 from data.store import Pixels, PixelSource
-from data.transforms import Augmentation, normalize_batch
+from data.transforms import Augmentation, AugmentationDraw, normalize_batch
 from layers.pixels import PixelSpace
 from utils.errors import UserError
 from utils.seeding import torch_generator
@@ -75,17 +75,16 @@ class TrainLoader:
             size = (pixels[0].shape[2], pixels[0].shape[3])
             draw = self.augmentation.draw(count, size, generator)[part]
             keys = draw_keys(count, generator)[part] if self.desensitizer.keyed else None
-            augmentation = self.augmentation
+            augment: Callable[[Tensor, AugmentationDraw], Tensor] = self.augmentation
             if self.desensitize == "after":
                 raw = pixels[0]
                 if not self.desensitizer.cacheable:  # cacheable methods run on the CPU
                     raw = raw.to(self.device, non_blocking=True)
-                pixels = augmentation.move(raw, draw), None
-            both: Iterable[Tensor] = _on_device(pixels, self.device, self.desensitizer, keys)
+                pixels = self.augmentation.move(raw, draw), None
+                augment = self.augmentation.normalize_and_erase
+            on_device = _on_device(pixels, self.device, self.desensitizer, keys)
             draw = draw.to(self.device)
-            if self.desensitize == "before":
-                both = (augmentation.move(images, draw) for images in both)
-            raw, desensitized = (augmentation.normalize_and_erase(images, draw) for images in both)
+            raw, desensitized = (augment(images, draw) for images in on_device)
             yield _batch(raw, desensitized, self._identities, indices)
 
 
