@@ -11,13 +11,14 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
 
 from engine.report import DIRECTIONS, headline_row
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of
-from tools.lib.report import CARD_NAME, REPORT_NAME, write_model_card, write_report
+from tools.lib.report import CARD_NAME, REPORT_NAME, write_chart, write_model_card, write_report
 from tools.lib.run_files import RunFiles, read_run
 
 _EXAMPLES = """examples:
   python3 tools/report.py demo/full-test                      one evaluation
   python3 tools/report.py demo/base-test demo/full-test       two side by side, in ./report.html
   python3 tools/report.py log/market --with-images            with images of real people
+  python3 tools/report.py log/base log/full --chart both.svg  validation scores as a picture
   python3 tools/report.py demo/full-test --model-card         a model card to edit and publish
 
 A training, an evaluation and an attack write report.html by themselves. The page needs no network
@@ -48,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         "--with-images", action="store_true", help="embed images also if they show real people"
     )
     parser.add_argument(
+        "--chart", type=Path, metavar="FILE",
+        help="write the validation scores of several trainings as an SVG picture instead",
+    )  # fmt: skip
+    parser.add_argument(
         "--model-card", action="store_true",
         help=f"write a model card instead, as Markdown (default: {CARD_NAME} in DIR)",
     )  # fmt: skip
@@ -55,12 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     add_json(parser)
     args = parser.parse_args(argv)
     unused = args.with_images or args.title or args.json
+    if args.chart and (args.model_card or args.output or unused):
+        parser.error("--chart takes folders alone, and no other option")
     if args.model_card and (len(args.folders) > 1 or unused):
         parser.error("--model-card takes one folder, and no --with-images, --title or --json")
     alone = args.folders[0] if len(args.folders) == 1 else Path()
     path = args.output or alone / (CARD_NAME if args.model_card else REPORT_NAME)
 
     def work() -> None:
+        if args.chart:
+            write_chart(args.folders, args.chart)
+            print(f"The picture is {args.chart}")
+            return
         if args.model_card:
             write_model_card(args.folders[0], path)
             print(f"The model card is {path}; fill in its gaps")

@@ -19,7 +19,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from configs.defaults import KEY_BY_NAME
 from configs.published import STRENGTHS, published_rank1
 from engine.report import DIRECTIONS, IMAGE_KINDS, headline_row
-from tools.lib.report_charts import cmc_chart, percent, training_curves, upgrade_timeline
+from tools.lib.report_charts import (
+    cmc_chart,
+    percent,
+    training_curves,
+    upgrade_timeline,
+    validation_chart,
+)
 from tools.lib.run_files import RunFiles, is_of_real_people, read_run
 from utils.errors import UserError
 from utils.files import write_text
@@ -62,8 +68,30 @@ def write_report(
     ]
     title = title or "SecureReID: " + ", ".join(section["name"] for section in sections)
     template = _template("report.html.jinja", autoescape=True)
-    write_text(path, template.render(title=title, runs=sections, directions=_NAMES))
+    validations = validation_chart(runs)
+    page = template.render(title=title, runs=sections, directions=_NAMES, validations=validations)
+    write_text(path, page)
     return path
+
+
+def write_chart(folders: Sequence[Path], path: Path) -> None:
+    """Write the validation scores of several trainings as one SVG picture.
+
+    Args:
+        folders: Output folders, in the order of the legend.
+        path: The file; replaced if it exists.
+
+    Raises:
+        UserError: Fewer than two folders contain validations, or a file is damaged.
+    """
+    chart = validation_chart([read_run(folder) for folder in folders])
+    if not chart:
+        raise UserError(
+            "--chart compares trainings, and fewer than two of these folders contain validations; "
+            "give folders of trainings with SOLVER.VAL_PERIOD"
+        )
+    # Grey lines can be read on a light and on a dark page.
+    write_text(path, chart.replace("currentColor", "#7a828c"))
 
 
 def report_of_run(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib import rc_context
@@ -40,6 +41,11 @@ def _svg(figure: Figure, salt: str) -> str:
 def _axes(title: str, label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5, 2.8))
     axes = figure.add_subplot()
+    _style(axes, title, label)
+    return figure, axes
+
+
+def _style(axes: Axes, title: str, label: str) -> None:
     axes.set_title(title, color=_INK, fontsize=10, loc="left")
     axes.set_xlabel(label, color=_INK, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -48,11 +54,44 @@ def _axes(title: str, label: str) -> tuple[Figure, Axes]:
         spine.set_color(_INK)
         spine.set_visible(side in ("left", "bottom"))
     axes.grid(visible=True, color="#8a929c", alpha=0.3, linewidth=0.5)
-    return figure, axes
 
 
 def _legend(axes: Axes) -> None:
     axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+
+
+def validation_chart(runs: Sequence[RunFiles]) -> str:
+    """Return validation rank-1 of several trainings by epoch, a panel for each direction.
+
+    Stars mark the epochs after which supervision was upgraded. Empty with fewer than two such
+    trainings.
+    """
+    names = [f"eval/{'->'.join(direction)}/rank1" for direction in DIRECTIONS]
+    curves = [(run, [by_epoch(run.metrics, name) for name in names]) for run in runs]
+    curves = [(run, points) for run, points in curves if all(points)]
+    if len(curves) < 2:
+        return ""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True).flatten()
+    for axes, direction in zip(panels, DIRECTIONS, strict=True):
+        _style(axes, f"{' -> '.join(direction)}, rank-1 (%)", "epoch")
+        axes.label_outer()
+    for (run, points), colour in zip(curves, cycle(_COLOURS), strict=False):
+        upgraded = _upgraded_epochs(run)
+        for axes, values in zip(panels, points, strict=True):
+            rates = {epoch: 100 * rate for epoch, rate in values.items()}
+            axes.plot(list(rates), list(rates.values()), ".-", color=colour, label=run.folder.name)
+            stars = [epoch for epoch in upgraded if epoch in rates]
+            axes.plot(stars, [rates[epoch] for epoch in stars], "*", color=colour, markersize=12)
+    _legend(panels[0])
+    return _svg(figure, "-".join(str(run.folder) for run, _ in curves))
+
+
+def _upgraded_epochs(run: RunFiles) -> list[int]:
+    """Return the epochs after which the number of upgrades had grown."""
+    count = by_epoch(run.metrics, "upgrade/count")
+    before = [0.0, *count.values()]
+    return [epoch for (epoch, now), last in zip(count.items(), before, strict=False) if now > last]
 
 
 def cmc_chart(run: RunFiles) -> str:
@@ -130,21 +169,18 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         float(config.get("MODEL.PSNR", 1.0)),
         float(config.get("MODEL.SSIM", 0.05)),
     )
-    count, in_force = (by_epoch(run.metrics, f"upgrade/{name}") for name in ("count", "in_force"))
-    rows, upgrades, needed, last_count = [], [], [], 0.0
+    in_force = by_epoch(run.metrics, "upgrade/in_force")
+    rows, needed, upgrades = [], [], _upgraded_epochs(run)
     ema = float(config.get("MODEL.TEACHER_EMA", 0.0))
     for epoch in epochs:
         scores = [points[epoch] for points in series.values()]
         scores.append(rank1_raw.get(epoch, math.nan))
         validation = Validation(*scores)
         needed.append(policy.threshold(validation))
-        upgraded = count.get(epoch, last_count) > last_count
-        last_count = count.get(epoch, last_count)
-        if upgraded:
-            upgrades.append(epoch)
+        earlier = [upgrade for upgrade in upgrades if upgrade <= epoch]
         target = "desensitized images"
-        if in_force.get(epoch) and upgrades:
-            anonymizer = f"the anonymizer of epoch {upgrades[-1]}"
+        if in_force.get(epoch) and earlier:
+            anonymizer = f"the anonymizer of epoch {earlier[-1]}"
             target = f"the moving average that began with {anonymizer}" if ema else anonymizer
         rows.append(
             {
@@ -152,7 +188,7 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
                 "rank1": percent(validation.rank1),
                 "psnr": f"{validation.psnr_anonymized_db:.2f}",
                 "ssim": f"{validation.ssim_anonymized:.3f}",
-                "decision": _decision(policy, validation, upgraded, target),
+                "decision": _decision(policy, validation, epoch in upgrades, target),
             }
         )
     return {

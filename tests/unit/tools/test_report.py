@@ -7,16 +7,20 @@ import json
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from configs.defaults import default_config
 from tools import report
 from tools.lib.report import write_report
+from tools.lib.report_charts import validation_chart
 from tools.lib.run_files import read_run
 from utils.errors import UserError
 
@@ -88,7 +92,8 @@ def make_run(folder: Path, dataset: str = "synthetic", **config: object) -> None
         lines += [
             {"epoch": epoch, "step": epoch, "loss/total": 10.0 / epoch},
             {
-                "epoch": epoch, "step": epoch, "eval/raw->protected/rank1": rank1,
+                "epoch": epoch, "step": epoch,
+                **{f"eval/{'->'.join(way)}/rank1": rank1 for way in WAYS},
                 "privacy/anonymized/psnr": psnr, "privacy/desensitized/psnr": 15.0,
                 "privacy/anonymized/ssim": 0.3, "privacy/desensitized/ssim": 0.4,
                 "upgrade/count": float(count), "upgrade/in_force": float(in_force),
@@ -196,6 +201,42 @@ def test_several_runs_are_compared(run: Path, tmp_path: Path) -> None:
     text = text_of(page_of(run, tmp_path / "base"))
     row = "87.5 / 50.0 75.0 / 50.0 75.0 / 50.0 75.0 / 50.0"
     assert f"full test {row} base test {row}" in text
+
+
+def test_validations_of_several_trainings_are_drawn_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("tools.lib.report_charts._svg", lambda figure, _: figures.append(figure))
+    for name in ("full", "base"):
+        make_run(tmp_path / name)
+    validation_chart([read_run(tmp_path / name) for name in ("full", "base")])
+    (figure,) = figures
+    panels = figure.get_axes()
+    titles = [f"{' -> '.join(way)}, rank-1 (%)" for way in WAYS]
+    assert [axes.get_title(loc="left") for axes in panels] == titles
+    for axes in panels:
+        curve, star, *other = axes.get_lines()
+        assert np.array_equal(curve.get_xydata(), [[1, 25], [2, 75], [3, 80], [4, 70]])
+        assert np.array_equal(star.get_xydata(), [[2, 75]])
+        assert curve.get_label() == "full" and other[0].get_label() == "base"
+
+
+def test_the_chart_is_a_picture_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / "full", tmp_path / "base"]
+    for folder in folders:
+        make_run(folder)
+    picture = tmp_path / "both.svg"
+    assert report.main([*map(str, folders), "--chart", str(picture)]) == 0
+    texts = [text for text in ElementTree.parse(picture).getroot().itertext() if text.strip()]
+    assert {"full", "base", "raw -> protected, rank-1 (%)"} <= set(texts)
+    assert "currentColor" not in picture.read_text()
+    assert report.main([str(folders[0]), "--chart", str(picture)]) == 2
+    assert "fewer than two" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        report.main([*map(str, folders), "--chart", str(picture), "--model-card"])
 
 
 def test_scores_of_the_runs_as_json(
