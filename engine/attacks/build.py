@@ -29,7 +29,6 @@ from utils.logger import Progress
 
 FORMAT = 3  # increase it with every change of the numbers or of the record
 BATCH = 32
-_DEFAULT_BUDGET = 4096
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,11 @@ def plan_attacks(cfg: CfgNode, settings: Settings) -> Plan:
             "anonymizer to attack; expected a training with MODEL.MODE GCR"
         )
     splits = build_splits(cfg)
-
-    def choose(budget: int) -> AttackSamples:
-        return choose_identities(
-            splits.train, splits.query, splits.gallery,
-            budget=budget, people=settings.people, seed=settings.seed,
-        )  # fmt: skip
-
-    if not settings.budget:
-        held_out = {sample.pid for sample in choose(1).validation}
-        public = sum(sample.pid not in held_out for sample in splits.train)
-        settings = replace(settings, budget=min(_DEFAULT_BUDGET, public))
-    samples = choose(settings.budget)
+    samples = choose_identities(
+        splits.train, splits.query, splits.gallery,
+        budget=settings.budget, people=settings.people, seed=settings.seed,
+    )  # fmt: skip
+    settings = replace(settings, budget=len(samples.public))
     with naming_keys("MODEL.DEVICE", "MODEL.DEVICE_ID"):
         device = device_of_rank(cfg.MODEL.DEVICE, cfg.MODEL.DEVICE_ID)
     return Plan(

@@ -25,6 +25,7 @@ from utils.seeding import numpy_generator
 MIN_IDENTITIES = 6
 _VALIDATION_SHARE = 6  # one in this many public identities is held out
 _VALIDATION_IMAGES = (64, 512)  # minimum and maximum number of held-out images
+_DEFAULT_BUDGET = 4096  # public images
 _IMAGES_EACH = 8  # of each held-out identity: some attacks need several
 
 
@@ -72,8 +73,9 @@ def choose_identities(
 ) -> AttackSamples:
     """Choose public and private identities.
 
-    Public identities are the training identities, with at most ``budget`` images. Private ones, at
-    most ``people``, have query and gallery images; distractors are not used.
+    Public identities are the training identities, with ``budget`` images; 0 means all, at most
+    4,096. Private ones, at most ``people``, have query and gallery images; distractors are not
+    used.
 
     Raises:
         UserError: There are too few identities or images.
@@ -87,6 +89,7 @@ def choose_identities(
     public = [s for s in shuffled if s.pid not in held_out]
     images_of = {pid: [s for s in shuffled if s.pid == pid] for pid in known if pid in held_out}
     validation = [s for images in images_of.values() for s in images[:_IMAGES_EACH]]
+    budget = budget or min(_DEFAULT_BUDGET, len(public))
     if budget > len(public):
         raise UserError(
             f"--budget is {budget}, but the public identities have {len(public)} images that are "

@@ -40,6 +40,15 @@ def test_held_out_persons_come_with_several_images() -> None:
     assert {pids.count(pid) for pid in set(pids)} == {8}
 
 
+def test_without_a_budget_all_images_of_public_persons_are_used() -> None:
+    """Ten of 60 persons are held out, also those of whom no image was needed."""
+    train = samples(1, 60, 20)
+    found = choose_identities(train, QUERY, GALLERY, budget=0, people=9, seed=1)
+    assert len(found.public) == 50 * 20
+    large = choose_identities(samples(1, 60, 100), QUERY, GALLERY, budget=0, people=9, seed=1)
+    assert len(large.public) == 4096
+
+
 def test_private_persons_are_those_that_can_be_found() -> None:
     """Neither a distractor nor a query without gallery image takes part."""
     found = cast()
