@@ -18,7 +18,7 @@ _EXAMPLES = """examples:
   python3 tools/report.py demo/full-test                      one evaluation
   python3 tools/report.py demo/base-test demo/full-test       two side by side, in ./report.html
   python3 tools/report.py log/market --with-images            with images of real people
-  python3 tools/report.py log/base log/full --chart both.svg  validation scores as a picture
+  python3 tools/report.py log/base log/full --chart both.svg  validation scores as a chart
   python3 tools/report.py demo/full-test --model-card         a model card to edit and publish
 
 A training, an evaluation and an attack write report.html by themselves. The page needs no network
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--chart", type=Path, metavar="FILE",
-        help="write the validation scores of several trainings as an SVG picture instead",
+        help="write the validation scores of several trainings as an SVG chart instead",
     )  # fmt: skip
     parser.add_argument(
         "--model-card", action="store_true",
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         if args.chart:
             write_chart(args.folders, args.chart)
-            print(f"The picture is {args.chart}")
+            print(f"The chart is {args.chart}")
             return
         if args.model_card:
             write_model_card(args.folders[0], path)

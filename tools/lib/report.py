@@ -75,7 +75,7 @@ def write_report(
 
 
 def write_chart(folders: Sequence[Path], path: Path) -> None:
-    """Write the validation scores of several trainings as one SVG picture.
+    """Write the validation scores of several trainings as one SVG chart.
 
     Args:
         folders: Output folders, in the order of the legend.

@@ -222,21 +222,21 @@ def test_validations_of_several_trainings_are_drawn_together(
         assert curve.get_label() == "full" and other[0].get_label() == "base"
 
 
-def test_the_chart_is_a_picture_of_its_own(
+def test_the_chart_is_written_as_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [tmp_path / "full", tmp_path / "base"]
     for folder in folders:
         make_run(folder)
-    picture = tmp_path / "both.svg"
-    assert report.main([*map(str, folders), "--chart", str(picture)]) == 0
-    texts = [text for text in ElementTree.parse(picture).getroot().itertext() if text.strip()]
+    chart = tmp_path / "both.svg"
+    assert report.main([*map(str, folders), "--chart", str(chart)]) == 0
+    texts = [text for text in ElementTree.parse(chart).getroot().itertext() if text.strip()]
     assert {"full", "base", "raw -> protected, rank-1 (%)"} <= set(texts)
-    assert "currentColor" not in picture.read_text()
-    assert report.main([str(folders[0]), "--chart", str(picture)]) == 2
+    assert "currentColor" not in chart.read_text()
+    assert report.main([str(folders[0]), "--chart", str(chart)]) == 2
     assert "fewer than two" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        report.main([*map(str, folders), "--chart", str(picture), "--model-card"])
+        report.main([*map(str, folders), "--chart", str(chart), "--model-card"])
 
 
 def test_scores_of_the_runs_as_json(
