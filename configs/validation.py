@@ -142,6 +142,14 @@ def _normalisation(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def _output_mode(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.OUTPUT_MODE == "none" and cfg.MODEL.MODE == "C":
+        yield (
+            "MODEL.OUTPUT_MODE is none with MODEL.MODE C, which trains no network; expected "
+            "GCR, or another MODEL.OUTPUT_MODE"
+        )
+
+
 def _pair_terms(cfg: CfgNode) -> Iterator[str]:
     mode = cfg.MODEL.OUTPUT_MODE
     for name in _PAIR_TERMS:
@@ -164,5 +172,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[str]]], ...] 
     (("MODEL.DEVICE", "MODEL.DEVICE_ID"), _device),
     (("SOLVER.GRAD_CHECKPOINT", "RUNTIME.COMPILE"), _compiling),
     (("LOSS.TRIPLET_NORMALIZED", "MODEL.WEIGHT_REGULARIZED_TRIPLET"), _normalisation),
+    (("MODEL.OUTPUT_MODE", "MODEL.MODE"), _output_mode),
     ((*_PAIR_TERMS, "MODEL.OUTPUT_MODE"), _pair_terms),
 )

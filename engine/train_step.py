@@ -35,7 +35,9 @@ class StepOutput:
 
     losses: LossDict  # unweighted losses under stable names
     total: Tensor  # weighted sum that the anonymizer, re-ID and recovery networks were trained on
-    accuracy: Tensor  # share of the images, raw and protected, whose true class scored highest
+    # share of the images, raw and protected, whose true class scored highest; 0 if the re-ID
+    # network is not trained
+    accuracy: Tensor
 
     def numbers(self) -> LossDict:
         """Return all numbers by name."""
@@ -145,7 +147,7 @@ def _detached(losses: LossDict) -> LossDict:
 def _accuracy(out: ReIDPair, label: Tensor) -> Tensor:
     passes = [output for output in (out.reid_raw, out.reid_protected) if output is not None]
     correct = [(output.logits.argmax(1) == label).float().mean() for output in passes]
-    return torch.stack(correct).mean()
+    return torch.stack(correct or [torch.zeros((), device=label.device)]).mean()
 
 
 class BatchTooLarge(UserError):  # noqa: N818 - not every limit is an error

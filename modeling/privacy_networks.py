@@ -36,13 +36,14 @@ OUTPUT_MODES = {
     "origin": (True, False),
     "protected": (False, True),
     "joined": (True, True),
+    "none": (False, False),
 }
 
 
 def _reid_pair(
     reid: ReIDNetwork, raw: Tensor, protected: Tensor, output_mode: str
 ) -> tuple[ReIDOutput | None, ReIDOutput | None]:
-    """Run the re-ID network on raw and on protected images.
+    """Run the re-ID network on the images of the re-ID loss, raw and protected.
 
     As published, each kind is a separate batch. Batch norm then normalises each kind by its own
     statistics in training, and by the running mean of both in evaluation. The mode ``joined`` makes
@@ -78,6 +79,9 @@ class PrivacyNetworks(nn.Module):
         self.anonymizer = anonymizer  # raw -> anonymized (G)
         self.recovery = recovery  # anonymized -> recovered (G_R)
         self.reid = reid  # raw, anonymized or recovered -> identity (C)
+        if not any(OUTPUT_MODES[output_mode]):
+            # DistributedDataParallel expects a gradient of each parameter that requires one.
+            reid.requires_grad_(requires_grad=False)
         self.discriminator_anonymized = discriminator_anonymized  # of (raw, anonymized) (D1)
         self.discriminator_recovered = discriminator_recovered  # of (anonymized, recovered) (D2)
 

@@ -157,15 +157,17 @@ def set_learning_rate(optimizers: Optimizers, epoch: int) -> float:
 def build_optimizers(
     cfg: CfgNode, networks: Mapping[str, nn.Module], centers: nn.Module | None
 ) -> Optimizers:
-    """Build Adam for each network, by letter, and SGD for the centres, with the rates of epoch 1.
+    """Build Adam for each trained network and SGD for the centres, with the rates of epoch 1.
 
-    Call it after the networks were moved to their device. Reads SOLVER.{BASE_LR, WEIGHT_DECAY,
-    CENTER_LR, CENTER_LOSS_WEIGHT} and the keys of ``build_schedule``.
+    Networks are given by letter. Call it after they were moved to their device. Reads
+    SOLVER.{BASE_LR, WEIGHT_DECAY, CENTER_LR, CENTER_LOSS_WEIGHT} and the keys of
+    ``build_schedule``.
     """
     schedule = build_schedule(cfg)
     by_name = {
         letter: _adam(network.parameters(), schedule(1), cfg.SOLVER.WEIGHT_DECAY, BETAS[letter])
         for letter, network in networks.items()
+        if any(parameter.requires_grad for parameter in network.parameters())
     }
     if centers is not None:
         by_name[CENTERS] = SGD(centers.parameters(), lr=cfg.SOLVER.CENTER_LR)

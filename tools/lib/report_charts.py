@@ -74,8 +74,7 @@ def validation_chart(runs: Sequence[RunFiles]) -> str:
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True).flatten()
     for axes, direction in zip(panels, DIRECTIONS, strict=True):
-        _style(axes, f"{' -> '.join(direction)}, rank-1 (%)", "epoch")
-        axes.label_outer()
+        _style(axes, f"{' -> '.join(direction)}, rank-1 (%)", "")
     for (run, points), colour in zip(curves, cycle(_COLOURS), strict=False):
         upgraded = _upgraded_epochs(run)
         for axes, values in zip(panels, points, strict=True):
@@ -84,6 +83,7 @@ def validation_chart(runs: Sequence[RunFiles]) -> str:
             stars = [epoch for epoch in upgraded if epoch in rates]
             axes.plot(stars, [rates[epoch] for epoch in stars], "*", color=colour, markersize=12)
     _legend(panels[0])
+    figure.supxlabel("epoch", color=_INK, fontsize=9)
     return _svg(figure, "-".join(str(run.folder) for run, _ in curves))
 
 

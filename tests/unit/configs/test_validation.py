@@ -29,6 +29,8 @@ BAD = [
     (["LOSS.ALIGNMENT", "-1"], "LOSS.ALIGNMENT is '-1'; expected a number from 0 to 1,000,000,000"),
     (["LOSS.ALIGNMENT", "1", "MODEL.OUTPUT_MODE", "origin"],
      "LOSS.ALIGNMENT is 1 with MODEL.OUTPUT_MODE origin; expected both or joined"),
+    (["MODEL.OUTPUT_MODE", "none", "MODEL.MODE", "C"],
+     "MODEL.OUTPUT_MODE is none with MODEL.MODE C, which trains no network; expected"),
     (["INPUT.IMG_SIZE", "(250, 128)"], "has height 250; expected a multiple of 128"),
     (["INPUT.IMG_SIZE", "(256, 64)"], "has width 64; expected a multiple of 128"),
     (["UNET.NUM_DOWNS", "4"], "UNET.NUM_DOWNS is '4'; expected a whole number from 5 to 10"),

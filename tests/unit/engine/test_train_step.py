@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,20 @@ def test_output_mode_chooses_the_images(
     assert all(not value.requires_grad for value in out.numbers().values())
     assert all(value.shape == () for value in out.numbers().values())
     assert 0 <= float(out.accuracy) <= 1
+
+
+def test_without_re_id_loss_the_re_id_network_is_neither_run_nor_changed(
+    make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make("MODEL.OUTPUT_MODE", "none")
+    nets = _nets(trainer)
+    before, generator = copy.deepcopy(nets.reid.state_dict()), _values(nets.anonymizer)
+    monkeypatch.setattr(nets.reid, "forward", None)
+    out = trainer.step(_batch(trainer))
+    assert set(out.losses) == GENERATOR | DISCRIMINATOR
+    assert float(out.accuracy) == 0
+    assert all(torch.equal(value, before[name]) for name, value in nets.reid.state_dict().items())
+    assert not any(_equal(_values(nets.anonymizer)[:1], generator[:1]))
 
 
 def test_accuracy_is_the_mean_of_both_kinds_of_images() -> None:

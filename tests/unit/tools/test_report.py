@@ -222,9 +222,7 @@ def test_validations_of_several_trainings_are_drawn_together(
         assert curve.get_label() == "full" and other[0].get_label() == "base"
 
 
-def test_the_chart_is_written_as_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_chart_is_written_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [tmp_path / "full", tmp_path / "base"]
     for folder in folders:
         make_run(folder)
