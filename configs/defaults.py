@@ -71,7 +71,7 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.OUTPUT_MODE", "both", OUTPUT_MODES,
         "images of the re-ID loss: raw (origin), protected, or both; joined: both in one batch, "
         "so that batch norm is trained on the mixture that it is evaluated with; none: the re-ID "
-        "network is not trained, which is a start for a joint training"),
+        "network is neither run nor trained (accuracy 0); its U-Nets can start a joint training"),
     Key("MODEL.GAN_MODE", "vanilla", GAN_LOSSES, "cross-entropy on logits, or squared error"),
     Key("MODEL.NGF", 64, _WIDTH, "channels of the U-Nets' first convolution"),
     Key("MODEL.NDF", 64, _WIDTH, "channels of the discriminators' first convolution"),

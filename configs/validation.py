@@ -148,6 +148,11 @@ def _output_mode(cfg: CfgNode) -> Iterator[str]:
             "MODEL.OUTPUT_MODE is none with MODEL.MODE C, which trains no network; expected "
             "GCR, or another MODEL.OUTPUT_MODE"
         )
+    if cfg.MODEL.OUTPUT_MODE == "none" and str(cfg.MODEL.VAL_R1) != "inf":
+        yield (
+            f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1} with MODEL.OUTPUT_MODE none; expected inf, since "
+            "the re-ID network that upgradation is decided by is not trained"
+        )
 
 
 def _pair_terms(cfg: CfgNode) -> Iterator[str]:
@@ -172,6 +177,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[str]]], ...] 
     (("MODEL.DEVICE", "MODEL.DEVICE_ID"), _device),
     (("SOLVER.GRAD_CHECKPOINT", "RUNTIME.COMPILE"), _compiling),
     (("LOSS.TRIPLET_NORMALIZED", "MODEL.WEIGHT_REGULARIZED_TRIPLET"), _normalisation),
-    (("MODEL.OUTPUT_MODE", "MODEL.MODE"), _output_mode),
+    (("MODEL.OUTPUT_MODE", "MODEL.MODE", "MODEL.VAL_R1"), _output_mode),
     ((*_PAIR_TERMS, "MODEL.OUTPUT_MODE"), _pair_terms),
 )

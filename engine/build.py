@@ -98,7 +98,8 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if saved is not None:  # before the writer, so that a refused resume deletes no numbers
         optimizers.load_state_dict(saved["optimizers"])
     # Validations are compared in a direction of images that are trained on. The published one,
-    # raw->protected, needs a network that is trained on both.
+    # raw->protected, needs a network that is trained on both. Without a trained re-ID network
+    # (OUTPUT_MODE none) no direction means much.
     on_raw, on_protected = OUTPUT_MODES[cfg.MODEL.OUTPUT_MODE]
     trainer = Trainer(
         step=step,

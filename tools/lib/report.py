@@ -25,6 +25,7 @@ from tools.lib.report_charts import (
     training_curves,
     upgrade_timeline,
     validation_chart,
+    validations,
 )
 from tools.lib.run_files import RunFiles, is_of_real_people, read_run
 from utils.errors import UserError
@@ -68,8 +69,8 @@ def write_report(
     ]
     title = title or "SecureReID: " + ", ".join(section["name"] for section in sections)
     template = _template("report.html.jinja", autoescape=True)
-    validations = validation_chart(runs)
-    page = template.render(title=title, runs=sections, directions=_NAMES, validations=validations)
+    chart = validation_chart(runs)
+    page = template.render(title=title, runs=sections, directions=_NAMES, validations=chart)
     write_text(path, page)
     return path
 
@@ -82,14 +83,17 @@ def write_chart(folders: Sequence[Path], path: Path) -> None:
         path: The file; replaced if it exists.
 
     Raises:
-        UserError: Fewer than two folders contain validations, or a file is damaged.
+        UserError: There are fewer than two folders, one contains no validations, or a file is
+            damaged.
     """
-    chart = validation_chart([read_run(folder) for folder in folders])
-    if not chart:
+    runs = [read_run(folder) for folder in folders]
+    without = [str(run.folder) for run in runs if not all(validations(run))]
+    if without or len(runs) < 2:
         raise UserError(
-            "--chart compares trainings, and fewer than two of these folders contain validations; "
-            "give folders of trainings with SOLVER.VAL_PERIOD"
+            f"--chart compares the validations of trainings; {len(runs)} folders were given, "
+            f"without validations: {', '.join(without) or 'none'}; expected two or more with them"
         )
+    chart = validation_chart(runs)
     # Grey lines can be read on a light and on a dark page.
     write_text(path, chart.replace("currentColor", "#7a828c"))
 

@@ -60,14 +60,19 @@ def _legend(axes: Axes) -> None:
     axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
 
 
+def validations(run: RunFiles) -> list[dict[int, float]]:
+    """Return validation rank-1 by epoch, for each direction; empty without validations."""
+    names = (f"eval/{'->'.join(direction)}/rank1" for direction in DIRECTIONS)
+    return [by_epoch(run.metrics, name) for name in names]
+
+
 def validation_chart(runs: Sequence[RunFiles]) -> str:
     """Return validation rank-1 of several trainings by epoch, a panel for each direction.
 
     Stars mark the epochs after which supervision was upgraded. Empty with fewer than two such
     trainings.
     """
-    names = [f"eval/{'->'.join(direction)}/rank1" for direction in DIRECTIONS]
-    curves = [(run, [by_epoch(run.metrics, name) for name in names]) for run in runs]
+    curves = [(run, validations(run)) for run in runs]
     curves = [(run, points) for run, points in curves if all(points)]
     if len(curves) < 2:
         return ""
@@ -75,11 +80,15 @@ def validation_chart(runs: Sequence[RunFiles]) -> str:
     panels = figure.subplots(2, 2, sharex=True).flatten()
     for axes, direction in zip(panels, DIRECTIONS, strict=True):
         _style(axes, f"{' -> '.join(direction)}, rank-1 (%)", "")
-    for (run, points), colour in zip(curves, cycle(_COLOURS), strict=False):
+    names = [run.folder.name for run, _ in curves]
+    styles = ((line, colour) for line in cycle((".-", ".--", ".:")) for colour in _COLOURS)
+    for (run, points), (line, colour) in zip(curves, styles, strict=False):
+        unique = names.count(run.folder.name) == 1
+        label = run.folder.name if unique else str(run.folder)
         upgraded = _upgraded_epochs(run)
         for axes, values in zip(panels, points, strict=True):
             rates = {epoch: 100 * rate for epoch, rate in values.items()}
-            axes.plot(list(rates), list(rates.values()), ".-", color=colour, label=run.folder.name)
+            axes.plot(list(rates), list(rates.values()), line, color=colour, label=label)
             stars = [epoch for epoch in upgraded if epoch in rates]
             axes.plot(stars, [rates[epoch] for epoch in stars], "*", color=colour, markersize=12)
     _legend(panels[0])

@@ -29,6 +29,8 @@ BAD = [
     (["LOSS.ALIGNMENT", "-1"], "LOSS.ALIGNMENT is '-1'; expected a number from 0 to 1,000,000,000"),
     (["LOSS.ALIGNMENT", "1", "MODEL.OUTPUT_MODE", "origin"],
      "LOSS.ALIGNMENT is 1 with MODEL.OUTPUT_MODE origin; expected both or joined"),
+    (["MODEL.OUTPUT_MODE", "none", "MODEL.VAL_R1", "0.5"],
+     "MODEL.VAL_R1 is 0.5 with MODEL.OUTPUT_MODE none; expected inf"),
     (["MODEL.OUTPUT_MODE", "none", "MODEL.MODE", "C"],
      "MODEL.OUTPUT_MODE is none with MODEL.MODE C, which trains no network; expected"),
     (["INPUT.IMG_SIZE", "(250, 128)"], "has height 250; expected a multiple of 128"),

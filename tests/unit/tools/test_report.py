@@ -232,7 +232,10 @@ def test_the_chart_is_written_as_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert {"full", "base", "raw -> protected, rank-1 (%)"} <= set(texts)
     assert "currentColor" not in chart.read_text()
     assert report.main([str(folders[0]), "--chart", str(chart)]) == 2
-    assert "fewer than two" in capsys.readouterr().err
+    assert "1 folders were given" in capsys.readouterr().err
+    (folders[1] / "metrics.jsonl").unlink()
+    assert report.main([*map(str, folders), "--chart", str(chart)]) == 2
+    assert f"without validations: {folders[1]}; expected" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         report.main([*map(str, folders), "--chart", str(chart), "--model-card"])
 
