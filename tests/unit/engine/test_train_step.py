@@ -138,7 +138,7 @@ def test_output_mode_chooses_the_images(
 def test_without_re_id_loss_the_re_id_network_is_neither_run_nor_changed(
     make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make("MODEL.OUTPUT_MODE", "none")
+    trainer = make("MODEL.OUTPUT_MODE", "none", "MODEL.VAL_R1", "inf")
     nets = _nets(trainer)
     before, generator = copy.deepcopy(nets.reid.state_dict()), _values(nets.anonymizer)
     monkeypatch.setattr(nets.reid, "forward", None)
