@@ -143,12 +143,14 @@ def _normalisation(cfg: CfgNode) -> Iterator[str]:
 
 
 def _output_mode(cfg: CfgNode) -> Iterator[str]:
-    if cfg.MODEL.OUTPUT_MODE == "none" and cfg.MODEL.MODE == "C":
+    if cfg.MODEL.OUTPUT_MODE != "none":
+        return
+    if cfg.MODEL.MODE == "C":
         yield (
             "MODEL.OUTPUT_MODE is none with MODEL.MODE C, which trains no network; expected "
             "GCR, or another MODEL.OUTPUT_MODE"
         )
-    if cfg.MODEL.OUTPUT_MODE == "none" and str(cfg.MODEL.VAL_R1) != "inf":
+    if str(cfg.MODEL.VAL_R1) != "inf":
         yield (
             f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1} with MODEL.OUTPUT_MODE none; expected inf, since "
             "the re-ID network that upgradation is decided by is not trained"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 from matplotlib import rc_context
@@ -61,7 +61,7 @@ def _legend(axes: Axes) -> None:
 
 
 def validations(run: RunFiles) -> list[dict[int, float]]:
-    """Return validation rank-1 by epoch, for each direction; empty without validations."""
+    """Return validation rank-1 by epoch, for each direction; each is empty without validations."""
     names = (f"eval/{'->'.join(direction)}/rank1" for direction in DIRECTIONS)
     return [by_epoch(run.metrics, name) for name in names]
 
@@ -81,7 +81,7 @@ def validation_chart(runs: Sequence[RunFiles]) -> str:
     for axes, direction in zip(panels, DIRECTIONS, strict=True):
         _style(axes, f"{' -> '.join(direction)}, rank-1 (%)", "")
     names = [run.folder.name for run, _ in curves]
-    styles = ((line, colour) for line in cycle((".-", ".--", ".:")) for colour in _COLOURS)
+    styles = cycle(product((".-", ".--", ".:"), _COLOURS))
     for (run, points), (line, colour) in zip(curves, styles, strict=False):
         unique = names.count(run.folder.name) == 1
         label = run.folder.name if unique else str(run.folder)
@@ -179,7 +179,8 @@ def upgrade_timeline(run: RunFiles) -> dict[str, Any] | None:
         float(config.get("MODEL.SSIM", 0.05)),
     )
     in_force = by_epoch(run.metrics, "upgrade/in_force")
-    rows, needed, upgrades = [], [], _upgraded_epochs(run)
+    rows, needed = [], []
+    upgrades = [epoch for epoch in _upgraded_epochs(run) if epoch in epochs]
     ema = float(config.get("MODEL.TEACHER_EMA", 0.0))
     for epoch in epochs:
         scores = [points[epoch] for points in series.values()]
