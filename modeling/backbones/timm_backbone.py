@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from layers.pixels import PixelSpace
 from modeling.weights import load_matching
 from utils.errors import UserError, optional_package
 from utils.logger import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LOGGER = get_logger()
 
@@ -132,7 +136,23 @@ class TimmBackbone(Backbone):
         features = _probe(model, self._image_size)
         if features.ndim != 4 or features.shape[2:] == (1, 1):  # no map, no patch tokens
             raise _no_spatial_features(self._name)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                module.forward = partial(_depthwise, module.forward)  # type: ignore[method-assign]
         return model
+
+
+def _depthwise(convolve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Compute a depthwise convolution of a training on a CPU in float32 under autocast.
+
+    Its gradients for kernels of 5 or a stride of 2 take 5 to 13 times as long in bfloat16. With
+    this, EfficientNet-Lite0 trains 1.9 times as fast in bfloat16 (Xeon with AMX, torch 2.14.1).
+    """
+    mixed = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not mixed or not torch.is_grad_enabled():
+        return convolve(x)
+    with torch.autocast("cpu", enabled=False):
+        return convolve(x.float()).to(torch.get_autocast_dtype("cpu"))
 
 
 def _feature_map(model: Any, image: Tensor) -> Tensor:

@@ -67,6 +67,21 @@ def test_last_stride_doubles_the_resolution() -> None:
     assert sizes == [(4, 2), (2, 1)]
 
 
+def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
+    model = backbone("test_efficientnet").model
+    depthwise = next(
+        module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups > 1
+    )
+    x = torch.randn(2, depthwise.in_channels, 8, 8)
+    exact = depthwise(x)
+    (expected,) = torch.autograd.grad(exact.sum(), depthwise.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = depthwise(x)
+    (gradient,) = torch.autograd.grad(y.sum(), depthwise.weight)
+    assert torch.equal(y, exact.bfloat16())
+    assert torch.equal(gradient, expected)
+
+
 def test_images_reach_the_model_with_the_mean_and_deviation_it_expects() -> None:
     pixels = PixelSpace((0.2, 0.3, 0.4), (0.3, 0.6, 0.5))
     for name in ("test_efficientnet", "tf_efficientnet_lite0"):
