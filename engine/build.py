@@ -98,8 +98,7 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     if saved is not None:  # before the writer, so that a refused resume deletes no numbers
         optimizers.load_state_dict(saved["optimizers"])
     # Validations are compared in a direction of images that are trained on. The published one,
-    # raw->protected, needs a network that is trained on both. Without a trained re-ID network
-    # (OUTPUT_MODE none) no direction means much.
+    # raw->protected, needs a network that is trained on both.
     on_raw, on_protected = OUTPUT_MODES[cfg.MODEL.OUTPUT_MODE]
     trainer = Trainer(
         step=step,
@@ -113,7 +112,9 @@ def build_trainer(cfg: CfgNode) -> Trainer:
             cfg.SOLVER.VAL_PERIOD,
             cfg.SOLVER.CHECKPOINT_PERIOD,
             cfg.SOLVER.LOG_PERIOD,
-            ("raw" if on_raw else "protected", "protected" if on_protected else "raw"),
+            ("raw" if on_raw else "protected", "protected" if on_protected else "raw")
+            if on_raw or on_protected
+            else None,
         ),
         folder=folder,
         # Last, because on a resume it deletes the numbers of later epochs.

@@ -43,8 +43,9 @@ class TrainPlan:
     val_period: int  # epochs between validations; the last epoch is always validated
     checkpoint_period: int  # epochs between checkpoints; the last epoch is always saved
     log_period: int  # iterations between log lines
-    # direction (query, gallery) whose rank-1 decides which validation is the best
-    best_by: tuple[str, str] = ("raw", "protected")
+    # Direction (query, gallery) whose rank-1 decides which validation is the best. None: re-ID is
+    # not trained, and the last validation counts as the best.
+    best_by: tuple[str, str] | None = ("raw", "protected")
 
     def due(self, epoch: int, period: int) -> bool:
         """Return whether something with this period happens after ``epoch``."""
@@ -183,8 +184,8 @@ class Trainer:
             can_upgrade, qualified = True, self.supervision.policy.qualifies(report.validation)
         upgrade = {f"upgrade/{k}": float(v) for k, v in asdict(self.supervision.state).items()}
         self.writer.scalars(report.scalars() | upgrade, epoch=epoch, step=self.state.step)
-        row = report.row(*self.plan.best_by)
-        if self.state.best.beaten_by(row.rank1, qualified=qualified):
+        row = report.row(*(self.plan.best_by or ("raw", "protected")))
+        if self.plan.best_by is None or self.state.best.beaten_by(row.rank1, qualified=qualified):
             self.state.best = Best(epoch, row.rank1, qualified)
             record = asdict(self.state.best) | {"can_qualify": can_upgrade}
             self.folder.save_best(epoch, record)

@@ -16,6 +16,7 @@ from configs.loading import load
 from data.records import Batch
 from engine.build import build_trainer
 from engine.checkpoint import RunFolder
+from engine.report import EvalReport
 from engine.supervision import Supervision
 from engine.train_step import StepOutput
 from engine.trainer import Best, LossGuard, Trainer, TrainPlan, ValidationRun
@@ -90,6 +91,26 @@ def test_the_best_validation_is_chosen_by_a_direction_that_is_trained(
     monkeypatch.setattr(trainer, "validation", validation)
     trainer.fit()
     assert trainer.state.best.rank1 == 0.875
+
+
+def test_without_re_id_the_last_validation_is_the_best(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(
+        "MODEL.OUTPUT_MODE", "none", "MODEL.VAL_R1", "inf",
+        "SOLVER.MAX_EPOCHS", "2", "SOLVER.VAL_PERIOD", "1",
+    )  # fmt: skip
+    assert trainer.validation is not None
+    report = trainer.validation.evaluate(1)
+    scores = iter((0.75, 0.25))
+
+    def validate(_: int) -> EvalReport:
+        rank1 = next(scores)
+        return replace(report, retrieval=tuple(replace(r, rank1=rank1) for r in report.retrieval))
+
+    monkeypatch.setattr(trainer, "validation", ValidationRun(validate, None))
+    trainer.fit()
+    assert trainer.state.best.epoch == 2
 
 
 def _watched(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
