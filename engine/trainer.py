@@ -57,7 +57,8 @@ class Best:
     """The best validation so far."""
 
     epoch: int = 0  # its epoch; 0 before the first
-    rank1: float = -1.0  # its rank-1 in the direction `TrainPlan.best_by`
+    # Its rank-1 in the direction `TrainPlan.best_by`; raw -> protected if that is None.
+    rank1: float = -1.0
     # Whether it qualified for upgradation. A qualified validation is better than any that did not
     # qualify.
     qualified: bool = False
@@ -189,11 +190,12 @@ class Trainer:
             self.state.best = Best(epoch, row.rank1, qualified)
             record = asdict(self.state.best) | {"can_qualify": can_upgrade}
             self.folder.save_best(epoch, record)
-            _LOGGER.info(
-                "Best so far: epoch %d, %s rank-1 %.1f%%%s",
-                epoch, row.name, 100 * row.rank1,
-                " (not qualified for upgradation)" * (can_upgrade and not qualified),
-            )  # fmt: skip
+            if self.plan.best_by is not None:
+                _LOGGER.info(
+                    "Best so far: epoch %d, %s rank-1 %.1f%%%s",
+                    epoch, row.name, 100 * row.rank1,
+                    " (not qualified for upgradation)" * (can_upgrade and not qualified),
+                )  # fmt: skip
         return report
 
     def training_state(self) -> dict[str, Any]:

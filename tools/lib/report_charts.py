@@ -91,7 +91,11 @@ def validation_chart(runs: Sequence[RunFiles]) -> str:
             axes.plot(list(rates), list(rates.values()), line, color=colour, label=label)
             stars = [epoch for epoch in upgraded if epoch in rates]
             axes.plot(stars, [rates[epoch] for epoch in stars], "*", color=colour, markersize=12)
-    _legend(panels[0])
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=3,
+        fontsize=8, frameon=False, labelcolor=_INK,
+    )  # fmt: skip
     figure.supxlabel("epoch", color=_INK, fontsize=9)
     return _svg(figure, "-".join(str(run.folder) for run, _ in curves))
 
