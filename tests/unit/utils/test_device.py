@@ -88,7 +88,7 @@ def test_bfloat16_can_be_chosen_where_it_is_slower(monkeypatch: pytest.MonkeyPat
 def test_missing_bfloat16_falls_back_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(device_module, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(device_module, "_cpu_flags", lambda: frozenset({"avx512f"}))
     assert resolve_precision("bfloat16", CPU) is torch.float32
     (text,) = caplog.messages
     assert "computing in float32" in text
