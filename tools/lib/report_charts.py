@@ -56,8 +56,8 @@ def _style(axes: Axes, title: str, label: str) -> None:
     axes.grid(visible=True, color="#8a929c", alpha=0.3, linewidth=0.5)
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+def _legend(owner: Axes | Figure, **options: Any) -> None:
+    owner.legend(fontsize=8, frameon=False, labelcolor=_INK, **options)
 
 
 def validations(run: RunFiles) -> list[dict[int, float]]:
@@ -91,11 +91,8 @@ def validation_chart(runs: Sequence[RunFiles]) -> str:
             axes.plot(list(rates), list(rates.values()), line, color=colour, label=label)
             stars = [epoch for epoch in upgraded if epoch in rates]
             axes.plot(stars, [rates[epoch] for epoch in stars], "*", color=colour, markersize=12)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=3,
-        fontsize=8, frameon=False, labelcolor=_INK,
-    )  # fmt: skip
+    handles, _ = panels[0].get_legend_handles_labels()
+    _legend(figure, handles=handles, loc="outside upper center", ncols=3)
     figure.supxlabel("epoch", color=_INK, fontsize=9)
     return _svg(figure, "-".join(str(run.folder) for run, _ in curves))
 

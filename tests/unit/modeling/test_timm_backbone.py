@@ -77,9 +77,14 @@ def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
     (expected,) = torch.autograd.grad(exact.sum(), depthwise.weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = depthwise(x)
+        with torch.no_grad():
+            evaluated = depthwise(x)
+            in_bfloat16 = type(depthwise).forward(depthwise, x)
     (gradient,) = torch.autograd.grad(y.sum(), depthwise.weight)
     assert torch.equal(y, exact.bfloat16())
     assert torch.equal(gradient, expected)
+    assert torch.equal(evaluated, in_bfloat16)
+    assert not torch.equal(evaluated, y)
 
 
 def test_images_reach_the_model_with_the_mean_and_deviation_it_expects() -> None:
