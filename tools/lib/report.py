@@ -90,8 +90,8 @@ def write_chart(folders: Sequence[Path], path: Path) -> None:
     without = [str(run.folder) for run in runs if not all(validations(run))]
     if without or len(runs) < 2:
         raise UserError(
-            f"--chart compares the validations of trainings; {len(runs)} folders were given, "
-            f"without validations: {', '.join(without) or 'none'}; expected two or more with them"
+            "--chart compares the validations of two or more trainings; "
+            f"given: {len(runs)}, without validations: {', '.join(without) or 'none'}"
         )
     chart = validation_chart(runs)
     # Grey lines can be read on a light and on a dark page.

@@ -33,7 +33,11 @@ def _svg(figure: Figure, salt: str) -> str:
     stream = io.StringIO()
     # The salt keeps the identifiers of several charts on one page apart.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight")
+        # Without the date, the same scores give the same file.
+        no_date = {"Date": None}
+        figure.savefig(
+            stream, format="svg", transparent=True, bbox_inches="tight", metadata=no_date
+        )
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
 
