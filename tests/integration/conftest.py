@@ -7,15 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from yacs.config import CfgNode
 
 from engine.vault.audit import log_path
 from engine.vault.keyring import Keyring
 from tests.fixtures import tiny
-from tests.fixtures.protection import Scene, make_scene
+from tests.fixtures.protection import Scene, draw, make_scene
 from tools.protect import main
 
 _TEMPLATES: list[Scene] = []
+_KEPT: list[Scene] = []
 
 
 @pytest.fixture
@@ -44,4 +46,23 @@ def scene(sealed: Scene) -> Scene:
     for path in (sealed.keyring_path, log_path(sealed.keyring_path)):
         path.unlink()
     Keyring.create(sealed.keyring_path, sealed.master).close()
+    return sealed
+
+
+@pytest.fixture
+def kept(sealed: Scene, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Return a scene with sealed images and originals; one source is a JPEG file with EXIF data."""
+    if not _KEPT:
+        template = Scene(tmp_path_factory.mktemp("kept") / "scene")
+        shutil.copytree(sealed.root, template.root, symlinks=True)
+        exif = Image.Exif()
+        exif[0x010F] = "a camera"
+        draw(template.photos / "0003/0003_c3.png", 40)
+        with Image.open(template.photos / "0003/0003_c3.png") as image:
+            image.save(template.photos / "0003/0003_c3.jpg", exif=exif)
+        (template.photos / "0003/0003_c3.png").unlink()
+        assert main(template.protect("--keep-original")) == 0
+        _KEPT.append(template)
+    shutil.rmtree(sealed.root)
+    shutil.copytree(_KEPT[0].root, sealed.root, symlinks=True)
     return sealed

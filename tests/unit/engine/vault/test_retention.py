@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import random
 import re
-import resource
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from engine.vault import audit, erasure, keyring_admin
 from engine.vault.erasure import parse_certificate, read_certificate, verify_certificate
-from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import ORIGINAL
 from modeling.encryption import png_format
 from modeling.encryption.ised_errors import (
@@ -30,50 +24,14 @@ from modeling.encryption.ised_errors import (
     KeyringCorrupt,
     MissingKey,
     RevokedKey,
-    StorageError,
     Tampered,
     UsageError,
 )
 from modeling.encryption.sealed_image import Metadata, new_file_key
 from modeling.encryption.sealed_original import seal_original
-from tests.fixtures.archives import SmallArchive, make_archive
+from tests.fixtures.archives import PERSON, SUBJECTS, SmallArchive
 from tests.fixtures.keyrings import to_format
 from tools import keyring as tool
-
-SUBJECTS = {"market/1": 3, "market/2": 2, "cuhk/7": 2, "cuhk/8": 1}
-PERSON = ("market/1", "cuhk/7")
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> SmallArchive:
-    return make_archive(tmp_path_factory.mktemp("archive"), SUBJECTS)
-
-
-@pytest.fixture
-def archive(template: SmallArchive, tmp_path: Path) -> SmallArchive:
-    return _copy(template, tmp_path / "archive")
-
-
-def _copy(archive: SmallArchive, root: Path) -> SmallArchive:
-    return SmallArchive(Path(shutil.copytree(archive.root, root)))
-
-
-@pytest.fixture
-def set_day(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that moves the clock a number of days into the future."""
-
-    def move(days: int) -> None:
-        day = int(time.time() // 86_400) + days
-        for module in ("keyring", "keyring_store", "erasure"):
-            monkeypatch.setattr(f"engine.vault.{module}.today", lambda: day)
-
-    return move
-
-
-def _states(archive: SmallArchive) -> dict[str | None, str]:
-    with archive.keyring() as keyring:
-        return {info.subject: info.state for info in keyring_admin.list_keys(keyring)}
-
 
 # ---- expire --------------------------------------------------------------------------------------
 
@@ -106,7 +64,7 @@ def test_expire_by_use_keeps_keys_in_use_and_by_creation_does_not(
         assert keyring.rows_of("cuhk/7") == []
     assert tool.main([*expire, "30d", "--by", "created"]) == 0
     assert "1 key created more than 30 days ago\n" in capsys.readouterr().out
-    assert _states(archive)["market/2"] == "active"
+    assert archive.states()["market/2"] == "active"
 
 
 def test_an_expired_subject_gets_a_new_key_and_an_erased_one_does_not(
@@ -170,10 +128,10 @@ def test_nothing_expires_without_a_yes(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "y")
     assert tool.main([*archive.keys, "expire", "--older-than", "2y"]) == 2
-    assert set(_states(archive).values()) == {"active"}
+    assert set(archive.states().values()) == {"active"}
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     assert tool.main([*archive.keys, "expire", "--older-than", "2y"]) == 0
-    assert set(_states(archive).values()) == {"destroyed"}
+    assert set(archive.states().values()) == {"destroyed"}
 
 
 def _enter(archive: SmallArchive, patch: pytest.MonkeyPatch, *days: int) -> None:
@@ -214,7 +172,7 @@ def test_a_clock_that_may_be_wrong_needs_a_person(
         assert tool.main(expire) == 2  # without a terminal
         printed = capsys.readouterr().err
         assert printed.count(problem) == printed.count("run this on a terminal without --yes") == 3
-        assert set(_states(archive).values()) == {"active"}
+        assert set(archive.states().values()) == {"active"}
         with monkeypatch.context() as patch:
             patch.setattr("sys.stdin.isatty", lambda: True)
             patch.setattr("builtins.input", lambda _: "yes")
@@ -224,7 +182,7 @@ def test_a_clock_that_may_be_wrong_needs_a_person(
             keyring.ensure(SUBJECTS)
         set_day(80)
     assert tool.main([*expire, "--yes"]) == 0  # what a person confirmed is confirmed once
-    assert set(_states(archive).values()) == {"destroyed"}
+    assert set(archive.states().values()) == {"destroyed"}
 
 
 def test_a_new_audit_log_does_not_hide_a_wrong_clock(
@@ -239,11 +197,11 @@ def test_a_new_audit_log_does_not_hide_a_wrong_clock(
     expire = [*archive.keys, "expire", "--older-than", "30d"]
     assert tool.main([*expire, "--yes"]) == 2
     assert "was set aside" in capsys.readouterr().err
-    assert set(_states(archive).values()) == {"active"}
+    assert set(archive.states().values()) == {"active"}
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     assert tool.main(expire) == 0
-    assert set(_states(archive).values()) == {"destroyed"}
+    assert set(archive.states().values()) == {"destroyed"}
 
 
 def test_a_longer_age_allows_longer_pauses(
@@ -256,14 +214,6 @@ def test_a_longer_age_allows_longer_pauses(
 
 
 # ---- certificates --------------------------------------------------------------------------------
-
-
-def _destroy(archive: SmallArchive, *more: str, subjects: tuple[str, ...] = PERSON) -> list[str]:
-    folders = [
-        word for name in ("market", "cuhk") for word in ("--folder", str(archive.folder(name)))
-    ]
-    certificate = ["--certificate", str(archive.root / "erasure.json")]
-    return [*archive.keys, "destroy", *subjects, "--yes", *folders, *certificate, *more]
 
 
 def _file_names(archive: SmallArchive, label: str) -> list[str]:
@@ -279,11 +229,11 @@ def test_a_certificate_states_what_can_no_longer_be_opened(
     """One person in two data sets; the label is not in the certificate."""
     (archive.folder("cuhk") / "broken.png").write_bytes(b"no image")
     again = ["--folder", str(archive.folder("market"))]  # listed once
-    assert tool.main(_destroy(archive, *again)) == 0
+    assert tool.main(archive.destroy(*again)) == 0
     printed = capsys.readouterr().out
     assert "market/1, cuhk/7: 2 keys destroyed here" in printed
     assert "2 keys destroyed, 5 files can no longer be opened" in printed
-    assert tool.main(_destroy(archive, *again)) == 0
+    assert tool.main(archive.destroy(*again)) == 0
     assert "market/1, cuhk/7: keys were destroyed already" in capsys.readouterr().out
     path = archive.root / "erasure.json"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -308,7 +258,7 @@ def test_a_certificate_states_what_can_no_longer_be_opened(
 
 def test_the_documented_check_accepts_a_certificate(archive: SmallArchive) -> None:
     """docs/FORMAT.md; without this program."""
-    assert tool.main(_destroy(archive)) == 0
+    assert tool.main(archive.destroy()) == 0
     content = json.loads((archive.root / "erasure.json").read_text())
     with archive.keyring() as keyring:
         key = Ed25519PublicKey.from_public_bytes(erasure.public_key(keyring))
@@ -320,26 +270,26 @@ def test_a_repeated_command_completes_a_destruction(archive: SmallArchive) -> No
     with archive.keyring() as keyring:  # a command that was killed before the certificate
         assert keyring_admin.destroy(keyring, *PERSON) == 2
     for _ in range(2):
-        assert tool.main(_destroy(archive)) == 0
+        assert tool.main(archive.destroy()) == 0
     with archive.keyring() as keyring:
         assert len(verify_certificate(keyring, archive.root / "erasure.json")["keys"]) == 2
     path = archive.root / "erasure.json"
     before = path.read_bytes()
     for subjects in (("market/2",), ("market/1",), (*PERSON, "market/2")):
-        assert tool.main(_destroy(archive, subjects=subjects)) == 2
-    assert tool.main(_destroy(archive, "--folder", str(archive.root))) == 2
+        assert tool.main(archive.destroy(subjects=subjects)) == 2
+    assert tool.main(archive.destroy("--folder", str(archive.root))) == 2
     assert path.read_bytes() == before
-    assert _states(archive)["market/2"] == "active"
+    assert archive.states()["market/2"] == "active"
 
 
 def test_nothing_is_destroyed_if_a_subject_or_folder_does_not_exist(archive: SmallArchive) -> None:
-    assert tool.main(_destroy(archive, subjects=("market/1", "market/unknown"))) == 1
-    assert tool.main(_destroy(archive, "--folder", str(archive.root / "missing"))) == 2
+    assert tool.main(archive.destroy(subjects=("market/1", "market/unknown"))) == 1
+    assert tool.main(archive.destroy("--folder", str(archive.root / "missing"))) == 2
     assert tool.main([*archive.keys, "destroy", "market/1", "--yes", "--folder", "x"]) == 2
     with archive.keyring() as keyring, pytest.raises(UsageError, match="nothing was destroyed"):
         missing = archive.root / "missing/erasure.json"
         erasure.destroy_with_certificate(keyring, PERSON, [], missing)
-    assert set(_states(archive).values()) == {"active"}
+    assert set(archive.states().values()) == {"active"}
     assert not (archive.root / "erasure.json").exists()
 
 
@@ -356,7 +306,7 @@ def test_nothing_is_destroyed_if_a_folder_cannot_be_used(
     with archive.keyring() as keyring, pytest.raises(UsageError, match="nothing was destroyed"):
         folders = [archive.folder(name) for name in ("market", "cuhk")]
         erasure.destroy_with_certificate(keyring, PERSON, folders, archive.root / "erasure.json")
-    assert set(_states(archive).values()) == {"active"}
+    assert set(archive.states().values()) == {"active"}
 
 
 def test_a_file_with_the_locator_of_another_file_is_of_unknown_key(archive: SmallArchive) -> None:
@@ -378,7 +328,7 @@ def test_only_the_keys_of_originals(archive: SmallArchive) -> None:
         key = new_file_key(keyring.sealing_key("market/1", ORIGINAL))
         content = seal_original(key, b"source file", Metadata("1/0.jpg"), original.stem)
     (archive.folder("market") / original).write_bytes(content)
-    command = _destroy(archive, "--original-only", subjects=("market/1",))
+    command = archive.destroy("--original-only", subjects=("market/1",))
     assert tool.main(command) == tool.main(command) == 0
     with archive.keyring() as keyring:
         statement = verify_certificate(keyring, archive.root / "erasure.json")
@@ -420,160 +370,8 @@ def test_no_changed_byte_of_a_certificate_is_accepted(archive: SmallArchive) -> 
 
 def test_a_restored_backup_is_noticed(archive: SmallArchive) -> None:
     shutil.copy(archive.path, archive.root / "backup.db")
-    assert tool.main(_destroy(archive)) == 0
+    assert tool.main(archive.destroy()) == 0
     shutil.copy(archive.root / "backup.db", archive.path)
     path = archive.root / "erasure.json"
     with archive.keyring() as keyring, pytest.raises(KeyringCorrupt, match="2 of the 2 keys"):
         verify_certificate(keyring, path)
-
-
-# ---- faults --------------------------------------------------------------------------------------
-
-
-def test_a_full_disk_during_expire_changes_nothing(
-    archive: SmallArchive, set_day: Callable[[int], None]
-) -> None:
-    set_day(40)
-    expire = [*archive.keys, "expire", "--older-than", "30d", "--yes"]
-
-    def child() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))  # too small for the journal
-        os._exit(tool.main(expire))
-
-    assert _exit_code(child) == 3
-    assert set(_states(archive).values()) == {"active"}
-    assert tool.main(expire) == 0
-
-
-def test_a_full_disk_after_the_destruction_is_reported_and_the_command_completes_it(
-    archive: SmallArchive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise StorageError(f"cannot write {path}: No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(erasure, "write_new_private", full)
-        assert tool.main(_destroy(archive)) == 3
-    error = capsys.readouterr().err
-    assert "the keys were destroyed, but there is no certificate" in error
-    assert "run the same command again" in error
-    assert list(archive.root.glob("*.json")) == []
-    assert tool.main(_destroy(archive)) == 0
-
-
-def test_two_processes_destroy_and_seal_at_once(archive: SmallArchive) -> None:
-    context = multiprocessing.get_context("fork")
-
-    def seal() -> None:
-        with archive.keyring() as keyring:
-            keyring.ensure(f"new/{number}" for number in range(10))
-            for number in range(10, 15):
-                keyring.sealing_key(f"new/{number}")
-
-    commands = (seal, lambda: tool.main(_destroy(archive)), lambda: tool.main(_destroy(archive)))
-    processes = [context.Process(target=command) for command in commands]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    with archive.keyring() as keyring:
-        statement = verify_certificate(keyring, archive.root / "erasure.json")
-        assert len(statement["keys"]) == 2
-        assert len([row for row in keyring.rows if row.state == "active"]) == 17
-
-
-def _exit_code(child: Callable[[], object]) -> int | None:
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def _kill_at_random_moments(
-    template: SmallArchive,
-    root: Path,
-    command: Callable[[SmallArchive], list[str]],
-    check: Callable[[SmallArchive], None],
-    kills: int,
-) -> None:
-    """Kill a command `kills` times, check the archive each time, and let the command complete."""
-    chance, context = random.Random(7), multiprocessing.get_context("fork")
-    longest, killed = 0.2, 0
-    while killed < kills:
-        archive = _copy(template, root / "killed")
-        process = context.Process(target=tool.main, args=(command(archive),))
-        process.start()
-        start = time.monotonic()
-        process.join(chance.random() * longest)
-        if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
-            process.join()
-            killed += 1
-        else:
-            longest = max(0.01, 0.8 * (time.monotonic() - start))  # more kills hit the command
-        check(archive)
-        assert tool.main(command(archive)) == 0
-        check(archive)
-        shutil.rmtree(archive.root)
-
-
-def _check_certificate(archive: SmallArchive) -> None:
-    """A certificate never states more than what happened, and there is no half a file."""
-    path = archive.root / "erasure.json"
-    assert [name.name for name in archive.root.glob("*.json")] == [path.name] * path.exists()
-    with archive.keyring() as keyring:
-        states = {row.state for label in PERSON for row in keyring.rows_of(label)}
-        assert len(states) == 1  # all or none
-        if path.exists():
-            statement = verify_certificate(keyring, path)
-            assert [len(folder["files"]) for folder in statement["folders"]] == [3, 2]
-            assert states == {"destroyed"}
-        assert keyring.active_row("market/2") is not None
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
-def test_kill_9_at_random_moments_of_destroy_with_certificate(
-    template: SmallArchive, tmp_path: Path, kills: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    _kill_at_random_moments(template, tmp_path, _destroy, _check_certificate, kills)
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
-def test_kill_9_at_random_moments_of_expire(
-    template: SmallArchive,
-    tmp_path: Path,
-    kills: int,
-    set_day: Callable[[int], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    set_day(40)
-
-    def command(archive: SmallArchive) -> list[str]:
-        return [*archive.keys, "expire", "--older-than", "30d", "--yes"]
-
-    def check(archive: SmallArchive) -> None:
-        assert len(set(_states(archive).values())) == 1  # all or none
-
-    _kill_at_random_moments(template, tmp_path, command, check, kills)
-
-
-@pytest.mark.parametrize("name", ["destroy", "_certificate", "write_new_private"])
-def test_kill_9_between_the_steps_of_a_destruction(
-    archive: SmallArchive, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = getattr(erasure, name)
-
-    def kill(*args: object, **options: object) -> None:
-        step(*args, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(erasure, name, kill)
-        assert _exit_code(lambda: tool.main(_destroy(archive))) == -signal.SIGKILL
-    _check_certificate(archive)
-    assert (archive.root / "erasure.json").exists() == (name == "write_new_private")
-    assert tool.main(_destroy(archive)) == 0
-    _check_certificate(archive)
-    with Keyring.open(archive.path, archive.master) as keyring:
-        assert not [row for label in PERSON for row in keyring.rows_of(label) if row.wrapped]
