@@ -222,6 +222,7 @@ class StreamedPixels(PixelSource):
             num_workers=num_workers,
             collate_fn=_unchanged,
             timeout=_TIMEOUT_S if num_workers else 0,
+            generator=torch.Generator(),  # draws nothing from the global one, as without a loader
         )
         try:
             for batch in loader:

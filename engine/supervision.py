@@ -205,9 +205,13 @@ class Supervision:
         return {"state": asdict(self.state), "teacher": teacher}
 
     def load_state_dict(self, saved: dict[str, Any], anonymizer: nn.Module | None) -> None:
-        """Restore ``state_dict()``; a teacher gets the shape of ``anonymizer``."""
+        """Restore ``state_dict()``; a teacher gets the shape of ``anonymizer``.
+
+        If upgradation is off now, the teacher is not in force.
+        """
         names = {field.name for field in fields(UpgradeState)}
-        self.state = UpgradeState(**{k: v for k, v in saved["state"].items() if k in names})
+        state = UpgradeState(**{k: v for k, v in saved["state"].items() if k in names})
+        self.state = replace(state, in_force=state.in_force and self.policy.enabled)
         self.teacher = None
         if saved["teacher"] is not None and anonymizer is not None:
             self.teacher = frozen_copy(anonymizer)

@@ -1,6 +1,6 @@
 """The training loop: train an epoch, validate, upgrade, save, in the order of the method.
 
-The loop stops a run whose losses are NaN or infinite, and saves the batch at fault.
+The loop stops a run whose losses or weights are NaN or infinite. A batch with such losses is saved.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from utils.errors import UserError
 from utils.files import WriteError
 from utils.logger import Progress, get_logger
 from utils.metric_writer import MetricWriter, SilentWriter
+from utils.seeding import derive_seed, seed_everything
 from utils.tensor_files import save_tensors
 
 _LOGGER = get_logger()
@@ -126,6 +127,9 @@ class Trainer:
         return report
 
     def _train_epoch(self, epoch: int) -> None:
+        # Layers that drop features at random, as in some timm models, have no generator of their
+        # own. So the numbers of an epoch are the same after a resume, and differ between processes.
+        seed_everything(derive_seed(self.loader.seed, "networks", epoch, world().rank))
         rate = set_learning_rate(self.optimizers, epoch)
         self.networks.train()
         self.loader.set_epoch(epoch)
@@ -144,12 +148,23 @@ class Trainer:
                     meter = _Meter()
             guard.check()
             seconds = bar.elapsed_s
+        self._check_weights()
         speed = num_images / seconds
         self.writer.scalars({"speed/images_per_s": speed}, epoch=epoch, step=self.state.step)
         _LOGGER.info(
             "Epoch %d done. Time per batch: %.3f[s] Speed: %.1f[samples/s]",
             epoch, seconds / len(self.loader), speed,
         )  # fmt: skip
+
+    def _check_weights(self) -> None:
+        """Raise if a weight is NaN or infinite: finite losses do not show what the update did."""
+        states = (*self.networks.state_dict().values(), *self.centers.state_dict().values())
+        finite = [state.isfinite().all() for state in states]
+        if not torch.stack(finite).all():
+            raise NonFiniteError(
+                f"weights are no longer finite after step {self.state.step}; the last checkpoint "
+                "is unchanged"
+            )
 
     def _step(self, batch: Batch) -> StepOutput:
         sampler = self.loader.sampler
@@ -217,7 +232,10 @@ class Trainer:
             set_learning_rate(self.optimizers, epoch)
         self.centers.load_state_dict(saved["centers"])
         self.supervision.load_state_dict(saved["supervision"], self.step.anonymizer)
-        self.state = TrainState(epoch, saved["step"], Best(**saved["best"]))
+        best = Best(**saved["best"])
+        # Without upgradation no later validation could qualify, so none would be better.
+        best = replace(best, qualified=best.qualified and self.supervision.policy.enabled)
+        self.state = TrainState(epoch, saved["step"], best)
         _LOGGER.info("Resumed after epoch %d of %d", epoch, self.plan.max_epochs)
 
 
@@ -240,8 +258,8 @@ class _Meter:
         return dict(zip(self._sums, values.tolist(), strict=True))
 
 
-class NonFiniteLossError(UserError):
-    """A loss became NaN or infinite."""
+class NonFiniteError(UserError):
+    """A loss or a weight became NaN or infinite."""
 
     exit_code = 1
 
@@ -270,7 +288,7 @@ class LossGuard:
 
     @torch.no_grad()
     def observe(self, losses: LossDict, batch: Batch, step: int) -> None:
-        """Queue the losses of one step; raise a NonFiniteLossError if a due one is not finite."""
+        """Queue the losses of one step; raise a NonFiniteError if a due one is not finite."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         arrived = None
         if values.is_cuda:
@@ -308,7 +326,7 @@ class LossGuard:
         except WriteError as error:
             kept = f"its batch could not be saved ({error})"
         listed = ", ".join(f"{name} = {value}" for name, value in bad.items())
-        raise NonFiniteLossError(
+        raise NonFiniteError(
             f"the loss is no longer finite at step {due.step} ({listed}); {kept}; the last "
             "checkpoint is unchanged"
         )

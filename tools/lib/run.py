@@ -30,7 +30,7 @@ from engine.evaluation import Evaluation, Extraction, Scored, build_evaluation
 from engine.report import DIRECTIONS, RESULTS_NAME, EvalReport, Results
 from engine.scoring.intervals import PER_QUERY_NAME, Access
 from engine.train_step import BatchTooLarge
-from engine.trainer import NonFiniteLossError, Trainer
+from engine.trainer import NonFiniteError, Trainer
 from engine.views import save_image
 from modeling.privacy_networks import PrivacyNetworks
 from tools.lib.run_files import is_of_real_people
@@ -194,7 +194,7 @@ def _fit(trainer: Trainer) -> None:
     """Run the training; add to its errors which keys to change."""
     try:
         trainer.fit()
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         raise TrainingStopped(
             f"{error}: lower SOLVER.BASE_LR or set RUNTIME.PRECISION float32, then continue with "
             "SOLVER.RESUME True"

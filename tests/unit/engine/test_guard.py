@@ -9,7 +9,7 @@ import torch
 
 from data.records import Batch
 from engine import trainer as module
-from engine.trainer import LossGuard, NonFiniteLossError
+from engine.trainer import LossGuard, NonFiniteError
 from utils.errors import UserError
 from utils.files import WriteError
 
@@ -25,9 +25,7 @@ def _batch(value: float = 0.0, device: str = "cpu") -> Batch:
 def test_the_loss_is_named_at_once(tmp_path: Path, value: float) -> None:
     guard = LossGuard(tmp_path)
     losses = {"recovery": torch.tensor(1.0), "reid_raw_triplet": torch.tensor(value)}
-    with pytest.raises(
-        NonFiniteLossError, match=rf"step 17 \(reid_raw_triplet = {value}\)"
-    ) as caught:
+    with pytest.raises(NonFiniteError, match=rf"step 17 \(reid_raw_triplet = {value}\)") as caught:
         guard.observe(losses, _batch(), 17)
     assert isinstance(caught.value, UserError)
     assert caught.value.exit_code != 0
@@ -37,7 +35,7 @@ def test_the_loss_is_named_at_once(tmp_path: Path, value: float) -> None:
 def test_the_batch_is_saved(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path)
     guard.observe({"a": torch.tensor(1.0)}, _batch(1.0), 1)
-    with pytest.raises(NonFiniteLossError):
+    with pytest.raises(NonFiniteError):
         guard.observe({"a": torch.tensor(float("nan")), "b": torch.tensor(2.0)}, _batch(5.0), 2)
     saved = torch.load(tmp_path / "nan_batch.pth", weights_only=True)
     assert saved["step"] == 2
@@ -49,7 +47,7 @@ def test_the_batch_is_saved(tmp_path: Path) -> None:
 
 def test_every_bad_loss_is_named(tmp_path: Path) -> None:
     bad = {"a": torch.tensor(float("nan")), "b": torch.tensor(float("inf"))}
-    with pytest.raises(NonFiniteLossError, match="a = nan, b = inf"):
+    with pytest.raises(NonFiniteError, match="a = nan, b = inf"):
         LossGuard(tmp_path).observe(bad, _batch(), 1)
 
 
@@ -76,7 +74,7 @@ def test_a_full_disk_does_not_hide_the_reason(
         raise WriteError("no space left")
 
     monkeypatch.setattr(module, "save_tensors", full)
-    with pytest.raises(NonFiniteLossError, match="a = nan.*could not be saved .no space left"):
+    with pytest.raises(NonFiniteError, match="a = nan.*could not be saved .no space left"):
         LossGuard(tmp_path).observe({"a": torch.tensor(float("nan"))}, _batch(), 1)
 
 
@@ -85,7 +83,7 @@ def test_on_a_gpu_the_check_lags_a_few_steps(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path, depth=2)
     guard.observe({"a": torch.tensor(float("nan"), device="cuda")}, _batch(7.0, "cuda"), 1)
     guard.observe({"a": torch.tensor(1.0, device="cuda")}, _batch(8.0, "cuda"), 2)
-    with pytest.raises(NonFiniteLossError, match="step 1 "):
+    with pytest.raises(NonFiniteError, match="step 1 "):
         guard.observe({"a": torch.tensor(1.0, device="cuda")}, _batch(9.0, "cuda"), 3)
     saved = torch.load(tmp_path / "nan_batch.pth", weights_only=True)
     assert float(saved["raw"].mean()) == 7.0
@@ -95,5 +93,5 @@ def test_on_a_gpu_the_check_lags_a_few_steps(tmp_path: Path) -> None:
 def test_on_a_gpu_all_steps_are_checked_before_a_save(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path)
     guard.observe({"a": torch.tensor(float("nan"), device="cuda")}, _batch(0.0, "cuda"), 1)
-    with pytest.raises(NonFiniteLossError, match="step 1 "):
+    with pytest.raises(NonFiniteError, match="step 1 "):
         guard.check()

@@ -19,7 +19,14 @@ from engine.checkpoint import RunFolder
 from engine.report import EvalReport
 from engine.supervision import Supervision
 from engine.train_step import StepOutput
-from engine.trainer import Best, LossGuard, Trainer, TrainPlan, ValidationRun
+from engine.trainer import (
+    Best,
+    LossGuard,
+    NonFiniteError,
+    Trainer,
+    TrainPlan,
+    ValidationRun,
+)
 from tests.fixtures import tiny
 
 
@@ -227,3 +234,25 @@ def test_log_lines_and_metrics_for_scripts(
     events = list((run / "runs").iterdir())
     assert events
     assert events[0].stat().st_size > 10_000  # images and curves
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of the last step of an epoch are computed before the update that destroys it."""
+    trainer = make_trainer("MODEL.MODE", "C", "SOLVER.MAX_EPOCHS", "2")
+    step = Trainer._step
+
+    def diverging(self: Trainer, batch: Batch) -> StepOutput:
+        output = step(self, batch)
+        if self.state.step + 1 == 2 * len(self.loader):
+            next(self.networks.parameters()).data.fill_(torch.inf)
+        return output
+
+    monkeypatch.setattr(Trainer, "_step", diverging)
+    steps = 2 * len(trainer.loader)
+    with pytest.raises(NonFiniteError, match=f"no longer finite after step {steps}; the last"):
+        trainer.fit()
+    saved = tiny.native(tmp_path / "run")
+    assert saved["epoch"] == 1
+    assert all(weight.isfinite().all() for weight in saved["networks"]["C"].values())
