@@ -167,7 +167,8 @@ KEYS: tuple[Key, ...] = (
     Key("SOLVER.IMS_PER_BATCH", 80, _BATCH, "images in a training batch"),
     Key("SOLVER.GRAD_CHECKPOINT", False, Flag(),
         "recompute activations in the backward pass instead of keeping them: the same numbers with "
-        "less memory and about a fifth more FLOPs, for small GPUs"),
+        "less memory and about a fifth more FLOPs, for small GPUs; not in the re-ID network of a "
+        "timm model"),
     Key("SOLVER.VAL_PERIOD", 10, _COUNT, "epochs between validations"),
     Key("SOLVER.CHECKPOINT_PERIOD", 1, _COUNT, "epochs between checkpoints"),
     Key("SOLVER.LOG_PERIOD", 20, _COUNT, "batches between log lines"),

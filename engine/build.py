@@ -60,7 +60,8 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     policy = UpgradePolicy.of(
         cfg.MODEL.VAL_R1, cfg.MODEL.VAL_R1_SLACK, cfg.MODEL.PSNR, cfg.MODEL.SSIM
     )
-    if policy.enabled and splits.train and not splits.has_validation:
+    upgrades = policy.enabled and cfg.MODEL.MODE == "GCR"
+    if upgrades and splits.train and not splits.has_validation:
         raise UserError(
             f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1} but data set '{splits.name}' has no validation "
             f"split; {split_command(splits.name, cfg.DATASETS.ROOT_DIR)}, or leave MODEL.VAL_R1 out"

@@ -147,7 +147,8 @@ def find_weights(
             source = str(folder / NATIVE_NAMES[which])
             networks, epoch, info = content["networks"], content["epoch"], content["info"]
         elif official_path(folder, which, "C").is_file():
-            present = [x for x in needed if official_path(folder, which, x).is_file()]
+            letters = ("G", "G_R", "C", "D1", "D2")
+            present = [x for x in letters if official_path(folder, which, x).is_file()]
             networks = {
                 letter: read_tensors(official_path(folder, which, letter)) for letter in present
             }
@@ -260,6 +261,12 @@ class RunFolder:
             raise CheckpointError(
                 f"{path} contains networks {', '.join(content['networks'])}; this training "
                 f"has {', '.join(self.networks)}"
+            )
+        if "training" not in content:
+            raise CheckpointError(
+                f"{path} contains weights only, so a training cannot continue from it; start a new "
+                "one from these weights with MODEL.PRETRAIN_CHOICE self, MODEL.PRETRAIN_DIR "
+                f"{self.path} and another OUTPUT_DIR"
             )
         differing = training_differences(content["info"], self.info)
         if differing:

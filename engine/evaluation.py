@@ -307,10 +307,10 @@ def build_evaluator(
     """
     query, gallery = _sides(splits, split)
     title = "validation" if split == "val" else "test"
-    check_positives(query, gallery, cross_camera=cfg.TEST.CROSS_CAMERA, title=title)
     here = world()
     sides = [build_eval_loader(cfg, samples, model.device, here) for samples in (query, gallery)]
     usable = [_usable(side) for side in sides]
+    check_positives(*usable, cross_camera=cfg.TEST.CROSS_CAMERA, title=title)
     versions = environment_report(model.device) | {"precision": precision_name(model.precision)}
     if here.size > 1:
         versions["processes"] = str(here.size)

@@ -440,7 +440,7 @@ def pack(checkpoint: Path, output: Path, *, overwrite: bool = False) -> list[Pat
     training in any mode, or official files.
 
     Raises:
-        UserError: There is no checkpoint, or a file exists.
+        UserError: There is no checkpoint, or the output folder contains a run.
         WriteError: A file could not be written.
     """
     texts = [checkpoint / name for name in _PACKED if (checkpoint / name).is_file()]
@@ -449,11 +449,14 @@ def pack(checkpoint: Path, output: Path, *, overwrite: bool = False) -> list[Pat
     except CheckpointError:  # mode C
         weights = find_weights(checkpoint, ("C",))
     if not overwrite:
-        names = (NATIVE_NAMES[weights.which], *(text.name for text in texts))
-        _check_free([output / name for name in names])
+        _check_free([output / name for name in (*NATIVE_NAMES.values(), *_PACKED)])
     for text in texts:
         write_text(output / text.name, text.read_text("utf-8"))
-    return [save_weights(output, weights), *(output / text.name for text in texts)]
+    packed = [save_weights(output, weights), *(output / text.name for text in texts)]
+    # Files of an earlier run would be taken for this one's; its best weights would be preferred.
+    for name in {*NATIVE_NAMES.values(), *_PACKED} - {path.name for path in packed}:
+        (output / name).unlink(missing_ok=True)
+    return packed
 
 
 def _check_free(paths: Sequence[Path]) -> None:

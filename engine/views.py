@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.records import Batch, Sample
-from engine.scoring.features import Features
+from engine.scoring.features import Features, UnitFeatures
 from engine.scoring.matching import JUNK_PID
 from engine.scoring.retrieval import QueryResults
 from layers.pixels import PixelSpace
 from modeling.encryption.cipher import Cipher, read_sealed
 from modeling.privacy_networks import PrivacyNetworks, ReIDOnly
 from modeling.reid_network import ReIDNetwork
+from utils.device import exact_float32
 from utils.errors import UserError
 from utils.files import atomic_write
 
@@ -205,10 +206,13 @@ def rank_gallery(
     """Return the ranked lists of some queries, by the rules of the scores.
 
     Junk (pid -1) is left out. With ``cross_camera``, so are images of the query's identity and
-    camera. Ties go to the earlier gallery image.
+    camera. Ties go to the earlier gallery image. Images whose features are NaN or zero are last.
     """
-    rows = F.normalize(query.embeddings[list(chosen)].float())
-    similarity = rows @ F.normalize(gallery.embeddings.float()).T
+    units = UnitFeatures.of(gallery)
+    with exact_float32(gallery.embeddings.device):
+        rows = UnitFeatures.of(query).unit_rows(torch.as_tensor(chosen))
+        similarity = rows @ units.unit_rows(torch.arange(len(gallery.pids))).T
+    similarity.masked_fill_(units.broken, -2.0)  # below every cosine
     lists = []
     for index, row in zip(chosen, similarity, strict=True):
         same = gallery.pids == query.pids[index]

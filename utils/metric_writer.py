@@ -194,11 +194,12 @@ class SilentWriter:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl``, without a last line that a kill has cut."""
+    """Return the records of a ``metrics.jsonl``, without lines that a fault has damaged."""
     path = Path(path)
     if not path.is_file():
         return []
-    return [record for line in path.read_text("utf-8").splitlines() if (record := _parse(line))]
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    return [record for line in lines if (record := _parse(line))]
 
 
 def _drop_later_lines(path: Path, epoch: int) -> None:

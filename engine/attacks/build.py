@@ -141,6 +141,7 @@ def _factories(cfg: CfgNode, start: str) -> NetworkFactories:
     own.defrost()
     own.MODEL.CENTER_LOSS = "off"  # the centres would need their own optimiser
     own.MODEL.PRETRAIN_CHOICE = start
+    own.LOSS.REID = 1.0  # also against an owner who trained the U-Nets alone
     own.freeze()
     return NetworkFactories(
         recovery=lambda: UNet(own.UNET.NUM_DOWNS, own.MODEL.NGF),

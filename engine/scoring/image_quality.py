@@ -67,9 +67,11 @@ class QualityAccumulator:
         """Return the scores of all images.
 
         Raises:
-            UserError: No image was added.
+            UserError: No image was added, or one contains NaN.
         """
         error, ssim, values = self._columns()
+        if bool((error + ssim).isnan().any()):
+            raise UserError("images to score contain NaN; check the weights of the networks")
         weights = values / values.sum()  # larger images have a larger weight
         return ImageQuality(float(_psnr_db((error * weights).sum())), float((ssim * weights).sum()))
 

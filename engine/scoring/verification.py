@@ -263,7 +263,9 @@ def calibrate(validation: VerificationScores, *, false_positive_rate: float = 1e
             "no threshold can be chosen from features that are NaN, zero or the same for every "
             "identity; check the checkpoint"
         )
-    if not 0 < false_positive_rate < 1 or false_positive_rate * validation.num_impostor < 1:
+    # (1 / n) * n is less than 1 for some n.
+    counted = false_positive_rate * validation.num_impostor * (1 + 1e-12)
+    if not 0 < false_positive_rate < 1 or counted < 1:
         raise UserError(
             f"the false positive rate is {false_positive_rate:g} with {validation.num_impostor:,} "
             f"pairs of two identities; expected one between "

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.loading import load
+from engine.build import build_trainer
 from engine.train_step import JointStep, StepOutput
 from tests.fixtures import tiny, trees
 from tests.fixtures.devices import mounted
@@ -113,6 +115,15 @@ def test_upgradation_without_validation(tmp_path: Path, capsys: pytest.CaptureFi
     data = ("DATASETS.NAMES", "market1501", "DATASETS.ROOT_DIR", str(tmp_path / "sets"))
     argv = tiny.arguments(tmp_path, *data, "MODEL.VAL_R1", "0.75")
     _fails(capsys, argv, "MODEL.VAL_R1", "no validation split", "market1501_val", "train_split.py")
+
+
+def test_the_baseline_needs_no_validation(tmp_path: Path) -> None:
+    trees.market1501(tmp_path / "sets")
+    data = ("DATASETS.NAMES", "market1501", "DATASETS.ROOT_DIR", str(tmp_path / "sets"))
+    argv = tiny.arguments(tmp_path, *data, "MODEL.VAL_R1", "0.75", "MODEL.MODE", "C")
+    (tmp_path / "run").mkdir()
+    config, *words = argv
+    assert build_trainer(load(config.split("=")[1], words)).validation is None
 
 
 def test_an_existing_run_is_not_overwritten(

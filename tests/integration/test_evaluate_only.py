@@ -183,6 +183,22 @@ def test_another_desensitizer_than_in_training_is_noted(tmp_path: Path) -> None:
     assert other["notes"]["trained with"] == "mosaic 8"
 
 
+def test_a_training_does_not_begin_if_no_query_can_be_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(loading.load(tiny.finished() / "config.yml").DATASETS.ROOT_DIR)
+    people = next(root.glob("synthetic*-12x2x2-*"))
+    copy = shutil.copytree(people, tmp_path / "sets" / "own")
+    queries = list((copy / "bounding_box_val_query").glob("*.jpg"))
+    for picture in queries:
+        picture.write_bytes(picture.read_bytes()[:100])
+    assert queries
+    own = ("DATASETS.NAMES", f"folder:{copy}", "CACHE.SKIP_BAD", "True")
+    assert command.main(tiny.arguments(tmp_path, *own)) == 2
+    assert "validation" in capsys.readouterr().err
+    assert "Epoch 1" not in (tmp_path / "run" / "log.txt").read_text("utf-8")
+
+
 def test_the_number_of_skipped_images_is_noted(tmp_path: Path) -> None:
     run = tiny.finished()
     root = Path(loading.load(run / "config.yml").DATASETS.ROOT_DIR)

@@ -93,5 +93,15 @@ def test_a_packed_run_is_a_checkpoint_without_images(
     if mode == "GCR":
         assert Anonymizer.from_checkpoint(packed, device="cpu").size == (32, 32)
     assert export.main([str(run), str(packed), "--pack"]) == 2
+    # Nothing of this run is left if another one, without best weights, replaces it.
+    other = tiny.trained(tmp_path, *baseline, "SOLVER.MAX_EPOCHS", "1", output="other")
+    for path in (*other.glob("*_best*"), other / "calibration.json"):
+        path.unlink()
+    assert export.main([str(other), str(packed), "--pack", "--overwrite"]) == 0
+    assert sorted(path.name for path in packed.iterdir()) == [
+        "checkpoint_latest.pth",
+        "config.yml",
+        "results.json",
+    ]
     assert "checkpoint_best.pth" in capsys.readouterr().err
     assert export.main([str(run), str(packed), "--pack", "--overwrite"]) == 0

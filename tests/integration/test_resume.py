@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from tests.fixtures import ranks, tiny
 from tests.fixtures.devices import mounted
+from tools import main as command
 from utils.metric_writer import read_metrics
 
 RESUME = ("SOLVER.RESUME", "True")
@@ -51,6 +54,48 @@ def test_two_epochs_equal_one_epoch_and_a_resume(
     log = (parts / "log.txt").read_text("utf-8")
     assert "Resumed after epoch 1 of 2" in log
     assert log.count("Epoch[1] Iteration[1/") == log.count("Epoch[2] Iteration[1/") == 1
+
+
+class _Dropping(tiny.TinyBackbone):
+    """Drops features with the global random numbers, as some timm models do."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return functional.dropout(super().forward(image), 0.3, training=self.training)
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_layers_that_drop_features_resume_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    tiny.install(monkeypatch, _Dropping)
+    baseline = ("MODEL.MODE", "C", "CACHE.MODE", mode)
+    undisturbed = tiny.run(tmp_path, *baseline, output="undisturbed")
+    tiny.run(tmp_path, *baseline, "SOLVER.MAX_EPOCHS", "1", output="parts")
+    parts = tiny.run(tmp_path, *baseline, *RESUME, output="parts")
+    tiny.assert_same_end(undisturbed, parts)
+    if mode == "stream":
+        cached = tiny.run(tmp_path, "MODEL.MODE", "C", output="cached")
+        assert tiny.losses(cached) == tiny.losses(parts)
+
+
+def test_a_resume_without_upgradation_ends_it(tmp_path: Path) -> None:
+    run = tiny.trained(tmp_path, *tiny.PERMISSIVE, "SOLVER.MAX_EPOCHS", "1")
+    before = tiny.native(run)["training"]
+    assert before["supervision"]["state"]["in_force"] and before["best"]["qualified"]
+    tiny.run(tmp_path, *RESUME, "MODEL.VAL_R1", "inf")
+    after = tiny.native(run)["training"]
+    assert not after["supervision"]["state"]["in_force"]
+    assert not after["best"]["qualified"]
+
+
+def test_packed_weights_are_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.trained(tmp_path, "SOLVER.MAX_EPOCHS", "1")
+    content = tiny.native(run)
+    del content["training"]
+    torch.save(content, run / LATEST)
+    assert command.main(tiny.arguments(tmp_path, *RESUME)) == 2
+    error = capsys.readouterr().err
+    assert "contains weights only" in error and "MODEL.PRETRAIN_CHOICE self" in error
 
 
 def test_a_teacher_in_force_changes_the_training() -> None:

@@ -49,6 +49,16 @@ def test_ranked_lists_equal_brute_force(cross_camera: bool) -> None:
         assert ranked.similarity == pytest.approx([-score for score, _, _ in expected], abs=1e-6)
 
 
+def test_broken_features_are_last_as_in_the_scores() -> None:
+    query = Features(torch.tensor([[1.0, 0.0]]), [1], [0])
+    gallery = Features(
+        torch.tensor([[torch.nan, 0], [0, 0], [-1.0, 0], [1, 1]]), [2, 2, 2, 1], [1] * 4
+    )
+    (ranked,) = rank_gallery(query, gallery, [0], cross_camera=True)
+    assert ranked.gallery == (3, 2, 0, 1)
+    assert score_retrieval(query, gallery).cmc[0] == 1
+
+
 def test_the_first_image_of_a_list_is_what_rank_1_counts() -> None:
     query, gallery = features(30, 3), features(60, 4)
     results = score_retrieval(query, gallery).per_query

@@ -47,6 +47,16 @@ def test_resume_removes_later_lines_and_appends(tmp_path: Path) -> None:
     assert [e.step for e in events.Scalars("loss/triplet")] == [10, 20, 30, 40, 50]
 
 
+def test_a_damaged_line_does_not_prevent_a_resume(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"\xff" + lines[1], *lines[2:]]))
+    assert [record["epoch"] for record in read_metrics(path)] == [1, 3]
+    write(tmp_path, range(3, 4), resume_epoch=2, resume_step=20)
+    assert [record["epoch"] for record in read_metrics(path)] == [1, 3]
+
+
 def test_a_second_run_in_a_folder_appends_after_a_cut_line(tmp_path: Path) -> None:
     write(tmp_path, range(1, 2))
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
-from engine.attacks import training
+from engine.attacks import build, training
 from engine.attacks.measures import FAILS, HOLDS
 from engine.attacks.network_attacks import PENALTIES, LinearMap, Restorer, budgets, fit_linear
 from engine.attacks.suite import ATTACKS
@@ -228,3 +230,10 @@ def test_the_linear_attack_sees_through_a_blur_and_not_through_aead() -> None:
     assert blurred.sentence.startswith("Trained on 60 public images, a linear regression")
     assert blurred.details["updates"] == 0
     assert ATTACKS["model-linear"].run(scene, "aead").result.verdict == HOLDS
+
+
+def test_an_attacker_trains_re_id_although_the_owner_did_not(
+    make_cfg: Callable[..., CfgNode],
+) -> None:
+    objectives = build._factories(make_cfg("LOSS.REID", "0.0"), "none").objectives(3, 16)
+    assert objectives.weights["reid_raw_cross_entropy"] == 1

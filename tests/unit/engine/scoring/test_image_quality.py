@@ -137,3 +137,7 @@ def test_misuse_is_refused():
         QualityAccumulator().update((raw * 255).byte(), image)
     with pytest.raises(UserError, match="no image was added"):
         QualityAccumulator().result()
+    scores = QualityAccumulator()
+    scores.update(raw, image.masked_fill(image > 0.9, torch.nan))
+    with pytest.raises(UserError, match="contain NaN"):
+        scores.result()

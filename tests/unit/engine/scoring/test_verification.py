@@ -143,6 +143,14 @@ def test_perfect_features_and_calibration():
     assert calibrate(scores, false_positive_rate=1 / 1560).fpr <= 1 / 1560  # of one pair
 
 
+def test_the_smallest_rate_of_any_number_of_pairs_is_accepted():
+    """(1 / 49) * 49 is less than 1."""
+    query = Features(torch.eye(8)[:7], range(7), [0] * 7)
+    scores = score_verification(query, Features(torch.eye(8), range(8), [1] * 8))
+    assert scores.num_impostor == 49
+    assert calibrate(scores, false_positive_rate=1 / 49).tpr == 1
+
+
 def test_calibration_holds_its_promise_on_validation():
     query, gallery = clustered(6)
     scores = score_verification(features(query), features(gallery))
