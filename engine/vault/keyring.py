@@ -181,6 +181,14 @@ class Keyring:
         imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
         return next((x for x in imports if is_under(self.unwrap(x, counted=False), header)), None)
 
+    def locates(self, header: bytes) -> bool:
+        """Return whether the locator of a public header names a key: this keyring sealed the file.
+
+        False for the files of other keyrings, also under imported keys.
+        """
+        self.refresh()
+        return key_id_of(header, self._services["locate"]) in self._rows.by_id
+
     def file_name(self, dataset: str, path: str) -> str:
         """Return the output name of a source: a keyed hash, which reveals nothing to outsiders."""
         message = b"file" + dataset.encode() + b"\0" + path.encode()

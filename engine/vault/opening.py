@@ -23,11 +23,25 @@ from data.images import MAX_PIXELS
 from engine.api import Anonymizer
 from engine.vault.index import check_segment, is_segment
 from engine.vault.keyring import Keyring
-from engine.vault.reading import ORIGINAL_SUFFIX, check_original, read_image
-from engine.vault.sealed_folder import MANIFEST_NAME, SEALED_SUFFIX, Manifest, output_error, publish
+from engine.vault.reading import ORIGINAL_SUFFIX, check_original, header_of, read_image
+from engine.vault.sealed_folder import (
+    MANIFEST_NAME,
+    SEALED_SUFFIX,
+    Manifest,
+    listed_files,
+    output_error,
+    publish,
+)
 from layers.pixels import PixelSpace
 from modeling.encryption.cipher import dequantize_pixels
-from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, Tampered, UnsafePath
+from modeling.encryption.ised_errors import (
+    BadInput,
+    IsedError,
+    StorageError,
+    Tampered,
+    UnsafePath,
+    WrongKey,
+)
 from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata, OpenedImage
 from utils.files import (
@@ -79,6 +93,33 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
     """Return the entries of a folder with a suffix, sorted, without hidden ones."""
     shown = (path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
     return sorted(shown, key=attrgetter("name"))  # comparing 100,000 paths takes 1.5 s more
+
+
+def listed_of(folder: Path, keyring: Keyring) -> Mapping[str, str] | None:
+    """Return SHA-256 (hexadecimal) by name of the files that the manifest of a folder lists.
+
+    Empty without a manifest. None for a folder of another keyring, whose manifest does not open; it
+    may contain files under imported keys.
+
+    Raises:
+        BadInput: The manifest cannot be read.
+        WrongKey, Tampered: The manifest was changed.
+    """
+    try:
+        return listed_files(folder, keyring.manifest_key())
+    except WrongKey:  # of another keyring, or its commitment was changed
+        files = files_in(folder, SEALED_SUFFIX) + files_in(folder, ORIGINAL_SUFFIX)
+        if any(_is_located(path, keyring) for path in files):
+            raise
+    return None
+
+
+def _is_located(path: Path, keyring: Keyring) -> bool:
+    try:
+        return keyring.locates(header_of(path))
+    except IsedError as error:
+        error.of_one_file()
+        return False
 
 
 def unseal(

@@ -101,6 +101,22 @@ def check_original(
     return original, digest
 
 
+def header_of(path: Path) -> bytes:
+    """Return the public header of a sealed file, without reading the whole file.
+
+    Raises:
+        IsedError: The file cannot be read or is not a sealed file.
+    """
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            head = file.read(png_format.HEAD_BYTES)
+    except OSError as error:
+        raise BadInput(f"cannot be read ({error.strerror})") from None
+    read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
+    return read(head)
+
+
 def key_id_of(path: Path, keyring: Keyring) -> bytes:
     """Return the id of the key that a sealed file is under, without reading the whole file.
 
@@ -110,14 +126,7 @@ def key_id_of(path: Path, keyring: Keyring) -> bytes:
         IsedError: The file cannot be read or is not a sealed file, or its subject is unknown: its
             key is not in the keyring, or its locator was changed.
     """
-    try:
-        check_regular(path)
-        with path.open("rb") as file:
-            head = file.read(png_format.HEAD_BYTES)
-    except OSError as error:
-        raise BadInput(f"cannot be read ({error.strerror})") from None
-    read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
-    public = read(head)
+    public = header_of(path)
     row = keyring.row_of(public)
     if row is None:
         raise MissingKey("no key for this file, so its subject is unknown; run `verify`")

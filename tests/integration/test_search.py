@@ -28,6 +28,7 @@ from engine.vault import index, keyring_admin, opening
 from engine.vault import protect as protect_module
 from engine.vault import search as search_module
 from engine.vault.index import is_segment
+from engine.vault.sealed_folder import MANIFEST_NAME
 from engine.vault.search import IndexSummary
 from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools import protect as protect_tool
@@ -353,8 +354,33 @@ def test_imported_keys_search_a_folder_of_another_keyring(
     command = ["search", query, str(indexed.sealed), *other.keys, *indexed.model, "-k", "9"]
     assert main(command) == 1
     err = capsys.readouterr().err
-    assert "has no index; opening all images" in err
+    assert "belongs to another keyring; opening all images" in err
     assert err.count("MissingKey") == COUNT
+
+
+@pytest.mark.parametrize("position", [40, -1], ids=["commitment", "end"])
+def test_a_changed_manifest_is_an_error(
+    indexed: Scene, position: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the manifest, files that were put back would be found without a check."""
+    manifest = indexed.sealed / MANIFEST_NAME
+    content = bytearray(manifest.read_bytes())
+    content[position] ^= 1
+    manifest.write_bytes(content)
+    assert main(_search(indexed)) == 5
+    out, err = capsys.readouterr()
+    assert out == "" and f"{manifest}: " in err and "has no index" not in err
+
+
+def test_a_file_without_a_vector_that_was_put_back_is_reported(
+    sealed: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = sealed.pair("0003/0003_c1.png")
+    old = path.read_bytes()
+    assert main(sealed.protect("--overwrite")) == 0
+    path.write_bytes(old)
+    assert main(_search(sealed, "-k", "1")) == 5
+    assert f"{path}: Tampered: is not the file that the manifest lists" in capsys.readouterr().err
 
 
 def other_keyring(scene: Scene) -> Any:
