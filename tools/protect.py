@@ -52,6 +52,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         OpenOptions,
         OutputFolder,
         accept_folder,
+        checked_list,
         sealed_files,
         unseal,
         verify_folder,
@@ -59,7 +60,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     )
     from engine.vault.protect import MAX_BATCH, ProtectOptions, Summary, protect_folder
     from engine.vault.reveal import CONTENTS_NAME, reveal
-    from engine.vault.sealed_folder import check_apart
+    from engine.vault.sealed_folder import SEALED_SUFFIX, check_apart
     from engine.vault.search import IndexSummary, complete_index, load_gallery, query_embedding
     from engine.vault.sources import list_sources
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
@@ -318,7 +319,9 @@ def _reveal(arguments: argparse.Namespace) -> int:
     counts, failures = dict.fromkeys(("original", "recovered", "anonymized"), 0), FileErrors()
     with answer(as_json=arguments.json) as show:
         with open_keyring(arguments) as keyring:
-            for revealed in reveal(arguments.sealed, folder, keyring, options, subject):
+            for revealed in reveal(
+                arguments.sealed, folder, keyring, options, subject, note=_print_note
+            ):
                 failures.add(revealed.sealed, revealed.error)
                 if revealed.error is None:
                     counts[revealed.content] += 1
@@ -418,7 +421,12 @@ def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
     options = replace(options, original_size=arguments.original_size)
     with answer(as_json=arguments.json) as show:
         with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
-            opened = unseal(files, keyring.opening_key)
+            listed, problems = checked_list(
+                arguments.sealed, keyring, (SEALED_SUFFIX,), _print_note
+            )
+            for problem in problems:
+                failures.add(problem.path, problem.error)
+            opened = unseal(files, keyring.opening_key, listed)
             for file in write_opened(opened, folder, options):
                 bar.update()
                 failures.add(file.path, file.error)

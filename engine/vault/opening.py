@@ -7,7 +7,8 @@ commands open and recover, `verify_folder` and `accept_folder` for verify.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
@@ -23,7 +24,13 @@ from data.images import MAX_PIXELS
 from engine.api import Anonymizer
 from engine.vault.index import check_segment, is_segment
 from engine.vault.keyring import Keyring
-from engine.vault.reading import ORIGINAL_SUFFIX, check_original, header_of, read_image
+from engine.vault.reading import (
+    ORIGINAL_SUFFIX,
+    check_listed,
+    check_original,
+    header_of,
+    read_image,
+)
 from engine.vault.sealed_folder import (
     MANIFEST_NAME,
     SEALED_SUFFIX,
@@ -114,6 +121,31 @@ def listed_of(folder: Path, keyring: Keyring) -> Mapping[str, str] | None:
     return None
 
 
+def checked_list(
+    path: Path, keyring: Keyring, suffixes: Sequence[str], note: Callable[[str], None]
+) -> tuple[Mapping[str, str], list[OpenedFile]]:
+    """Return what `listed_of` returns for a folder, and the problems of the folder.
+
+    Problems are a manifest that does not open, and listed files with one of the suffixes that are
+    missing. Both results are empty for a single file, and for a folder without a manifest of this
+    keyring, about which ``note`` is called with a line.
+    """
+    if not path.is_dir():
+        return {}, []
+    try:
+        listed = listed_of(path, keyring)
+    except IsedError as error:
+        return {}, [OpenedFile(path / MANIFEST_NAME, error=error.of_one_file())]
+    if not listed:
+        note(
+            f"{path} has no manifest of this keyring, so missing and replaced files cannot be "
+            "detected"
+        )
+        return {}, []
+    names = (name for name in listed if name.endswith(tuple(suffixes)))
+    return listed, [_missing(path / x) for x in names if not os.path.lexists(path / x)]
+
+
 def _is_located(path: Path, keyring: Keyring) -> bool:
     try:
         return keyring.locates(header_of(path))
@@ -135,7 +167,7 @@ def unseal(
     for path in paths:
         try:
             image, header, digest = read_image(path, key_of)
-            _check_listed(path, digest, listed or {})
+            check_listed(path, digest, listed or {})
         except IsedError as error:
             yield OpenedFile(path, error=error.of_one_file())
         else:
@@ -320,22 +352,21 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         else:
             yield from unseal([path], keyring.opening_key, listed)
     for name in sorted(missing):
-        yield OpenedFile(folder / name, error=Tampered("is in the manifest and missing here"))
+        yield _missing(folder / name)
+
+
+def _missing(path: Path) -> OpenedFile:
+    return OpenedFile(path, error=Tampered("is in the manifest and missing here"))
 
 
 def _verified_original(path: Path, keyring: Keyring, listed: Mapping[str, str]) -> OpenedFile:
     """Return the result of opening a sealed source file and comparing it with its image."""
     try:
         _, digest = check_original(path, keyring)
-        _check_listed(path, digest, listed)
+        check_listed(path, digest, listed)
     except IsedError as error:
         return OpenedFile(path, error=error.of_one_file())
     return OpenedFile(path, digest=digest)
-
-
-def _check_listed(path: Path, digest: str, listed: Mapping[str, str]) -> None:
-    if listed.get(path.name, digest) != digest:
-        raise Tampered("is not the file that the manifest lists: it was put here from elsewhere")
 
 
 def _is_known(path: Path) -> bool:

@@ -33,6 +33,7 @@ from modeling.encryption.sealed_original import (
 from utils.files import check_regular, read_at_most
 
 ORIGINAL_SUFFIX = SUFFIX
+_BLOCK_BYTES = 1 << 20
 
 
 def original_name(image_name: str) -> str:
@@ -115,6 +116,29 @@ def header_of(path: Path) -> bytes:
         raise BadInput(f"cannot be read ({error.strerror})") from None
     read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
     return read(head)
+
+
+def check_listed(path: Path, digest: str, listed: Mapping[str, str]) -> None:
+    """Raise Tampered if another SHA-256 (hexadecimal) is listed for the name of a file."""
+    if listed.get(path.name, digest) != digest:
+        raise Tampered("is not the file that the manifest lists: it was put here from elsewhere")
+
+
+def check_unopened(path: Path, listed: Mapping[str, str]) -> None:
+    """Raise Tampered if a file is not the one that is listed for its name; it is not opened.
+
+    Raises:
+        BadInput: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise BadInput(f"cannot be read ({error.strerror})") from None
+    check_listed(path, digest.hexdigest(), listed)
 
 
 def key_id_of(path: Path, keyring: Keyring) -> bytes:

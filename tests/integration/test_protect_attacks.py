@@ -100,6 +100,29 @@ def test_a_manifest_that_is_not_a_file_is_reported_without_waiting(
         assert "BadInput" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["open", "recover"])
+def test_opening_reports_missing_and_replaced_files(
+    scene: Scene, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect()) == 0
+    old = scene.files[1].read_bytes()
+    assert main(scene.protect("--overwrite")) == 0
+    scene.files[1].write_bytes(old)
+    missing, replaced, other, *_ = scene.files
+    missing.unlink()
+    model = scene.model if command == "recover" else []
+    capsys.readouterr()
+    assert main([command, str(scene.sealed), str(scene.out), *scene.keys, *model]) == 5
+    err = capsys.readouterr().err
+    assert err.count("error:") == 2
+    assert f"{missing}: Tampered: is in the manifest and missing here" in err
+    assert f"{replaced}: Tampered: is not the file that the manifest lists" in err
+    assert len(list(scene.out.rglob("*.png"))) == COUNT - 2
+    one = [command, str(other), str(scene.root / "one"), *scene.keys, *model]
+    assert main(one) == 0
+    assert capsys.readouterr().err.count("manifest") == 0
+
+
 def test_a_manifest_that_cannot_be_written_is_an_error(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
