@@ -124,12 +124,8 @@ def check_listed(path: Path, digest: str, listed: Mapping[str, str]) -> None:
         raise Tampered("is not the file that the manifest lists: it was put here from elsewhere")
 
 
-def check_unopened(path: Path, listed: Mapping[str, str]) -> None:
-    """Raise Tampered if a file is not the one that is listed for its name; it is not opened.
-
-    Raises:
-        BadInput: It cannot be read.
-    """
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 (hexadecimal) of a file; raise BadInput if it cannot be read."""
     digest = hashlib.sha256()
     try:
         check_regular(path)
@@ -138,7 +134,7 @@ def check_unopened(path: Path, listed: Mapping[str, str]) -> None:
                 digest.update(block)
     except OSError as error:
         raise BadInput(f"cannot be read ({error.strerror})") from None
-    check_listed(path, digest.hexdigest(), listed)
+    return digest.hexdigest()
 
 
 def key_id_of(path: Path, keyring: Keyring) -> bytes:

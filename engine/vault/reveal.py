@@ -31,7 +31,7 @@ from engine.vault.reading import (
     ORIGINAL_SUFFIX,
     check_listed,
     check_original,
-    check_unopened,
+    digest_of,
     key_id_of,
 )
 from engine.vault.sealed_folder import SEALED_SUFFIX
@@ -151,7 +151,7 @@ def _revealed(
             try:
                 if own is not None and key_id_of(path, keyring) not in own:
                     if path.name in listed:
-                        check_unopened(path, listed)
+                        check_listed(path, digest_of(path), listed)
                     continue
                 if path is image:
                     images.append(path)

@@ -46,6 +46,23 @@ def test_an_old_file_that_was_put_back_is_not_added_to_the_manifest(
     assert main(scene.verify()) == 0
 
 
+def test_a_file_whose_source_cannot_be_read_stays_in_the_manifest(scene: Scene) -> None:
+    """`--overwrite` did not replace it, so it is no foreign file."""
+    assert main(scene.protect("--keep-original")) == 0
+    failing, changed = (scene.pair(f"0001/0001_c{number}.png") for number in (1, 2))
+    old = changed[0].read_bytes()
+    assert main(scene.protect("--keep-original", "--overwrite")) == 0
+    for number in (1, 2):
+        (scene.photos / f"0001/0001_c{number}.png").write_bytes(b"not an image")
+    changed[0].write_bytes(old)
+    assert main(scene.protect("--keep-original", "--overwrite")) == 1
+    assert main(scene.verify()) == 5  # the file that was put back is not listed again
+    changed[0].unlink()
+    assert main(scene.verify()) == 0
+    failing[0].unlink()
+    assert main(scene.verify()) == 5
+
+
 def test_a_file_sealed_for_another_subject_is_not_accepted(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
