@@ -25,7 +25,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from engine.vault.audit import KeyUse, log_path
 from engine.vault.keyring_rows import FORMAT, IMAGE, OLD_SERVICES, SERVICES, HeadRow, KeyRow, RowSet
 from engine.vault.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, today
-from engine.vault.master import KeyFile, Master, new_root, row_aad, service_aad, unlock_root, unwrap
+from engine.vault.master import (
+    KeyFile,
+    Master,
+    NewKey,
+    new_root,
+    row_aad,
+    service_aad,
+    unlock_root,
+    unwrap,
+)
 from engine.vault.secret_files import check_private, new_private_file
 from engine.vault.subjects import any_label, checked_label, normalized, spellings
 from modeling.encryption.ised_errors import (
@@ -77,12 +86,13 @@ class Keyring:
             raise _exists(taken)
         if isinstance(master, KeyFile):
             master.create_if_missing()
+        new_key = master.new_key()
         try:
             with (
                 new_private_file(path) as empty,
                 closing(KeyringStore(empty, create=True)) as store,
             ):
-                keyring = cls(store, *new_root(os.urandom(16), master, epoch=0))
+                keyring = cls(store, *new_root(os.urandom(16), master.kdf, new_key, epoch=0))
                 keyring._services = {name: random_key() for name in SERVICES}
                 with store.transaction(write=True):
                     keyring._put_services()
@@ -334,8 +344,10 @@ class Keyring:
         self.use.keys.add(row.key_id)
         return row
 
-    def change_root(self, master: Master) -> None:
+    def change_root(self, kdf: str, new_key: NewKey) -> None:
         """Wrap everything under a new root and a new master. Call this within `writing` only.
+
+        The master's `new_key` runs external commands or takes seconds, so call it before `writing`.
 
         Labels get a new key too. Otherwise the new master would open labels of erased subjects in
         old copies. The keys of names and locators stay: tags, file names and locators use them.
@@ -343,7 +355,7 @@ class Keyring:
         rows, audit = self.rows, (self.head.audit_count, self.head.audit_hash)
         keys = [None if row.wrapped is None else self.unwrap(row) for row in rows]
         labels = [self.label_of(row) for row in rows]
-        root, head = new_root(self.head.keyring_id, master, self.head.epoch + 1)
+        root, head = new_root(self.head.keyring_id, kdf, new_key, self.head.epoch + 1)
         self._root, self.head, self._rows = root, head, RowSet(root)
         self.set_audit_state(*audit)
         self._services["label"] = random_key()

@@ -175,11 +175,13 @@ def rekey(keyring: Keyring, master: Master) -> None:
     """
     before = keyring.head
     new_file = NewMasterFile(master.path, before) if isinstance(master, KeyFile) else None
+    # Before the keyring is held: a command may take a minute, and other processes wait 20 s.
+    new_key = master.new_key() if new_file is None else None
     try:
         with keyring.writing():
             if new_file is not None:
                 new_file.make()
-            keyring.change_root(master)
+            keyring.change_root(master.kdf, new_key or master.new_key())
     except BaseException:
         if new_file is not None:
             _remove_unless_in_force(keyring, before, new_file)
