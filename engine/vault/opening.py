@@ -92,8 +92,12 @@ def sealed_files(path: Path) -> list[Path]:
         raise BadInput(f"{path} does not exist; expected a sealed file or a folder of them")
     files = files_in(path, SEALED_SUFFIX)
     if not files:
-        raise BadInput(f"{path} contains no sealed images (*{SEALED_SUFFIX})")
+        raise _nothing_sealed(path)
     return files
+
+
+def _nothing_sealed(folder: Path) -> BadInput:
+    return BadInput(f"{folder} contains no sealed images (*{SEALED_SUFFIX})")
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
@@ -321,8 +325,7 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         manifest is an error too.
 
     Raises:
-        BadInput: It is not a folder, or contains neither sealed files nor a manifest that lists
-            any.
+        BadInput: It is not a folder, or contains neither sealed files nor a manifest.
         WrongKey, Tampered: The manifest was sealed under another keyring, or was changed.
     """
     if not folder.is_dir():
@@ -331,8 +334,8 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
     listed = {} if manifest is None else manifest.files
     missing = set(listed)
     paths = sorted(path for path in folder.iterdir() if not _is_known(path))
-    if not paths and not listed:
-        raise BadInput(f"{folder} contains no sealed images (*{SEALED_SUFFIX})")
+    if not paths and manifest is None:
+        raise _nothing_sealed(folder)
     if manifest is None:
         text = "no manifest, so missing files cannot be detected; run `protect` to its end"
         yield OpenedFile(folder / MANIFEST_NAME, error=MissingManifest(text))
@@ -379,17 +382,26 @@ def _is_known(path: Path) -> bool:
 def accept_folder(folder: Path, keyring: Keyring) -> int:
     """Write a new manifest of the files that can be opened now; return their number.
 
-    For a folder that was changed on purpose, for example by deleting files of destroyed keys.
+    For a folder that was changed on purpose, for example by deleting files of destroyed keys. It
+    may be empty then.
 
     Raises:
+        BadInput: It contains neither sealed files nor a manifest.
         FolderInUseError: `protect` or `index` runs in the folder.
     """
     key = keyring.manifest_key()
     with locked_folder(folder):
         manifest = Manifest.load(folder, key)
-        images = unseal(Progress.over(sealed_files(folder), "Accept"), keyring.opening_key)
-        paths = Progress.over(files_in(folder, ORIGINAL_SUFFIX), "Accept originals")
-        opened = chain(images, (_verified_original(path, keyring, {}) for path in paths))
+        images, originals = (files_in(folder, x) for x in (SEALED_SUFFIX, ORIGINAL_SUFFIX))
+        if manifest is None and not images and not originals:
+            raise _nothing_sealed(folder)
+        opened = chain(
+            unseal(Progress.over(images, "Accept"), keyring.opening_key),
+            (
+                _verified_original(path, keyring, {})
+                for path in Progress.over(originals, "Accept originals")
+            ),
+        )
         files = {file.path.name: file.digest for file in opened if file.error is None}
         Manifest("" if manifest is None else manifest.dataset, files).save(folder, key)
     return len(files)

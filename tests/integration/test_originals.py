@@ -274,6 +274,19 @@ def test_destroying_the_keys_of_originals_makes_a_folder_irreversible_again(
     assert main(kept.verify()) == 0
 
 
+@pytest.mark.parametrize("left", [[], [".original"]], ids=["nothing", "originals"])
+def test_a_folder_without_images_is_accepted(kept: Scene, left: list[str]) -> None:
+    """An erasure may leave nothing, and the manifest must not list its files for ever."""
+    for path in kept.sealed.iterdir():
+        if path.name != "manifest.ised" and path.suffix not in left:
+            path.unlink()
+    assert main(kept.accept()) == 5
+    assert main(kept.verify()) == 0
+    (kept.sealed / "manifest.ised").unlink()
+    assert main(kept.accept()) == 1
+    assert (kept.sealed / "manifest.ised").exists() == bool(left)
+
+
 def test_revoked_keys_reveal_nothing_until_they_are_allowed_again(
     kept: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
