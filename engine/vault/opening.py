@@ -429,14 +429,22 @@ def in_batches(
 
 def _checked_size(file: OpenedFile, model: Anonymizer) -> OpenedFile:
     """Return the file, with an error if its image does not have the size of the networks."""
-    if file.image is None or file.image.pixels.shape[:2] == model.size:
-        return file
-    height, width = file.image.pixels.shape[:2]
-    reason = BadInput(
-        f"{width} x {height} pixels; this checkpoint works on {model.size[1]} x {model.size[0]}, "
-        "use the one it was protected with"
-    )
-    return OpenedFile(file.path, error=reason)
+    try:
+        if file.image is not None:
+            check_size(file.image, model)
+    except BadInput as error:
+        return OpenedFile(file.path, error=error)
+    return file
+
+
+def check_size(image: OpenedImage, model: Anonymizer) -> None:
+    """Raise BadInput for an image that does not have the size of the networks."""
+    height, width = image.pixels.shape[:2]
+    if (height, width) != model.size:
+        raise BadInput(
+            f"{width} x {height} pixels; this checkpoint works on {model.size[1]} x "
+            f"{model.size[0]}, use the one it was protected with"
+        )
 
 
 def _images_of(block: list[OpenedFile]) -> Tensor:

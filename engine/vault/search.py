@@ -33,6 +33,7 @@ from engine.vault.keyring import Keyring
 from engine.vault.opening import (
     MissingManifest,
     OpenedFile,
+    check_size,
     in_batches,
     listed_of,
     sealed_files,
@@ -209,7 +210,8 @@ def query_embedding(path: Path, keyring: Keyring, model: Anonymizer) -> Query:
     """Return a query with its embedding; it is an ordinary image or a sealed file.
 
     Raises:
-        IsedError: It is neither sealed nor an ordinary image, or its key cannot be used.
+        IsedError: It is neither sealed nor an ordinary image, its key cannot be used, or it does
+            not have the size of the networks.
     """
     content = read_bytes(path)
     try:
@@ -221,6 +223,7 @@ def query_embedding(path: Path, keyring: Keyring, model: Anonymizer) -> Query:
         raw = torch.from_numpy(source.pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
         return Query(path, "raw", model.embed_tensor(model.pixels.normalize(raw))[0].cpu())
     image = open_image(keyring.opening_key(sealed.chunk), sealed)
+    check_size(image, model)
     return Query(path, "protected", model.embed_tensor(to_images([image]))[0].cpu())
 
 

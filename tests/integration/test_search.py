@@ -30,6 +30,8 @@ from engine.vault import search as search_module
 from engine.vault.index import is_segment
 from engine.vault.sealed_folder import MANIFEST_NAME
 from engine.vault.search import IndexSummary
+from modeling.encryption import png_format
+from tests.fixtures.keyrings import seal_pixels
 from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools import protect as protect_tool
 from tools.protect import main
@@ -236,10 +238,14 @@ def test_a_query_that_does_not_open_does_not_stop_the_others(
 ) -> None:
     broken = indexed.root / "broken.png"
     broken.write_bytes(b"not an image")
-    queries = [str(broken), *_search(indexed)[1:]]
+    small = indexed.root / "small.png"  # sealed, 8 x 4 pixels
+    with indexed.keyring() as keyring:
+        small.write_bytes(png_format.encode(seal_pixels(keyring, "photos/0001")))
+    queries = [str(broken), str(small), *_search(indexed)[1:]]
     assert main(["search", *queries, "-k", "1"]) == 1
     out, err = capsys.readouterr()
     assert "broken.png: BadInput: " in err
+    assert "small.png: BadInput: 8 x 4 pixels; this checkpoint works on 32 x 64" in err
     assert "0002_c2.png:\n" in out
     alone = ["search", str(broken), str(indexed.sealed), *indexed.keys, *indexed.model]
     assert main([*alone, "--json"]) == 1
