@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from engine.vault.keyring_rows import FORMAT, IMAGE, HeadRow, KeyRow
+from engine.vault.keyring_rows import FORMAT, IMAGE, KDFS, HeadRow, KeyRow
 from engine.vault.secret_files import read_private, write_new_private
 from engine.vault.shares import read_key
 from modeling.encryption.ised_errors import (
@@ -37,9 +37,7 @@ from modeling.encryption.primitives import KEY_BYTES, open_sealed, random_key, s
 from utils.errors import UserError
 from utils.files import remove_leftovers, sync_folder
 
-KDF_FILE = "file"
-KDF_ARGON2ID = "argon2id"
-KDF_COMMAND = "command"
+KDF_FILE, KDF_ARGON2ID, KDF_COMMAND = KDFS
 KDF_SALT_BYTES = 32
 MIN_PASSPHRASE_CHARS = 8
 MAX_WRAPPED_BYTES = 1 << 16
