@@ -45,6 +45,7 @@ from modeling.encryption.ised_errors import (
     KeyringExists,
     MissingKey,
     RevokedKey,
+    StorageError,
 )
 from modeling.encryption.primitives import SubjectKey, derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, is_under, key_id_of
@@ -310,6 +311,7 @@ class Keyring:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the file for writing. The rows put in the block are committed together or not."""
+        root, head = self._root, self.head
         try:
             with self.store.transaction(write=True):
                 if self.store.data_version() != self._data_version:
@@ -320,6 +322,10 @@ class Keyring:
                 self._put_head()
         except BaseException:
             self._data_version = None  # memory and disk may differ: read again
+            if self._root != root:  # the change was rolled back, or the error follows the commit
+                with suppress(KeyringError, StorageError), self.store.transaction(write=False):
+                    if self.store.head().root_wrap == head.root_wrap:
+                        self._root, self.head = root, head
             raise
 
     def new_row(

@@ -10,6 +10,7 @@ import pytest
 
 from engine.vault import keyring_admin
 from engine.vault import master as new_master
+from engine.vault.audit_reader import AuditLog, commands
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_store import KeyringStore
 from engine.vault.master import KeyFile, NewMasterFile, Passphrase, WrapCommand, mark_of
@@ -38,6 +39,26 @@ def test_a_failure_leaves_no_new_file(
     scene.check_under(scene.old, scene.new)
     assert tool.main(scene.command) == 0
     scene.check_rekeyed()
+
+
+@pytest.mark.parametrize("place", ["put_row", "_put_head"])
+def test_a_failure_is_in_the_audit_log(
+    scene: Scene, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = {"put_row": KeyringStore, "_put_head": Keyring}[place]
+
+    def full() -> None:
+        if not scene.new.path.exists():  # of the audit entry before the command
+            return
+        patch.undo()
+        raise StorageError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, after(getattr(owner, place), full))
+        assert tool.main(scene.command) == 3
+    with Keyring.open(scene.path, scene.old) as keyring:
+        (command,) = commands(AuditLog(keyring))
+    assert (command.command, command.result) == ("keyring rekey", "StorageError")
 
 
 def test_a_full_disk_leaves_no_new_file(
