@@ -104,7 +104,8 @@ def expire(keyring: Keyring, days: int, by: str, listed: Collection[bytes]) -> i
 
     A key may have been used since it was listed. All are destroyed in one transaction. Revoked keys
     stay: a person suspended their use and has to decide. The tombstones get a random tag, which no
-    label has, so a subject that appears again gets a new key. After `destroy` it would not.
+    label has, so a subject that appears again gets a new key. After `destroy` it would not, also
+    if `rotate` made the expired key after that: the earlier tombstones keep their tag.
     """
     tags: dict[bytes, bytes] = {}
     with keyring.writing():
