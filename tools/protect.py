@@ -141,8 +141,9 @@ def _parser() -> Parser:
     _add_model(protect)
     _add_protect_options(protect)
     opening = command("open", _open, sealed, ("output", "folder for anonymized images"))
-    opening.add_argument("--checkpoint", type=Path, help="checkpoint whose pixel space to use")
-    opening.add_argument(
+    colours = opening.add_mutually_exclusive_group()
+    colours.add_argument("--checkpoint", type=Path, help="checkpoint whose pixel space to use")
+    colours.add_argument(
         "--exact", action="store_true", help="write the stored bytes unchanged, not as colours"
     )
     recovering = command("recover", _recover, sealed, ("output", "folder for recovered images"))
@@ -159,6 +160,7 @@ def _parser() -> Parser:
         "--checkpoint", type=Path, help="recover images without an original by this checkpoint"
     )
     _add_device(revealing)
+    revealing.set_defaults(device=None)
     whose = revealing.add_mutually_exclusive_group()
     whose.add_argument("--subject", help="only the files of this subject label; visible to others")
     whose.add_argument(
@@ -307,6 +309,8 @@ def _recover(arguments: argparse.Namespace) -> int:
 
 def _reveal(arguments: argparse.Namespace) -> int:
     """Write source files bit for bit, or images where no source file was kept, and their list."""
+    if arguments.device is not None and arguments.checkpoint is None:
+        raise UsageError("--device is for the networks of --checkpoint; give both or none")
     _check_paths(arguments, arguments.sealed)
     subject = arguments.subject
     if arguments.subject_file is not None:
@@ -450,7 +454,7 @@ def _check_paths(arguments: argparse.Namespace, source: Path) -> None:
 
 
 def _load_model(arguments: argparse.Namespace) -> Anonymizer:
-    device = str(device_of_rank(arguments.device))
+    device = str(device_of_rank(arguments.device or "auto"))
     return Anonymizer.from_checkpoint(arguments.checkpoint, device=device)
 
 
