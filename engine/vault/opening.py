@@ -25,7 +25,6 @@ from engine.api import Anonymizer
 from engine.vault.index import check_segment, is_segment
 from engine.vault.keyring import Keyring
 from engine.vault.reading import (
-    ORIGINAL_SUFFIX,
     check_listed,
     check_original,
     header_of,
@@ -51,6 +50,7 @@ from modeling.encryption.ised_errors import (
 )
 from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata, OpenedImage
+from modeling.encryption.sealed_original import ORIGINAL_SUFFIX
 from utils.files import (
     LOCK_NAME,
     MAX_LOCK_BYTES,

@@ -24,7 +24,7 @@ from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata, OpenedImage, is_under, open_image
 from modeling.encryption.sealed_original import (
     MAX_CONTENT_BYTES,
-    SUFFIX,
+    ORIGINAL_SUFFIX,
     Original,
     file_bytes,
     open_original,
@@ -32,7 +32,6 @@ from modeling.encryption.sealed_original import (
 )
 from utils.files import check_regular, read_at_most
 
-ORIGINAL_SUFFIX = SUFFIX
 _BLOCK_BYTES = 1 << 20
 
 

@@ -28,7 +28,6 @@ from engine.vault.opening import (
     write_opened,
 )
 from engine.vault.reading import (
-    ORIGINAL_SUFFIX,
     check_listed,
     check_original,
     digest_of,
@@ -39,6 +38,7 @@ from engine.vault.subjects import any_label
 from modeling.encryption.ised_errors import BadInput, IsedError, Tampered, UnsafePath, UsageError
 from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata
+from modeling.encryption.sealed_original import ORIGINAL_SUFFIX
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
 from utils.logger import Progress
 
