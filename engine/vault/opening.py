@@ -131,8 +131,8 @@ def checked_list(
     """Return what `listed_of` returns for a folder, and the problems of the folder.
 
     Problems are a manifest that does not open, and listed files with one of the suffixes that are
-    missing. Both results are empty for a single file, and for a folder without a manifest of this
-    keyring, about which ``note`` is called with a line.
+    missing. Both results are empty for a single file, and without a manifest of this keyring that
+    lists files; ``note`` is then called with a line.
     """
     if not path.is_dir():
         return {}, []
@@ -142,8 +142,8 @@ def checked_list(
         return {}, [OpenedFile(path / MANIFEST_NAME, error=error.of_one_file())]
     if not listed:
         note(
-            f"{path} has no manifest of this keyring, so missing and replaced files cannot be "
-            "detected"
+            f"no manifest of this keyring lists files of {path}, so missing and replaced files "
+            "cannot be detected"
         )
         return {}, []
     names = (name for name in listed if name.endswith(tuple(suffixes)))
