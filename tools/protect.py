@@ -52,6 +52,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
         OpenOptions,
         OutputFolder,
         accept_folder,
+        checked_list,
         sealed_files,
         unseal,
         verify_folder,
@@ -59,7 +60,7 @@ if __name__ != "__mp_main__":  # worker processes import this file too and must 
     )
     from engine.vault.protect import MAX_BATCH, ProtectOptions, Summary, protect_folder
     from engine.vault.reveal import CONTENTS_NAME, reveal
-    from engine.vault.sealed_folder import check_apart
+    from engine.vault.sealed_folder import SEALED_SUFFIX, check_apart
     from engine.vault.search import IndexSummary, complete_index, load_gallery, query_embedding
     from engine.vault.sources import list_sources
     from engine.vault.subjects import DEFAULT_PATTERN, SUBJECT_SOURCES, subject_rule
@@ -140,8 +141,9 @@ def _parser() -> Parser:
     _add_model(protect)
     _add_protect_options(protect)
     opening = command("open", _open, sealed, ("output", "folder for anonymized images"))
-    opening.add_argument("--checkpoint", type=Path, help="checkpoint whose pixel space to use")
-    opening.add_argument(
+    colours = opening.add_mutually_exclusive_group()
+    colours.add_argument("--checkpoint", type=Path, help="checkpoint whose pixel space to use")
+    colours.add_argument(
         "--exact", action="store_true", help="write the stored bytes unchanged, not as colours"
     )
     recovering = command("recover", _recover, sealed, ("output", "folder for recovered images"))
@@ -158,6 +160,7 @@ def _parser() -> Parser:
         "--checkpoint", type=Path, help="recover images without an original by this checkpoint"
     )
     _add_device(revealing)
+    revealing.set_defaults(device=None)
     whose = revealing.add_mutually_exclusive_group()
     whose.add_argument("--subject", help="only the files of this subject label; visible to others")
     whose.add_argument(
@@ -306,6 +309,8 @@ def _recover(arguments: argparse.Namespace) -> int:
 
 def _reveal(arguments: argparse.Namespace) -> int:
     """Write source files bit for bit, or images where no source file was kept, and their list."""
+    if arguments.device is not None and arguments.checkpoint is None:
+        raise UsageError("--device is for the networks of --checkpoint; give both or none")
     _check_paths(arguments, arguments.sealed)
     subject = arguments.subject
     if arguments.subject_file is not None:
@@ -318,7 +323,9 @@ def _reveal(arguments: argparse.Namespace) -> int:
     counts, failures = dict.fromkeys(("original", "recovered", "anonymized"), 0), FileErrors()
     with answer(as_json=arguments.json) as show:
         with open_keyring(arguments) as keyring:
-            for revealed in reveal(arguments.sealed, folder, keyring, options, subject):
+            for revealed in reveal(
+                arguments.sealed, folder, keyring, options, subject, note=_print_note
+            ):
                 failures.add(revealed.sealed, revealed.error)
                 if revealed.error is None:
                     counts[revealed.content] += 1
@@ -418,7 +425,12 @@ def _write(arguments: argparse.Namespace, options: OpenOptions) -> int:
     options = replace(options, original_size=arguments.original_size)
     with answer(as_json=arguments.json) as show:
         with open_keyring(arguments) as keyring, Progress(len(files), "Open") as bar:
-            opened = unseal(files, keyring.opening_key)
+            listed, problems = checked_list(
+                arguments.sealed, keyring, (SEALED_SUFFIX,), _print_note
+            )
+            for problem in problems:
+                failures.add(problem.path, problem.error)
+            opened = unseal(files, keyring.opening_key, listed)
             for file in write_opened(opened, folder, options):
                 bar.update()
                 failures.add(file.path, file.error)
@@ -442,7 +454,7 @@ def _check_paths(arguments: argparse.Namespace, source: Path) -> None:
 
 
 def _load_model(arguments: argparse.Namespace) -> Anonymizer:
-    device = str(device_of_rank(arguments.device))
+    device = str(device_of_rank(arguments.device or "auto"))
     return Anonymizer.from_checkpoint(arguments.checkpoint, device=device)
 
 

@@ -179,7 +179,7 @@ def locked_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FolderInUseError: Another process, or another thread of this one, holds the lock.
-        WriteError: The folder cannot be created or written to.
+        WriteError: The folder cannot be created or written to, or ``.lock`` is a link.
     """
     is_new = not Path(path).exists()
     folder = ensure_folder(path)
@@ -214,9 +214,17 @@ def _lock_folder(path: Path) -> int:
     """Create and lock a lock file; return its descriptor."""
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags, 0o644)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _not_a_lock_file(path) from None
             raise _write_error(path, error) from error
+        # Through a symbolic or hard link, the lines below would destroy another file.
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(descriptor)
+            raise _not_a_lock_file(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -236,6 +244,12 @@ def _lock_folder(path: Path) -> int:
         os.write(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode())
     _FOLDER_LOCKS.add(descriptor)
     return descriptor
+
+
+def _not_a_lock_file(path: Path) -> WriteError:
+    error = WriteError(f"{path} is a link or not a regular file; remove it, then try again")
+    error.cause = OSError(errno.EINVAL, "not a lock file")
+    return error
 
 
 def remove_leftovers(folder: str | Path, of: str = "") -> int:

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,14 @@ def copy_log(keyring: Path, target: Path, last: bytes) -> None:
             if line_hash(line) == last:
                 return
         raise KeyringCorrupt(f"{source} does not match {keyring}; run `keyring audit --verify`")
+
+
+def is_copied_log(path: Path, source: Path) -> bool:
+    """Return whether a file contains only lines of another log, from the first one on."""
+    if path.is_symlink() or not path.is_file() or not source.is_file():
+        return False
+    lines = zip_longest(lines_of(path), lines_of(source, path.stat().st_size))
+    return all(copied == line for copied, line in lines)
 
 
 def _append(keyring: Keyring, content: Entry) -> int:

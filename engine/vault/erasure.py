@@ -24,7 +24,7 @@ from engine.vault.keyring import Keyring
 from engine.vault.keyring_admin import destroy
 from engine.vault.keyring_rows import KeyRow
 from engine.vault.keyring_store import today
-from engine.vault.reading import ORIGINAL_SUFFIX, key_id_of
+from engine.vault.reading import key_id_of
 from engine.vault.sealed_folder import SEALED_SUFFIX
 from engine.vault.secret_files import write_new_private
 from modeling.encryption.ised_errors import (
@@ -35,6 +35,7 @@ from modeling.encryption.ised_errors import (
     Tampered,
     UsageError,
 )
+from modeling.encryption.sealed_original import ORIGINAL_SUFFIX
 from utils.files import read_at_most
 from utils.logger import Progress
 
@@ -104,7 +105,8 @@ def expire(keyring: Keyring, days: int, by: str, listed: Collection[bytes]) -> i
 
     A key may have been used since it was listed. All are destroyed in one transaction. Revoked keys
     stay: a person suspended their use and has to decide. The tombstones get a random tag, which no
-    label has, so a subject that appears again gets a new key. After `destroy` it would not.
+    label has, so a subject that appears again gets a new key. After `destroy` it would not, also
+    if `rotate` made the expired key after that: the earlier tombstones keep their tag.
     """
     tags: dict[bytes, bytes] = {}
     with keyring.writing():

@@ -25,7 +25,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from engine.vault.audit import KeyUse, log_path
 from engine.vault.keyring_rows import FORMAT, IMAGE, OLD_SERVICES, SERVICES, HeadRow, KeyRow, RowSet
 from engine.vault.keyring_store import BUSY_TIMEOUT_MS, KeyringStore, today
-from engine.vault.master import KeyFile, Master, new_root, row_aad, service_aad, unlock_root, unwrap
+from engine.vault.master import (
+    KeyFile,
+    Master,
+    NewKey,
+    new_root,
+    row_aad,
+    service_aad,
+    unlock_root,
+    unwrap,
+)
 from engine.vault.secret_files import check_private, new_private_file
 from engine.vault.subjects import any_label, checked_label, normalized, spellings
 from modeling.encryption.ised_errors import (
@@ -36,6 +45,7 @@ from modeling.encryption.ised_errors import (
     KeyringExists,
     MissingKey,
     RevokedKey,
+    StorageError,
 )
 from modeling.encryption.primitives import SubjectKey, derive_key, hmac_sha256, random_key, seal
 from modeling.encryption.sealed_image import LOCATOR_BYTES, is_under, key_id_of
@@ -77,12 +87,13 @@ class Keyring:
             raise _exists(taken)
         if isinstance(master, KeyFile):
             master.create_if_missing()
+        new_key = master.new_key()
         try:
             with (
                 new_private_file(path) as empty,
                 closing(KeyringStore(empty, create=True)) as store,
             ):
-                keyring = cls(store, *new_root(os.urandom(16), master, epoch=0))
+                keyring = cls(store, *new_root(os.urandom(16), master.kdf, new_key, epoch=0))
                 keyring._services = {name: random_key() for name in SERVICES}
                 with store.transaction(write=True):
                     keyring._put_services()
@@ -180,6 +191,14 @@ class Keyring:
             return row
         imports = (row for row in self._rows.imported.values() if row.wrapped is not None)
         return next((x for x in imports if is_under(self.unwrap(x, counted=False), header)), None)
+
+    def locates(self, header: bytes) -> bool:
+        """Return whether the locator of a public header names a key: this keyring sealed the file.
+
+        False for the files of other keyrings, also under imported keys.
+        """
+        self.refresh()
+        return key_id_of(header, self._services["locate"]) in self._rows.by_id
 
     def file_name(self, dataset: str, path: str) -> str:
         """Return the output name of a source: a keyed hash, which reveals nothing to outsiders."""
@@ -292,6 +311,7 @@ class Keyring:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the file for writing. The rows put in the block are committed together or not."""
+        root, head = self._root, self.head
         try:
             with self.store.transaction(write=True):
                 if self.store.data_version() != self._data_version:
@@ -302,6 +322,10 @@ class Keyring:
                 self._put_head()
         except BaseException:
             self._data_version = None  # memory and disk may differ: read again
+            if self._root != root:  # the change was rolled back, or the error follows the commit
+                with suppress(KeyringError, StorageError), self.store.transaction(write=False):
+                    if self.store.head().root_wrap == head.root_wrap:
+                        self._root, self.head = root, head
             raise
 
     def new_row(
@@ -326,8 +350,10 @@ class Keyring:
         self.use.keys.add(row.key_id)
         return row
 
-    def change_root(self, master: Master) -> None:
+    def change_root(self, kdf: str, new_key: NewKey) -> None:
         """Wrap everything under a new root and a new master. Call this within `writing` only.
+
+        The master's `new_key` runs external commands or takes seconds, so call it before `writing`.
 
         Labels get a new key too. Otherwise the new master would open labels of erased subjects in
         old copies. The keys of names and locators stay: tags, file names and locators use them.
@@ -335,7 +361,7 @@ class Keyring:
         rows, audit = self.rows, (self.head.audit_count, self.head.audit_hash)
         keys = [None if row.wrapped is None else self.unwrap(row) for row in rows]
         labels = [self.label_of(row) for row in rows]
-        root, head = new_root(self.head.keyring_id, master, self.head.epoch + 1)
+        root, head = new_root(self.head.keyring_id, kdf, new_key, self.head.epoch + 1)
         self._root, self.head, self._rows = root, head, RowSet(root)
         self.set_audit_state(*audit)
         self._services["label"] = random_key()

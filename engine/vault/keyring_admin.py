@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
-from engine.vault.audit import copy_log
+from engine.vault.audit import copy_log, is_copied_log, log_path
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import IMAGE, PURPOSES, HeadRow, KeyRow
 from engine.vault.master import (
@@ -175,11 +175,13 @@ def rekey(keyring: Keyring, master: Master) -> None:
     """
     before = keyring.head
     new_file = NewMasterFile(master.path, before) if isinstance(master, KeyFile) else None
+    # Before the keyring is held: a command may take a minute, and other processes wait 20 s.
+    new_key = master.new_key() if new_file is None else None
     try:
         with keyring.writing():
             if new_file is not None:
                 new_file.make()
-            keyring.change_root(master)
+            keyring.change_root(master.kdf, new_key or master.new_key())
     except BaseException:
         if new_file is not None:
             _remove_unless_in_force(keyring, before, new_file)
@@ -216,28 +218,40 @@ def is_in_force(path: Path, master: KeyFile) -> bool:
 def backup(keyring: Keyring, path: Path, master: Master) -> int:
     """Copy the keyring to a new file and open every row of the copy; return the number of rows.
 
-    Its audit log is copied too, up to the last entry that the copy counts.
+    Its audit log is copied too, up to the last entry that the copy counts. The log gets its name
+    first; without its keyring it is deleted, at the end of a failed call or, after a kill, by the
+    next call.
 
     Raises:
         KeyringExists: The target exists.
         KeyringCorrupt: A row of the copy does not open.
     """
+    log, copied, has_log = log_path(keyring.store.path), log_path(path), False
     try:
         if os.path.lexists(path):
             raise FileExistsError
         with new_private_file(path) as temporary:
+            others = set(path.parent.glob(f".{path.name}.*.tmp")) - {temporary}
+            if not others and is_copied_log(copied, log):  # no other backup to this target runs
+                copied.unlink()
             keyring.store.copy_to(temporary)
             with Keyring.open(temporary, master) as copy:
                 for row in Progress.over(copy.rows, "Check the copy", unit="key"):
                     if row.wrapped is not None:
                         copy.unwrap(row)
                     copy.label_of(row)
-                copy_log(keyring.store.path, path, copy.audit_state()[1])
+                count, last = copy.audit_state()
+                copy_log(keyring.store.path, path, last)
+                has_log = count > 0
                 return len(copy.rows)
-    except FileExistsError:
-        raise KeyringExists(
-            f"{path} or its audit log exists already; a backup never overwrites"
-        ) from None
+    except BaseException as error:
+        if has_log and not os.path.lexists(path):
+            copied.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise KeyringExists(
+                f"{path} or its audit log exists already; a backup never overwrites"
+            ) from None
+        raise
 
 
 def export_subject(keyring: Keyring, subject: str, path: Path, passphrase: Passphrase) -> int:

@@ -23,6 +23,7 @@ OLD_SERVICES = ("label", "locate", "name")
 IMAGE = "image"  # purpose of a key that seals anonymized images
 ORIGINAL = "original"  # purpose of a key that seals source files
 PURPOSES = (IMAGE, ORIGINAL)
+KDFS = ("file", "argon2id", "command")  # forms of the master
 
 _SUM_BYTES = 32
 _SUM_MODULUS = 1 << 8 * _SUM_BYTES

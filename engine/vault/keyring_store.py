@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from engine.vault.keyring_rows import FORMAT, OLD_FORMATS, HeadRow, KeyRow
+from engine.vault.keyring_rows import FORMAT, KDFS, OLD_FORMATS, HeadRow, KeyRow
 from modeling.encryption.ised_errors import KeyringCorrupt, KeyringLocked, StorageError
 
 BUSY_TIMEOUT_MS = 20_000
@@ -163,6 +163,11 @@ class KeyringStore:
         head = records[0]
         if head.epoch < 0 or head.audit_count < 0:  # they are encoded as unsigned numbers
             raise KeyringCorrupt(f"keyring {self.path} has a negative number; restore a backup")
+        if head.kdf not in KDFS:
+            raise KeyringCorrupt(
+                f"keyring {self.path} has master {head.kdf!a}; expected {', '.join(KDFS)}; restore "
+                "a backup"
+            )
         if head.format not in (OLD_FORMATS if self._is_old() else (FORMAT,)):
             raise KeyringCorrupt(
                 f"keyring {self.path} has format {head.format}, which does not fit its tables; "

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from engine.vault.keyring_rows import FORMAT, IMAGE, HeadRow, KeyRow
+from engine.vault.keyring_rows import FORMAT, IMAGE, KDFS, HeadRow, KeyRow
 from engine.vault.secret_files import read_private, write_new_private
 from engine.vault.shares import read_key
 from modeling.encryption.ised_errors import (
@@ -37,9 +37,7 @@ from modeling.encryption.primitives import KEY_BYTES, open_sealed, random_key, s
 from utils.errors import UserError
 from utils.files import remove_leftovers, sync_folder
 
-KDF_FILE = "file"
-KDF_ARGON2ID = "argon2id"
-KDF_COMMAND = "command"
+KDF_FILE, KDF_ARGON2ID, KDF_COMMAND = KDFS
 KDF_SALT_BYTES = 32
 MIN_PASSPHRASE_CHARS = 8
 MAX_WRAPPED_BYTES = 1 << 16
@@ -56,6 +54,9 @@ _Limits = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 KEYRING_LIMITS: _Limits = ((8 * 1024, 4 * 1024 * 1024), (1, 64), (1, 64))
 # An export may come from anyone, and its parameters are used before it is authenticated.
 EXPORT_LIMITS: _Limits = ((8 * 1024, 512 * 1024), (1, 8), (1, 8))
+
+
+NewKey = tuple[str, bytes, bytes]  # parameters and data to store, and the master key
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class KeyFile:
             with suppress(FileExistsError):
                 write_new_private(self.path, random_key())
 
-    def new_key(self) -> tuple[str, bytes, bytes]:
+    def new_key(self) -> NewKey:
         """Return parameters and data to store for a new keyring (none), and the master key."""
         return "", b"", self.unlock()
 
@@ -130,7 +131,7 @@ class Passphrase:
         """Keep the passphrase out of logs."""
         return "Passphrase(...)"
 
-    def new_key(self) -> tuple[str, bytes, bytes]:
+    def new_key(self) -> NewKey:
         """Return parameters and salt to store for a new keyring, and the master key."""
         self.check_strength()
         params, salt = str(self.cost), os.urandom(KDF_SALT_BYTES)
@@ -173,7 +174,7 @@ class KeyShares:
     paths: tuple[Path, ...]  # files of the shares, as many as are needed
     kdf: ClassVar[str] = KDF_FILE
 
-    def new_key(self) -> tuple[str, bytes, bytes]:
+    def new_key(self) -> NewKey:
         """Return parameters and data to store for a new keyring (none), and the master key."""
         return "", b"", self.unlock()
 
@@ -194,7 +195,7 @@ class WrapCommand:
     wrap_line: str | None = None  # command line that wraps a master key; only for a new master
     kdf: ClassVar[str] = KDF_COMMAND
 
-    def new_key(self) -> tuple[str, bytes, bytes]:
+    def new_key(self) -> NewKey:
         """Return no parameters, the wrapped key to store, and a new random master key."""
         if self.wrap_line is None:
             raise UsageError("a new master needs --wrap-command in addition to --unwrap-command")
@@ -278,10 +279,10 @@ def unlock_root(head: HeadRow, master: Master, path: Path) -> bytes:
         raise KeyringCorrupt(f"the head of {path} was edited; restore a backup") from None
 
 
-def new_root(keyring_id: bytes, master: Master, epoch: int) -> tuple[bytes, HeadRow]:
-    """Return a new root key and the head row that wraps it under the master."""
-    params, data, master_key = master.new_key()
-    head = HeadRow(FORMAT, keyring_id, master.kdf, params, data, b"", epoch, b"")
+def new_root(keyring_id: bytes, kdf: str, new_key: NewKey, epoch: int) -> tuple[bytes, HeadRow]:
+    """Return a new root key and the head row that wraps it under a master's `new_key`."""
+    params, data, master_key = new_key
+    head = HeadRow(FORMAT, keyring_id, kdf, params, data, b"", epoch, b"")
     root = random_key()
     wrap = seal(master_key, "root", _root_aad(head), root)
     return root, replace(head, root_wrap=wrap)

@@ -7,7 +7,8 @@ commands open and recover, `verify_folder` and `accept_folder` for verify.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
@@ -23,13 +24,33 @@ from data.images import MAX_PIXELS
 from engine.api import Anonymizer
 from engine.vault.index import check_segment, is_segment
 from engine.vault.keyring import Keyring
-from engine.vault.reading import ORIGINAL_SUFFIX, check_original, read_image
-from engine.vault.sealed_folder import MANIFEST_NAME, SEALED_SUFFIX, Manifest, output_error, publish
+from engine.vault.reading import (
+    check_listed,
+    check_original,
+    header_of,
+    read_image,
+)
+from engine.vault.sealed_folder import (
+    MANIFEST_NAME,
+    SEALED_SUFFIX,
+    Manifest,
+    listed_files,
+    output_error,
+    publish,
+)
 from layers.pixels import PixelSpace
 from modeling.encryption.cipher import dequantize_pixels
-from modeling.encryption.ised_errors import BadInput, IsedError, StorageError, Tampered, UnsafePath
+from modeling.encryption.ised_errors import (
+    BadInput,
+    IsedError,
+    StorageError,
+    Tampered,
+    UnsafePath,
+    WrongKey,
+)
 from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata, OpenedImage
+from modeling.encryption.sealed_original import ORIGINAL_SUFFIX
 from utils.files import (
     LOCK_NAME,
     MAX_LOCK_BYTES,
@@ -71,14 +92,70 @@ def sealed_files(path: Path) -> list[Path]:
         raise BadInput(f"{path} does not exist; expected a sealed file or a folder of them")
     files = files_in(path, SEALED_SUFFIX)
     if not files:
-        raise BadInput(f"{path} contains no sealed images (*{SEALED_SUFFIX})")
+        raise _nothing_sealed(path)
     return files
+
+
+def _nothing_sealed(folder: Path) -> BadInput:
+    return BadInput(f"{folder} contains no sealed images (*{SEALED_SUFFIX})")
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
     """Return the entries of a folder with a suffix, sorted, without hidden ones."""
     shown = (path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
     return sorted(shown, key=attrgetter("name"))  # comparing 100,000 paths takes 1.5 s more
+
+
+def listed_of(folder: Path, keyring: Keyring) -> Mapping[str, str] | None:
+    """Return SHA-256 (hexadecimal) by name of the files that the manifest of a folder lists.
+
+    Empty without a manifest. None for a folder of another keyring, whose manifest does not open; it
+    may contain files under imported keys.
+
+    Raises:
+        BadInput: The manifest cannot be read.
+        WrongKey, Tampered: The manifest was changed.
+    """
+    try:
+        return listed_files(folder, keyring.manifest_key())
+    except WrongKey:  # of another keyring, or its commitment was changed
+        files = files_in(folder, SEALED_SUFFIX) + files_in(folder, ORIGINAL_SUFFIX)
+        if any(_is_located(path, keyring) for path in files):
+            raise
+    return None
+
+
+def checked_list(
+    path: Path, keyring: Keyring, suffixes: Sequence[str], note: Callable[[str], None]
+) -> tuple[Mapping[str, str], list[OpenedFile]]:
+    """Return what `listed_of` returns for a folder, and the problems of the folder.
+
+    Problems are a manifest that does not open, and listed files with one of the suffixes that are
+    missing. Both results are empty for a single file, and without a manifest of this keyring that
+    lists files; ``note`` is then called with a line.
+    """
+    if not path.is_dir():
+        return {}, []
+    try:
+        listed = listed_of(path, keyring)
+    except IsedError as error:
+        return {}, [OpenedFile(path / MANIFEST_NAME, error=error.of_one_file())]
+    if not listed:
+        note(
+            f"no manifest of this keyring lists files of {path}, so missing and replaced files "
+            "cannot be detected"
+        )
+        return {}, []
+    names = (name for name in listed if name.endswith(tuple(suffixes)))
+    return listed, [_missing(path / x) for x in names if not os.path.lexists(path / x)]
+
+
+def _is_located(path: Path, keyring: Keyring) -> bool:
+    try:
+        return keyring.locates(header_of(path))
+    except IsedError as error:
+        error.of_one_file()
+        return False
 
 
 def unseal(
@@ -94,7 +171,7 @@ def unseal(
     for path in paths:
         try:
             image, header, digest = read_image(path, key_of)
-            _check_listed(path, digest, listed or {})
+            check_listed(path, digest, listed or {})
         except IsedError as error:
             yield OpenedFile(path, error=error.of_one_file())
         else:
@@ -248,8 +325,7 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         manifest is an error too.
 
     Raises:
-        BadInput: It is not a folder, or contains neither sealed files nor a manifest that lists
-            any.
+        BadInput: It is not a folder, or contains neither sealed files nor a manifest.
         WrongKey, Tampered: The manifest was sealed under another keyring, or was changed.
     """
     if not folder.is_dir():
@@ -258,8 +334,8 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
     listed = {} if manifest is None else manifest.files
     missing = set(listed)
     paths = sorted(path for path in folder.iterdir() if not _is_known(path))
-    if not paths and not listed:
-        raise BadInput(f"{folder} contains no sealed images (*{SEALED_SUFFIX})")
+    if not paths and manifest is None:
+        raise _nothing_sealed(folder)
     if manifest is None:
         text = "no manifest, so missing files cannot be detected; run `protect` to its end"
         yield OpenedFile(folder / MANIFEST_NAME, error=MissingManifest(text))
@@ -279,22 +355,21 @@ def verify_folder(folder: Path, keyring: Keyring) -> Iterator[OpenedFile]:
         else:
             yield from unseal([path], keyring.opening_key, listed)
     for name in sorted(missing):
-        yield OpenedFile(folder / name, error=Tampered("is in the manifest and missing here"))
+        yield _missing(folder / name)
+
+
+def _missing(path: Path) -> OpenedFile:
+    return OpenedFile(path, error=Tampered("is in the manifest and missing here"))
 
 
 def _verified_original(path: Path, keyring: Keyring, listed: Mapping[str, str]) -> OpenedFile:
     """Return the result of opening a sealed source file and comparing it with its image."""
     try:
         _, digest = check_original(path, keyring)
-        _check_listed(path, digest, listed)
+        check_listed(path, digest, listed)
     except IsedError as error:
         return OpenedFile(path, error=error.of_one_file())
     return OpenedFile(path, digest=digest)
-
-
-def _check_listed(path: Path, digest: str, listed: Mapping[str, str]) -> None:
-    if listed.get(path.name, digest) != digest:
-        raise Tampered("is not the file that the manifest lists: it was put here from elsewhere")
 
 
 def _is_known(path: Path) -> bool:
@@ -307,17 +382,26 @@ def _is_known(path: Path) -> bool:
 def accept_folder(folder: Path, keyring: Keyring) -> int:
     """Write a new manifest of the files that can be opened now; return their number.
 
-    For a folder that was changed on purpose, for example by deleting files of destroyed keys.
+    For a folder that was changed on purpose, for example by deleting files of destroyed keys. It
+    may be empty then.
 
     Raises:
+        BadInput: It contains neither sealed files nor a manifest.
         FolderInUseError: `protect` or `index` runs in the folder.
     """
     key = keyring.manifest_key()
     with locked_folder(folder):
         manifest = Manifest.load(folder, key)
-        images = unseal(Progress.over(sealed_files(folder), "Accept"), keyring.opening_key)
-        paths = Progress.over(files_in(folder, ORIGINAL_SUFFIX), "Accept originals")
-        opened = chain(images, (_verified_original(path, keyring, {}) for path in paths))
+        images, originals = (files_in(folder, x) for x in (SEALED_SUFFIX, ORIGINAL_SUFFIX))
+        if manifest is None and not images and not originals:
+            raise _nothing_sealed(folder)
+        opened = chain(
+            unseal(Progress.over(images, "Accept"), keyring.opening_key),
+            (
+                _verified_original(path, keyring, {})
+                for path in Progress.over(originals, "Accept originals")
+            ),
+        )
         files = {file.path.name: file.digest for file in opened if file.error is None}
         Manifest("" if manifest is None else manifest.dataset, files).save(folder, key)
     return len(files)
@@ -345,14 +429,22 @@ def in_batches(
 
 def _checked_size(file: OpenedFile, model: Anonymizer) -> OpenedFile:
     """Return the file, with an error if its image does not have the size of the networks."""
-    if file.image is None or file.image.pixels.shape[:2] == model.size:
-        return file
-    height, width = file.image.pixels.shape[:2]
-    reason = BadInput(
-        f"{width} x {height} pixels; this checkpoint works on {model.size[1]} x {model.size[0]}, "
-        "use the one it was protected with"
-    )
-    return OpenedFile(file.path, error=reason)
+    try:
+        if file.image is not None:
+            check_size(file.image, model)
+    except BadInput as error:
+        return OpenedFile(file.path, error=error)
+    return file
+
+
+def check_size(image: OpenedImage, model: Anonymizer) -> None:
+    """Raise BadInput for an image that does not have the size of the networks."""
+    height, width = image.pixels.shape[:2]
+    if (height, width) != model.size:
+        raise BadInput(
+            f"{width} x {height} pixels; this checkpoint works on {model.size[1]} x "
+            f"{model.size[0]}, use the one it was protected with"
+        )
 
 
 def _images_of(block: list[OpenedFile]) -> Tensor:

@@ -25,8 +25,8 @@ from engine.distributed.processes import all_gather, from_main, is_main, share
 from engine.vault.index import IndexWriter, embeddings
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_rows import ORIGINAL
-from engine.vault.reading import check_existing, check_no_original, original_name
-from engine.vault.sealed_folder import add_to_manifest, check_apart, listed_files, unlist
+from engine.vault.reading import check_existing, check_no_original, digest_of, original_name
+from engine.vault.sealed_folder import Manifest, check_apart, unlist
 from engine.vault.sealing_work import (
     SealTask,
     WorkSettings,
@@ -124,12 +124,14 @@ def protect_folder(
     image and its error, if it has one. When ``stop`` is set, batches under way are finished and no
     new ones are started.
 
+    The caller holds the lock of the output folder.
+
     Raises:
         UsageError: The folders overlap.
         StorageError, KeyringError: The run cannot continue; finished files are complete.
     """
     check_apart(source.root, target, keyring.store.path)
-    source, listed = from_main(lambda: (source, _prepare(target, keyring)))
+    source, before = from_main(lambda: (source, _prepare(target, keyring, options.dataset)))
     summary, stop = Summary(), stop or threading.Event()
 
     def note(path: str, error: IsedError | None) -> None:
@@ -149,9 +151,9 @@ def protect_folder(
         names += [original_name(name) for name in names]
     elif options.overwrite:  # not replaced: see `check_no_original`
         names = [name for name in names if not os.path.lexists(target / original_name(name))]
-    from_main(lambda: unlist(target, key, names, overwrite=options.overwrite))
+    kept = from_main(lambda: unlist(target, key, before, names, overwrite=options.overwrite))
     settings = WorkSettings(source.root, target, model.size, options.overwrite)
-    pipeline = _Pipeline(settings, model, keyring, options, listed, summary, note)
+    pipeline = _Pipeline(settings, model, keyring, options, before.files, summary, note)
     try:
         pipeline.run(jobs, stop)
         summary.interrupted = stop.is_set()
@@ -161,18 +163,21 @@ def protect_folder(
     except BaseException:
         if is_main():
             with suppress(UserError, OSError):  # the original error matters more
-                add_to_manifest(target, key, options.dataset, summary.digests)
+                Manifest(options.dataset, {**kept.files, **summary.digests}).save(target, key)
         raise
     if is_main():
-        add_to_manifest(target, key, options.dataset, summary.digests)
+        files = {**kept.files, **summary.digests}
+        # After an interrupt this could take minutes, and the same command replaces the files.
+        same = {} if summary.interrupted else _unchanged(target, before.files, files)
+        Manifest(options.dataset, {**files, **same}).save(target, key)
     summary.left_out = len(source.left_out)
     finished = summary.sealed + summary.present + summary.failed
     summary.not_reached = len(source.images) + len(source.failed) - finished
     return summary
 
 
-def _prepare(target: Path, keyring: Keyring) -> Mapping[str, str]:
-    """Create the output folder; return the files that its manifest lists.
+def _prepare(target: Path, keyring: Keyring, dataset: str) -> Manifest:
+    """Create the output folder; return its manifest, or an empty one.
 
     Loading the manifest fails if the folder belongs to another keyring, before anything is written.
     """
@@ -181,7 +186,19 @@ def _prepare(target: Path, keyring: Keyring) -> Mapping[str, str]:
     except UserError as error:
         raise StorageError(str(error)) from None
     remove_leftovers(target)
-    return listed_files(target, keyring.manifest_key())
+    return Manifest.load(target, keyring.manifest_key()) or Manifest(dataset)
+
+
+def _unchanged(
+    folder: Path, before: Mapping[str, str], now: Mapping[str, str]
+) -> Mapping[str, str]:
+    """Return the files that were listed before, are not listed now, and are the same files."""
+    same = {}
+    for name in before.keys() - now.keys():
+        with suppress(IsedError):
+            if digest_of(folder / name) == before[name]:
+                same[name] = before[name]
+    return same
 
 
 def _jobs(

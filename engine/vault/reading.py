@@ -24,7 +24,7 @@ from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata, OpenedImage, is_under, open_image
 from modeling.encryption.sealed_original import (
     MAX_CONTENT_BYTES,
-    SUFFIX,
+    ORIGINAL_SUFFIX,
     Original,
     file_bytes,
     open_original,
@@ -32,7 +32,7 @@ from modeling.encryption.sealed_original import (
 )
 from utils.files import check_regular, read_at_most
 
-ORIGINAL_SUFFIX = SUFFIX
+_BLOCK_BYTES = 1 << 20
 
 
 def original_name(image_name: str) -> str:
@@ -101,6 +101,41 @@ def check_original(
     return original, digest
 
 
+def header_of(path: Path) -> bytes:
+    """Return the public header of a sealed file, without reading the whole file.
+
+    Raises:
+        IsedError: The file cannot be read or is not a sealed file.
+    """
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            head = file.read(png_format.HEAD_BYTES)
+    except OSError as error:
+        raise BadInput(f"cannot be read ({error.strerror})") from None
+    read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
+    return read(head)
+
+
+def check_listed(path: Path, digest: str, listed: Mapping[str, str]) -> None:
+    """Raise Tampered if another SHA-256 (hexadecimal) is listed for the name of a file."""
+    if listed.get(path.name, digest) != digest:
+        raise Tampered("is not the file that the manifest lists: it was put here from elsewhere")
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 (hexadecimal) of a file; raise BadInput if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise BadInput(f"cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
 def key_id_of(path: Path, keyring: Keyring) -> bytes:
     """Return the id of the key that a sealed file is under, without reading the whole file.
 
@@ -110,14 +145,7 @@ def key_id_of(path: Path, keyring: Keyring) -> bytes:
         IsedError: The file cannot be read or is not a sealed file, or its subject is unknown: its
             key is not in the keyring, or its locator was changed.
     """
-    try:
-        check_regular(path)
-        with path.open("rb") as file:
-            head = file.read(png_format.HEAD_BYTES)
-    except OSError as error:
-        raise BadInput(f"cannot be read ({error.strerror})") from None
-    read = png_format.read_public if path.suffix == SEALED_SUFFIX else read_public
-    public = read(head)
+    public = header_of(path)
     row = keyring.row_of(public)
     if row is None:
         raise MissingKey("no key for this file, so its subject is unknown; run `verify`")

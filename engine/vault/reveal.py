@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
@@ -20,21 +21,29 @@ from engine.vault.keyring_admin import subject_rows
 from engine.vault.opening import (
     OpenOptions,
     OutputFolder,
+    checked_list,
     files_in,
     output_name,
     unseal,
     write_opened,
 )
-from engine.vault.reading import ORIGINAL_SUFFIX, check_original, key_id_of
+from engine.vault.reading import (
+    check_listed,
+    check_original,
+    digest_of,
+    key_id_of,
+)
 from engine.vault.sealed_folder import SEALED_SUFFIX
 from engine.vault.subjects import any_label
 from modeling.encryption.ised_errors import BadInput, IsedError, Tampered, UnsafePath, UsageError
 from modeling.encryption.primitives import KeyOf
 from modeling.encryption.sealed_image import Metadata
+from modeling.encryption.sealed_original import ORIGINAL_SUFFIX
 from utils.files import PRIVATE_MODE, atomic_write, check_regular, ensure_folder, remove_leftovers
 from utils.logger import Progress
 
 CONTENTS_NAME = "contents.json"
+_SUFFIXES = (SEALED_SUFFIX, ORIGINAL_SUFFIX)
 _MAX_LINE_BYTES = 1 << 14  # longer than the first line with any label
 
 
@@ -71,14 +80,20 @@ def reveal(
     keyring: Keyring,
     options: OpenOptions,
     subject: str | None = None,
+    *,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Revealed]:
     """Write source files bit for bit; where none was kept or opens, write the image instead.
 
     ``sealed`` is a folder of sealed files, or one of them. With a subject label, only the files of
     this subject are revealed. The output folder also gets a list of contents.
 
+    Files are compared with the manifest of the folder, also those of other subjects: a file of the
+    subject may have got the header of another one. ``note`` is called with a line if the folder has
+    no manifest.
+
     Yields:
-        The result for each sealed file that was opened, or could not be opened.
+        The result for each sealed file that was opened, could not be opened, or is missing.
 
     Raises:
         MissingKey: The keyring has never had a key of the subject.
@@ -90,7 +105,9 @@ def reveal(
     if subject is not None:
         own = frozenset(row.key_id for row in subject_rows(keyring, subject))
     with _contents(folder.root, subject) as add:
-        for revealed in _revealed(stems, folder, keyring, options, own):
+        listed, problems = checked_list(sealed, keyring, _SUFFIXES, note)
+        missing = (Revealed(file.path, error=file.error) for file in problems)
+        for revealed in chain(missing, _revealed(stems, folder, keyring, options, own, listed)):
             add(revealed)
             yield revealed
 
@@ -113,6 +130,7 @@ def _revealed(
     keyring: Keyring,
     options: OpenOptions,
     own: frozenset[bytes] | None,
+    listed: Mapping[str, str],
 ) -> Iterator[Revealed]:
     """Write the files whose keys are ``own``, or all files; see `reveal`."""
 
@@ -132,16 +150,19 @@ def _revealed(
                 continue
             try:
                 if own is not None and key_id_of(path, keyring) not in own:
+                    if path.name in listed:
+                        check_listed(path, digest_of(path), listed)
                     continue
                 if path is image:
                     images.append(path)
                     continue
-                yield _write_original(path, folder, keyring, own_key)
+                yield _write_original(path, folder, keyring, own_key, listed)
                 is_written = True
             except IsedError as error:
                 yield Revealed(path, error=error.of_one_file())
     content = "anonymized" if options.model is None else "recovered"
-    for file in write_opened(unseal(Progress.over(images, "Open"), own_key), folder, options):
+    opened = unseal(Progress.over(images, "Open"), own_key, listed)
+    for file in write_opened(opened, folder, options):
         if file.image is None or file.error is not None:
             yield Revealed(file.path, error=file.error)
         else:
@@ -149,8 +170,11 @@ def _revealed(
             yield Revealed(file.path, content, output_name(metadata, file.path), metadata)
 
 
-def _write_original(path: Path, folder: OutputFolder, keyring: Keyring, key_of: KeyOf) -> Revealed:
-    original, _ = check_original(path, keyring, key_of)
+def _write_original(
+    path: Path, folder: OutputFolder, keyring: Keyring, key_of: KeyOf, listed: Mapping[str, str]
+) -> Revealed:
+    original, digest = check_original(path, keyring, key_of)
+    check_listed(path, digest, listed)
     name = original.metadata.path
     if not is_image_name(PurePosixPath(name).name):  # another program sealed the file
         raise UnsafePath(f"path {name!a} is not that of an image")

@@ -99,24 +99,20 @@ def listed_files(folder: Path, key: bytes) -> Mapping[str, str]:
     return {} if manifest is None else manifest.files
 
 
-def unlist(folder: Path, key: bytes, names: Sequence[str], *, overwrite: bool) -> None:
-    """Remove the files that a run will write from the manifest.
+def unlist(
+    folder: Path, key: bytes, manifest: Manifest, names: Sequence[str], *, overwrite: bool
+) -> Manifest:
+    """Remove the files that a run will write from a manifest; save and return it.
 
     If the run is killed, its files differ from those that the old manifest lists; the next run
     would reject them as foreign.
     """
-    manifest = Manifest.load(folder, key)
-    if manifest is None:
-        return
     rewritten = {name for name in names if overwrite or not (folder / name).exists()}
-    kept = {name: digest for name, digest in manifest.files.items() if name not in rewritten}
-    if len(kept) < len(manifest.files):
-        Manifest(manifest.dataset, kept).save(folder, key)
-
-
-def add_to_manifest(folder: Path, key: bytes, dataset: str, digests: dict[str, str]) -> None:
-    """Add files to the manifest, which is read again: another run may have changed it."""
-    Manifest(dataset, {**listed_files(folder, key), **digests}).save(folder, key)
+    files = {name: digest for name, digest in manifest.files.items() if name not in rewritten}
+    kept = Manifest(manifest.dataset, files)
+    if len(kept.files) < len(manifest.files):
+        kept.save(folder, key)
+    return kept
 
 
 def publish(path: Path, content: bytes | memoryview, *, overwrite: bool) -> None:

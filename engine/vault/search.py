@@ -33,12 +33,14 @@ from engine.vault.keyring import Keyring
 from engine.vault.opening import (
     MissingManifest,
     OpenedFile,
+    check_size,
     in_batches,
+    listed_of,
     sealed_files,
     to_images,
     unseal,
 )
-from engine.vault.sealed_folder import MANIFEST_NAME, Manifest, listed_files
+from engine.vault.sealed_folder import MANIFEST_NAME, Manifest
 from engine.vault.sources import decode_source, read_bytes
 from modeling.encryption import png_format
 from modeling.encryption.ised_errors import (
@@ -48,7 +50,6 @@ from modeling.encryption.ised_errors import (
     MissingKey,
     Tampered,
     UsageError,
-    WrongKey,
 )
 from modeling.encryption.sealed_image import open_image
 from utils.files import remove_leftovers, sync_folder
@@ -127,30 +128,33 @@ def load_gallery(
     Raises:
         BadInput: The path does not exist, or contains no sealed files.
         UsageError: The index was made with another checkpoint.
-        FormatError, AuthenticationError: The index is damaged or was changed.
+        FormatError, AuthenticationError: Manifest or index are damaged or were changed.
     """
     files = sealed_files(path)
     segments: list[Segment] = []
-    listed: Mapping[str, str] = {}
+    listed: Mapping[str, str] | None = {}
     if path.is_dir():
-        try:
-            listed = listed_files(path, keyring.manifest_key())
-        except WrongKey:  # a folder of another keyring, of which this one imported keys
-            pass
-        else:
+        listed = listed_of(path, keyring)
+        if listed is not None:
             segments = _segments_of(path, keyring, model)
-    gallery = Gallery(np.empty((len(files), dim), dtype="<f2"), listed)
-    wanted = {bytes.fromhex(listed[file.name]): file for file in files if file.name in listed}
+    gallery = Gallery(np.empty((len(files), dim), dtype="<f2"), listed or {})
+    wanted = {
+        bytes.fromhex(gallery.listed[file.name]): file
+        for file in files
+        if file.name in gallery.listed
+    }
     _read_index(segments, wanted, keyring, gallery)
     done = {*gallery.files, *(file.path for file in gallery.unusable)}
     missing = [file for file in files if file not in done]
     if missing:
-        if not segments and path.is_dir():
+        if listed is None:
+            note(f"{path} belongs to another keyring; opening all images")
+        elif not segments and path.is_dir():
             note(f"{path} has no index; opening all images (`protect.py index` creates it)")
         elif segments:
             count = f"{len(missing)} of {len(files)} images"
             note(f"{path}: {count} have no vector; opening them (`protect.py index` adds vectors)")
-        opened = unseal(Progress.over(missing, "Search"), keyring.opening_key)
+        opened = unseal(Progress.over(missing, "Search"), keyring.opening_key, gallery.listed)
         for block, images in in_batches(opened, model):
             if images is None:
                 gallery.unusable += block
@@ -206,7 +210,8 @@ def query_embedding(path: Path, keyring: Keyring, model: Anonymizer) -> Query:
     """Return a query with its embedding; it is an ordinary image or a sealed file.
 
     Raises:
-        IsedError: It is neither sealed nor an ordinary image, or its key cannot be used.
+        IsedError: It is neither sealed nor an ordinary image, its key cannot be used, or it does
+            not have the size of the networks.
     """
     content = read_bytes(path)
     try:
@@ -218,6 +223,7 @@ def query_embedding(path: Path, keyring: Keyring, model: Anonymizer) -> Query:
         raw = torch.from_numpy(source.pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
         return Query(path, "raw", model.embed_tensor(model.pixels.normalize(raw))[0].cpu())
     image = open_image(keyring.opening_key(sealed.chunk), sealed)
+    check_size(image, model)
     return Query(path, "protected", model.embed_tensor(to_images([image]))[0].cpu())
 
 

@@ -1,8 +1,11 @@
-"""Shares of a master key file: any `needed` of them give the key, fewer reveal nothing about it.
+"""Shares of a master key file: any `needed` of them give the key, fewer do not.
 
 Shamir's secret sharing over GF(256), byte by byte, with the polynomial of AES, as in SLIP-0039. Its
 reference library is not used: its authors advise against it for secrets that matter. docs/FORMAT.md
 describes the files.
+
+Fewer values are independent of the key. But each share contains a commitment to the key, by which a
+guess can be tested. So the key, which is random, is hidden computationally, not unconditionally.
 """
 
 from __future__ import annotations
@@ -178,7 +181,7 @@ def read_key(paths: Sequence[Path]) -> bytes:
 
 
 def _commitment(key: bytes, set_id: bytes, needed: int, count: int) -> bytes:
-    """Return a keyed hash of a set. It reveals nothing about the key, which is random."""
+    """Return a keyed hash of a set, by which a guess of the key can be tested."""
     return hmac_sha256(derive_key(key, "shares"), set_id + bytes([needed, count]))
 
 

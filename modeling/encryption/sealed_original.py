@@ -32,7 +32,7 @@ from modeling.encryption.sealed_image import (
 )
 
 KIND = 2
-SUFFIX = ".original"
+ORIGINAL_SUFFIX = ".original"
 MAX_CONTENT_BYTES = 1 << 28
 _AAD = b"securereid/ised/original"
 _LENGTH = struct.Struct(">Q")

@@ -119,6 +119,8 @@ def test_one_subject_is_revealed_and_nothing_else(
     label.write_text("photos/0001\n")
     kept.pair("0001/0001_c2.png")[1].unlink()  # no original was kept
     kept.pair("0001/0001_c3.png")[0].unlink()  # only the original is left
+    assert main(kept.accept()) == 5
+    capsys.readouterr()
     assert main(kept.reveal("--subject-file", str(label))) == 0
     names = {f"0001/0001_c{index}.png" for index in (1, 2, 3)}
     assert set(kept.revealed_files()) == names
@@ -218,6 +220,8 @@ def test_a_file_with_the_locator_of_another_file_is_an_error(
     pairs = [kept.pair(f"{name}_c1.png") for name in ("0001/0001", "0002/0002")]
     own, other = (pair[index] for pair in pairs)
     pairs[0][1 - index].unlink()
+    assert main(kept.accept()) == 5
+    capsys.readouterr()
     start = (49, 8)[index]
     content = bytearray(own.read_bytes())
     content[start : start + 48] = other.read_bytes()[start : start + 48]
@@ -268,6 +272,19 @@ def test_destroying_the_keys_of_originals_makes_a_folder_irreversible_again(
         path.unlink()
     assert main(["verify", str(kept.sealed), *kept.keys, "--accept"]) == 5  # missing files
     assert main(kept.verify()) == 0
+
+
+@pytest.mark.parametrize("left", [[], [".original"]], ids=["nothing", "originals"])
+def test_a_folder_without_images_is_accepted(kept: Scene, left: list[str]) -> None:
+    """An erasure may leave nothing, and the manifest must not list its files for ever."""
+    for path in kept.sealed.iterdir():
+        if path.name != "manifest.ised" and path.suffix not in left:
+            path.unlink()
+    assert main(kept.accept()) == 5
+    assert main(kept.verify()) == 0
+    (kept.sealed / "manifest.ised").unlink()
+    assert main(kept.accept()) == 1
+    assert (kept.sealed / "manifest.ised").exists() == bool(left)
 
 
 def test_revoked_keys_reveal_nothing_until_they_are_allowed_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from engine.vault.keyring_rows import ORIGINAL
+from engine.vault.sealed_folder import MANIFEST_NAME
 from modeling.encryption.sealed_image import Metadata, new_file_key
 from modeling.encryption.sealed_original import seal_original
 from tests.fixtures.protection import Scene, draw
@@ -69,6 +71,72 @@ def test_an_old_original_next_to_a_new_image_is_refused(
     assert capsys.readouterr().err.count("the original of another version of the image") == 2
     assert main(["verify", str(kept.sealed), *kept.keys, "--accept"]) == 5
     assert main(kept.verify()) == 5  # it was not accepted
+
+
+def _deleted(path: Path) -> None:
+    path.unlink()
+
+
+def _put_back(path: Path) -> None:
+    path.write_bytes(path.with_suffix(path.suffix + ".old").read_bytes())
+
+
+def _hidden(path: Path) -> None:
+    """Give a file the public header of another subject, so that it looks like that one's file."""
+    other = next(p for p in path.parent.glob(f"*{path.suffix}.other"))
+    content, start = bytearray(path.read_bytes()), 41 if path.suffix == ".png" else 0
+    content[start : start + 88] = other.read_bytes()[start : start + 88]
+    if path.suffix == ".png":
+        content[401:405] = zlib.crc32(content[37:401]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["image", "original"])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (_deleted, "is in the manifest and missing here"),
+        (_put_back, "is not the file that the manifest lists"),
+        (_hidden, "is not the file that the manifest lists"),
+    ],
+)
+def test_an_answer_that_lacks_a_file_is_not_complete(
+    kept: Scene,
+    index: int,
+    change: Callable[[Path], None],
+    error: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own, other = (kept.pair(f"{name}_c1.png") for name in ("0001/0001", "0002/0002"))
+    shutil.copy(other[index], f"{other[index]}.other")
+    shutil.copy(own[index], f"{own[index]}.old")
+    if change is _put_back:
+        assert main(kept.protect("--keep-original", "--overwrite")) == 0
+    if index == 0:  # the answer is the image
+        own[1].unlink()
+        assert main(kept.accept()) == 5
+    assert main(kept.reveal("--subject", "photos/0001")) == 0
+    shutil.rmtree(kept.out)
+    capsys.readouterr()
+    change(own[index])
+    assert main(kept.reveal("--subject", "photos/0001")) == 5
+    assert f"{own[index]}: Tampered: {error}" in capsys.readouterr().err
+    assert [error in entry.get("error", "") for entry in kept.contents()["files"]].count(True) == 1
+    assert main(kept.reveal("--overwrite", "--subject", "photos/0002")) == 2
+    shutil.rmtree(kept.out)
+    assert main(kept.reveal()) == 5
+
+
+def test_a_folder_without_a_manifest_is_revealed_with_a_note(
+    kept: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kept.sealed / MANIFEST_NAME).write_bytes(bytes(200))
+    assert main(kept.reveal()) == 5
+    assert f"{MANIFEST_NAME}: WrongKey" in capsys.readouterr().err
+    (kept.sealed / MANIFEST_NAME).unlink()
+    assert main(kept.reveal()) == 0
+    assert "missing and replaced files cannot be detected" in capsys.readouterr().err
+    assert kept.revealed_files() == kept.source_files()
 
 
 def test_hostile_paths_and_links_write_nothing_outside(

@@ -46,6 +46,23 @@ def test_an_old_file_that_was_put_back_is_not_added_to_the_manifest(
     assert main(scene.verify()) == 0
 
 
+def test_a_file_whose_source_cannot_be_read_stays_in_the_manifest(scene: Scene) -> None:
+    """`--overwrite` did not replace it, so it is no foreign file."""
+    assert main(scene.protect("--keep-original")) == 0
+    failing, changed = (scene.pair(f"0001/0001_c{number}.png") for number in (1, 2))
+    old = changed[0].read_bytes()
+    assert main(scene.protect("--keep-original", "--overwrite")) == 0
+    for number in (1, 2):
+        (scene.photos / f"0001/0001_c{number}.png").write_bytes(b"not an image")
+    changed[0].write_bytes(old)
+    assert main(scene.protect("--keep-original", "--overwrite")) == 1
+    assert main(scene.verify()) == 5  # the file that was put back is not listed again
+    changed[0].unlink()
+    assert main(scene.verify()) == 0
+    failing[0].unlink()
+    assert main(scene.verify()) == 5
+
+
 def test_a_file_sealed_for_another_subject_is_not_accepted(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +115,29 @@ def test_a_manifest_that_is_not_a_file_is_reported_without_waiting(
         capsys.readouterr()
         assert run() == 1
         assert "BadInput" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["open", "recover"])
+def test_opening_reports_missing_and_replaced_files(
+    scene: Scene, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(scene.protect()) == 0
+    old = scene.files[1].read_bytes()
+    assert main(scene.protect("--overwrite")) == 0
+    scene.files[1].write_bytes(old)
+    missing, replaced, other, *_ = scene.files
+    missing.unlink()
+    model = scene.model if command == "recover" else []
+    capsys.readouterr()
+    assert main([command, str(scene.sealed), str(scene.out), *scene.keys, *model]) == 5
+    err = capsys.readouterr().err
+    assert err.count("error:") == 2
+    assert f"{missing}: Tampered: is in the manifest and missing here" in err
+    assert f"{replaced}: Tampered: is not the file that the manifest lists" in err
+    assert len(list(scene.out.rglob("*.png"))) == COUNT - 2
+    one = [command, str(other), str(scene.root / "one"), *scene.keys, *model]
+    assert main(one) == 0
+    assert capsys.readouterr().err.count("manifest") == 0
 
 
 def test_a_manifest_that_cannot_be_written_is_an_error(

@@ -333,6 +333,14 @@ def test_a_secret_in_the_output_folder_is_a_usage_error(sealed: Scene) -> None:
     assert main(command) == 2
 
 
+def test_options_that_would_be_ignored_are_refused(sealed: Scene) -> None:
+    assert main(sealed.reveal("--device", "cpu")) == 2
+    command = ["open", str(sealed.sealed), str(sealed.out), *sealed.keys, "--exact"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--checkpoint", str(sealed.checkpoint)])
+    assert not sealed.out.exists()
+
+
 def test_two_data_sets_in_one_folder_share_the_manifest(sealed: Scene) -> None:
     assert main(sealed.protect("--dataset", "another")) == 0
     assert main(["verify", str(sealed.sealed), *sealed.keys]) == 0

@@ -28,7 +28,10 @@ from engine.vault import index, keyring_admin, opening
 from engine.vault import protect as protect_module
 from engine.vault import search as search_module
 from engine.vault.index import is_segment
+from engine.vault.sealed_folder import MANIFEST_NAME
 from engine.vault.search import IndexSummary
+from modeling.encryption import png_format
+from tests.fixtures.keyrings import seal_pixels
 from tests.fixtures.protection import PEOPLE, Scene, draw
 from tools import protect as protect_tool
 from tools.protect import main
@@ -235,10 +238,14 @@ def test_a_query_that_does_not_open_does_not_stop_the_others(
 ) -> None:
     broken = indexed.root / "broken.png"
     broken.write_bytes(b"not an image")
-    queries = [str(broken), *_search(indexed)[1:]]
+    small = indexed.root / "small.png"  # sealed, 8 x 4 pixels
+    with indexed.keyring() as keyring:
+        small.write_bytes(png_format.encode(seal_pixels(keyring, "photos/0001")))
+    queries = [str(broken), str(small), *_search(indexed)[1:]]
     assert main(["search", *queries, "-k", "1"]) == 1
     out, err = capsys.readouterr()
     assert "broken.png: BadInput: " in err
+    assert "small.png: BadInput: 8 x 4 pixels; this checkpoint works on 32 x 64" in err
     assert "0002_c2.png:\n" in out
     alone = ["search", str(broken), str(indexed.sealed), *indexed.keys, *indexed.model]
     assert main([*alone, "--json"]) == 1
@@ -353,8 +360,33 @@ def test_imported_keys_search_a_folder_of_another_keyring(
     command = ["search", query, str(indexed.sealed), *other.keys, *indexed.model, "-k", "9"]
     assert main(command) == 1
     err = capsys.readouterr().err
-    assert "has no index; opening all images" in err
+    assert "belongs to another keyring; opening all images" in err
     assert err.count("MissingKey") == COUNT
+
+
+@pytest.mark.parametrize("position", [40, -1], ids=["commitment", "end"])
+def test_a_changed_manifest_is_an_error(
+    indexed: Scene, position: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the manifest, files that were put back would be found without a check."""
+    manifest = indexed.sealed / MANIFEST_NAME
+    content = bytearray(manifest.read_bytes())
+    content[position] ^= 1
+    manifest.write_bytes(content)
+    assert main(_search(indexed)) == 5
+    out, err = capsys.readouterr()
+    assert out == "" and f"{manifest}: " in err and "has no index" not in err
+
+
+def test_a_file_without_a_vector_that_was_put_back_is_reported(
+    sealed: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = sealed.pair("0003/0003_c1.png")
+    old = path.read_bytes()
+    assert main(sealed.protect("--overwrite")) == 0
+    path.write_bytes(old)
+    assert main(_search(sealed, "-k", "1")) == 5
+    assert f"{path}: Tampered: is not the file that the manifest lists" in capsys.readouterr().err
 
 
 def other_keyring(scene: Scene) -> Any:

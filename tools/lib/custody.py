@@ -53,8 +53,9 @@ def add_custody_commands(command: Callable[..., Parser], group: Any) -> None:
         "--key-id", metavar="ID", help="only commands that used, or may have used, this key"
     )
     add_json(audit)
-    audit.add_argument("--verify", action="store_true", help="only check the log; list nothing")
-    audit.add_argument(
+    instead = audit.add_mutually_exclusive_group()
+    instead.add_argument("--verify", action="store_true", help="only check the log; list nothing")
+    instead.add_argument(
         "--accept", action="store_true",
         help="set aside a log that is lost or does not match, and begin a new one",
     )  # fmt: skip
@@ -102,15 +103,27 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     Exit code 5 if an entry was changed, removed, added or reordered.
     """
+    if arguments.verify or arguments.accept:
+        for name in ("since", "command", "key_id"):
+            if getattr(arguments, name) is not None:
+                option = name.replace("_", "-")
+                raise UsageError(
+                    f"--{option} selects commands to list, but --verify and --accept list none; "
+                    "leave one of them out"
+                )
     with answer(as_json=arguments.json) as show:
         with Keyring.open(arguments.keyring, master_from(arguments)) as keyring:
+            log = AuditLog(keyring)
+            every = list(commands(log))
             if arguments.accept:
+                if not log.problems:
+                    raise UsageError(
+                        "the audit log has no problems, so it is not set aside; leave out --accept"
+                    )
                 kept = restart(keyring)
                 text = f"a new audit log begins; the old one: {kept or 'missing'}"
                 show({"old_log": kept}, shown(text))
                 return 0
-            log = AuditLog(keyring)
-            every = list(commands(log))
         content: dict[str, object] = {"entries": log.count, "last_hash": log.last.hex()}
         selected, text = _selected(every, arguments), ""
         if not arguments.verify:

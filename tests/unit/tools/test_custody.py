@@ -389,6 +389,32 @@ def test_verify_names_changes_and_accept_begins_a_new_log(
     assert "note: begins with entry 5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--accept"],
+        ["--verify", "--accept"],
+        ["--verify", "--since", "2026-01-01"],
+        ["--verify", "--command", "list"],
+        ["--accept", "--key-id", "12"],
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    with_master: list[str], tmp_path: Path, options: list[str]
+) -> None:
+    log = tmp_path / "k.db.audit"
+    before = log.read_bytes()
+    assert _code([*with_master, "audit", *options]) == 2
+    assert log.read_bytes() == before
+
+
+def _code(command: list[str]) -> int | None:
+    try:
+        return tool.main(command)
+    except SystemExit as error:  # of argparse
+        return int(str(error.code))
+
+
 def test_the_log_does_not_steer_the_terminal(
     with_master: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -91,3 +92,35 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "run" / LOCK_NAME).mkdir(parents=True)
     with pytest.raises(WriteError, match=r"\.lock"), locked_folder(tmp_path / "run"):
         pytest.fail("entered")
+
+
+def _symbolic_link(lock: Path, secret: Path) -> None:
+    lock.symlink_to(secret)
+
+
+def _hard_link(lock: Path, secret: Path) -> None:
+    lock.hardlink_to(secret)
+
+
+def _pipe(lock: Path, _: Path) -> None:
+    os.mkfifo(lock)
+
+
+@pytest.mark.parametrize("put", [_symbolic_link, _hard_link, _pipe])
+def test_a_link_in_the_place_of_the_lock_file_destroys_nothing(
+    tmp_path: Path, put: Callable[[Path, Path], None]
+) -> None:
+    """Locking writes into the file: through a link it would overwrite a master key."""
+    secret, folder = tmp_path / "master.key", tmp_path / "run"
+    secret.write_bytes(bytes(range(32)))
+    folder.mkdir()
+    put(folder / LOCK_NAME, secret)
+    with (
+        pytest.raises(WriteError, match=r"run/\.lock is a link .*; remove it"),
+        locked_folder(folder),
+    ):
+        pytest.fail("entered")
+    assert secret.read_bytes() == bytes(range(32))
+    (folder / LOCK_NAME).unlink()
+    with locked_folder(folder):
+        pass

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +20,49 @@ from engine.vault.audit import recorded
 from engine.vault.audit_reader import AuditLog
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_store import KeyringStore
-from modeling.encryption.ised_errors import (
-    RevokedKey,
-    StorageError,
-)
+from modeling.encryption.ised_errors import KeyringExists, RevokedKey, StorageError
 from tests.fixtures.keyrings import LoggedKeyring
+from utils import files
+
+
+@pytest.mark.parametrize("end", ["error", "kill"])
+def test_a_backup_that_failed_after_its_log_was_copied_is_repeated(
+    filled: LoggedKeyring, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has its name before the keyring, and alone it would block the same command."""
+    target, copied = filled.path.with_name("copy.db"), filled.path.with_name("copy.db.audit")
+
+    def failing(temporary: Path, path: Path) -> None:
+        if path == target:
+            assert copied.exists()
+            if end == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(28, "No space left on device")
+        os.link(temporary, path)
+
+    def run() -> None:
+        with filled.open() as keyring:
+            keyring_admin.backup(keyring, target, filled.master)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_link", failing)
+        if end == "error":
+            with pytest.raises(StorageError, match="No space left"):
+                run()
+        else:
+            process = multiprocessing.get_context("fork").Process(target=run)
+            process.start()
+            process.join()
+    assert copied.exists() == (end == "kill")
+    filled.run("four")
+    run()
+    copy = Keyring.open(target, filled.master)
+    assert AuditLog(copy).problems == []
+    copied.write_bytes(b"another log\n")  # of a former keyring, which is never overwritten
+    target.unlink()
+    with pytest.raises(KeyringExists, match="or its audit log"):
+        run()
+    assert copied.read_bytes() == b"another log\n"
 
 
 @pytest.mark.parametrize("written", [0, 1, 100])

@@ -40,6 +40,7 @@ EDITS = {
     "drop a service key": "DELETE FROM service WHERE name = 'name'",
     "service key of another type": "UPDATE service SET wrapped = 5 WHERE name = 'name'",
     "service key as text": "UPDATE service SET wrapped = 'abc' WHERE name = 'name'",
+    "unknown master": "UPDATE keyring SET kdf = 'none'",
     "epoch": "UPDATE keyring SET epoch = 7",
     "epoch below zero": "UPDATE keyring SET epoch = -1",
     "keyring id": "UPDATE keyring SET keyring_id = zeroblob(16)",
@@ -63,6 +64,7 @@ def test_an_edited_file_is_refused(
     keyring_admin.revoke(keyring, SUBJECT)
     keyring.close()
     connection = sqlite3.connect(path)
+    connection.execute("PRAGMA ignore_check_constraints = ON")
     connection.execute(EDITS[edit])
     connection.commit()
     connection.close()

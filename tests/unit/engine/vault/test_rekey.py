@@ -10,11 +10,12 @@ import pytest
 
 from engine.vault import keyring_admin
 from engine.vault import master as new_master
+from engine.vault.audit_reader import AuditLog, commands
 from engine.vault.keyring import Keyring
 from engine.vault.keyring_store import KeyringStore
-from engine.vault.master import KeyFile, NewMasterFile, mark_of
+from engine.vault.master import KeyFile, NewMasterFile, Passphrase, WrapCommand, mark_of
 from modeling.encryption.ised_errors import KeyringLocked, StorageError
-from tests.fixtures.keyrings import Scene, after, fail, killed
+from tests.fixtures.keyrings import CHEAP, Scene, after, fail, killed
 from tools import keyring as tool
 
 
@@ -38,6 +39,26 @@ def test_a_failure_leaves_no_new_file(
     scene.check_under(scene.old, scene.new)
     assert tool.main(scene.command) == 0
     scene.check_rekeyed()
+
+
+@pytest.mark.parametrize("place", ["put_row", "_put_head"])
+def test_a_failure_is_in_the_audit_log(
+    scene: Scene, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = {"put_row": KeyringStore, "_put_head": Keyring}[place]
+
+    def full() -> None:
+        if not scene.new.path.exists():  # of the audit entry before the command
+            return
+        patch.undo()
+        raise StorageError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, after(getattr(owner, place), full))
+        assert tool.main(scene.command) == 3
+    with Keyring.open(scene.path, scene.old) as keyring:
+        (command,) = commands(AuditLog(keyring))
+    assert (command.command, command.result) == ("keyring rekey", "StorageError")
 
 
 def test_a_full_disk_leaves_no_new_file(
@@ -92,6 +113,28 @@ def test_a_locked_keyring_leaves_no_new_file(scene: Scene) -> None:
         keyring_admin.rekey(keyring, scene.new)
     assert scene.files() == before
     scene.check_under(scene.old, scene.new)
+
+
+@pytest.mark.parametrize(
+    "master", [Passphrase("correct horse", CHEAP), WrapCommand("unwrap", "wrap")]
+)
+def test_the_keyring_is_not_held_while_a_new_master_is_made(
+    scene: Scene, master: Passphrase | WrapCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An external command may take a minute; other processes wait 20 s."""
+    uses = []
+
+    def slow(_: object) -> tuple[str, bytes, bytes]:
+        with Keyring.open(scene.path, scene.old, busy_timeout_ms=0) as other:
+            other.ensure(["meanwhile"])
+        uses.append(1)
+        return "", b"wrapped", bytes(32)
+
+    monkeypatch.setattr(type(master), "new_key", slow)
+    with Keyring.open(scene.path, scene.old) as keyring:
+        keyring_admin.rekey(keyring, master)
+        assert keyring.active_row("meanwhile") is not None
+    assert uses == [1]
 
 
 def test_an_error_after_the_commit_keeps_the_new_master(

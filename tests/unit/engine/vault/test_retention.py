@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from engine.vault import audit, erasure, keyring_admin
+from engine.vault.audit import log_path
 from engine.vault.erasure import parse_certificate, read_certificate, verify_certificate
 from engine.vault.keyring_rows import ORIGINAL
 from modeling.encryption import png_format
@@ -77,6 +78,10 @@ def test_an_expired_subject_gets_a_new_key_and_an_erased_one_does_not(
         rows, _ = erasure.expired(keyring, 30, "used")
         assert erasure.expire(keyring, 30, "used", {row.key_id for row in rows}) == 3
         assert keyring.sealing_key("market/2").key_id != before
+        keyring_admin.rotate(keyring, "market/1")  # which allows this key only
+        set_day(80)
+        rows, _ = erasure.expired(keyring, 30, "used")
+        assert erasure.expire(keyring, 30, "used", {row.key_id for row in rows}) == 2
         with pytest.raises(DestroyedKey):
             keyring.sealing_key("market/1")
         (path, *_) = sorted(archive.folder("cuhk").iterdir())
@@ -192,6 +197,7 @@ def test_a_new_audit_log_does_not_hide_a_wrong_clock(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _enter(archive, monkeypatch, -20)
+    log_path(archive.path).unlink()
     assert tool.main([*archive.keys, "audit", "--accept"]) == 0
     set_day(40)
     expire = [*archive.keys, "expire", "--older-than", "30d"]
