@@ -135,7 +135,7 @@ def detail_directions(
     key: str,
     *,
     cross_camera: bool,
-    seed: int,
+    seed: int = 1,
     reranked: Scores | None = None,
 ) -> dict[str, ScoreDetails]:
     """Return the detailed scores of ``raw->raw`` ... ``protected->protected``.

@@ -440,9 +440,11 @@ def pack(checkpoint: Path, output: Path, *, overwrite: bool = False) -> list[Pat
     training in any mode, or official files.
 
     Raises:
-        UserError: There is no checkpoint, or the output folder contains a run.
+        UserError: There is no checkpoint, the output folder is its folder, or contains a run.
         WriteError: A file could not be written.
     """
+    if output.resolve() == checkpoint.resolve():
+        raise UserError(f"{output} is the checkpoint itself; give another output folder")
     texts = [checkpoint / name for name in _PACKED if (checkpoint / name).is_file()]
     try:
         weights = find_joint_weights(checkpoint)

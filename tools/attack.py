@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -61,13 +62,17 @@ Exit code: 0 for any verdicts, 1 if --expect finds a difference or a disk fails,
 """
 
 
+# A process whose attacks are finished waits for the others, whose trainings may take days.
+_LONGEST_WAIT = timedelta(days=365)
+
+
 def attack(args: argparse.Namespace) -> int:
     """Run attacks, print their results, and return the exit code."""
     foreign = foreign_attacks(args.foreign)
     attacks = chosen_attacks(args.only, foreign)
     levels = chosen_names(args.level, LEVELS, "level")
     expected = None if args.expect is None else read_expectation(args.expect)
-    with answer(as_json=args.json) as show, joined():
+    with answer(as_json=args.json) as show, joined(_LONGEST_WAIT):
         cfg, start = checkpoint_config(args.checkpoint, args.opts)
         with locked_by_main(args.output):
             results = _run(args, cfg, start, attacks, levels)

@@ -41,8 +41,8 @@ Exit code: 0 done, 1 a file cannot be made or differs from its network, 2 wrong 
 def run(args: argparse.Namespace) -> None:
     """Export, and print a line for each file."""
     refuse_sharing("tools/export.py")
-    verbs = list(dict.fromkeys(args.networks))
-    options = {"opset": args.opset, "overwrite": args.overwrite}
+    verbs = list(dict.fromkeys(args.networks or VERBS))
+    options = {"opset": args.opset or DEFAULT_OPSET, "overwrite": args.overwrite}
     with answer(as_json=args.json) as show:
         with locked_folder(args.output):
             if args.pack:
@@ -67,11 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="OUTPUT_DIR of a training in mode GCR")
     parser.add_argument("output", type=Path, help="folder for the files")
     parser.add_argument(
-        "--networks", nargs="+", choices=tuple(VERBS), default=tuple(VERBS), metavar="NETWORK",
+        "--networks", nargs="+", choices=tuple(VERBS), metavar="NETWORK",
         help=f"one or more of {', '.join(VERBS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--opset", type=whole_number(*OPSETS), default=DEFAULT_OPSET, metavar="N",
+        "--opset", type=whole_number(*OPSETS), metavar="N",
         help=f"version of the ONNX operators, {OPSETS[0]} to {OPSETS[1]}; lower for older runtimes "
         f"(default: {DEFAULT_OPSET})",
     )  # fmt: skip
@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_json(parser)
     args = parser.parse_args(argv)
+    if args.pack and (args.networks or args.opset):
+        parser.error("--pack copies all networks as they are; leave --networks and --opset out")
     return exit_code_of(lambda: run(args))
 
 

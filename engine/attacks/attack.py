@@ -19,6 +19,7 @@ from modeling.objectives import Objectives
 from modeling.reid_network import ReIDNetwork
 from modeling.weights import load_matching
 from utils.logger import get_logger
+from utils.seeding import derive_seed, seed_everything
 from utils.tensor_files import TensorFileError, read_tensors, save_tensors
 
 NOTHING_ENCRYPTED = "nothing is encrypted at this level, so there is no ciphertext to break"
@@ -215,6 +216,7 @@ class AttackContext:
         It is trained on first use, and saved in ``folder`` for a resume.
         """
         if self._public_reid is None:
+            seed_everything(derive_seed(self.seed, "start of re-ID"))
             network = self.factories.reid(self.public.num_persons)
             path = None if self.folder is None else self.folder / "public_reid.pth"
             if path is not None and path.is_file():

@@ -27,7 +27,7 @@ from utils.environment import environment_report
 from utils.errors import UserError, naming_keys
 from utils.logger import Progress
 
-FORMAT = 3  # increase it with every change of the numbers or of the record
+FORMAT = 4  # increase it with every change of the numbers or of the record
 BATCH = 32
 
 

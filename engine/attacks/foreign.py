@@ -7,7 +7,7 @@ is fitted on public images as stored. It takes a minute and is much stronger.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -112,7 +112,9 @@ class ForeignNetwork:
                 f"network {card.path} cannot be read ({error.strerror}); the file in a card is "
                 "relative to the card's folder"
             ) from None
-        self.sha256 = sha256(content).hexdigest()  # of the ONNX file
+        values = {name: value for name, value in asdict(card).items() if name != "path"}
+        # of the ONNX file and of the card's values, on which the results depend
+        self.sha256 = sha256(content + json.dumps(values).encode()).hexdigest()
         try:
             self._session = start_session(runtime, content)
         except Exception as error:  # the runtime's errors have no common base class
@@ -317,17 +319,19 @@ def foreign_attacks(cards: list[Path]) -> list[ForeignReID]:
     """Return two attacks for each card: the network unchanged, and adapted.
 
     Raises:
-        UserError: A card or network cannot be used, or two cards have the same name.
+        UserError: A card or network cannot be used, or two attacks have the same name.
     """
-    names = [card.stem for card in cards]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two cards are called {name!r}; expected different file names")
-    attacks = []
+    attacks: dict[str, ForeignReID] = {}
     for card in cards:
         network = ForeignNetwork(read_card(card))
-        attacks += [ForeignReID(network, card.stem, adapted=adapted) for adapted in (False, True)]
-    return attacks
+        for adapted in (False, True):
+            attack = ForeignReID(network, card.stem, adapted=adapted)
+            if attack.name in attacks:
+                raise UserError(
+                    f"two cards give an attack {attack.name!r}; expected different file names"
+                )
+            attacks[attack.name] = attack
+    return list(attacks.values())
 
 
 def _measures(

@@ -121,17 +121,21 @@ class Averaging(CipherAttack):
         """See ``Attack``."""
         stored, pids = context.stored(level), context.private.pids
         trial, guess = context.imitated("validation", level), context.mean_public("anonymized")
+        camids, counts = context.private.camids, image_counts(pids)
+        most, _ = groups_of(pids, counts[-1])
+        examples = most[example_images(pids[most])]  # of identities that have enough images
         points, columns, sigmas = [], {}, {}
-        for count in image_counts(pids):
+        for count in counts:
             sigma = _best_sigma(trial, count, context)
             target, groups = groups_of(pids, count)
             opened = context.unit(remove_shared(stored.observed, groups, sigma))
             truth = context.unit(stored.plain[target])
-            points.append(
-                CurvePoint(count, image_measures(opened, truth, guess, pids[target], context.seed))
+            measures = image_measures(
+                opened, truth, guess, pids[target], camids[target], context.seed
             )
+            points.append(CurvePoint(count, measures))
             sigmas[str(count)] = sigma
-            show = example_images(pids[target])
+            show = (target == examples[:, None]).nonzero()[:, 1]
             if count == 1:
                 columns = {
                     "before encryption": truth[show],
@@ -142,11 +146,11 @@ class Averaging(CipherAttack):
             "from many": opened[show],
             "guess without the image": guess.expand_as(truth[show]),
         }
-        measures, most = points[-1].measures, int(points[-1].x)
         return context.outcome(
             self, level,
-            image_sentence(measures, f"From {most} ciphertexts of one identity, without a key"),
-            columns=columns, measures=measures, num_images=len(target), budget=most,
+            image_sentence(measures, f"From {count} ciphertexts of one identity, without a key"),
+            columns=columns, measures=measures, num_images=len(target), budget=count,
+            num_persons=len(torch.unique(pids[target])),
             budget_unit="ciphertexts of each identity",
             curve_of="ciphertexts of one identity", curve=tuple(points),
             details={"sigma_px": sigmas},
@@ -225,10 +229,10 @@ class Denoisers(CipherAttack):
             for name in filter_bank()
         }
         best = max(bank, key=lambda name: bank[name])
-        stored, pids = context.stored(level), context.private.pids
+        stored, pids, camids = context.stored(level), context.private.pids, context.private.camids
         opened, truth = context.unit(denoise(stored.observed, best)), context.unit(stored.plain)
         guess = context.mean_public("anonymized")
-        measures = image_measures(opened, truth, guess, pids, context.seed)
+        measures = image_measures(opened, truth, guess, pids, camids, context.seed)
         revealed = "reveals" if reveals_own_identity(measures) else "does not reveal"
         show = example_images(pids)
         columns = {
@@ -327,14 +331,14 @@ class KnownPlaintext(CipherAttack):
             return float(quality(trial_truth, opened)[0].mean())
 
         method = max(applicable(COMBINATIONS, trial), key=trial_psnr)
-        stored, pids = context.stored(level), context.private.pids
+        stored, pids, camids = context.stored(level), context.private.pids, context.private.camids
         target, known = known_pairs(pids)
         opened = context.unit(_open(stored, target, known, method))
         truth = context.unit(stored.plain[target])
         # The attacker knows this image without any other ciphertext.
         guess = context.unit(stored.plain[known])
         measures = image_measures(
-            opened, truth, guess, pids[target], context.seed,
+            opened, truth, guess, pids[target], camids[target], context.seed,
             with_others=lambda index: context.unit(_open(stored, target[index], known, method)),
         )  # fmt: skip
         show = example_images(pids[target])
@@ -375,7 +379,9 @@ class Difference(CipherAttack):
         rng = numpy_generator(context.seed, "deals of differences")  # the name is part of the seed
         permuted = [
             float(correlation(observed, plain[torch.from_numpy(index)]).mean())
-            for index in permute_identities(pids[first], _PERMUTATIONS, rng)
+            for index in permute_identities(
+                pids[first], _PERMUTATIONS, rng, context.private.camids[first]
+            )
         ]
         measure = Measure("correlation", "r", value, permutation_interval(permuted), decides=True)
         sentence = (

@@ -23,6 +23,7 @@ from engine.attacks.measures import (
     Measure,
     interval_of,
     permutation_interval,
+    permute_identities,
     share_measure,
 )
 from engine.scoring.features import Features, UnitFeatures
@@ -31,7 +32,7 @@ from utils.logger import Progress
 from utils.seeding import numpy_generator
 
 _RETRIEVAL_PERMUTATIONS = 100
-_MIN_IDENTITIES_PER_CAMERA = 4  # at one camera, so that its queries are permuted among themselves
+_MIN_IDENTITIES_PER_CAMERA = 4  # so that the queries of a camera are permuted
 
 
 def link_measures(
@@ -46,10 +47,10 @@ def link_measures(
 ) -> tuple[Measure, ...]:
     """Score how well queries find images of their identity, with a permutation floor.
 
-    The floor is the score of queries exchanged with others of the same camera. This keeps camera
-    and hubness effects and removes identity. An exchanged query still ignores gallery images of its
-    own identity and camera: these near-duplicates would take the first ranks, and the floor would
-    be lower than chance.
+    The floor is the score of queries exchanged with others of the same camera (see
+    ``_exchange_within_cameras``). This keeps camera and hubness effects and removes identity. An
+    exchanged query still ignores gallery images of its own identity and camera: these
+    near-duplicates would take the first ranks, and the floor would be lower than chance.
 
     Returns a deciding measure, named with ``prefix``, for each of the scores ``names`` of
     ``PairRules.scores``. Without ``similarity`` (Q, G), it is the cosine of the embeddings.
@@ -65,7 +66,7 @@ def link_measures(
     own = scores(np.arange(len(query)))
     rng = numpy_generator(seed, "deals of queries")  # the name is part of the seed
     permuted = [
-        scores(_permute_within_cameras(query, rng))
+        scores(_exchange_within_cameras(query, rng))
         for _ in Progress.over(range(_RETRIEVAL_PERMUTATIONS), "Permute identities", unit="draw")
     ]
     return tuple(
@@ -176,20 +177,26 @@ def cosines(query: Features, gallery: Features) -> Tensor:
     return (sides[0] @ sides[1].T.to(sides[0].device)).cpu()
 
 
-def _permute_within_cameras(query: Features, rng: np.random.Generator) -> Indices:
-    """Return a random order that exchanges queries of the same camera.
+def _exchange_within_cameras(query: Features, rng: np.random.Generator) -> Indices:
+    """Return, for each query, a random query of the same camera.
 
-    If a camera has too few identities, queries of all cameras are exchanged. Otherwise most queries
-    would be exchanged with queries of their own identity, and the floor would equal the score.
+    The queries of a camera are permuted. If it has few identities, most would be exchanged with
+    queries of their own identity, and the floor would equal the score; so each gets a query of
+    another identity. An identity alone at its camera keeps its queries: those of other cameras
+    would look different to a network that knows cameras only. If each identity is alone, queries of
+    all cameras are permuted.
     """
-    cameras, identities = query.camids.cpu().numpy(), query.pids.cpu().numpy()
-    order = np.arange(len(cameras))
-    groups = [np.flatnonzero(cameras == camera) for camera in np.unique(cameras)]
-    if min(len(np.unique(identities[group])) for group in groups) < _MIN_IDENTITIES_PER_CAMERA:
-        groups = [order.copy()]
-    for group in groups:
-        order[group] = rng.permutation(group)
-    return order
+    cameras, identities = query.camids.cpu().numpy(), query.pids.cpu()
+    order, is_exchanged = np.arange(len(cameras)), False
+    for camera in np.unique(cameras):
+        group = np.flatnonzero(cameras == camera)
+        count = len(torch.unique(identities[group]))
+        if count >= _MIN_IDENTITIES_PER_CAMERA:
+            order[group] = rng.permutation(group)
+        elif count > 1:
+            order[group] = group[permute_identities(identities[group], 1, rng)[0]]
+        is_exchanged |= count > 1
+    return order if is_exchanged else rng.permutation(order)
 
 
 class NoisePrintLinkage(Attack):

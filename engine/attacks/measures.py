@@ -176,15 +176,22 @@ def permutation_interval(means: ArrayLike) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def permute_identities(pids: Tensor, count: int, rng: np.random.Generator) -> Indices:
+def permute_identities(
+    pids: Tensor, count: int, rng: np.random.Generator, camids: Tensor | None = None
+) -> Indices:
     """Return, for each permutation and image, the index of an image of another identity.
 
-    The indices are (count, N) for identities (N,).
+    With ``camids``, the other image is of the same camera, if one of another identity exists. The
+    indices are (count, N) for identities and cameras (N,).
     """
     identities = pids.cpu().numpy()
+    cameras = np.zeros_like(identities) if camids is None else camids.cpu().numpy()
     indices = np.empty((count, len(identities)), np.int64)
-    for pid in np.unique(identities):
-        own, others = np.flatnonzero(identities == pid), np.flatnonzero(identities != pid)
+    for pid, camera in np.unique(np.stack([identities, cameras], 1), axis=0):
+        own = np.flatnonzero((identities == pid) & (cameras == camera))
+        others = np.flatnonzero((identities != pid) & (cameras == camera))
+        if not len(others):
+            others = np.flatnonzero(identities != pid)
         indices[:, own] = rng.choice(others, (count, len(own)))
     return indices
 
@@ -217,6 +224,7 @@ def image_measures(
     truth: Tensor,
     guess: Tensor,
     pids: Tensor,
+    camids: Tensor,
     seed: int,
     *,
     with_others: Callable[[Tensor], Tensor] | None = None,
@@ -229,6 +237,8 @@ def image_measures(
         guess: The best guess without the stored image, such as the mean public image;
             (1, 3, H, W) or (N, 3, H, W).
         pids: Identities (N,).
+        camids: Cameras (N,); images are compared with those of other identities at the same camera,
+            because a camera alone is no identity.
         seed: Seed of bootstrap and permutations.
         with_others: Function that repeats the attack with the stored images at other indices (N,),
             and everything else that the attacker knows unchanged. None if the attacker's images
@@ -242,7 +252,7 @@ def image_measures(
     psnr, ssim = quality(truth, attacked)
     guessed = quality(truth, guess)
     rng = numpy_generator(seed, "deals of pictures")  # the name is part of the seed
-    permutations = permute_identities(pids, _IMAGE_PERMUTATIONS, rng)
+    permutations = permute_identities(pids, _IMAGE_PERMUTATIONS, rng, camids)
     repeat = with_others or (lambda indices: attacked[indices])
     others = np.array([quality(truth, repeat(torch.from_numpy(p))) for p in permutations])
     measures = []

@@ -63,10 +63,11 @@ class ModelAttack(Attack):
         ):
             trained[budget] = self._train(context, level, budget)
             recovered = context.bench.pictures(trained[budget].network, stored.observed)
-            compared = (recovered, truth, guess, context.private.pids, context.seed)
-            measures = image_measures(*compared)
+            compared, people = (recovered, truth, guess), context.private
+            measures = image_measures(*compared, people.pids, people.camids, context.seed)
             if not no_lpips:
-                measures += (lpips_measure(*compared, context.bench.device),)
+                lpips = lpips_measure(*compared, people.pids, context.seed, context.bench.device)
+                measures += (lpips,)
             points.append(CurvePoint(budget, (*measures, *_reid(context, recovered))))
             columns["all images" if part == 1 else f"1/{part} of them"] = recovered[show]
         columns["guess without the image"] = guess.expand_as(truth[show])

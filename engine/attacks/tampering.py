@@ -48,7 +48,8 @@ class WrongKey(CipherAttack):
         right = context.bench.pictures(context.recovery, stored.plain)
         truth, guess = context.unit(context.plain("private", "raw")), context.mean_public("raw")
         share = share_measure("opened", opened, pids, context.seed)
-        measures = (share, *image_measures(recovered, truth, guess, pids, context.seed))
+        camids = context.private.camids
+        measures = (share, *image_measures(recovered, truth, guess, pids, camids, context.seed))
         refused = 1 - share.value.value
         show = example_images(pids)
         columns = {
@@ -96,7 +97,7 @@ class Malleability(CipherAttack):
         }
         return context.outcome(
             self, level, sentence, measures=(measure,), num_images=len(pids), details=details,
-            **UNTRAINED,
+            num_persons=len(torch.unique(pids)), **UNTRAINED,
         )  # fmt: skip
 
 
@@ -125,8 +126,9 @@ class StorageRoundTrip(CipherAttack):
             "are unchanged."
         )
         return context.outcome(
-            self, level, sentence, measures=(measure,), num_images=len(pids), **UNTRAINED
-        )
+            self, level, sentence, measures=(measure,), num_images=len(pids),
+            num_persons=len(torch.unique(pids)), **UNTRAINED,
+        )  # fmt: skip
 
 
 def open_each(cipher: Cipher, sealed: Sealed) -> tuple[list[bool], Tensor]:

@@ -161,6 +161,7 @@ def train_reid(
     identities, labels = torch.unique(pids, return_inverse=True)
     batch = min(bench.batch_size, _INSTANCES * len(identities)) // _INSTANCES * _INSTANCES
     seed = derive_seed(bench.seed, title)
+    seed_everything(seed)  # layers that drop features have no generator of their own
     sampler = IdentitySampler(
         pids.tolist(), batch_size=batch, num_instances=_INSTANCES, seed=seed % 2**31
     )

@@ -137,8 +137,10 @@ _WAIT_FOR_AGENT_S = 5.0  # the agent looks at its processes ten times a second
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[World]:
     """Join the process group while the context is open; yields the processes of the run.
+
+    A process waits for the others for at most ``timeout``.
 
     An error that ends the run is recorded where torchrun's report reads it, as
     ``torch.distributed.elastic.multiprocessing.errors.record`` does.
@@ -156,7 +158,7 @@ def joined() -> Iterator[World]:
             store=_store(processes),
             rank=processes.rank,
             world_size=processes.size,
-            timeout=COLLECTIVE_TIMEOUT,
+            timeout=timeout,
         )
         with running_as(processes):
             yield processes

@@ -93,6 +93,7 @@ def test_a_packed_run_is_a_checkpoint_without_images(
     if mode == "GCR":
         assert Anonymizer.from_checkpoint(packed, device="cpu").size == (32, 32)
     assert export.main([str(run), str(packed), "--pack"]) == 2
+    assert "checkpoint_best.pth" in capsys.readouterr().err
     # Nothing of this run is left if another one, without best weights, replaces it.
     other = tiny.trained(tmp_path, *baseline, "SOLVER.MAX_EPOCHS", "1", output="other")
     for path in (*other.glob("*_best*"), other / "calibration.json"):
@@ -103,5 +104,8 @@ def test_a_packed_run_is_a_checkpoint_without_images(
         "config.yml",
         "results.json",
     ]
-    assert "checkpoint_best.pth" in capsys.readouterr().err
     assert export.main([str(run), str(packed), "--pack", "--overwrite"]) == 0
+    assert export.main([str(packed), str(packed), "--pack", "--overwrite"]) == 2
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export.main([str(run), str(packed), "--pack", "--networks", "anonymize", "--overwrite"])

@@ -123,9 +123,8 @@ def _write_details(
         key = evaluator.template.headline_key
         access = Access() if key == "none" else Access(key, cfg.ISED.SCHEME)
         details = detail_directions(
-            extraction, key, cross_camera=cross_camera, seed=cfg.SOLVER.SEED,
-            reranked=scored.reranked,
-        )  # fmt: skip
+            extraction, key, cross_camera=cross_camera, reranked=scored.reranked
+        )
         save_details(details, access, evaluator.query_samples, output_dir)
         get_logger().info("\n%s", details_table(details, access))
 

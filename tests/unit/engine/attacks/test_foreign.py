@@ -171,8 +171,13 @@ def test_attacks_can_be_chosen_by_the_name_of_the_card(folder: Path) -> None:
     attacks = foreign_attacks([write_card(folder, "mine.json")])
     assert [a.name for a in chosen_attacks(["foreign-mine"], attacks)] == ["foreign-mine"]
     assert chosen_attacks([], attacks)[-2:] == attacks
-    with pytest.raises(UserError, match="two cards are called 'mine'"):
+    with pytest.raises(UserError, match="two cards give an attack 'foreign-mine';"):
         foreign_attacks([folder / "mine.json", folder / "mine.json"])
+    write_card(folder, "mine-adapted.json")
+    with pytest.raises(UserError, match="two cards give an attack 'foreign-mine-adapted'"):
+        foreign_attacks([folder / "mine.json", folder / "mine-adapted.json"])
+    (other,) = foreign_attacks([write_card(folder, "other.json", mean=[9, 9, 9])])[:1]
+    assert other.sha256 != attacks[0].sha256  # a corrected card gives other results
     assert isinstance(attacks[0], ForeignReID)
 
 

@@ -115,3 +115,20 @@ def test_given_similarities_take_the_place_of_the_embeddings() -> None:
     by_embedding = link_measures(query, gallery, 1, cross_camera=True)
     given = {"similarity": cosines(query, gallery), "cross_camera": True}
     assert link_measures(query, blind, 1, **given) == by_embedding
+
+
+@pytest.mark.parametrize("people", [[5, 5, 5, 5], [5, 5, 5, 5, 3], [3] * 5, [5, 5, 5, 1]])
+def test_a_network_that_knows_sites_alone_finds_nobody(people: list[int]) -> None:
+    """Each identity is seen by the two cameras of its site; a site may have few identities."""
+    alarms = 0
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        site = torch.arange(len(people)).repeat_interleave(torch.tensor(people))
+        pids = torch.arange(len(site)).repeat_interleave(6)
+        image = torch.arange(len(pids))
+        camids, is_query = 2 * site[pids] + image % 2, image % 6 < 2
+        noise = torch.randn(len(pids), 16, generator=generator)
+        embeddings = torch.cat([4 * torch.eye(len(people))[site[pids]], noise], 1)
+        sides = [Features(embeddings[m], pids[m], camids[m]) for m in (is_query, ~is_query)]
+        alarms += verdict(link_measures(*sides, seed, cross_camera=True)) == FAILS
+    assert alarms == 0

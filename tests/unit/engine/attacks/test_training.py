@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from engine.attacks import build, training
+from engine.attacks.attack import AttackContext
 from engine.attacks.measures import FAILS, HOLDS
 from engine.attacks.network_attacks import PENALTIES, LinearMap, Restorer, budgets, fit_linear
 from engine.attacks.suite import ATTACKS
@@ -237,3 +239,20 @@ def test_an_attacker_trains_re_id_although_the_owner_did_not(
 ) -> None:
     objectives = build._factories(make_cfg("LOSS.REID", "0.0"), "none").objectives(3, 16)
     assert objectives.weights["reid_raw_cross_entropy"] == 1
+
+
+def test_the_start_of_an_attackers_network_depends_on_the_seed_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(AttackContext, "_fit", lambda self, network, level, title: network)
+
+    def start(seed: int) -> Tensor:
+        torch.rand(seed)  # an earlier attack has drawn numbers
+        context = make_scene(seed)
+        context._public_reid = None
+        context.factories = replace(context.factories, reid=lambda persons: nn.Linear(2, persons))
+        weight: Tensor = context.public_reid().weight
+        return weight
+
+    assert torch.equal(start(1), start(1))
+    assert not torch.equal(start(1), start(2))
