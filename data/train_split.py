@@ -27,7 +27,7 @@ from dataclasses import asdict, replace
 from data.datasets import cuhk03, msmt17
 from data.datasets.folder import resolve
 from data.datasets.layout import Counts, LoadedData, LoadRequest, parse_market_name
-from data.datasets.market1501 import SPLIT_RECORD, VALIDATION_FOLDERS, tree_hash
+from data.datasets.market1501 import SETTINGS, SPLIT_RECORD, VALIDATION_FOLDERS, tree_hash
 from data.problems import DatasetError, queries_without_match
 from data.records import Sample
 from data.registry import DATASETS, banner, is_own_data, load_data
@@ -101,6 +101,9 @@ def make_split(
             "images": way,
             "queries_without_match": len(without),
         }
+        if name in SETTINGS:
+            field, _ = SETTINGS[name]
+            facts[field] = getattr(request, field)
         write_record(staging, loaded, parts, folders, facts)
     return target
 
@@ -288,7 +291,8 @@ def _split(options: argparse.Namespace) -> None:
         made, setting = target.name, f"DATASETS.ROOT_DIR '{target.parent}' "
         if is_own_data(name):
             made, setting = f"folder:{target}", ""
-        lines = banner(load_data(LoadRequest(made, target.parent)))
+        request = LoadRequest(made, target.parent, options.msmt17_protocol, options.cuhk03_kind)
+        lines = banner(load_data(request))
         lines.append(f"wrote {target}; train with {setting}DATASETS.NAMES \"('{made}')\"")
         record = json.loads((target / SPLIT_RECORD).read_text("utf-8"))
         show({"folder": target, "name": made, "split": record}, "\n".join(lines))

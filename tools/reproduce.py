@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -202,16 +203,18 @@ def _prepare(experiments: Sequence[Experiment]) -> None:
         if dataset != "synthetic":  # it is created if it is missing
             load_data(request)
         split = request.root / f"{dataset}_val"
-        if dataset not in NAMES or split.exists():
+        if dataset not in NAMES:
             continue
         try:
-            make_split(
-                request.root, dataset, msmt17_protocol=request.msmt17_protocol,
-                cuhk03_kind=request.cuhk03_kind,
-            )  # fmt: skip
+            if not split.exists():
+                make_split(
+                    request.root, dataset, msmt17_protocol=request.msmt17_protocol,
+                    cuhk03_kind=request.cuhk03_kind,
+                )  # fmt: skip
         except UserError:
             if not split.exists():  # otherwise another command that shares the work created it
                 raise
+        load_data(replace(request, name=f"{dataset}_val"))
 
 
 def main(argv: list[str] | None = None) -> int:

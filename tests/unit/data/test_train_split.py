@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,33 @@ def test_a_changed_tree_is_reported(tmp_path: Path) -> None:
     (target / "split.json").write_text("{")
     with pytest.raises(UserError, match=r"split.json is damaged"):
         load_splits("market1501_val", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "other", "source"),
+    [
+        ("cuhk03", "detected", "labeled", trees.cuhk03_raw),
+        ("msmt17", "trainval", "train", trees.msmt17),
+    ],
+)
+def test_a_split_of_another_protocol_or_kind_is_an_error(
+    tmp_path: Path, name: str, made: str, other: str, source: Callable[[Path], Path]
+) -> None:
+    source(tmp_path)
+    field = {"cuhk03": "cuhk03_kind", "msmt17": "msmt17_protocol"}[name]
+    line = ["--dataset_root_dir", str(tmp_path), "--dataset_name", name]
+    assert main([*line, f"--{field}", made]) == 0
+    record = tmp_path / f"{name}_val" / "split.json"
+    content = json.loads(record.read_text())
+    assert content.pop(field) == made
+    for text in (record.read_text(), json.dumps(content)):  # as written, and by earlier versions
+        record.write_text(text)
+        load_splits(f"{name}_val", tmp_path, **{field: made})
+        with pytest.raises(UserError, match=f"was made with .* {made}, but .* is {other}") as error:
+            load_splits(f"{name}_val", tmp_path, **{field: other})
+        assert f"--{field} '{other}' --overwrite" in str(error.value)
+    record.unlink()
+    load_splits(f"{name}_val", tmp_path, **{field: other})
 
 
 def test_killed_at_any_moment_leaves_no_split(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from configs import loading
 from configs.published import STRENGTHS
+from data.train_split import make_split
 from engine.report import DIRECTIONS
 from engine.scoring.intervals import Access
 from tests.fixtures import trees
@@ -220,6 +221,21 @@ def test_a_missing_validation_split_is_created(
     assert reproduce.main(command(tmp_path, "--datasets", "market1501", "--methods", "base")) == 1
     assert (tmp_path / "market1501_val/bounding_box_val_query").is_dir()
     assert [cfg.DATASETS.NAMES for cfg in runs] == ["market1501_val", "market1501"]
+
+
+def test_an_existing_split_of_the_other_boxes_is_an_error(
+    runs: list[CfgNode],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(reproduce, "_prepare", PREPARE)
+    trees.cuhk03_raw(tmp_path)
+    make_split(tmp_path, "cuhk03", cuhk03_kind="labeled")
+    line = command(tmp_path, "--datasets", "cuhk03", "--methods", "base")
+    assert reproduce.main([*line, "CUHK03.KIND", "detected"]) == 2
+    assert "was made with CUHK03.KIND labeled, but CUHK03.KIND is" in capsys.readouterr().err
+    assert not runs
 
 
 @pytest.mark.parametrize(
