@@ -26,8 +26,21 @@ from dataclasses import asdict, replace
 
 from data.datasets import cuhk03, msmt17
 from data.datasets.folder import resolve
-from data.datasets.layout import Counts, LoadedData, LoadRequest, parse_market_name
-from data.datasets.market1501 import SETTINGS, SPLIT_RECORD, VALIDATION_FOLDERS, tree_hash
+from data.datasets.layout import (
+    MARKET_PATTERN,
+    Counts,
+    LoadedData,
+    LoadRequest,
+    parse_market_name,
+)
+from data.datasets.market1501 import (
+    SETTINGS,
+    SPLIT_RECORD,
+    VALIDATION_FOLDERS,
+    read_validation_tree,
+    tree_hash,
+)
+from data.images import IMAGE_SUFFIXES, is_image_name
 from data.problems import DatasetError, queries_without_match
 from data.records import Sample
 from data.registry import DATASETS, banner, is_own_data, load_data
@@ -105,7 +118,19 @@ def make_split(
             field, _ = SETTINGS[name]
             facts[field] = getattr(request, field)
         write_record(staging, loaded, parts, folders, facts)
+        _check_readable(staging, request)
     return target
+
+
+def _check_readable(staging: Path, request: LoadRequest) -> None:
+    """Raise an error if the loader does not find the images that were written."""
+    read = read_validation_tree(staging, request, request.name)
+    if any(problem.code == "split-changed" for problem in read.problems):
+        raise DatasetError(
+            "split-changed",
+            f"images of {request.name} are missing when its split is loaded; name them "
+            f"{MARKET_PATTERN}, with one of the suffixes {' '.join(IMAGE_SUFFIXES)}",
+        )
 
 
 def _target(request: LoadRequest, output_dir: Path | None) -> Path:
@@ -146,9 +171,10 @@ def market_names(
 ) -> dict[str, str]:
     """Return a Market-style name for every image, by its path.
 
-    A name that contains identity and camera is kept. Others (such as MSMT17's) become
-    ``PPPP_cC_IIII.jpg`` with a camera without leading zeros, camera 0 being ``first_camera``, and
-    IIII the index among the person's images.
+    A name that contains identity and camera, and ends like an image, is kept. Others (such as
+    MSMT17's) become ``PPPP_cC_IIII.jpg`` with a camera without leading zeros, camera 0 being
+    ``first_camera``, and IIII the index among the person's images. A suffix that is not one of an
+    image, which only a table can list, becomes ``.jpg``; images are decoded by their content.
 
     The pids of the samples are numbered together: they are a training set, or a test set. ``known``
     has the names that the loader gives, by path.
@@ -158,8 +184,10 @@ def market_names(
     for sample in sorted(samples, key=lambda s: s.path):
         name = known.get(sample.path) or Path(sample.path).name
         who = parse_market_name(name)
-        if who is None or (who.pid, who.camera - first_camera) != (sample.pid, sample.camid):
+        described = who and (who.pid, who.camera - first_camera) == (sample.pid, sample.camid)
+        if not described or not is_image_name(name):
             suffix = Path(sample.path).suffix.lower()
+            suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"
             camera, number = sample.camid + first_camera, numbers[sample.pid]
             name = f"{sample.pid:04d}_c{camera}_{number:04d}{suffix}"
             numbers[sample.pid] += 1

@@ -314,6 +314,31 @@ def test_own_data_are_split(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
     assert "has a validation split; train on it directly" in capsys.readouterr().err
 
 
+def test_images_of_a_table_with_any_suffix_are_in_the_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table can list files whose suffix is not one of an image; folders are read by suffix."""
+    rows = ["path,pid,camid,split"]
+    suffixes = itertools.cycle((".jfif", ".gif", "", ".png", ".PNG"))
+    for person, camera, number in itertools.product(range(8), (0, 3), (1, 2)):
+        subset = "train" if person < 6 else "gallery" if camera or number == 2 else "query"
+        path = trees.save(tmp_path / f"{person}_c{camera}_{number}.png", person, camera, number)
+        path = path.rename(path.with_suffix(next(suffixes)))
+        rows.append(f"{path.name},{person},{camera},{subset}")
+    (tmp_path / "own.csv").write_text("\n".join(rows))
+    target = make_split(tmp_path, f"csv:{tmp_path}/own.csv")
+    whole, split = (
+        load_splits(name, tmp_path) for name in (f"csv:{tmp_path}/own.csv", f"folder:{target}")
+    )
+    assert pixels_of(all_train(split)) == pixels_of(whole.train)
+    assert pixels_of((*split.query, *split.gallery)) == pixels_of((*whole.query, *whole.gallery))
+    # Names that the loader does not read are an error.
+    monkeypatch.setattr(train_split, "is_image_name", lambda name: name.endswith(".gif"))
+    with pytest.raises(UserError, match="are missing when its split is loaded"):
+        make_split(tmp_path, f"csv:{tmp_path}/own.csv", overwrite=True)
+    assert load_splits(f"folder:{target}", tmp_path) == split
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
