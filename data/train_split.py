@@ -44,7 +44,7 @@ from data.images import IMAGE_SUFFIXES, is_image_name
 from data.problems import DatasetError, queries_without_match
 from data.records import Sample
 from data.registry import DATASETS, banner, is_own_data, load_data
-from data.splits import STRATEGIES, Parts
+from data.splits import STRATEGIES, Parts, several_cameras
 from tools.lib.command_line import MAX_SEED, Parser, add_json, answer, exit_code_of, whole_number
 from utils.errors import UserError
 from utils.files import existing_path, staged_folder
@@ -65,7 +65,8 @@ examples:
 strategies:
   identity   20 % of the training identities, drawn with the seed, become validation; up to 20 % of
              their images become queries, at most one per identity and camera, each with a match
-             in another camera. No identity is in both training and validation.
+             in another camera, if there are several. No identity is in both training and
+             validation.
   published  the first 20 % of the sorted files become validation, a drawn 20 % of them queries;
              an identity may be in both, and queries may have no match. To reproduce old numbers.
 """
@@ -106,7 +107,11 @@ def make_split(
         way = fill(staging, folders)
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)  # images in neither training nor test
-        without = queries_without_match(parts["val_query"], parts["val_gallery"], cross_camera=True)
+        without = queries_without_match(
+            parts["val_query"],
+            parts["val_gallery"],
+            cross_camera=several_cameras(loaded.splits.train),
+        )
         facts = {
             "dataset": name,
             "strategy": strategy,

@@ -314,6 +314,18 @@ def test_own_data_are_split(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
     assert "has a validation split; train on it directly" in capsys.readouterr().err
 
 
+def test_own_images_of_a_single_camera_are_split(tmp_path: Path) -> None:
+    for subset, people in (("train", "1234"), ("query", "5"), ("gallery", "5")):
+        for person, number in itertools.product(people, (1, 2)):
+            trees.save(tmp_path / "own" / subset / person / f"{number}.png", subset, person, number)
+    assert main(["--dataset_name", f"folder:{tmp_path}/own"]) == 0
+    made = f"folder:{tmp_path}/own_val"
+    split = load_splits(made, tmp_path)
+    assert not queries_without_match(split.val_query, split.val_gallery, cross_camera=False)
+    record = json.loads((tmp_path / "own_val/split.json").read_text())
+    assert record["queries_without_match"] == 0
+
+
 def test_images_of_a_table_with_any_suffix_are_in_the_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
