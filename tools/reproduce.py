@@ -36,7 +36,7 @@ from tools.lib.command_line import (
 from tools.lib.run import METHODS, Experiment
 from tools.lib.tables import Row, Summary, markdown, summaries
 from utils.errors import UserError
-from utils.files import locked_folder, write_text
+from utils.files import write_text
 from utils.logger import get_logger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,9 +57,9 @@ _EXAMPLES = """examples:
   --plan lists the trainings and runs none.
 
 The same command again keeps finished trainings and resumes an interrupted one. For
-several GPUs start one command each, with different seeds (MODEL.DEVICE_ID 0 --seeds 1), and then
-the command with all seeds. The table is in OUTPUT/reproduction.md and .json and is updated after
-every training.
+several GPUs start one command each, with different seeds (MODEL.DEVICE_ID 0 --seeds 1) and the same
+--output, and then the command with all seeds. The table is in OUTPUT/reproduction.md and .json and
+is updated after every training, with the seeds of that command.
 
 Exit code: 0 done, 1 a mean is farther from the published number than the tolerance, or a disk or
 device failed, 2 wrong input, 130 interrupted.
@@ -237,8 +237,7 @@ def _reproduce(args: argparse.Namespace, show: Show) -> int:
         lines = (f"{each['state']:<9} {shown(each['folder'])}" for each in experiments)
         show(experiments, "\n".join(lines))
         return 0
-    with locked_folder(args.output):
-        table = work_through(rows, args.output)
+    table = work_through(rows, args.output)
     path = shown(str(args.output / "reproduction.md"))
     show([summary.to_json() for summary in table], f"\n{markdown(table)}\nin {path}")
     return 0 if all(summary.agrees for summary in table) else 1

@@ -37,7 +37,7 @@ from tools.lib.run_files import is_of_real_people
 from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
-from utils.files import remove_leftovers
+from utils.files import locked_folder, remove_leftovers
 from utils.logger import get_logger, setup_logger
 from utils.memory import keep_freed_memory
 
@@ -313,13 +313,15 @@ class Experiment:
         """Train and test; skip what is finished and resume what was interrupted.
 
         Raises:
-            UserError: As for ``check_folder``, or the training failed.
+            UserError: As for ``check_folder``, another process runs it, or the training failed.
         """
         self.check_folder()
         if not self.is_finished:
             # Results of an earlier test, which a run that is killed now would seem to have written.
-            for name in _TEST_FILES:
-                (self.test_folder / name).unlink(missing_ok=True)
+            # With the lock, they are not those that another process writes now.
+            with locked_folder(self.test_folder):
+                for name in _TEST_FILES:
+                    (self.test_folder / name).unlink(missing_ok=True)
             run(self.training)
             run(self.test)
         return self.results()
