@@ -33,14 +33,11 @@ from tools.lib.command_line import (
     shown,
     whole_number,
 )
-from tools.lib.run import METHODS, Experiment
+from tools.lib.run import METHODS, PUBLISHED_CONFIG, Experiment, cell_values
 from tools.lib.tables import Row, Summary, markdown, summaries
 from utils.errors import UserError
 from utils.files import write_text
 from utils.logger import get_logger
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "AGW_baseline.yml"
 
 _Value = TypeVar("_Value")
 _EXAMPLES = """examples:
@@ -131,17 +128,14 @@ def _row(
         config: Path, opts: Sequence[str], seed: int, strength: float, enough: float | str
     ) -> Experiment:
         name = f"{kind}-{radius:g}-{method}-seed{seed}"
-        values = (*opts, "INPUT.RADIUS", str(strength))
-        values += ("MODEL.VAL_R1", str(enough)) if method == "full" else ()
-        values += ("INPUT.TYPE", kind, "SOLVER.SEED", str(seed))
-        values += ("DATASETS.NAMES", f"{dataset}_val" if dataset in NAMES else dataset)
-        return Experiment(config, method, folder / name, values, dataset)
+        values = cell_values(dataset, kind, strength, method, enough, seed)
+        return Experiment(config, method, folder / name, (*opts, *values), dataset)
 
     experiments = {
         seed: experiment(args.config_file, args.opts, seed, radius, val_r1) for seed in args.seeds
     }
     seed, first = next(iter(experiments.items()))
-    published = experiment(CONFIG, (), seed, STRENGTHS.get(kind, radius), VAL_R1)
+    published = experiment(PUBLISHED_CONFIG, (), seed, STRENGTHS.get(kind, radius), VAL_R1)
     return Row(dataset, kind, radius, method, experiments, tuple(first.differences_from(published)))
 
 
@@ -246,7 +240,13 @@ def _reproduce(args: argparse.Namespace, show: Show) -> int:
 def _parser() -> Parser:
     parser = Parser(description=__doc__, epilog=_EXAMPLES)
     add = parser.add_argument
-    add("--config_file", type=Path, default=CONFIG, metavar="FILE", help="(AGW_baseline.yml)")
+    add(
+        "--config_file",
+        type=Path,
+        default=PUBLISHED_CONFIG,
+        metavar="FILE",
+        help="(AGW_baseline.yml)",
+    )
     add(
         "--datasets", type=_datasets, metavar="NAME[,NAME]",
         help="values of DATASETS.NAMES without _val; default: the one configured",
