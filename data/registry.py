@@ -18,7 +18,7 @@ from data.datasets.market1501 import (
 )
 from data.problems import DatasetError, Problem, copy_problems, identity_problems
 from data.records import DatasetSplits
-from utils.files import existing_path
+from utils.files import existing_path, expanded
 from utils.logger import get_logger
 
 _LOGGER = get_logger()
@@ -110,7 +110,7 @@ def load_splits(
     Raises:
         DatasetError: The name is unknown, or the data cannot be used.
     """
-    root = existing_path(Path(root).expanduser())
+    root = existing_path(expanded(root))
     request = LoadRequest(name, root, msmt17_protocol, cuhk03_kind, dict(synthetic_options or {}))
     loaded = load_data(request, compare_images=True)
     for line in banner(loaded):

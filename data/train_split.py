@@ -47,7 +47,7 @@ from data.registry import DATASETS, banner, is_own_data, load_data
 from data.splits import STRATEGIES, Parts, several_cameras
 from tools.lib.command_line import MAX_SEED, Parser, add_json, answer, exit_code_of, whole_number
 from utils.errors import UserError
-from utils.files import existing_path, staged_folder
+from utils.files import existing_path, expanded, staged_folder
 from utils.logger import Progress
 
 # Published data sets for which NAME_val can be loaded.
@@ -312,9 +312,9 @@ def _split(options: argparse.Namespace) -> None:
         raise UserError(f"--dataset_name {name} needs --dataset_root_dir D")
     with answer(as_json=options.json) as show:
         target = make_split(
-            existing_path(Path(options.dataset_root_dir or ".").expanduser()),
+            existing_path(expanded(options.dataset_root_dir or ".")),
             name,
-            output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
+            output_dir=expanded(options.output_dir) if options.output_dir else None,
             strategy=options.strategy,
             seed=options.seed,
             overwrite=options.overwrite,

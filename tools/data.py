@@ -28,7 +28,7 @@ from data.records import DatasetSplits, Sample
 from data.registry import is_own_data, load_data
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown, whole_number
 from utils.errors import UserError
-from utils.files import atomic_write, existing_path
+from utils.files import atomic_write, existing_path, expanded
 
 _PARTS = {
     "train": ("train",),
@@ -195,7 +195,7 @@ def _parser() -> Parser:
 
 
 def _folder(text: str) -> Path:
-    return existing_path(Path(text).expanduser())
+    return existing_path(expanded(text))
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
