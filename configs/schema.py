@@ -14,8 +14,9 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
+
+from utils.files import expanded
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 200  # characters of a value in a message
@@ -193,7 +194,7 @@ class PathText:
         if "\0" in value or not (value.strip() or self.optional):
             raise ValueError("not a path")
         # Only for "~": Path() would drop the leading "./" of published output folders.
-        return str(Path(value).expanduser()) if value.startswith("~") else value
+        return str(expanded(value)) if value.startswith("~") else value
 
     @property
     def expected(self) -> str:

@@ -66,7 +66,7 @@ def check_root(root: Path, options: CheckOptions) -> list[DataReport]:
     elsewhere: list[DatasetError] = []
     absent: list[str] = []
     names = [n for n in DATASETS if not n.endswith("_val") or (root / n).is_dir()]
-    for request in (r for n in names if n != "synthetic" for r in _requests(n, root, options)):
+    for request in (r for n in names if n != "synthetic" for r in requests(n, root, options)):
         try:
             reports.append(_loaded(request, options))
         except DatasetError as error:
@@ -89,7 +89,7 @@ def check_named(name: str, root: Path, options: CheckOptions) -> list[DataReport
         absent = Problem("not-found", text, "error")
         return _check_synthetic(root, options) or [_unusable(name, absent)]
     reports = []
-    for request in _requests(name, root, options):
+    for request in requests(name, root, options):
         try:
             reports.append(_loaded(request, options))
         except DatasetError as error:
@@ -105,9 +105,13 @@ def _loaded(request: LoadRequest, options: CheckOptions) -> DataReport:
     return _described(load_data(request, compare_images=True), options)
 
 
-def _requests(name: str, root: Path, options: CheckOptions) -> list[LoadRequest]:
-    """Return the requests for a name: a folder may contain both kinds of CUHK03."""
-    request = LoadRequest(name, root, options.msmt17_protocol, list_only=True)
+def requests(name: str, root: Path, options: CheckOptions) -> list[LoadRequest]:
+    """Return the requests for a name: a folder may contain both kinds of CUHK03.
+
+    A validation split is read with the protocol and the kind that it was made with.
+    """
+    protocol = "" if name.endswith("_val") else options.msmt17_protocol
+    request = LoadRequest(name, root, protocol, "", list_only=True)
     if name != "cuhk03":
         return [request]
     kinds = (options.cuhk03_kind,) if options.cuhk03_kind else cuhk03.kinds_present(root)

@@ -11,10 +11,14 @@ from pathlib import Path
 
 from data.datasets import csv_table, cuhk03, folder, market1501, msmt17
 from data.datasets.layout import SUBSETS, Counts, LoadedData, Loader, LoadRequest
-from data.datasets.market1501 import load_validation_tree, read_validation_tree
+from data.datasets.market1501 import (
+    load_validation_tree,
+    read_validation_tree,
+    train_split_command,
+)
 from data.problems import DatasetError, Problem, copy_problems, identity_problems
 from data.records import DatasetSplits
-from utils.files import existing_path
+from utils.files import existing_path, expanded
 from utils.logger import get_logger
 
 _LOGGER = get_logger()
@@ -106,7 +110,7 @@ def load_splits(
     Raises:
         DatasetError: The name is unknown, or the data cannot be used.
     """
-    root = existing_path(Path(root).expanduser())
+    root = existing_path(expanded(root))
     request = LoadRequest(name, root, msmt17_protocol, cuhk03_kind, dict(synthetic_options or {}))
     loaded = load_data(request, compare_images=True)
     for line in banner(loaded):
@@ -129,13 +133,11 @@ def banner(loaded: LoadedData) -> list[str]:
     return lines
 
 
-def split_command(name: str, root: str | Path) -> str:
+def split_command(request: LoadRequest) -> str:
     """Return how to get a validation split for a data set without one: its name and the command."""
+    name = request.name
     split = f"{name}_val"
     if is_own_data(name):
         kind, _, path = name.partition(":")
         split = f"folder:{Path(path) if kind == 'folder' else Path(path).with_suffix('')}_val"
-    return (
-        f"train on '{split}', which `python3 data/train_split.py --dataset_root_dir '{root}' "
-        f"--dataset_name '{name}'` writes"
-    )
+    return f"train on '{split}', which `{train_split_command(request)}` writes"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,30 +36,34 @@ def split_by_identity(
 ) -> Parts:
     """Move a fraction of the identities to validation; no identity is in both subsets.
 
-    Only identities with images from two cameras are drawn, so that queries can have matches. At
-    most ``fraction`` of the validation images become queries: at most one per identity and camera,
-    one for every identity before a second for any, and each with a match in another camera.
+    Only identities with images from two cameras are drawn, so that queries can have matches; two
+    images are enough if all samples are from one camera. At most ``fraction`` of the validation
+    images become queries: at most one per identity and camera, one for every identity before a
+    second for any, and each with a match (in another camera, if there are several).
 
     The same seed and samples, in any order, give the same split: they are sorted by ``name_of``
     before drawing.
 
     Raises:
-        DatasetError: There are fewer than two identities, or none has images from two cameras.
+        DatasetError: There are fewer than two identities, or none has two such images.
     """
     by_pid = _by_pid(samples, name_of)
-    eligible = [pid for pid, images in by_pid.items() if _can_be_queried(images)]
+    several = several_cameras(samples)
+    eligible = _queryable(by_pid, cross_camera=several)
     wanted = max(1, round(fraction * len(by_pid)))
     if len(by_pid) < 2 or not eligible:
+        images = "images from two cameras" if several else "two images"
         raise DatasetError(
             "too-few-identities",
-            f"{len(by_pid)} identities, {len(eligible)} of them with images from two cameras, are "
-            "too few for a validation split; it needs two, and one of them with two cameras",
+            f"{len(by_pid)} identities, {len(eligible)} of them with {images}, are too few for a "
+            f"validation split; it needs two, and one of them with {images}",
         )
     generator = random.Random(seed)  # noqa: S311 - a split is not a secret
     chosen = set(generator.sample(eligible, min(wanted, len(eligible), len(by_pid) - 1)))
     held_out = [s for pid in sorted(chosen) for s in by_pid[pid]]
     budget = max(1, int(fraction * len(held_out)))
-    queries = set(_draw_queries([by_pid[pid] for pid in sorted(chosen)], budget, generator))
+    persons = [by_pid[pid] for pid in sorted(chosen)]
+    queries = set(_draw_queries(persons, budget, generator, cross_camera=several))
     train = tuple(s for s in _ordered(samples, name_of) if s.pid not in chosen)
     return {"train": train} | _divided(_ordered(held_out, name_of), queries)
 
@@ -113,17 +117,13 @@ def divide_persons(samples: Sequence[Sample], seed: int = 1) -> Parts:
         DatasetError: Fewer than 3 persons have two images.
     """
     by_pid = _by_pid(samples)
-    several_cameras = len({s.camid for s in samples}) > 1
-    usable = [
-        pid
-        for pid, images in by_pid.items()
-        if (_can_be_queried(images) if several_cameras else len(images) > 1)
-    ]
+    several = several_cameras(samples)
+    usable = _queryable(by_pid, cross_camera=several)
     if len(usable) < 3:
         raise DatasetError(
             "too-few-identities",
             f"{len(usable)} of {len(by_pid)} persons have two images"
-            f"{' from different cameras' if several_cameras else ''}; three are needed to divide "
+            f"{' from different cameras' if several else ''}; three are needed to divide "
             "them into training, validation and test",
         )
     generator = random.Random(seed)  # noqa: S311 - as above
@@ -135,7 +135,7 @@ def divide_persons(samples: Sequence[Sample], seed: int = 1) -> Parts:
     parts = {"train": _relabelled(train, "train")}
     for chosen, prefix, split in ((validation, "val_", "train"), (test, "", "test")):
         images = [by_pid[pid] for pid in sorted(chosen)]
-        queries = set(_draw_queries(images, len(samples), generator, cross_camera=several_cameras))
+        queries = set(_draw_queries(images, len(samples), generator, cross_camera=several))
         held_out = _ordered([s for group in images for s in group])
         for subset, part in _divided(held_out, queries, prefix).items():
             parts[subset] = _relabelled(part, split)
@@ -160,8 +160,18 @@ def _by_pid(samples: Sequence[Sample], name_of: NameOf = base_name) -> dict[int,
     return dict(sorted(groups.items()))
 
 
-def _can_be_queried(images: Sequence[Sample]) -> bool:
-    return len({s.camid for s in images}) > 1
+def several_cameras(samples: Iterable[Sample]) -> bool:
+    """Return whether the samples are from more than one camera."""
+    return len({s.camid for s in samples}) > 1
+
+
+def _queryable(by_pid: Mapping[int, Sequence[Sample]], *, cross_camera: bool) -> list[int]:
+    """Return the identities of which one image can be a query of another one."""
+    return [
+        pid
+        for pid, images in by_pid.items()
+        if (several_cameras(images) if cross_camera else len(images) > 1)
+    ]
 
 
 def _draw_queries(
@@ -169,7 +179,7 @@ def _draw_queries(
     budget: int,
     generator: random.Random,
     *,
-    cross_camera: bool = True,
+    cross_camera: bool,
 ) -> list[Sample]:
     """Draw up to ``budget`` queries in rounds; each person gets at most one query per round."""
     turns = [_candidates(images, generator) for images in persons]

@@ -26,15 +26,28 @@ from dataclasses import asdict, replace
 
 from data.datasets import cuhk03, msmt17
 from data.datasets.folder import resolve
-from data.datasets.layout import Counts, LoadedData, LoadRequest, parse_market_name
-from data.datasets.market1501 import SPLIT_RECORD, VALIDATION_FOLDERS, tree_hash
+from data.datasets.layout import (
+    MARKET_PATTERN,
+    Counts,
+    LoadedData,
+    LoadRequest,
+    parse_market_name,
+)
+from data.datasets.market1501 import (
+    SETTINGS,
+    SPLIT_RECORD,
+    VALIDATION_FOLDERS,
+    read_validation_tree,
+    tree_hash,
+)
+from data.images import IMAGE_SUFFIXES, is_image_name
 from data.problems import DatasetError, queries_without_match
 from data.records import Sample
 from data.registry import DATASETS, banner, is_own_data, load_data
-from data.splits import STRATEGIES, Parts
+from data.splits import STRATEGIES, Parts, several_cameras
 from tools.lib.command_line import MAX_SEED, Parser, add_json, answer, exit_code_of, whole_number
 from utils.errors import UserError
-from utils.files import existing_path, staged_folder
+from utils.files import existing_path, expanded, staged_folder
 from utils.logger import Progress
 
 # Published data sets for which NAME_val can be loaded.
@@ -52,7 +65,8 @@ examples:
 strategies:
   identity   20 % of the training identities, drawn with the seed, become validation; up to 20 % of
              their images become queries, at most one per identity and camera, each with a match
-             in another camera. No identity is in both training and validation.
+             in another camera, if there are several. No identity is in both training and
+             validation.
   published  the first 20 % of the sorted files become validation, a drawn 20 % of them queries;
              an identity may be in both, and queries may have no match. To reproduce old numbers.
 """
@@ -93,7 +107,11 @@ def make_split(
         way = fill(staging, folders)
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)  # images in neither training nor test
-        without = queries_without_match(parts["val_query"], parts["val_gallery"], cross_camera=True)
+        without = queries_without_match(
+            parts["val_query"],
+            parts["val_gallery"],
+            cross_camera=several_cameras(loaded.splits.train),
+        )
         facts = {
             "dataset": name,
             "strategy": strategy,
@@ -101,8 +119,23 @@ def make_split(
             "images": way,
             "queries_without_match": len(without),
         }
+        if name in SETTINGS:
+            field, _ = SETTINGS[name]
+            facts[field] = getattr(request, field)
         write_record(staging, loaded, parts, folders, facts)
+        _check_readable(staging, request)
     return target
+
+
+def _check_readable(staging: Path, request: LoadRequest) -> None:
+    """Raise an error if the loader does not find the images that were written."""
+    read = read_validation_tree(staging, request, request.name)
+    if any(problem.code == "split-changed" for problem in read.problems):
+        raise DatasetError(
+            "split-changed",
+            f"images of {request.name} are missing when its split is loaded; name them "
+            f"{MARKET_PATTERN}, with one of the suffixes {' '.join(IMAGE_SUFFIXES)}",
+        )
 
 
 def _target(request: LoadRequest, output_dir: Path | None) -> Path:
@@ -143,9 +176,10 @@ def market_names(
 ) -> dict[str, str]:
     """Return a Market-style name for every image, by its path.
 
-    A name that contains identity and camera is kept. Others (such as MSMT17's) become
-    ``PPPP_cC_IIII.jpg`` with a camera without leading zeros, camera 0 being ``first_camera``, and
-    IIII the index among the person's images.
+    A name that contains identity and camera, and ends like an image, is kept. Others (such as
+    MSMT17's) become ``PPPP_cC_IIII.jpg`` with a camera without leading zeros, camera 0 being
+    ``first_camera``, and IIII the index among the person's images. A suffix that is not one of an
+    image, which only a table can list, becomes ``.jpg``; images are decoded by their content.
 
     The pids of the samples are numbered together: they are a training set, or a test set. ``known``
     has the names that the loader gives, by path.
@@ -155,8 +189,10 @@ def market_names(
     for sample in sorted(samples, key=lambda s: s.path):
         name = known.get(sample.path) or Path(sample.path).name
         who = parse_market_name(name)
-        if who is None or (who.pid, who.camera - first_camera) != (sample.pid, sample.camid):
+        described = who and (who.pid, who.camera - first_camera) == (sample.pid, sample.camid)
+        if not described or not is_image_name(name):
             suffix = Path(sample.path).suffix.lower()
+            suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"
             camera, number = sample.camid + first_camera, numbers[sample.pid]
             name = f"{sample.pid:04d}_c{camera}_{number:04d}{suffix}"
             numbers[sample.pid] += 1
@@ -276,9 +312,9 @@ def _split(options: argparse.Namespace) -> None:
         raise UserError(f"--dataset_name {name} needs --dataset_root_dir D")
     with answer(as_json=options.json) as show:
         target = make_split(
-            existing_path(Path(options.dataset_root_dir or ".").expanduser()),
+            existing_path(expanded(options.dataset_root_dir or ".")),
             name,
-            output_dir=Path(options.output_dir).expanduser() if options.output_dir else None,
+            output_dir=expanded(options.output_dir) if options.output_dir else None,
             strategy=options.strategy,
             seed=options.seed,
             overwrite=options.overwrite,
@@ -288,7 +324,8 @@ def _split(options: argparse.Namespace) -> None:
         made, setting = target.name, f"DATASETS.ROOT_DIR '{target.parent}' "
         if is_own_data(name):
             made, setting = f"folder:{target}", ""
-        lines = banner(load_data(LoadRequest(made, target.parent)))
+        request = LoadRequest(made, target.parent, options.msmt17_protocol, options.cuhk03_kind)
+        lines = banner(load_data(request))
         lines.append(f"wrote {target}; train with {setting}DATASETS.NAMES \"('{made}')\"")
         record = json.loads((target / SPLIT_RECORD).read_text("utf-8"))
         show({"folder": target, "name": made, "split": record}, "\n".join(lines))

@@ -11,6 +11,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from data.build import build_splits, build_train_loader, check_before_training
+from data.datasets.layout import LoadRequest
 from data.records import DatasetSplits
 from data.registry import split_command
 from engine.checkpoint import (
@@ -62,9 +63,12 @@ def build_trainer(cfg: CfgNode) -> Trainer:
     )
     upgrades = policy.enabled and cfg.MODEL.MODE == "GCR"
     if upgrades and splits.train and not splits.has_validation:
+        request = LoadRequest(
+            splits.name, Path(cfg.DATASETS.ROOT_DIR), cfg.MSMT17.PROTOCOL, cfg.CUHK03.KIND
+        )
         raise UserError(
             f"MODEL.VAL_R1 is {cfg.MODEL.VAL_R1} but data set '{splits.name}' has no validation "
-            f"split; {split_command(splits.name, cfg.DATASETS.ROOT_DIR)}, or leave MODEL.VAL_R1 out"
+            f"split; {split_command(request)}, or leave MODEL.VAL_R1 out"
         )
     here = world()
     check_before_training(cfg, splits, here)

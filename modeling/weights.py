@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files import expanded
 from utils.logger import get_logger
 from utils.memory import MAX_IDENTITIES
 from utils.tensor_files import read_tensors
@@ -180,7 +181,7 @@ def find_weights(weights: ImageNetWeights, path: str, *, fetch: Fetch) -> tuple[
         UserError: There is no file (names every path that was tried), ``path`` does not exist, or
             is not one of the known files.
     """
-    given = Path(path).expanduser()
+    given = expanded(path)
     if path and not given.exists():
         raise UserError(
             f"the path {path!r} does not exist; expected a file or folder with ImageNet weights: "
@@ -205,8 +206,8 @@ def find_weights(weights: ImageNetWeights, path: str, *, fetch: Fetch) -> tuple[
 def _folders(path: str) -> list[Path]:
     """Return the folders to search, each once."""
     torch_home = os.environ.get("TORCH_HOME", "")
-    folders = [Path(path).expanduser()] if path else []
-    folders += [Path(torch_home).expanduser() / "hub" / "checkpoints"] if torch_home else []
+    folders = [expanded(path)] if path else []
+    folders += [expanded(torch_home) / "hub" / "checkpoints"] if torch_home else []
     folders += [Path.home() / ".cache" / "torch" / "hub" / "checkpoints", Path("pretrained")]
     return list(dict.fromkeys(folders))
 

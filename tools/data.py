@@ -11,9 +11,16 @@ if __package__ in (None, ""):  # run as a file: import from the root, not from t
     import utils.program  # noqa: F401 - acts before other imports
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from data.checks import CheckOptions, DataReport, check_named, check_root, contact_sheet
+from data.checks import (
+    CheckOptions,
+    DataReport,
+    check_named,
+    check_root,
+    contact_sheet,
+    requests,
+)
 from data.datasets import cuhk03
 from data.datasets.layout import Counts, LoadRequest
 from data.datasets.synthetic import SyntheticOptions, draw_folders
@@ -21,7 +28,7 @@ from data.records import DatasetSplits, Sample
 from data.registry import is_own_data, load_data
 from tools.lib.command_line import Parser, add_json, answer, exit_code_of, shown, whole_number
 from utils.errors import UserError
-from utils.files import atomic_write, existing_path
+from utils.files import atomic_write, existing_path, expanded
 
 _PARTS = {
     "train": ("train",),
@@ -61,8 +68,9 @@ def _sheet(options: argparse.Namespace) -> int:
         raise UserError(f"--output {options.output} is not the name of a PNG file; give NAME.png")
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; give another --output, or --overwrite")
-    kind = options.cuhk03_kind or cuhk03.kinds_present(options.root)[0]
-    loaded = load_data(LoadRequest(options.name, options.root, options.msmt17_protocol, kind))
+    wanted = CheckOptions(options.msmt17_protocol, options.cuhk03_kind or "")
+    request = requests(options.name, options.root, wanted)[0]
+    loaded = load_data(replace(request, list_only=False))
     for problem in loaded.problems:
         print(shown(f"{problem.level}: {problem.text}"), file=sys.stderr)
     sheet = contact_sheet(
@@ -187,7 +195,7 @@ def _parser() -> Parser:
 
 
 def _folder(text: str) -> Path:
-    return existing_path(Path(text).expanduser())
+    return existing_path(expanded(text))
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:

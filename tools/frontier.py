@@ -141,7 +141,11 @@ class Protection:
     @property
     def folder(self) -> str:
         """Name of the point's folder in the output folder."""
-        return self.name.replace(" ", "_")
+        return _folder(self.name)
+
+
+def _folder(name: str) -> str:
+    return name.replace(" ", "_")
 
 
 def protections(
@@ -152,28 +156,39 @@ def protections(
     Raises:
         UserError: A checkpoint or a strength is given twice, or cannot be used.
     """
-    points = [
-        Protection(_name(path, checkpoints), "anonymized", path, tuple(opts))
-        for path in checkpoints
-    ]
+    desensitized = []
     for strength in strengths:
         cfg, _ = checkpoint_config(checkpoints[0], opts)
         overrides = (*opts, "INPUT.RADIUS", f"{strength:g}")
         name = f"{cfg.INPUT.TYPE} {strength:g}"
-        points.append(Protection(name, "desensitized", checkpoints[0], overrides))
-    names = [point.name for point in points]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{name!r} is given twice; expected each checkpoint and strength once")
+        desensitized.append(Protection(name, "desensitized", checkpoints[0], overrides))
+    taken = [point.folder for point in desensitized]
+    points = [
+        Protection(_name(path, checkpoints, taken), "anonymized", path, tuple(opts))
+        for path in checkpoints
+    ]
+    points += desensitized
+    folders = [point.folder for point in points]
+    for point in points:
+        if folders.count(point.folder) > 1:
+            raise UserError(
+                f"{point.name!r} is given twice; expected each checkpoint and strength once"
+            )
     for point in points:  # fail now, not hours later
         checkpoint_config(point.checkpoint, point.overrides)
     return points
 
 
-def _name(path: Path, all_paths: Sequence[Path]) -> str:
-    """Return the folder's name, with its parent's name if two folders have the same."""
-    full, names = path.resolve(), [other.resolve().name for other in all_paths]
-    return full.name if names.count(full.name) == 1 else f"{full.parent.name}-{full.name}"
+def _name(path: Path, all_paths: Sequence[Path], taken: Sequence[str]) -> str:
+    """Return the last parts of a path, as few as give each point a folder of its own."""
+    every = [other.resolve().parts for other in all_paths]
+    parts = path.resolve().parts
+    for depth in range(1, len(parts)):
+        name = "-".join(parts[-depth:])
+        folders = [*taken, *(_folder("-".join(each[-depth:])) for each in every)]
+        if folders.count(_folder(name)) == 1:
+            return name
+    return path.resolve().name  # the same checkpoint twice
 
 
 def measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import traceback
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: import from the root, not from this folder
@@ -110,7 +111,11 @@ def main(argv: list[str] | None = None) -> int:
         refuse_sharing("tools/match.py")
         answers.append(compare(args))
 
-    failed = exit_code_of(work)
+    try:
+        failed = exit_code_of(work)
+    except Exception:  # Python would exit with 1, which means another person
+        traceback.print_exc()
+        failed = 2
     if failed:
         return INTERRUPTED if failed == INTERRUPTED else 2
     return 0 if answers[0] else 1

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,14 +33,11 @@ from tools.lib.command_line import (
     shown,
     whole_number,
 )
-from tools.lib.run import METHODS, Experiment
+from tools.lib.run import METHODS, PUBLISHED_CONFIG, Experiment, cell_values
 from tools.lib.tables import Row, Summary, markdown, summaries
 from utils.errors import UserError
-from utils.files import locked_folder, write_text
+from utils.files import write_text
 from utils.logger import get_logger
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "AGW_baseline.yml"
 
 _Value = TypeVar("_Value")
 _EXAMPLES = """examples:
@@ -56,9 +54,9 @@ _EXAMPLES = """examples:
   --plan lists the trainings and runs none.
 
 The same command again keeps finished trainings and resumes an interrupted one. For
-several GPUs start one command each, with different seeds (MODEL.DEVICE_ID 0 --seeds 1), and then
-the command with all seeds. The table is in OUTPUT/reproduction.md and .json and is updated after
-every training.
+several GPUs start one command each, with different seeds (MODEL.DEVICE_ID 0 --seeds 1) and the same
+--output, and then the command with all seeds. The table is in OUTPUT/reproduction.md and .json and
+is updated after every training, with the seeds of that command.
 
 Exit code: 0 done, 1 a mean is farther from the published number than the tolerance, or a disk or
 device failed, 2 wrong input, 130 interrupted.
@@ -130,17 +128,14 @@ def _row(
         config: Path, opts: Sequence[str], seed: int, strength: float, enough: float | str
     ) -> Experiment:
         name = f"{kind}-{radius:g}-{method}-seed{seed}"
-        values = (*opts, "INPUT.RADIUS", str(strength))
-        values += ("MODEL.VAL_R1", str(enough)) if method == "full" else ()
-        values += ("INPUT.TYPE", kind, "SOLVER.SEED", str(seed))
-        values += ("DATASETS.NAMES", f"{dataset}_val" if dataset in NAMES else dataset)
-        return Experiment(config, method, folder / name, values, dataset)
+        values = cell_values(dataset, kind, strength, method, enough, seed)
+        return Experiment(config, method, folder / name, (*opts, *values), dataset)
 
     experiments = {
         seed: experiment(args.config_file, args.opts, seed, radius, val_r1) for seed in args.seeds
     }
     seed, first = next(iter(experiments.items()))
-    published = experiment(CONFIG, (), seed, STRENGTHS.get(kind, radius), VAL_R1)
+    published = experiment(PUBLISHED_CONFIG, (), seed, STRENGTHS.get(kind, radius), VAL_R1)
     return Row(dataset, kind, radius, method, experiments, tuple(first.differences_from(published)))
 
 
@@ -202,16 +197,18 @@ def _prepare(experiments: Sequence[Experiment]) -> None:
         if dataset != "synthetic":  # it is created if it is missing
             load_data(request)
         split = request.root / f"{dataset}_val"
-        if dataset not in NAMES or split.exists():
+        if dataset not in NAMES:
             continue
         try:
-            make_split(
-                request.root, dataset, msmt17_protocol=request.msmt17_protocol,
-                cuhk03_kind=request.cuhk03_kind,
-            )  # fmt: skip
+            if not split.exists():
+                make_split(
+                    request.root, dataset, msmt17_protocol=request.msmt17_protocol,
+                    cuhk03_kind=request.cuhk03_kind,
+                )  # fmt: skip
         except UserError:
             if not split.exists():  # otherwise another command that shares the work created it
                 raise
+        load_data(replace(request, name=f"{dataset}_val"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,8 +231,7 @@ def _reproduce(args: argparse.Namespace, show: Show) -> int:
         lines = (f"{each['state']:<9} {shown(each['folder'])}" for each in experiments)
         show(experiments, "\n".join(lines))
         return 0
-    with locked_folder(args.output):
-        table = work_through(rows, args.output)
+    table = work_through(rows, args.output)
     path = shown(str(args.output / "reproduction.md"))
     show([summary.to_json() for summary in table], f"\n{markdown(table)}\nin {path}")
     return 0 if all(summary.agrees for summary in table) else 1
@@ -244,7 +240,13 @@ def _reproduce(args: argparse.Namespace, show: Show) -> int:
 def _parser() -> Parser:
     parser = Parser(description=__doc__, epilog=_EXAMPLES)
     add = parser.add_argument
-    add("--config_file", type=Path, default=CONFIG, metavar="FILE", help="(AGW_baseline.yml)")
+    add(
+        "--config_file",
+        type=Path,
+        default=PUBLISHED_CONFIG,
+        metavar="FILE",
+        help="(AGW_baseline.yml)",
+    )
     add(
         "--datasets", type=_datasets, metavar="NAME[,NAME]",
         help="values of DATASETS.NAMES without _val; default: the one configured",

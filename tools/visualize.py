@@ -57,7 +57,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="folder for the PNG files (default: visualizations)",
     )  # fmt: skip
     parser.add_argument(
-        "--split", choices=("test", "val"), default="test", help="split (default: test)"
+        "--split", choices=("test", "val"), help="split (default: EVAL.SPLIT, usually test)"
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
@@ -100,7 +100,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _draw(args: argparse.Namespace) -> Sequence[Path]:
     cfg, _ = checkpoint_config(args.checkpoint, args.opts)
-    cfg = changed(cfg, {"EVAL.SPLIT": args.split})
+    if args.split:
+        cfg = changed(cfg, {"EVAL.SPLIT": args.split})
     set_threads(cfg.RUNTIME.THREADS)
     drawing = Drawing(cfg, args.output)
     if args.kind == "strips":

@@ -466,6 +466,17 @@ def unicode_forms(text: str) -> list[str]:
     return list(dict.fromkeys((text, composed(text), unicodedata.normalize("NFD", text))))
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path whose leading ``~`` or ``~user`` is replaced by the home folder.
+
+    A path such as ``~photos`` is returned unchanged if there is no user of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def existing_path(path: Path) -> Path:
     """Return a path in the Unicode forms in which it exists; unchanged if it does not exist.
 

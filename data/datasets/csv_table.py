@@ -138,7 +138,7 @@ def _sample(
             f"{row['camid']!r}; expected a path, a number or name, and a number from 0",
         )
     pid = _pid(table, line, row["pid"], identities)
-    path = existing_path(table.parent / Path(row["path"]).expanduser())
+    path = existing_path(table.parent / row["path"])
     subject = subject_of(composed(table.stem), split_of(subset), pid)
     return Sample(str(path), pid, camera, subject), subset
 

@@ -41,7 +41,7 @@ from data.images import IMAGE_SUFFIXES, is_litter
 from data.problems import DatasetError, Problem
 from data.records import DatasetSplits, Sample
 from data.splits import divide_persons
-from utils.files import composed, existing_path
+from utils.files import composed, existing_path, expanded
 
 _FOLDERS = {
     "train": ("bounding_box_train", "train", "image_train"),
@@ -89,7 +89,7 @@ def load(request: LoadRequest) -> LoadedData:
 
 def resolve(request: LoadRequest) -> Path:
     """Return the path after the colon of a name."""
-    given = Path(request.name.partition(":")[2]).expanduser()
+    given = expanded(request.name.partition(":")[2])
     candidates = (existing_path(given), existing_path(request.root / given))
     return next((path for path in candidates if path.exists()), given)
 

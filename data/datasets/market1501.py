@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from data import problems as wrong
 from data.datasets.layout import (
@@ -42,6 +44,11 @@ VALIDATION_FOLDERS = {
     "gallery": "bounding_box_test",
 }
 SPLIT_RECORD = "split.json"
+# For data sets that exist in two forms: the field of a request and of split.json, and its key.
+SETTINGS = {
+    "msmt17": ("msmt17_protocol", "MSMT17.PROTOCOL"),
+    "cuhk03": ("cuhk03_kind", "CUHK03.KIND"),
+}
 
 TITLE = "Market1501"
 ROOTS = ("market1501", "Market-1501-v15.09.15", "Market-1501", "Market")
@@ -184,13 +191,16 @@ def load_validation_tree(request: LoadRequest, title: str) -> LoadedData:
     """Load the split that ``data/train_split.py`` wrote for a data set.
 
     Raises:
-        DatasetError: The split was not found; the text contains the command that makes it.
+        DatasetError: The split was not found, or was made with another protocol or kind of box; the
+            text contains the command that makes it.
     """
     folder = find_below(
         request.root, [request.name], lambda f: has_folders(f, list(VALIDATION_FOLDERS.values())), 0
     )
     if folder is None:
         raise _no_split(request)
+    if request.base_name in SETTINGS:
+        _check_setting(folder, request)
     return read_validation_tree(folder, request, title)
 
 
@@ -204,10 +214,7 @@ def read_validation_tree(folder: Path, request: LoadRequest, title: str) -> Load
 
 
 def _no_split(request: LoadRequest) -> DatasetError:
-    command = (
-        f"python3 data/train_split.py --dataset_root_dir '{request.root}' "
-        f"--dataset_name '{request.base_name}'"
-    )
+    command = train_split_command(request)
     present = request.root / request.name
     if present.is_dir():
         lacking = [n for n in VALIDATION_FOLDERS.values() if not (present / n).is_dir()]
@@ -217,10 +224,61 @@ def _no_split(request: LoadRequest) -> DatasetError:
     return DatasetError("no-validation-split", text)
 
 
+def train_split_command(request: LoadRequest) -> str:
+    """Return the command that makes the validation split of a data set."""
+    name = request.name if ":" in request.name else request.base_name
+    command = (
+        f"python3 data/train_split.py --dataset_root_dir '{request.root}' --dataset_name '{name}'"
+    )
+    field, _ = SETTINGS.get(name, ("", ""))
+    return f"{command} --{field} '{getattr(request, field)}'" if field else command
+
+
+def _check_setting(folder: Path, request: LoadRequest) -> None:
+    """Raise an error if a split was made with another protocol or kind of box than requested.
+
+    Records of earlier versions contain the value only in a note. A split without a record is
+    accepted.
+    """
+    field, key = SETTINGS[request.base_name]
+    record = _read_record(folder)
+    note = record.get("notes", {}).get("protocol", "")
+    noted = re.search(r"(?:trained on|new protocol,) (\w+)", note)
+    used = record.get(field, noted and noted[1])
+    wanted = getattr(request, field)
+    if used and wanted and used != wanted:
+        raise DatasetError(
+            "split-setting",
+            f"{folder} was made with {key} {used}, but {key} is {wanted}; set {key} {used}, or "
+            f"recreate the split with: {train_split_command(request)} --overwrite",
+        )
+
+
 def tree_hash(names: Iterable[str]) -> str:
     """Return the SHA-256 over the sorted ``folder/name`` of a split, equal for every location."""
     text = "\n".join(sorted(names))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of ``split.json``; empty if the file does not exist.
+
+    Raises:
+        DatasetError: The record is damaged.
+    """
+    path = folder / SPLIT_RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        notes = {str(k): str(v) for k, v in record["notes"].items()}
+        notes["split"] = f"{record['strategy']}, seed {record['seed']}, {record['hash'][:12]}"
+        return {**record, "notes": notes}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            "bad-split-record",
+            f"{path} is damaged ({error}); recreate the split with train_split.py --overwrite",
+        ) from error
 
 
 def recorded_split(
@@ -231,28 +289,18 @@ def recorded_split(
     Raises:
         DatasetError: The record is damaged.
     """
-    path = folder / SPLIT_RECORD
-    if not path.is_file():
+    record = _read_record(folder)
+    if not record:
         return {}, ()
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        notes = {str(k): str(v) for k, v in record["notes"].items()}
-        notes["split"] = f"{record['strategy']}, seed {record['seed']}, {record['hash'][:12]}"
-        recorded = record["hash"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            "bad-split-record",
-            f"{path} is damaged ({error}); recreate the split with train_split.py --overwrite",
-        ) from error
     actual = tree_hash(
         f"{VALIDATION_FOLDERS[subset]}/{Path(s.path).name}"
         for subset, samples in parts.items()
         for s in samples
     )
-    if actual == recorded:
-        return notes, ()
+    if actual == record["hash"]:
+        return record["notes"], ()
     text = (
         f"the images in {folder} are not those of its split.json; recreate the split with "
         "train_split.py --overwrite"
     )
-    return notes, (Problem("split-changed", text),)
+    return record["notes"], (Problem("split-changed", text),)

@@ -14,6 +14,7 @@ from layers.blocks import Backbone
 from layers.pixels import PixelSpace
 from modeling.weights import load_matching
 from utils.errors import UserError, optional_package
+from utils.files import expanded
 from utils.logger import get_logger
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _candidates(path: str, name: str) -> list[Path]:
     """Return the files that may hold the weights: MODEL.PRETRAIN_PATH, or names in that folder."""
     if not path:
         return []
-    given = Path(path).expanduser()
+    given = expanded(path)
     if not given.exists():
         raise UserError(
             f"MODEL.PRETRAIN_PATH is {path!r}, which does not exist; expected a file or folder "

@@ -129,6 +129,21 @@ def test_match_without_calibration_explains_what_to_do(
     assert "no-such.jpg does not exist; expected an image" in capsys.readouterr().err
 
 
+def test_an_unexpected_error_does_not_mean_another_person(
+    images: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def defect(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect of the driver")
+
+    monkeypatch.setattr(match.Anonymizer, "from_checkpoint", defect)
+    assert match.main([*images, "--checkpoint", str(tmp_path), "--threshold", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback") and "a defect of the driver" in error
+
+
 def test_match_explains_the_threshold_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         match.main(["a", "b", "--checkpoint", "c", "--threshold", "1.5"])

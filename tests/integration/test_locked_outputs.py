@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import loading
 from tests.fixtures import tiny
-from tools import attack, export, frontier, main, protect, reproduce
+from tools import attack, export, frontier, main, protect
 from utils.files import LOCK_NAME, locked_folder
 
 Command = Callable[[list[str]], int]
@@ -46,10 +46,6 @@ def _protect(folder: Path) -> list[str]:
     return ["protect", *places, *keys]
 
 
-def _reproduce(folder: Path) -> list[str]:
-    return ["--datasets", "synthetic", "--methods", "base", "--output", str(folder / "run")]
-
-
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
@@ -58,9 +54,8 @@ def _reproduce(folder: Path) -> list[str]:
         (frontier.main, _attack),
         (export.main, _export),
         (protect.main, _protect),
-        (reproduce.main, _reproduce),
     ],
-    ids=["main", "attack", "frontier", "export", "protect", "reproduce"],
+    ids=["main", "attack", "frontier", "export", "protect"],
 )
 def test_a_second_run_is_refused(
     tmp_path: Path,

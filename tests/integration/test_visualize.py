@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from yacs.config import CfgNode
 
 from tests.fixtures import tiny
 from tools import visualize
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -61,6 +63,28 @@ def test_a_query_by_name(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "0 of" in error and "'nothing.jpg'" in error
     name = error.split("such as '")[1].split("'")[0]
     assert draw(trained, tmp_path, "maps", "--query", name) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "split"),
+    [
+        ([], "test"),
+        (["EVAL.SPLIT", "val"], "val"),
+        (["--split", "test", "EVAL.SPLIT", "val"], "test"),
+    ],
+)
+def test_the_split_of_the_option_or_the_key_is_drawn(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], split: str
+) -> None:
+    drawn: list[str] = []
+
+    def drawing(cfg: CfgNode, _: Path) -> None:
+        drawn.append(cfg.EVAL.SPLIT)
+        raise UserError("drawn")
+
+    monkeypatch.setattr(visualize, "Drawing", drawing)
+    assert visualize.main(["maps", str(trained), "--output", str(tmp_path), *given]) == 2
+    assert drawn == [split]
 
 
 @pytest.mark.parametrize("option", ["--top", "--each"])

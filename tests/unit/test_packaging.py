@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,18 @@ def test_the_steps_of_the_container_run(tmp_path: Path) -> None:
     recorded = calls.read_text()
     assert "pip install -e .[cuhk03,onnx]" in recorded
     assert "chown securereid /data /keys /output" in recorded
+
+
+def test_keys_and_images_are_neither_in_a_container_nor_in_git() -> None:
+    files = (".gitignore", ".dockerignore")
+    ignored, excluded = ((ROOT / name).read_text("utf-8").splitlines() for name in files)
+    private = [x for x in ignored[ignored.index("keys.db*") :] if not x.startswith("#")]
+    names = {line.strip("/") for line in private}
+    # A name without a slash is at any depth in .gitignore, but at the root in .dockerignore.
+    wanted = {x.strip("/") if x.startswith("/") else f"**/{x}" for x in private}
+    assert wanted <= set(excluded)
+    mounted = re.findall(r'"\$PWD/(\w+):', (ROOT / "Dockerfile").read_text("utf-8"))
+    assert set(mounted) == {"keys", "output", "photos"} <= names
 
 
 def test_the_container_runs_the_console_script_as_a_user() -> None:

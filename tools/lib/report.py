@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from configs.defaults import KEY_BY_NAME
-from configs.published import STRENGTHS, published_rank1
+from configs.published import published_rank1
 from engine.report import DIRECTIONS, IMAGE_KINDS, headline_row
 from tools.lib.report_charts import (
     cmc_chart,
@@ -27,6 +27,7 @@ from tools.lib.report_charts import (
     validation_chart,
     validations,
 )
+from tools.lib.run import is_as_published
 from tools.lib.run_files import RunFiles, is_of_real_people, read_run
 from utils.errors import UserError
 from utils.files import write_text
@@ -314,19 +315,15 @@ def _interval(interval: Mapping[str, float] | None) -> str:
 
 
 def _published(run: RunFiles) -> tuple[float, ...]:
-    """Return the published rank-1 if the networks, data and desensitizer are the published ones."""
+    """Return the published rank-1 of a test that is comparable with it."""
     config, kind = run.config, run.config.get("INPUT.TYPE", "")
-    as_published = (
-        run.results.get("split") == "test"
-        and config.get("MODEL.NAME") == KEY_BY_NAME["MODEL.NAME"].default
-        and config.get("INPUT.RADIUS") == STRENGTHS.get(kind)
-    )
-    if not as_published:
-        return ()
     method = "base" if config.get("MODEL.MODE") == "C" else "full"
     if method == "full" and str(config.get("MODEL.VAL_R1", math.inf)) == "inf":
         method = "without"
-    return published_rank1(run.dataset, method, kind) or ()
+    rates = published_rank1(run.dataset, method, kind)
+    if rates is None or run.results.get("split") != "test":
+        return ()
+    return rates if is_as_published(run.folder, run.dataset, kind, method) else ()
 
 
 def _key_states(run: RunFiles) -> dict[str, Any] | None:

@@ -5,8 +5,10 @@ An experiment is a training and its test.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,8 @@ from yacs.config import CfgNode
 
 from configs import loading
 from configs.loading import OF_A_RESULT, OF_A_TRAINING, differing
+from configs.published import STRENGTHS, VAL_R1
+from data.registry import DATASETS
 from engine.attacks.measures import SETTINGS_NAME
 from engine.build import build_trainer
 from engine.checkpoint import NATIVE_NAMES, Launch, training_in
@@ -37,7 +41,7 @@ from tools.lib.run_files import is_of_real_people
 from utils.config_tree import changed
 from utils.device import set_threads
 from utils.errors import UserError
-from utils.files import remove_leftovers
+from utils.files import locked_folder, remove_leftovers
 from utils.logger import get_logger, setup_logger
 from utils.memory import keep_freed_memory
 
@@ -240,6 +244,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "without": ("MODEL.MODE", "GCR", "MODEL.VAL_R1", "inf"),
     "full": ("MODEL.MODE", "GCR"),
 }
+PUBLISHED_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "AGW_baseline.yml"
 # Keys that cannot be overridden, and what sets them.
 _FIXED = {
     "MODEL.MODE": f"the method ({', '.join(METHODS)})",
@@ -312,13 +317,15 @@ class Experiment:
         """Train and test; skip what is finished and resume what was interrupted.
 
         Raises:
-            UserError: As for ``check_folder``, or the training failed.
+            UserError: As for ``check_folder``, another process runs it, or the training failed.
         """
         self.check_folder()
         if not self.is_finished:
             # Results of an earlier test, which a run that is killed now would seem to have written.
-            for name in _TEST_FILES:
-                (self.test_folder / name).unlink(missing_ok=True)
+            # With the lock, they are not those that another process writes now.
+            with locked_folder(self.test_folder):
+                for name in _TEST_FILES:
+                    (self.test_folder / name).unlink(missing_ok=True)
             run(self.training)
             run(self.test)
         return self.results()
@@ -337,7 +344,43 @@ class Experiment:
         return differing(other.test, self.test, _OF_A_METHOD)
 
 
-def _changed_in(folder: Path, cfg: CfgNode, names: tuple[str, ...]) -> list[str]:
+def cell_values(
+    dataset: str, desensitizer: str, radius: float, method: str, val_r1: float | str, seed: int
+) -> tuple[str, ...]:
+    """Return the ``KEY VALUE ...`` of a training for a cell of a table.
+
+    ``dataset`` is that of the test; the training uses its validation split if a command makes one.
+    """
+    split = f"{dataset}_val"
+    return (
+        *("INPUT.TYPE", desensitizer, "INPUT.RADIUS", str(radius), "SOLVER.SEED", str(seed)),
+        *(("MODEL.VAL_R1", str(val_r1)) if method == "full" else ()),
+        *("DATASETS.NAMES", split if split in DATASETS else dataset),
+    )
+
+
+def is_as_published(folder: Path, dataset: str, desensitizer: str, method: str) -> bool:
+    """Return whether a test, and its training if it still exists, have the published values.
+
+    Seed, precision, devices and folders may differ. A ``config.yml`` of a version with other keys
+    does not have them.
+    """
+    with contextlib.suppress(UserError):
+        test = loading.load(folder / "config.yml")
+        training = Path(test.MODEL.PRETRAIN_DIR)
+        radius = STRENGTHS.get(desensitizer, math.nan)
+        values = cell_values(dataset, desensitizer, radius, method, VAL_R1, test.SOLVER.SEED)
+        published = Experiment(PUBLISHED_CONFIG, method, training, values, dataset)
+        free = ("SOLVER.SEED", "RUNTIME.PRECISION", "EVAL.DETAILS", "MODEL.PRETRAIN_DIR")
+        of_test = [name for name in OF_A_RESULT if name not in free]
+        of_training = [name for name in OF_A_TRAINING if name not in free[:2]]
+        return not differing(published.test, test, of_test) and not _changed_in(
+            training, published.training, of_training
+        )
+    return False
+
+
+def _changed_in(folder: Path, cfg: CfgNode, names: Sequence[str]) -> list[str]:
     """Return the values that differ from the ``config.yml`` in a folder; none if it is missing."""
     path = folder / "config.yml"
     return differing(loading.load(path), cfg, names) if path.is_file() else []

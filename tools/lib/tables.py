@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
@@ -259,15 +260,16 @@ class Comparison:
         """
         _check_rules(folders)
         tables = {folder: read_queries(folder) for folder in folders}
+        names = _names(folders)
         differences = []
         for query, gallery in DIRECTIONS:
             direction = f"{query}->{gallery}"
             for before, after in pairwise(folders):
                 sides = [tables[folder].directions.get(direction, {}) for folder in (before, after)]
                 change = paired_differences(*sides)
-                differences.append(Difference(direction, _name(before), _name(after), change))
+                differences.append(Difference(direction, names[before], names[after], change))
         return cls(
-            {_name(folder): table.access for folder, table in tables.items()},
+            {names[folder]: table.access for folder, table in tables.items()},
             access_warning({str(folder): table for folder, table in tables.items()}),
             differences,
         )
@@ -294,21 +296,29 @@ class Comparison:
 
 
 def _check_rules(folders: Sequence[Path]) -> None:
-    """Raise if the evaluations counted matches by different rules."""
-    rules: dict[bool, Path] = {}
-    for folder in folders:
-        path = folder / DETAILS_NAME
-        # Files that this program did not write are skipped.
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            content = json.loads(path.read_text("utf-8"))
-            rules.setdefault(content["raw->raw"]["cross_camera"], folder)
-    if len(rules) > 1:
-        values = " and ".join(f"{folder} with {rule}" for rule, folder in sorted(rules.items()))
-        raise UserError(f"TEST.CROSS_CAMERA differs: {values}; evaluate both with the same value")
+    """Raise if the evaluations counted matches by different rules, or in different galleries."""
+    for rule, title in (
+        ("cross_camera", "TEST.CROSS_CAMERA differs"),
+        ("num_gallery", "the number of gallery images differs"),
+    ):
+        values: dict[int, Path] = {}
+        for folder in folders:
+            # Files that this program did not write are skipped.
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                content = json.loads((folder / DETAILS_NAME).read_text("utf-8"))
+                values.setdefault(content["raw->raw"][rule], folder)
+        if len(values) > 1:
+            given = " and ".join(
+                f"{folder} with {value}" for value, folder in sorted(values.items())
+            )
+            raise UserError(f"{title}: {given}; evaluate both with the same data and configuration")
 
 
-def _name(folder: Path) -> str:
-    return folder.name.removesuffix("-test")
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return the last part of each path without ``-test``; the path if two would be the same."""
+    short = {folder: folder.name.removesuffix("-test") for folder in folders}
+    times = Counter(short.values())
+    return {f: name if name and times[name] == 1 else str(f) for f, name in short.items()}
 
 
 def points(interval: Interval) -> str:

@@ -66,6 +66,7 @@ CONVERSIONS = [
     ("DATASETS.ROOT_DIR", "('./a b')", "./a b"),
     ("DATASETS.ROOT_DIR", "('./a b',)", "./a b"),
     ("DATASETS.ROOT_DIR", "~/sets", str(Path("~/sets").expanduser())),
+    ("DATASETS.ROOT_DIR", "~no user/sets", "~no user/sets"),
     ("DATASETS.NAMES", "folder:./my people (2)", "folder:./my people (2)"),
     ("DATASETS.NAMES", "csv:C:/x.csv", "csv:C:/x.csv"),
     ("MODEL.DEVICE_ID", "0", "0"),

@@ -135,6 +135,19 @@ def test_wrong_rows_name_their_line(tmp_path: Path, row: str, message: str) -> N
         load_splits(f"csv:{write_table(tmp_path, row)}", tmp_path)
 
 
+def test_names_that_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~mine`` is a folder here, not the home of a user."""
+    monkeypatch.chdir(tmp_path)
+    trees.market1501(tmp_path / "~sets", "~mine")
+    for name, root in (("folder:~mine", "~sets"), ("folder:~sets/~mine", tmp_path)):
+        assert len(load_splits(name, root).train) == 60
+    for name in ("~a", "~b", "c"):
+        trees.save(tmp_path / "~t" / f"{name}.png", name)
+    write_table(tmp_path / "~t", "~a.png,1,0,train", "~b.png,2,1,query", "c.png,2,0,gallery")
+    splits = load_splits("csv:~t/people.csv", tmp_path)
+    assert splits.train[0].path.endswith("~t/~a.png")
+
+
 def test_missing_column(tmp_path: Path) -> None:
     table = write_table(tmp_path, "a.png,1", head="path,pid")
     with pytest.raises(DatasetError, match=r"lacks the column camid, split.*found path,pid"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from data.build import check_before_training
 from data.checks import CheckOptions, _fit_problems, check_named
+from data.datasets.layout import LoadRequest
 from data.problems import (
     DatasetError,
     check_positives,
@@ -205,11 +206,12 @@ def test_a_damaged_evaluation_image_is_an_error_before_the_training(
         ("market1501", "market1501_val", "market1501"),
         ("folder:my/people", "folder:my/people_val", "folder:my/people"),
         ("csv:my/people.csv", "folder:my/people_val", "csv:my/people.csv"),
+        ("cuhk03", "cuhk03_val", "cuhk03' --cuhk03_kind 'detected"),
     ],
 )
 def test_the_advice_for_a_validation_split_names_what_can_be_loaded(
     name: str, split: str, given: str
 ) -> None:
-    text = split_command(name, "D")
+    text = split_command(LoadRequest(name, Path("D"), cuhk03_kind="detected"))
     assert f"train on '{split}'" in text
     assert f"--dataset_root_dir 'D' --dataset_name '{given}'" in text

@@ -30,9 +30,10 @@ def samples(images: list[list[int]]) -> list[Sample]:
 @given(images=IMAGES, seed=st.integers(0, 5))
 def test_identity_split(images: list[list[int]], seed: int) -> None:
     everything = samples(images)
-    eligible = sum(1 for cameras in images if sum(map(bool, cameras)) > 1)
+    several = len({s.camid for s in everything}) > 1
+    eligible = sum(1 for c in images if (sum(map(bool, c)) if several else sum(c)) > 1)
     if not eligible:
-        with pytest.raises(DatasetError, match="two cameras"):
+        with pytest.raises(DatasetError, match="two cameras" if several else "two images"):
             split_by_identity(everything, seed)
         return
     split = split_by_identity(everything, seed)
@@ -46,10 +47,17 @@ def test_identity_split(images: list[list[int]], seed: int) -> None:
     assert len(pairs) == len(set(pairs))
     budget = max(1, int(0.2 * (len(split["val_query"]) + len(split["val_gallery"]))))
     assert 1 <= len(split["val_query"]) <= budget
-    assert not queries_without_match(split["val_query"], split["val_gallery"], cross_camera=True)
+    assert not queries_without_match(split["val_query"], split["val_gallery"], cross_camera=several)
     shuffled = everything[:]
     random.Random(seed).shuffle(shuffled)
     assert split_by_identity(shuffled, seed) == split
+
+
+def test_people_of_a_single_camera_are_split() -> None:
+    split = split_by_identity(samples([[4]] * 10 + [[1]] * 10), 1)
+    asked = [s.pid for s in split["val_query"]]
+    assert len(asked) == len(set(asked)) == 3  # a fifth of the 16 images of 4 people
+    assert not queries_without_match(split["val_query"], split["val_gallery"], cross_camera=False)
 
 
 def test_every_identity_has_a_query_before_any_has_two() -> None:

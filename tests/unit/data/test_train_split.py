@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,33 @@ def test_a_changed_tree_is_reported(tmp_path: Path) -> None:
         load_splits("market1501_val", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "made", "other", "source"),
+    [
+        ("cuhk03", "detected", "labeled", trees.cuhk03_raw),
+        ("msmt17", "trainval", "train", trees.msmt17),
+    ],
+)
+def test_a_split_of_another_protocol_or_kind_is_an_error(
+    tmp_path: Path, name: str, made: str, other: str, source: Callable[[Path], Path]
+) -> None:
+    source(tmp_path)
+    field = {"cuhk03": "cuhk03_kind", "msmt17": "msmt17_protocol"}[name]
+    line = ["--dataset_root_dir", str(tmp_path), "--dataset_name", name]
+    assert main([*line, f"--{field}", made]) == 0
+    record = tmp_path / f"{name}_val" / "split.json"
+    content = json.loads(record.read_text())
+    assert content.pop(field) == made
+    for text in (record.read_text(), json.dumps(content)):  # as written, and by earlier versions
+        record.write_text(text)
+        load_splits(f"{name}_val", tmp_path, **{field: made})
+        with pytest.raises(UserError, match=f"was made with .* {made}, but .* is {other}") as error:
+            load_splits(f"{name}_val", tmp_path, **{field: other})
+        assert f"--{field} '{other}' --overwrite" in str(error.value)
+    record.unlink()
+    load_splits(f"{name}_val", tmp_path, **{field: other})
+
+
 def test_killed_at_any_moment_leaves_no_split(tmp_path: Path) -> None:
     """After a kill -9 while linking, the next run removes the leftovers and succeeds."""
     trees.market1501(tmp_path / "D")
@@ -284,6 +312,43 @@ def test_own_data_are_split(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
     assert split.notes["split"].startswith("identity, seed 1")
     assert main(["--dataset_name", made, "--output_dir", str(tmp_path / "again")]) == 2
     assert "has a validation split; train on it directly" in capsys.readouterr().err
+
+
+def test_own_images_of_a_single_camera_are_split(tmp_path: Path) -> None:
+    for subset, people in (("train", "1234"), ("query", "5"), ("gallery", "5")):
+        for person, number in itertools.product(people, (1, 2)):
+            trees.save(tmp_path / "own" / subset / person / f"{number}.png", subset, person, number)
+    assert main(["--dataset_name", f"folder:{tmp_path}/own"]) == 0
+    made = f"folder:{tmp_path}/own_val"
+    split = load_splits(made, tmp_path)
+    assert not queries_without_match(split.val_query, split.val_gallery, cross_camera=False)
+    record = json.loads((tmp_path / "own_val/split.json").read_text())
+    assert record["queries_without_match"] == 0
+
+
+def test_images_of_a_table_with_any_suffix_are_in_the_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table can list files whose suffix is not one of an image; folders are read by suffix."""
+    rows = ["path,pid,camid,split"]
+    suffixes = itertools.cycle((".jfif", ".gif", "", ".png", ".PNG"))
+    for person, camera, number in itertools.product(range(8), (0, 3), (1, 2)):
+        subset = "train" if person < 6 else "gallery" if camera or number == 2 else "query"
+        path = trees.save(tmp_path / f"{person}_c{camera}_{number}.png", person, camera, number)
+        path = path.rename(path.with_suffix(next(suffixes)))
+        rows.append(f"{path.name},{person},{camera},{subset}")
+    (tmp_path / "own.csv").write_text("\n".join(rows))
+    target = make_split(tmp_path, f"csv:{tmp_path}/own.csv")
+    whole, split = (
+        load_splits(name, tmp_path) for name in (f"csv:{tmp_path}/own.csv", f"folder:{target}")
+    )
+    assert pixels_of(all_train(split)) == pixels_of(whole.train)
+    assert pixels_of((*split.query, *split.gallery)) == pixels_of((*whole.query, *whole.gallery))
+    # Names that the loader does not read are an error.
+    monkeypatch.setattr(train_split, "is_image_name", lambda name: name.endswith(".gif"))
+    with pytest.raises(UserError, match="are missing when its split is loaded"):
+        make_split(tmp_path, f"csv:{tmp_path}/own.csv", overwrite=True)
+    assert load_splits(f"folder:{target}", tmp_path) == split
 
 
 @pytest.mark.parametrize(

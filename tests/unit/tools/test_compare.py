@@ -103,13 +103,38 @@ def test_a_table_of_an_earlier_version_is_one_sentence(
     assert "evaluate again with EVAL.DETAILS on" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("rule", "values", "title"),
+    [
+        ("cross_camera", (True, False), "TEST.CROSS_CAMERA differs"),
+        ("num_gallery", (20, 8), "the number of gallery images differs"),
+    ],
+)
 def test_other_rules_for_matches_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rule: str,
+    values: tuple[int, int],
+    title: str,
 ) -> None:
     names = [folder(tmp_path, "a", 2, 0.5), folder(tmp_path, "b", 1, 0.7)]
-    for name, rule in zip(names, (True, False), strict=True):
-        content = {"raw->raw": {"cross_camera": rule}}
+    for name, value in zip(names, values, strict=True):
+        content = {"raw->raw": {rule: value}}
         (Path(name) / "details.json").write_text(json.dumps(content), "utf-8")
     assert compare.main(names) == 2
     error = capsys.readouterr().err
-    assert f"TEST.CROSS_CAMERA differs: {names[1]} with False and {names[0]} with True" in error
+    assert f"{title}: {names[1]} with {values[1]} and {names[0]} with {values[0]}" in error
+
+
+def test_folders_of_the_same_name_are_named_by_their_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+    names = [folder(tmp_path / "x", "test", 2, 0.5), folder(tmp_path / "y", "test", 1, 0.7)]
+    names.append(folder(tmp_path, "full-test", 1, 0.8))
+    assert compare.main([*names, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert list(content["access"]) == [names[0], names[1], "full"]
+    first = content["differences"][0]
+    assert (first["before"], first["after"]) == (names[0], names[1])

@@ -17,10 +17,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from configs import loading
 from configs.defaults import default_config
 from tools import report
 from tools.lib.report import write_report
 from tools.lib.report_charts import validation_chart
+from tools.lib.run import PUBLISHED_CONFIG
 from tools.lib.run_files import read_run
 from utils.errors import UserError
 
@@ -188,12 +190,33 @@ def test_changed_keys_come_first(whole_page: str) -> None:
 def test_published_numbers_stand_next_to_runs_of_the_published_configuration(
     tmp_path: Path,
 ) -> None:
-    make_run(tmp_path / "a", "market1501", INPUT__TYPE="mosaic", INPUT__RADIUS=24.0)
-    make_run(tmp_path / "b", "market1501", INPUT__TYPE="mosaic", INPUT__RADIUS=12.0)
-    assert "raw->raw 87.5 [62.5, 81.2] 90.0 95.0 50.0 [62.5, 81.2] 25.0 89.4" in text_of(
-        page_of(tmp_path / "a")
-    )
-    assert "published rank-1" not in text_of(page_of(tmp_path / "b"))
+    training = tmp_path / "training"
+    values = ["INPUT.TYPE", "mosaic", "INPUT.RADIUS", "24.0", "MODEL.VAL_R1", "0.75"]
+    values += ["SOLVER.SEED", "3", "DATASETS.ROOT_DIR", "D"]
+    trained = [*values, "DATASETS.NAMES", "market1501_val", "OUTPUT_DIR", str(training)]
+    values += ["TEST.EVALUATE_ONLY", "on", "DATASETS.NAMES", "market1501"]
+    values += ["MODEL.PRETRAIN_CHOICE", "self", "MODEL.PRETRAIN_DIR", str(training)]
+
+    def page(trained: list[str], tested: list[str]) -> str:
+        folder = tmp_path / "test"
+        shutil.rmtree(folder, ignore_errors=True)
+        make_run(folder, "market1501")
+        loading.dump(loading.load(PUBLISHED_CONFIG, tested), folder / "config.yml")
+        if trained:
+            loading.dump(loading.load(PUBLISHED_CONFIG, trained), training / "config.yml")
+        return text_of(page_of(folder))
+
+    published = "raw->raw 87.5 [62.5, 81.2] 90.0 95.0 50.0 [62.5, 81.2] 25.0 89.4"
+    assert published in page([], values)  # published weights have no config.yml
+    assert published in page(trained, values)
+    assert published in page(trained, [*values, "EVAL.DETAILS", "on", "TEST.IMS_PER_BATCH", "8"])
+    for key, value in (
+        ("INPUT.RADIUS", "12"), ("MODEL.VAL_R1", "inf"), ("TEST.RE_RANKING", "on"),
+        ("INPUT.IMG_SIZE", "(256, 256)"), ("TEST.RETRIEVE_WITH_KEY", "off"),
+    ):  # fmt: skip
+        assert "published rank-1" not in page(trained, [*values, key, value])
+    for key, value in (("SOLVER.MAX_EPOCHS", "60"), ("DATASETS.NAMES", "market1501")):
+        assert "published rank-1" not in page([*trained, key, value], values)
 
 
 def test_several_runs_are_compared(run: Path, tmp_path: Path) -> None:

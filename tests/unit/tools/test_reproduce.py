@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from configs import loading
 from configs.published import STRENGTHS
+from data.train_split import make_split
 from engine.report import DIRECTIONS
 from engine.scoring.intervals import Access
 from tests.fixtures import trees
@@ -20,6 +21,7 @@ from tests.fixtures.paths import ROOT
 from tests.unit.engine.test_report import content
 from tools import reproduce
 from tools.lib import run as run_module
+from utils.files import locked_folder
 
 # The published command lines; `{more}` is what distinguishes the methods.
 PUBLISHED = (
@@ -222,6 +224,21 @@ def test_a_missing_validation_split_is_created(
     assert [cfg.DATASETS.NAMES for cfg in runs] == ["market1501_val", "market1501"]
 
 
+def test_an_existing_split_of_the_other_boxes_is_an_error(
+    runs: list[CfgNode],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(reproduce, "_prepare", PREPARE)
+    trees.cuhk03_raw(tmp_path)
+    make_split(tmp_path, "cuhk03", cuhk03_kind="labeled")
+    line = command(tmp_path, "--datasets", "cuhk03", "--methods", "base")
+    assert reproduce.main([*line, "CUHK03.KIND", "detected"]) == 2
+    assert "was made with CUHK03.KIND labeled, but CUHK03.KIND is" in capsys.readouterr().err
+    assert not runs
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -243,6 +260,24 @@ def test_wrong_input_is_one_sentence(
     assert code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
+
+
+def test_commands_with_different_seeds_share_an_output_folder(
+    runs: list[CfgNode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ("--config_file", str(ROOT / "configs/demo.yml"), "--methods", "base")
+    line = command(tmp_path, *demo)
+    assert reproduce.main([*line, "--seeds", "1,2"]) == 0
+    training, test = (Path(cfg.OUTPUT_DIR) for cfg in runs[:2])
+    (test / "per_query.csv").unlink()  # as if the test still ran
+    with locked_folder(tmp_path / "out"), locked_folder(test):
+        assert reproduce.main([*line, "--seeds", "2,3"]) == 0
+        assert reproduce.main([*line, "--seeds", "1"]) == 2
+    assert f"{test} is in use by process" in capsys.readouterr().err
+    assert (test / "results.json").is_file() and training.is_dir()
+    assert reproduce.main([*line, "--seeds", "1,2,3"]) == 0
+    (row,) = json.loads((tmp_path / "out/reproduction.json").read_text("utf-8"))
+    assert row["seeds"] == [1, 2, 3]
 
 
 def test_val_r1_of_the_file_is_kept(runs: list[CfgNode], tmp_path: Path) -> None:

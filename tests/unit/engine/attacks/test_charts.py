@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from configs import loading
 from engine.attacks import charts
 from engine.attacks.measures import CurvePoint, Measure, Result
 from engine.scoring.intervals import Interval
-from tools.frontier import FrontierPoint, frontier_chart
+from tools.frontier import FrontierPoint, frontier_chart, protections
+from utils.errors import UserError
 
 FLOOR = Interval(0.5, 0.4, 0.6)
 
@@ -66,3 +70,18 @@ def test_the_frontier_contains_every_point() -> None:
     ]
     image = frontier_chart(points)
     assert count(image, "C0") > 100 and count(image, "C1") > 100
+
+
+def test_every_point_of_a_frontier_has_a_folder(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a/r/full", "b/r/full", "other", "mosaic_8", "my run")]
+    for path in paths:
+        cfg = loading.load(None, ["INPUT.TYPE", "mosaic", "OUTPUT_DIR", str(path)])
+        loading.dump(cfg, path / "config.yml")
+    points = protections(paths, [4, 8], [])
+    assert [point.name for point in points] == [
+        "a-r-full", "b-r-full", "other", f"{tmp_path.name}-mosaic_8", "my run", "mosaic 4",
+        "mosaic 8",
+    ]  # fmt: skip
+    assert len({point.folder for point in points}) == len(points)
+    with pytest.raises(UserError, match="'full' is given twice"):
+        protections([paths[0], tmp_path / "other/../a/r/full"], [], [])
