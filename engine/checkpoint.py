@@ -147,8 +147,8 @@ def find_weights(
             source = str(folder / NATIVE_NAMES[which])
             networks, epoch, info = content["networks"], content["epoch"], content["info"]
         elif official_path(folder, which, "C").is_file():
-            letters = ("G", "G_R", "C", "D1", "D2")
-            present = [x for x in letters if official_path(folder, which, x).is_file()]
+            wanted = (*needed, "D1", "D2") if "G" in needed else needed  # for a training
+            present = [x for x in wanted if official_path(folder, which, x).is_file()]
             networks = {
                 letter: read_tensors(official_path(folder, which, letter)) for letter in present
             }

@@ -303,7 +303,9 @@ def test_locked_keyring(path: Path, master: KeyFile, keyring: Keyring) -> None:
 
 
 def _race(job: Callable[[Path, int], str], path: Path, count: int = 8) -> list[str]:
-    context = multiprocessing.get_context("fork")
+    # Not "fork": a thread of the parent, such as TensorBoard's, may close a connection of SQLite at
+    # that moment. The child would wait for its lock forever.
+    context = multiprocessing.get_context("forkserver")
     with context.Pool(count) as pool:
         return pool.starmap(job, [(path, index) for index in range(count)], chunksize=1)
 
